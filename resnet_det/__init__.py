@@ -1,0 +1,1 @@
+"""Residual networks exactly as in the paper, and detectors on them."""

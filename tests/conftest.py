@@ -1,0 +1,32 @@
+"""Fixtures and the reasons for skipping: Detectron2, a GPU, real photographs."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_configure(config):
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def pytest_collection_modifyitems(items):
+    reasons = {}
+    if importlib.util.find_spec("detectron2") is None:
+        reasons["detectron2"] = "Detectron2 is not installed"
+    if not torch.cuda.is_available():
+        reasons["gpu"] = "no CUDA device"
+    if "RESNET_DET_REAL_DATA" not in os.environ:
+        reasons["real_data"] = "RESNET_DET_REAL_DATA names no folder of real photographs"
+    for item in items:
+        for marker, reason in reasons.items():
+            if marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """Folder that holds ``coco/``, ``VOC2007/`` and ``imagenet_samples/`` (mark the test real_data)."""
+    return Path(os.environ["RESNET_DET_REAL_DATA"])
