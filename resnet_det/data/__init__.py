@@ -1,0 +1,34 @@
+"""Datasets under Detectron2's names, as Detectron2's standard dicts; and their images.
+
+``load_dataset(name)`` reads annotations, ``pixels.read_image`` an image. A record is
+``{"file_name", "image_id", "height", "width", "annotations": [{"bbox" (4 floats), "bbox_mode",
+"category_id" (contiguous), "iscrowd", ...}]}``; VOC adds "difficult" and "truncated", COCO "area"
+and "id". The image_id is the file's stem for VOC and an int for COCO.
+"""
+
+from .catalog import (
+    Dataset,
+    Metadata,
+    UnknownDataset,
+    dataset_names,
+    datasets_root,
+    load_dataset,
+    load_datasets,
+    scan_dataset,
+)
+from .pixels import ImageError
+from .records import BoxMode, DatasetError
+
+__all__ = [
+    "BoxMode",
+    "Dataset",
+    "DatasetError",
+    "ImageError",
+    "Metadata",
+    "UnknownDataset",
+    "dataset_names",
+    "datasets_root",
+    "load_dataset",
+    "load_datasets",
+    "scan_dataset",
+]

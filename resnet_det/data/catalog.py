@@ -1,0 +1,169 @@
+"""The datasets by name: Detectron2's names and folder layout, and the embedded scenes."""
+
+import difflib
+import os
+from dataclasses import dataclass, field
+
+from . import coco, voc
+from .records import DatasetError
+
+# name -> (folder, split, year); voc_2012_test has no public annotations.
+_VOC = {
+    f"voc_{year}_{split}": (f"VOC{year}", split, year)
+    for year in (2007, 2012)
+    for split in ("trainval", "train", "val", "test")
+}
+_VOC["scenes_voc_trainval"] = ("scenes/voc", "trainval", 2007)
+_VOC["scenes_voc_test"] = ("scenes/voc", "test", 2007)
+
+# name -> (folder of the images, json)
+_COCO = {
+    "coco_2014_train": ("coco/train2014", "coco/annotations/instances_train2014.json"),
+    "coco_2014_val": ("coco/val2014", "coco/annotations/instances_val2014.json"),
+    "coco_2014_minival": ("coco/val2014", "coco/annotations/instances_minival2014.json"),
+    "coco_2014_valminusminival": (
+        "coco/val2014",
+        "coco/annotations/instances_valminusminival2014.json",
+    ),
+    "coco_2017_train": ("coco/train2017", "coco/annotations/instances_train2017.json"),
+    "coco_2017_val": ("coco/val2017", "coco/annotations/instances_val2017.json"),
+    "coco_2017_val_100": ("coco/val2017", "coco/annotations/instances_val2017_100.json"),
+    "coco_2017_test": ("coco/test2017", "coco/annotations/image_info_test2017.json"),
+    "coco_2017_test-dev": ("coco/test2017", "coco/annotations/image_info_test-dev2017.json"),
+    "scenes_coco_train": ("scenes/voc/JPEGImages", "scenes/coco/instances_train.json"),
+    "scenes_coco_test": ("scenes/voc/JPEGImages", "scenes/coco/instances_test.json"),
+}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a dataset is. ``kind`` is "voc" or "coco"; the fields of the other kind stay None.
+
+    category_ids: original COCO id of each contiguous class index.
+    """
+
+    name: str
+    kind: str
+    classes: tuple
+    dirname: str | None = None
+    split: str | None = None
+    year: int | None = None
+    json_file: str | None = None
+    image_root: str | None = None
+    category_ids: tuple | None = None
+
+
+@dataclass
+class Dataset:
+    """Records in Detectron2's standard form, and a line for everything that was left out."""
+
+    name: str
+    records: list
+    metadata: Metadata
+    skipped: list = field(default_factory=list)
+
+
+def dataset_names():
+    """Every name that ``load_dataset`` knows."""
+    return [*_VOC, *_COCO]
+
+
+def datasets_root(root=None):
+    """``root``, else $DETECTRON2_DATASETS, else "datasets", as Detectron2."""
+    return os.path.expanduser(root or os.environ.get("DETECTRON2_DATASETS") or "datasets")
+
+
+def scan_dataset(name, root=None):
+    """``(metadata, scan)``: ``scan`` yields every ``(record, faults)`` of the dataset.
+
+    For loading and checking alike; see ``voc.scan`` and ``coco.read``. Scenes are made first
+    where they are absent.
+
+    Raises:
+        KeyError: unknown name (with the nearest ones).
+        DatasetError: the dataset as a whole cannot be read.
+    """
+    root = datasets_root(root)
+    if name not in _VOC and name not in _COCO:
+        near = difflib.get_close_matches(name, dataset_names(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {dataset_names()}"
+        raise UnknownDataset(f"unknown dataset {name!r}; {hint}")
+    embedded = name.startswith("scenes_")
+    if embedded:
+        from . import scenes
+
+        scenes.ensure_scenes(root)
+
+    if name in _VOC:
+        folder, split, year = _VOC[name]
+        classes = scenes.CLASSES if embedded else voc.CLASSES
+        dirname = os.path.join(root, folder)
+        metadata = Metadata(name, "voc", classes, dirname=dirname, split=split, year=year)
+        annotated = name != "voc_2012_test"
+        return metadata, voc.scan(dirname, split, classes, annotated=annotated)
+
+    image_root, json_file = (os.path.join(root, path) for path in _COCO[name])
+    classes, category_ids, scan = coco.read(
+        json_file, image_root, official=not embedded, repeated_ids="minival" in name
+    )
+    metadata = Metadata(
+        name,
+        "coco",
+        classes,
+        json_file=json_file,
+        image_root=image_root,
+        category_ids=category_ids,
+    )
+    return metadata, scan
+
+
+class UnknownDataset(KeyError):
+    """A name that is not in the catalog."""
+
+    def __str__(self):  # KeyError shows the repr
+        return self.args[0]
+
+
+def load_dataset(name, root=None, skip_bad=False):
+    """Read a dataset by its name.
+
+    Args:
+        name: one of ``dataset_names()``.
+        root: the folder of the datasets; None is $DETECTRON2_DATASETS, or ./datasets.
+        skip_bad: leave out an image with a fault in its annotation, and list it in ``skipped``,
+            instead of raising. (Images are not opened here: see ``tools/check_dataset.py``.)
+
+    Raises:
+        UnknownDataset, DatasetError.
+    """
+    metadata, scan = scan_dataset(name, root)
+    dataset = Dataset(name, [], metadata)
+    for record, faults in scan:
+        unknown = [fault for fault in faults if not fault.known]
+        if unknown and not skip_bad:
+            raise unknown[0]
+        dataset.skipped += map(str, faults)
+        if not unknown:
+            dataset.records.append(record)
+    if not dataset.records:
+        raise DatasetError(name, f"no image is left after {len(dataset.skipped)} faults")
+    return dataset
+
+
+def load_datasets(names, root=None, skip_bad=False):
+    """The union of several datasets of the same classes, in order, under the first's metadata.
+
+    The paper trains on such unions: 07+12 is ``("voc_2007_trainval", "voc_2012_trainval")``,
+    07++12 also has ``voc_2007_test``.
+    """
+    parts = [load_dataset(name, root, skip_bad) for name in names]
+    first = parts[0]
+    for part in parts[1:]:
+        if part.metadata.classes != first.metadata.classes:
+            raise ValueError(f"{first.name} and {part.name} differ in classes: no union of them")
+    return Dataset(
+        "+".join(names),
+        [record for part in parts for record in part.records],
+        first.metadata,
+        [line for part in parts for line in part.skipped],
+    )

@@ -1,0 +1,122 @@
+"""Images from disk, resized and mirrored: pixel for pixel what Detectron2 gives its detectors."""
+
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from .records import DatasetError
+
+_ORIENTATION = 274  # EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(DatasetError):
+    """An image that cannot be used."""
+
+
+def read_image(path, format="BGR"):
+    """Decode an image, upright by its EXIF orientation.
+
+    Args:
+        path: the file.
+        format: "BGR" or "RGB", the order of the channels.
+
+    Returns:
+        uint8 array (height, width, 3), contiguous and writable.
+
+    Raises:
+        ImageError: missing, empty, truncated, not an image, or so large (over Pillow's
+            ``Image.MAX_IMAGE_PIXELS``) that decoding it could exhaust the memory.
+    """
+    if format not in ("BGR", "RGB"):
+        raise ValueError(f"INPUT.FORMAT must be 'BGR' or 'RGB', not {format!r}")
+    with _opened(path) as image:
+        method = _UPRIGHT.get(orientation(image))
+        if method is not None:
+            image = image.transpose(method)
+        pixels = np.array(image.convert("RGB"))
+    return np.ascontiguousarray(pixels[:, :, ::-1]) if format == "BGR" else pixels
+
+
+def image_size(path):
+    """``(height, width)`` of the upright image, from the header alone. Raises ImageError."""
+    with _opened(path) as image:
+        width, height = image.size
+        return (width, height) if orientation(image) >= 5 else (height, width)
+
+
+def orientation(image):
+    """EXIF orientation (1 is upright) of a PIL image; 1 where the tag is absent or unreadable."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF: Pillow raises many kinds, and the pixels are still good
+        return 1
+    return value if value in _UPRIGHT else 1
+
+
+@contextmanager
+def _opened(path):
+    """The image, header read; whatever Pillow raises in the body becomes an ImageError."""
+    try:
+        with Image.open(path) as image:
+            # Pillow itself refuses only twice its limit.
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:
+                raise Image.DecompressionBombError(
+                    f"{image.width} x {image.height} pixels exceed Pillow's limit of {limit}"
+                )
+            yield image
+    except FileNotFoundError:
+        raise ImageError(path, "missing image file") from None
+    except UnidentifiedImageError:
+        raise ImageError(path, "not an image, or of a kind that Pillow does not know") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(path, f"refused: {error}") from None
+    except Exception as error:  # a damaged file makes Pillow's decoders raise many kinds
+        raise ImageError(path, f"cannot be decoded: {error}") from error
+
+
+def resized_shape(height, width, short, longest):
+    """Height and width after scaling the shorter edge to ``short``.
+
+    Where that takes the longer edge over ``longest``, the longer edge is scaled to it instead.
+    ``short`` 0 leaves the size alone. Detectron2's arithmetic in its order, so that the rounding
+    agrees.
+    """
+    if short == 0:
+        return height, width
+    scale = short / min(height, width)
+    new_h, new_w = (short, scale * width) if height < width else (scale * height, short)
+    if max(new_h, new_w) > longest:
+        scale = longest / max(new_h, new_w)
+        new_h, new_w = new_h * scale, new_w * scale
+    return int(new_h + 0.5), int(new_w + 0.5)
+
+
+def resize(image, height, width):
+    """Bilinear (antialiased) resize of a uint8 array (h, w, 3) by Pillow, as Detectron2."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def flip_image(image):
+    """Mirror left and right: array (h, w, 3) to a contiguous copy."""
+    return np.ascontiguousarray(image[:, ::-1])
+
+
+def flip_boxes(boxes, width):
+    """Boxes (N, 4) XYXY, continuous, in the mirror image of an image ``width`` pixels wide."""
+    boxes = np.asarray(boxes)
+    flipped = boxes.copy()
+    flipped[:, 0], flipped[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
+    return flipped

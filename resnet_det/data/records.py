@@ -1,0 +1,42 @@
+"""What the readers share: box modes, the error that names the file, and the checks of a box."""
+
+import math
+from enum import IntEnum
+
+
+class BoxMode(IntEnum):
+    """Meaning of the 4 numbers of a box, in absolute pixels; the values are Detectron2's."""
+
+    XYXY_ABS = 0
+    XYWH_ABS = 1
+
+
+class DatasetError(ValueError):
+    """A fault in the data: ``file`` names the file, ``what`` says what is wrong with it.
+
+    ``known`` marks a published fault of an official archive. Loading leaves that one object out,
+    lists it, and goes on; everything else ends the load (or drops the image, if asked to).
+    """
+
+    def __init__(self, file, what, known=False):
+        super().__init__(str(file), what)
+        self.file, self.what, self.known = str(file), what, known
+
+    def __str__(self):
+        return f"{self.file}: {self.what}"
+
+
+def box_fault(x0, y0, x1, y1, width, height, slack=0.0):
+    """What is wrong with a box in continuous coordinates, or None.
+
+    ``slack``: pixels by which the box may leave the image.
+    """
+    if not all(map(math.isfinite, (x0, y0, x1, y1))):
+        return "is not finite"
+    if x1 < x0 or y1 < y0:
+        return "is inverted (its right or bottom edge comes before its left or top edge)"
+    if x1 == x0 or y1 == y0:
+        return "is empty (no width or no height)"
+    if x0 < -slack or y0 < -slack or x1 > width + slack or y1 > height + slack:
+        return f"lies outside the image of {width} x {height} pixels"
+    return None
