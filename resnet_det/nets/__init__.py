@@ -1,0 +1,17 @@
+"""The paper's networks, in pure torch."""
+
+from .catalog import NETS, build_net
+from .classifier import Classifier, Stages
+from .layers import FrozenBatchNorm2d, freeze, without_statistics
+from .weights import load
+
+__all__ = [
+    "NETS",
+    "Classifier",
+    "FrozenBatchNorm2d",
+    "Stages",
+    "build_net",
+    "freeze",
+    "load",
+    "without_statistics",
+]

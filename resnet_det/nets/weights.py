@@ -1,0 +1,151 @@
+"""Foreign weights in and out: files into nets, by name, with every miss reported."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+# A detector's parameter names, stripped of these, are the classifier's.
+DETECTOR_PREFIXES = ("backbone.bottom_up.", "backbone.", "roi_heads.")
+
+_TORCHVISION = (
+    (r"^fc\.", "linear."),
+    (r"^(conv1|bn1)\.", r"stem.\1."),
+    (r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+)
+_TORCHVISION_VGG_CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+_VGG_CONVS = [f"conv{i + 1}.{j + 1}." for i, n in enumerate((2, 2, 3, 3, 3)) for j in range(n)]
+_TORCHVISION_VGG = (
+    *((rf"^features\.{t}\.", ours) for t, ours in zip(_TORCHVISION_VGG_CONVS, _VGG_CONVS)),
+    (r"^classifier\.0\.", "fc6."),
+    (r"^classifier\.3\.", "fc7."),
+    (r"^classifier\.6\.", "linear."),
+)
+
+
+class WeightsError(ValueError):
+    """A weight file that cannot be read, or that does not fit the net."""
+
+
+def from_torchvision(state):
+    """torchvision's parameter names of a ResNet or VGG-16 -> ours."""
+    patterns = _TORCHVISION_VGG if "features.0.weight" in state else _TORCHVISION
+    renamed = {}
+    for key, value in state.items():
+        for pattern, replacement in patterns:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = value
+    return renamed
+
+
+def read(path):
+    """Read a ``.pth`` file without running code from it.
+
+    Returns:
+        (dict name -> tensor in our names, dict of the facts stored beside them).
+
+    Raises:
+        WeightsError: the file is missing, cut short, hostile, or holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; give a .pth file of weights")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from EOFError to RuntimeError here
+        raise WeightsError(f"{path}: not a readable weight file: {error}") from error
+    facts = {}
+    if isinstance(content, dict):
+        facts = content.get("meta", {})
+        content = content.get("model", content.get("state_dict", content))
+    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+        raise WeightsError(f"{path}: holds no dictionary of tensors, neither bare nor as 'model'")
+    if not content:
+        raise WeightsError(f"{path}: holds no tensor")
+    if any(k.startswith(("layer1.", "features.0.")) for k in content):
+        content = from_torchvision(content)
+    return content, facts
+
+
+@dataclass(frozen=True)
+class Match:
+    """What became of a file's tensors; the names are the net's (``unused``: the file's)."""
+
+    loaded: tuple
+    missing: tuple
+    unused: tuple
+    mismatched: tuple
+    facts: dict
+
+    def __str__(self):
+        return (
+            f"{len(self.loaded)} tensors loaded, {len(self.missing)} missing, "
+            f"{len(self.unused)} unused, {len(self.mismatched)} of another shape"
+        )
+
+
+def _some(names):
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _strip(key):
+    return next((key[len(p) :] for p in DETECTOR_PREFIXES if key.startswith(p)), key)
+
+
+def load(net, path, *, new=(), drop=(), partial=False):
+    """Load a weight file into a classifier or a detector, and say what matched.
+
+    A classifier's file fills a detector's trunk and head by their common names.
+
+    Args:
+        net: module with Detectron2's parameter names.
+        path: torchvision's, Detectron2's or our own ``.pth``.
+        new: prefixes of the net's parameters that a file may lack, or hold in another shape.
+        drop: prefixes of the file's parameters that the net need not have.
+        partial: accept any other miss too, as long as something matches.
+
+    Returns:
+        Match
+
+    Raises:
+        WeightsError: unreadable file, or a miss that was not asked for.
+    """
+    state, facts = read(path)
+    own = net.state_dict()
+    detector_file = any(key.startswith(DETECTOR_PREFIXES) for key in state)
+    target = {key if detector_file else _strip(key): key for key in own}
+
+    def counter(key):  # of batches, absent in frozen norms
+        return key.endswith("num_batches_tracked")
+
+    fits = {k for k in target if k in state and state[k].shape == own[target[k]].shape}
+    wrong = [target[k] for k in target if k in state and k not in fits]
+    missing = [target[k] for k in target if k not in state and not counter(k)]
+    unused = [k for k in state if k not in target and not counter(k)]
+    match = Match(
+        tuple(target[k] for k in fits), tuple(missing), tuple(unused), tuple(wrong), facts
+    )
+
+    faults = []
+    missing = [k for k in missing if not k.startswith(tuple(new))]
+    unused = [k for k in unused if not k.startswith(tuple(drop))]
+    wrong = [
+        f"{k} {tuple(own[k].shape)}, in the file "
+        f"{tuple(state[k if detector_file else _strip(k)].shape)}"
+        for k in wrong
+        if not k.startswith(tuple(new))
+    ]
+    if missing:
+        faults.append(f"the file lacks {_some(missing)}")
+    if unused:
+        faults.append(f"the net has no {_some(unused)}")
+    if wrong:
+        faults.append(f"other shapes: {_some(wrong)}")
+    if not fits or (faults and not partial):
+        raise WeightsError(f"{path}: does not fit the net ({match}): {'; '.join(faults)}")
+    net.load_state_dict({target[k]: state[k] for k in fits}, strict=False)
+    return match
