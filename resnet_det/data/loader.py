@@ -1,0 +1,364 @@
+"""From records to batches: which images make a batch, and what is done to each.
+
+Everything random is a function of the seed and of a position in one infinite stream of images,
+so a batch is the same for any number of processes and workers, and after any interruption.
+"""
+
+import itertools
+import logging
+import pickle
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from . import pixels
+from .records import BoxMode
+
+logger = logging.getLogger(__name__)
+
+_EMPTY = 1e-5  # boxes at most this wide or high are dropped, as in Detectron2
+
+
+def training_batches(
+    records,
+    mapper,
+    *,
+    total_batch,
+    seed,
+    rank=0,
+    world=1,
+    start_iter=0,
+    num_workers=0,
+    aspect_ratio_grouping=False,
+    skip_bad=False,
+):
+    """Endless iterator of this process's share of each batch: a list of mapped samples.
+
+    Batch i of all processes together is the same for every ``world``; each takes a contiguous
+    ``total_batch / world`` of it. In the stream of shuffled epochs that the batches are cut from,
+    each epoch holds every record once.
+
+    Args:
+        records: list of Detectron2's standard dicts.
+        mapper: ``mapper(record, rng)`` -> sample, all its randomness drawn from ``rng``, a numpy
+            Generator seeded by ``seed`` and the sample's position in the stream.
+        total_batch: images in a batch, over all processes.
+        start_iter: first batch to give; the earlier ones are counted, not read.
+        num_workers: processes that run the mapper; 0 runs it in this one.
+        aspect_ratio_grouping: only wide (width > height) or only other images in a batch, by
+            filling two batches in turn; needs ``width`` and ``height`` in each record.
+        skip_bad: use the next good record in place of one with an unusable image, and warn;
+            otherwise such an image raises :class:`~resnet_det.data.pixels.ImageError`.
+
+    Raises:
+        ValueError: no records, or ``total_batch`` not divisible by ``world``.
+    """
+    if total_batch < 1 or total_batch % world:
+        raise ValueError(
+            f"the total batch of {total_batch} images (SOLVER.IMS_PER_BATCH) cannot be shared "
+            f"equally by {world} processes"
+        )
+    if not len(records):
+        raise ValueError("there are no records to train on")
+    wide = _is_wide(records) if aspect_ratio_grouping else None
+    stream = global_batches(
+        len(records), total_batch=total_batch, seed=seed, start_iter=start_iter, groups=wide
+    )
+    share = total_batch // world
+    loader = _loader(
+        _Mapped(records, mapper, seed, skip_bad),
+        batch_sampler=_Share(stream, start_iter, total_batch, rank * share, share),
+        num_workers=num_workers,
+    )
+    return _good_samples(loader, skip_bad)
+
+
+def test_batches(records, mapper, *, rank=0, world=1, num_workers=0):
+    """This process's contiguous share of the records in order, as lists of one mapped sample.
+
+    Over all processes every record comes exactly once. The result has a length.
+    """
+    shard = range(len(records) * rank // world, len(records) * (rank + 1) // world)
+    loader = _loader(
+        _Mapped([records[i] for i in shard], mapper, seed=0, skip_bad=False),
+        batch_sampler=[[(i, i)] for i in range(len(shard))],
+        num_workers=num_workers,
+    )
+    return _Sized(loader)
+
+
+test_batches.__test__ = False  # not one of pytest's
+
+
+def global_batches(count, *, total_batch, seed, start_iter=0, groups=None):
+    """Endless iterator of batches of indices below ``count``, from batch ``start_iter`` on.
+
+    The indices are cut from one shuffle of ``range(count)`` after another. With ``groups`` (a
+    group for each index) a batch holds indices of one group: each group collects its own.
+    """
+
+    def epoch(number):
+        return np.random.default_rng([seed, number]).permutation(count)
+
+    if groups is None:
+        number, offset = divmod(start_iter * total_batch, count)
+        rest = epoch(number)[offset:]
+        while True:
+            while len(rest) < total_batch:
+                number += 1
+                rest = np.concatenate([rest, epoch(number)])
+            yield rest[:total_batch].tolist()
+            rest = rest[total_batch:]
+
+    waiting = {group: [] for group in set(groups)}
+    full = 0
+    for number in itertools.count():
+        for index in epoch(number).tolist():
+            batch = waiting[groups[index]]
+            batch.append(index)
+            if len(batch) == total_batch:
+                if full >= start_iter:
+                    yield batch[:]
+                full += 1
+                batch.clear()
+
+
+def with_usable_annotations(records, *, use_difficult=True):
+    """The records that have something to learn from, as Detectron2's FILTER_EMPTY_ANNOTATIONS.
+
+    An annotation counts unless it is a crowd or, with ``use_difficult`` False, difficult.
+
+    Raises:
+        ValueError: none is left.
+    """
+    kept = [
+        record
+        for record in records
+        if any(_usable(annotation, use_difficult) for annotation in record["annotations"])
+    ]
+    if len(kept) < len(records):
+        logger.info(
+            "removed %d of %d images without usable annotations",
+            len(records) - len(kept),
+            len(records),
+        )
+    if not kept:
+        raise ValueError(f"none of the {len(records)} images has a usable annotation to train on")
+    return kept
+
+
+class DetectionMapper:
+    """Record -> sample: reads the image, resizes it, mirrors it at random and its boxes with it.
+
+    Pixels and boxes are exactly those of Detectron2's DatasetMapper.
+
+    Args:
+        short_sizes: lengths of the shorter edge: "choice" picks one, "range" draws an integer
+            from a pair (low, high), both included. 0 leaves the image's size.
+        max_size: the longer edge is at most this.
+        sampling: "choice" or "range".
+        flip: "horizontal" (half of the images) or "none".
+        format: order of the channels, "BGR" or "RGB".
+        train: False leaves out the annotations.
+        use_difficult: train on objects that VOC marks difficult, as Detectron2 does.
+
+    The sample: ``file_name``, ``image_id``, ``height``, ``width`` (of the original), ``image``
+    (uint8 tensor (3, h, w)) and in training ``boxes`` (float32 (N, 4), XYXY in the resized image)
+    and ``classes`` (int64 (N,)). Crowds are left out; boxes are clipped, empty ones dropped.
+    """
+
+    def __init__(
+        self,
+        short_sizes,
+        max_size,
+        *,
+        sampling="choice",
+        flip="none",
+        format="BGR",
+        train,
+        use_difficult=True,
+        read_image=pixels.read_image,
+        resize=pixels.resize,
+    ):
+        short_sizes = [short_sizes] if isinstance(short_sizes, int) else list(short_sizes)
+        if sampling not in ("choice", "range"):
+            raise ValueError(f"sampling of sizes {sampling!r} is not one of 'choice', 'range'")
+        if flip not in ("horizontal", "none"):
+            raise ValueError(f"random flip {flip!r} is not one of 'horizontal', 'none'")
+        if sampling == "range" and len(short_sizes) == 1:
+            short_sizes *= 2
+        if not short_sizes or (sampling == "range" and len(short_sizes) != 2):
+            raise ValueError(f"sampling of sizes {sampling!r} cannot use the sizes {short_sizes}")
+        self.short_sizes = short_sizes
+        self.max_size = max_size
+        self.sampling = sampling
+        self.flip = flip
+        self.format = format
+        self.train = train
+        self.use_difficult = use_difficult
+        self.read_image = read_image
+        self.resize = resize
+
+    def __call__(self, record, rng):
+        image = self.read_image(record["file_name"], self.format)
+        height, width = image.shape[:2]
+        expected = (record.get("height", height), record.get("width", width))
+        if (height, width) != expected:
+            raise pixels.ImageError(
+                record["file_name"],
+                f"is {width} x {height} pixels, but its annotation says "
+                f"{expected[1]} x {expected[0]}",
+            )
+        if self.sampling == "range":
+            short = int(rng.integers(self.short_sizes[0], self.short_sizes[1], endpoint=True))
+        else:
+            short = self.short_sizes[rng.integers(len(self.short_sizes))]
+        new_height, new_width = pixels.resized_shape(height, width, short, self.max_size)
+        mirror = self.flip == "horizontal" and rng.random() < 0.5
+        image = self.resize(image, new_height, new_width)
+        if mirror:
+            image = pixels.flip_image(image)
+        sample = {
+            "file_name": record["file_name"],
+            "image_id": record["image_id"],
+            "height": height,
+            "width": width,
+            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+        }
+        if self.train:
+            used = [a for a in record["annotations"] if _usable(a, self.use_difficult)]
+            boxes = _xyxy(used) * np.tile([new_width / width, new_height / height], 2)
+            if mirror:
+                boxes = pixels.flip_boxes(boxes, new_width)
+            boxes = boxes.clip(0, [new_width, new_height] * 2).astype(np.float32)
+            kept = ((boxes[:, 2:] - boxes[:, :2]) > _EMPTY).all(axis=1)
+            classes = np.array([a["category_id"] for a in used], dtype=np.int64)
+            sample["boxes"] = torch.from_numpy(boxes[kept])
+            sample["classes"] = torch.from_numpy(classes[kept])
+        return sample
+
+
+def _usable(annotation, use_difficult):
+    if annotation.get("iscrowd", 0):
+        return False
+    return use_difficult or not annotation.get("difficult", 0)
+
+
+def _xyxy(annotations):
+    """Boxes (N, 4), float64, from whatever mode each annotation is in."""
+    boxes = np.zeros((len(annotations), 4))
+    for box, annotation in zip(boxes, annotations):
+        box[:] = annotation["bbox"]
+        if annotation["bbox_mode"] == BoxMode.XYWH_ABS:
+            box[:] = box.astype(np.float32)  # Detectron2 adds in single precision
+            box[2:] = (box[2:] + box[:2]).astype(np.float32)
+    return boxes
+
+
+def _is_wide(records):
+    try:
+        return [record["width"] > record["height"] for record in records]
+    except KeyError as error:
+        raise ValueError(f"aspect ratio grouping needs {error} in every record") from error
+
+
+class _Packed:
+    """A list as one array of bytes, which worker processes share without copying it.
+
+    Merely looking at Python objects writes to their reference counts, so a forked worker would
+    end up with its own copy of every record.
+    """
+
+    def __init__(self, items):
+        pickled = [pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL) for item in items]
+        self.ends = np.cumsum([len(item) for item in pickled])
+        self.bytes = np.frombuffer(b"".join(pickled), dtype=np.uint8)
+
+    def __len__(self):
+        return len(self.ends)
+
+    def __getitem__(self, index):
+        begin = self.ends[index - 1] if index else 0
+        return pickle.loads(self.bytes[begin : self.ends[index]].data)
+
+
+class _Mapped(Dataset):
+    """(index, position in the stream) -> (sample, faults).
+
+    A fault is the (file, what) of an ImageError met on the way; the sample is None if there was
+    no other image to use. Faults are returned, not raised, because an exception that crosses from
+    a worker process loses its type.
+    """
+
+    def __init__(self, records, mapper, seed, skip_bad):
+        self.records = _Packed(records)
+        self.mapper = mapper
+        self.seed = seed
+        self.tries = len(records) if skip_bad else 1
+
+    def __getitem__(self, key):
+        index, position = key
+        faults = []
+        for offset in range(self.tries):
+            record = self.records[(index + offset) % len(self.records)]
+            try:
+                return self.mapper(record, np.random.default_rng([self.seed, position])), faults
+            except pixels.ImageError as error:
+                faults.append((error.file, error.what))
+        return None, faults
+
+
+class _Share:
+    """Batch sampler: this process's part of each global batch as (index, position) pairs."""
+
+    def __init__(self, stream, start_iter, total_batch, begin, share):
+        self.stream = stream
+        self.first = start_iter * total_batch + begin
+        self.total_batch = total_batch
+        self.slice = slice(begin, begin + share)
+
+    def __iter__(self):
+        for number, batch in enumerate(self.stream):
+            first = self.first + number * self.total_batch
+            yield [(index, first + i) for i, index in enumerate(batch[self.slice])]
+
+
+def _loader(dataset, *, batch_sampler, num_workers):
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        num_workers=num_workers,  # torch gives each worker one thread
+        collate_fn=list,
+        pin_memory=torch.cuda.is_available(),
+        # Otherwise starting the workers would draw from torch's global generator.
+        generator=torch.Generator(),
+    )
+
+
+def _good_samples(loader, skip_bad):
+    bad = set()
+    for pairs in loader:
+        for sample, faults in pairs:
+            if faults and not skip_bad:
+                raise pixels.ImageError(*faults[0])
+            for file, what in faults:
+                if file not in bad:
+                    bad.add(file)
+                    logger.warning("skipped %s: %s (%d unusable so far)", file, what, len(bad))
+            if sample is None:
+                raise ValueError(f"none of the {len(bad)} images is usable; one is {file}: {what}")
+        yield [sample for sample, _ in pairs]
+
+
+class _Sized:
+    """The batches of a finite loader."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        return _good_samples(self.loader, skip_bad=False)

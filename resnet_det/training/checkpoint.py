@@ -1,0 +1,205 @@
+"""Checkpoints that a crash, a full disk or a truncated file cannot turn into a lost run.
+
+A checkpoint is a dict of tensors and plain containers, read with ``weights_only=True``::
+
+    model, optimizer, schedule, scaler   state dicts
+    iteration                            the next iteration to run
+    rng                                  one random state per process
+    window                               the values since the last line of metrics.json
+    meta                                 plain facts: name of the net, pixel convention, ...
+
+Files are named as Detectron2's: ``model_0000999.pth`` after iteration 999, ``model_final.pth``,
+and the text file ``last_checkpoint`` holds the name of the newest.
+"""
+
+import logging
+import os
+import random
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpointer:
+    """Saves to and finds in one folder.
+
+    Args:
+        folder: created when absent.
+        keep: number of ``model_<iteration>.pth`` files to keep, the newest; None, as in
+            Detectron2, keeps all. ``model_final.pth`` always stays.
+    """
+
+    def __init__(self, folder, keep=None):
+        if keep is not None and keep < 1:
+            raise ValueError(f"keep must be at least 1 or None, not {keep}")
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def save(self, name, **state):
+        """Write ``<name>.pth`` and name it in ``last_checkpoint``; returns the path.
+
+        Whenever this is interrupted, ``last_checkpoint`` names a whole file.
+
+        Raises:
+            OSError: it cannot be written (disk full...); the previous checkpoint is intact.
+            TypeError: ``state`` holds something that could not be read back.
+        """
+        _check_plain(state, "")
+        path = self.folder / f"{name}.pth"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_atomically(path, lambda file: torch.save(state, file))
+            _write_atomically(
+                self.folder / "last_checkpoint", lambda file: file.write(path.name.encode())
+            )
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            previous = self._named()
+            intact = f"the previous one, {previous}, is intact" if previous else "none exists yet"
+            raise OSError(f"cannot write the checkpoint {path}: {error}; {intact}") from error
+        if self.keep is not None:
+            for old in self._periodic()[self.keep :]:
+                if old != path:
+                    old.unlink(missing_ok=True)
+        return path
+
+    def latest(self):
+        """Path of the newest readable checkpoint, or None where there is none at all.
+
+        Checks the file that ``last_checkpoint`` names from end to end; where it is damaged, warns
+        and falls back to the newest good one.
+
+        Raises:
+            RuntimeError: there are checkpoints, and every one is damaged.
+        """
+        named = self._named()
+        candidates = [named] if named else []
+        candidates += [path for path in self._periodic() if path != named]
+        for path in candidates:
+            problem = _damage(path)
+            if problem is None:
+                if path != candidates[0]:
+                    logger.warning("falling back to the checkpoint %s", path)
+                return path
+            logger.warning("the checkpoint %s is unreadable (%s)", path, problem)
+        if candidates:
+            raise RuntimeError(
+                f"no checkpoint in {self.folder} is readable; remove them to start afresh"
+            )
+        return None
+
+    def load_latest(self):
+        """The state of :meth:`latest`, or None."""
+        path = self.latest()
+        if path is None:
+            return None
+        logger.info("resuming from %s", path)
+        return load(path)
+
+    def _named(self):
+        try:
+            name = (self.folder / "last_checkpoint").read_text().strip()
+        except FileNotFoundError:
+            return None
+        return self.folder / name if name else None
+
+    def _periodic(self):
+        """Paths of ``model_<iteration>.pth``, newest first."""
+        numbered = (re.fullmatch(r"model_(\d+)\.pth", path.name) for path in self._files())
+        found = sorted(((int(m[1]), m[0]) for m in numbered if m), reverse=True)
+        return [self.folder / name for _, name in found]
+
+    def _files(self):
+        return self.folder.iterdir() if self.folder.is_dir() else ()
+
+
+def load(path):
+    """Read a checkpoint to the CPU. Runs no code from the file (``weights_only=True``).
+
+    Raises:
+        RuntimeError: not a checkpoint, or damaged; names the file.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch raises whatever the damage happens to trigger
+        raise RuntimeError(f"cannot read the checkpoint {path}: {error}") from error
+
+
+def rng_state(device=None):
+    """States of the random generators of Python, numpy and torch (and of a CUDA ``device``)."""
+    kind, keys, *rest = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": [kind, keys.tolist(), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    if device is not None and torch.device(device).type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state, device=None):
+    """Put back what :func:`rng_state` returned."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if device is not None and torch.device(device).type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _write_atomically(path, write):
+    """Fill a temporary file of the same folder, then let it take the name ``path``.
+
+    One name for all temporary files of a kind: what a killed process left is overwritten next.
+    """
+    temporary = path.with_name(f".{'checkpoint' if path.suffix else path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # makes the new name survive a power cut
+    finally:
+        os.close(folder)
+
+
+def _damage(path):
+    """What is wrong with the file, or None: reads it all and compares its checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        return f"the checksum of {bad} does not match" if bad else None
+    except (OSError, zipfile.BadZipFile, EOFError) as error:
+        return str(error)
+
+
+def _check_plain(value, where):
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_plain(item, f"{where}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _check_plain(item, f"{where}[{index}]")
+    elif not (
+        isinstance(value, torch.Tensor)
+        or value is None
+        or type(value) in (bool, int, float, str, bytes)
+    ):
+        raise TypeError(
+            f"a checkpoint holds tensors and plain containers, but {where} is a "
+            f"{type(value).__module__}.{type(value).__qualname__}"
+        )

@@ -1,0 +1,152 @@
+"""One process or several, as ``torchrun`` started them.
+
+Without torchrun every function below still works: there is one process, rank 0 of 1.
+"""
+
+import os
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+class Launch(NamedTuple):
+    """Who this process is: ``rank`` of ``world`` processes, ``local_rank`` on this machine."""
+
+    rank: int
+    world: int
+    local_rank: int
+
+
+def launch_info():
+    """Read torchrun's environment: a :class:`Launch`, ``(0, 1, 0)`` where torchrun was not used.
+
+    Raises:
+        RuntimeError: only some of RANK, WORLD_SIZE and LOCAL_RANK are set.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    missing = [name for name in names if name not in os.environ]
+    if len(missing) == len(names):
+        return Launch(0, 1, 0)
+    if missing:
+        raise RuntimeError(
+            f"the environment sets some of {', '.join(names)} but not {', '.join(missing)}; "
+            "start several processes with torchrun, which sets them all"
+        )
+    return Launch(*(int(os.environ[name]) for name in names))
+
+
+def init(device="cuda"):
+    """Join the processes of this run and pick this one's device.
+
+    ``device`` is ``"cuda"``, ``"cpu"`` or an explicit ``"cuda:1"`` (one process only). Tensors on
+    a GPU travel by NCCL, those on the CPU (and all Python objects) by gloo.
+
+    Returns:
+        torch.device: ``cuda:<local rank>`` or ``cpu``.
+
+    Raises:
+        RuntimeError: no CUDA device, fewer devices than processes, or no connection.
+    """
+    rank, world, local_rank = launch_info()
+    device = torch.device(device)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if count == 0:
+            raise RuntimeError("device cuda was asked for, but there is none; use MODEL.DEVICE cpu")
+        if device.index is None or world > 1:
+            device = torch.device("cuda", local_rank)
+        if device.index >= count:
+            raise RuntimeError(
+                f"process {local_rank} of this machine needs {device}, but the machine has "
+                f"{count} CUDA devices; start at most {count} processes on it"
+            )
+        torch.cuda.set_device(device)
+    if world > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        try:
+            dist.init_process_group(backend, rank=rank, world_size=world)
+        except (RuntimeError, ValueError) as error:
+            address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise RuntimeError(
+                f"process {rank} of {world} could not meet the others at {address} ({error}); "
+                "if the port is taken, give torchrun another --master-port"
+            ) from error
+    return device
+
+
+def shutdown():
+    """Leave the group of processes. Does nothing where there is one process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def get_rank():
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def get_world_size():
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main():
+    """True in the one process that writes files and talks to the terminal."""
+    return get_rank() == 0
+
+
+def barrier():
+    """Wait until every process is here."""
+    if get_world_size() > 1:
+        all_gather_objects(None)  # by gloo, so that no GPU is involved
+
+
+def all_gather_objects(obj):
+    """Every process's ``obj`` (anything that pickles), in rank order, in every process."""
+    if get_world_size() == 1:
+        return [obj]
+    objects = [None] * get_world_size()
+    dist.all_gather_object(objects, obj)
+    return objects
+
+
+def mean_over_ranks(tensor):
+    """Mean of a float tensor over the processes; the same shape in each. A NaN reaches all."""
+    if get_world_size() > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+        tensor /= get_world_size()
+    return tensor
+
+
+def reduce_mean(values):
+    """Mean over the processes of each float of a dict with the same keys in every process."""
+    if get_world_size() == 1:
+        return dict(values)
+    keys = sorted(values)
+    means = mean_over_ranks(torch.tensor([values[key] for key in keys], dtype=torch.float64))
+    means = dict(zip(keys, means.tolist()))
+    return {key: means[key] for key in values}
+
+
+def wrap(model):
+    """The model as DistributedDataParallel where there are several processes, else itself.
+
+    Gradients are averaged over the processes. Buffers are not broadcast: batch normalisation is
+    per process, as in the paper and in Detectron2.
+    """
+    if get_world_size() == 1:
+        return model
+    device = next(model.parameters()).device
+    return nn.parallel.DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+    )
+
+
+def unwrap(model):
+    """The model that :func:`wrap` was given."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

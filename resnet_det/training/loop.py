@@ -1,0 +1,311 @@
+"""The training loop, for detectors and classifiers alike."""
+
+import collections
+import contextlib
+import json
+import logging
+import math
+import os
+import signal
+import statistics
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+from . import distributed
+from .checkpoint import rng_state, set_rng_state
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    model,
+    batches,
+    optimizer,
+    schedule,
+    *,
+    max_iter,
+    checkpointer,
+    checkpoint_period,
+    output_dir,
+    device,
+    resume_from=None,
+    evaluate=None,
+    eval_period=0,
+    log_period=20,
+    clip=None,
+    amp=False,
+    meta=None,
+):
+    """Train up to iteration ``max_iter`` and leave ``model_final.pth``.
+
+    A run that was interrupted and resumed gives bit for bit the weights and the metrics (but for
+    times) of one that was not, provided that ``batches`` does too. After SIGTERM the iteration in
+    progress is finished, a checkpoint is saved and the process exits with code 143.
+
+    ``metrics.json`` (appended to, one object a line, Detectron2's keys) gets every ``log_period``
+    iterations ``iteration`` (the last one run, from 0), ``total_loss``, each loss, ``lr``,
+    ``time``, ``data_time`` (seconds an iteration) and ``eta_seconds``: medians over the iterations
+    since the previous line, of means over the processes. Evaluations get lines of their own.
+    TensorBoard's event files hold the same.
+
+    Args:
+        model: training mode: ``model(batch)`` -> dict of scalar tensors, the same keys in every
+            process. Those whose name starts with "loss" are summed and minimised, the others
+            only logged. Already on ``device`` and through :func:`distributed.wrap`.
+        batches: iterator of what ``model`` takes, positioned at the first iteration to run.
+        schedule: ``step()`` is called after every iteration.
+        checkpointer: a :class:`~resnet_det.training.checkpoint.Checkpointer`.
+        checkpoint_period: iterations from checkpoint to checkpoint.
+        resume_from: a state from ``checkpointer.load_latest()``; training goes on at its
+            ``iteration``. None starts at 0, and clears the metrics of an earlier run.
+        evaluate: called in every process with the unwrapped model; the main process's flat dict
+            of floats is logged. It leaves training as it was: random states and the mode of each
+            module are put back. Runs every ``eval_period`` iterations (0: never) and at the end.
+        clip: called with the list of parameters after the backward pass.
+        amp: float16 mixed precision with loss scaling; needs a CUDA device.
+        meta: dict of plain facts, kept in each checkpoint.
+
+    Raises:
+        FloatingPointError: a loss is NaN or infinite; names the iteration, the losses and the
+            images. The weights have not been touched by it, and no checkpoint is written.
+    """
+    device = torch.device(device)
+    if amp and device.type != "cuda":
+        raise ValueError(f"mixed precision (SOLVER.AMP) needs a CUDA device, not {device}")
+    scaler = torch.amp.GradScaler(device.type, enabled=amp)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    plain_model = distributed.unwrap(model)
+    start_iter, window = 0, collections.defaultdict(list)
+    if resume_from is not None:
+        start_iter = resume_from["iteration"]
+        plain_model.load_state_dict(resume_from["model"])
+        optimizer.load_state_dict(resume_from["optimizer"])
+        schedule.load_state_dict(resume_from["schedule"])
+        if amp and resume_from["scaler"]:
+            scaler.load_state_dict(resume_from["scaler"])
+        window.update({name: list(values) for name, values in resume_from["window"].items()})
+    metrics = Metrics(output_dir, start_iter) if distributed.is_main() else None
+
+    def save(name, iteration):
+        states = distributed.all_gather_objects(rng_state(device))
+        if distributed.is_main():
+            path = checkpointer.save(
+                name,
+                model=plain_model.state_dict(),
+                optimizer=optimizer.state_dict(),
+                schedule=schedule.state_dict(),
+                scaler=scaler.state_dict(),
+                iteration=iteration + 1,
+                rng=states,
+                window=dict(window),
+                meta=dict(meta or {}),
+            )
+            logger.info("saved %s", path)
+
+    def run_evaluation(iteration):
+        with _undisturbed(plain_model, device):
+            results = evaluate(plain_model)
+        if metrics is not None:
+            metrics.write(iteration, results)
+            logger.info("evaluation after iteration %d: %s", iteration, _brief(results))
+
+    def evaluation_due(iteration):
+        last = iteration + 1 == max_iter
+        return evaluate is not None and (
+            last or (eval_period > 0 and (iteration + 1) % eval_period == 0)
+        )
+
+    model.train()
+    try:
+        if resume_from is not None:
+            _restore_rng(resume_from["rng"], device)
+            # The run may have ended between its checkpoint and the evaluation that follows it.
+            done = distributed.all_gather_objects(metrics and metrics.last_evaluation)[0]
+            if evaluation_due(start_iter - 1) and done != start_iter - 1:
+                run_evaluation(start_iter - 1)
+            elif start_iter >= max_iter:
+                logger.info("all %d iterations are done already", max_iter)
+        with _sigterm() as stop:
+            for iteration in range(start_iter, max_iter):
+                begin = time.perf_counter()
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    raise ValueError(
+                        f"the batches ended at iteration {iteration} of {max_iter}"
+                    ) from None
+                data_time = time.perf_counter() - begin
+
+                with torch.autocast(device.type, dtype=torch.float16, enabled=amp):
+                    outputs = model(batch)
+                losses = {name: v for name, v in outputs.items() if name.startswith("loss")}
+                if not losses:
+                    raise KeyError(f"no key of {sorted(outputs)} starts with 'loss'")
+                total = sum(losses.values())
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(total).backward()
+
+                # One transfer from the device and one exchange between processes an iteration;
+                # a stop or a NaN anywhere reaches every process in it, so that all act alike.
+                packed = [total, *outputs.values(), torch.tensor(float(stop.is_set()))]
+                packed = torch.stack([v.detach().to(device, torch.float64) for v in packed])
+                *values, stopping = distributed.mean_over_ranks(packed).tolist()
+                values = dict(zip(["total_loss", *outputs], values))
+                if not all(math.isfinite(values[name]) for name in ["total_loss", *losses]):
+                    raise FloatingPointError(_not_finite(iteration, losses, batch))
+
+                if clip is not None:
+                    scaler.unscale_(optimizer)
+                    clip(parameters)
+                values["lr"] = optimizer.param_groups[0]["lr"]
+                scaler.step(optimizer)
+                scaler.update()
+                schedule.step()
+
+                values["time"] = time.perf_counter() - begin
+                values["data_time"] = data_time
+                for name, value in values.items():
+                    window[name].append(value)
+                last = iteration + 1 == max_iter
+                if (iteration + 1) % log_period == 0 or last:
+                    line = {name: statistics.median(v) for name, v in window.items()}
+                    line["lr"] = values["lr"]
+                    line["eta_seconds"] = line["time"] * (max_iter - iteration - 1)
+                    window.clear()
+                    if metrics is not None:
+                        metrics.write(iteration, line)
+                        logger.info(_progress(iteration, max_iter, line, device))
+                if last or stopping or (iteration + 1) % checkpoint_period == 0:
+                    save("model_final" if last else f"model_{iteration:07d}", iteration)
+                if stopping:
+                    logger.warning("SIGTERM: stopped after iteration %d; can resume", iteration)
+                    raise SystemExit(128 + signal.SIGTERM)
+                if evaluation_due(iteration):
+                    run_evaluation(iteration)
+            if stop.is_set():  # it came during the last evaluation
+                raise SystemExit(128 + signal.SIGTERM)
+    finally:
+        if metrics is not None:
+            metrics.close()
+
+
+class Metrics:
+    """``metrics.json`` and TensorBoard's event files of an output folder.
+
+    Lines at or after ``start_iter``, from a run that went further than its checkpoint, are
+    dropped, and so is a line cut short; so a resumed run leaves neither gaps nor doubles.
+    """
+
+    def __init__(self, folder, start_iter):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import: main process only
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.json"
+        kept = [line for line in read_metrics(path) if line["iteration"] < start_iter]
+        temporary = path.with_name(".metrics.json.tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(temporary, path)
+        evaluations = [line["iteration"] for line in kept if "total_loss" not in line]
+        self.last_evaluation = evaluations[-1] if evaluations else None
+        self._path = path
+        self._events = SummaryWriter(folder, purge_step=start_iter)
+
+    def write(self, iteration, values):
+        values = {name: float(value) for name, value in values.items()}
+        with open(self._path, "a") as file:
+            file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, iteration)
+        self._events.flush()
+
+    def close(self):
+        self._events.close()
+
+
+def read_metrics(path):
+    """The objects of a ``metrics.json``, in order; [] where there is no file.
+
+    A last line that a kill cut short is left out; a damaged line elsewhere is a ValueError.
+    """
+    try:
+        lines = Path(path).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    objects = []
+    for number, line in enumerate(lines, 1):
+        try:
+            objects.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+    return objects
+
+
+@contextlib.contextmanager
+def _undisturbed(model, device):
+    """Put the random states and every module's training mode back afterwards."""
+    state, modes = rng_state(device), [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        set_rng_state(state, device)
+
+
+@contextlib.contextmanager
+def _sigterm():
+    """An event that SIGTERM sets, in place of ending the process at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # Python delivers signals to the main thread only
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _restore_rng(states, device):
+    if len(states) == distributed.get_world_size():
+        set_rng_state(states[distributed.get_rank()], device)
+    else:
+        logger.warning(
+            "the checkpoint is of %d processes and this run has %d: random draws inside the model "
+            "will differ from the uninterrupted run's",
+            len(states),
+            distributed.get_world_size(),
+        )
+
+
+def _not_finite(iteration, losses, batch):
+    """Message of the error that ends all processes together: each tells its losses and images."""
+    mine = ""
+    if not all(math.isfinite(loss.item()) for loss in losses.values()):
+        mine = ", ".join(f"{name} = {loss.item():g}" for name, loss in losses.items())
+        if isinstance(batch, list) and all(isinstance(s, dict) and "file_name" in s for s in batch):
+            mine += "; images: " + ", ".join(str(sample["file_name"]) for sample in batch)
+    reports = [report for report in distributed.all_gather_objects(mine) if report]
+    return (
+        f"a loss is not finite in iteration {iteration}: {' | '.join(reports)}. "
+        "A lower learning rate, a longer warm-up or gradient clipping may help"
+    )
+
+
+def _progress(iteration, max_iter, line, device):
+    eta = timedelta(seconds=round(line["eta_seconds"]))
+    shown = [f"{k}: {v:.4g}" for k, v in line.items() if k not in ("eta_seconds", "lr")]
+    text = f"eta: {eta}  iter: {iteration + 1}/{max_iter}  {'  '.join(shown)}  lr: {line['lr']:.5g}"
+    if device.type == "cuda":
+        text += f"  max_mem: {torch.cuda.max_memory_allocated(device) / 2**20:.0f}M"
+    return text
+
+
+def _brief(results):
+    return ", ".join(f"{name} {value:.4g}" for name, value in results.items())

@@ -1,0 +1,137 @@
+"""Optimizer, learning rate by iteration and gradient clipping, with Detectron2's meaning of them.
+
+What the loop asks of a schedule is ``step()`` after each iteration, ``state_dict()`` and
+``load_state_dict()``; a schedule that follows a rule instead of a table fits in as well.
+"""
+
+import logging
+from bisect import bisect_right
+
+import torch
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+_NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+)
+
+
+def parameter_groups(
+    model, *, lr, weight_decay, weight_decay_norm, weight_decay_bias=None, bias_lr_factor=1.0
+):
+    """Trainable parameters of ``model``, each exactly once, as groups for an optimizer.
+
+    As in Detectron2: parameters of normalisation layers decay by ``weight_decay_norm``; every
+    parameter named ``bias``, of normalisation layers too, by ``weight_decay_bias`` unless that is
+    None, and its learning rate is ``lr * bias_lr_factor``.
+    """
+    groups, seen = {}, set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            is_bias = name == "bias"
+            decay = weight_decay_norm if isinstance(module, _NORMS) else weight_decay
+            if is_bias and weight_decay_bias is not None:
+                decay = weight_decay_bias
+            key = (lr * bias_lr_factor if is_bias else lr, decay)
+            groups.setdefault(key, []).append(parameter)
+    if not groups:
+        raise ValueError("the model has no trainable parameter: everything is frozen")
+    return [
+        {"params": parameters, "lr": lr, "weight_decay": decay}
+        for (lr, decay), parameters in groups.items()
+    ]
+
+
+def build_optimizer(
+    model,
+    *,
+    lr,
+    momentum,
+    weight_decay,
+    weight_decay_norm,
+    weight_decay_bias=None,
+    bias_lr_factor=1.0,
+    nesterov=False,
+):
+    """SGD over :func:`parameter_groups`: ``v <- momentum * v + g``, ``w <- w - lr * v``."""
+    groups = parameter_groups(
+        model,
+        lr=lr,
+        weight_decay=weight_decay,
+        weight_decay_norm=weight_decay_norm,
+        weight_decay_bias=weight_decay_bias,
+        bias_lr_factor=bias_lr_factor,
+    )
+    return torch.optim.SGD(
+        groups, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov
+    )
+
+
+def build_schedule(
+    optimizer,
+    *,
+    steps,
+    gamma,
+    max_iter,
+    warmup_iters=0,
+    warmup_factor=0.001,
+    warmup_method="linear",
+):
+    """Detectron2's WarmupMultiStepLR, in iterations: what multiplies each group's learning rate.
+
+    Iteration i (from 0) runs at ``gamma ** (number of steps <= i)``. The first ``warmup_iters``
+    iterations run at ``warmup_factor`` ("constant") or climb from it to the value at
+    ``warmup_iters`` ("linear"). Steps at or after ``max_iter`` have no effect: warned about.
+
+    Raises:
+        ValueError: unknown ``warmup_method``, or steps not increasing from 1.
+    """
+    if warmup_method not in ("linear", "constant"):
+        raise ValueError(f"warm-up method {warmup_method!r} is not one of 'linear', 'constant'")
+    steps = [int(step) for step in steps]
+    if any(later <= earlier for earlier, later in zip([0, *steps], steps)):
+        raise ValueError(f"learning rate steps {steps} must be positive and increasing")
+    if steps and steps[-1] >= max_iter:
+        late = [step for step in steps if step >= max_iter]
+        logger.warning("learning rate steps %s are not before the end at %d", late, max_iter)
+    warmup_iters = min(warmup_iters, max_iter)
+
+    def decay(iteration):
+        return gamma ** bisect_right(steps, iteration)
+
+    def multiplier(iteration):
+        if iteration >= warmup_iters:
+            return decay(iteration)
+        if warmup_method == "constant":
+            return warmup_factor
+        done = iteration / warmup_iters
+        return warmup_factor * (1 - done) + decay(warmup_iters) * done
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier)
+
+
+def clip_gradients(parameters, *, kind, value, norm_type=2.0):
+    """Clip each parameter's gradient on its own, as Detectron2's CLIP_GRADIENTS.
+
+    ``kind`` "value" clamps every element to [-value, value]; "norm" scales a gradient whose
+    ``norm_type`` norm exceeds ``value`` down to it.
+    """
+    if kind not in ("value", "norm"):
+        raise ValueError(f"gradient clipping {kind!r} is not one of 'value', 'norm'")
+    for parameter in parameters:
+        if kind == "value":
+            nn.utils.clip_grad_value_(parameter, value)
+        else:
+            nn.utils.clip_grad_norm_(parameter, value, norm_type)
