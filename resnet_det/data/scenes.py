@@ -1,0 +1,620 @@
+"""The embedded dataset: annotated scenes of eight kinds of objects, drawn with numpy.
+
+A scene is a textured background under uneven light with one to six objects, each of its own
+scale, rotation, slant, colours and shadow, that occlude each other and leave the frame, among
+clutter that imitates their outlines without their texture. Colours say nothing about the class.
+The same JPEGs are annotated as PASCAL VOC and as COCO, so that the readers of both serve them:
+
+    <root>/scenes/voc/{Annotations,ImageSets/Main,JPEGImages}     trainval.txt, test.txt
+    <root>/scenes/coco/instances_{train,test}.json                images: ../voc/JPEGImages
+    <root>/scenes/classification/{train,val}/<class>/*.jpg        single objects, 36 x 36
+    <root>/scenes/about.json                                      how they were made
+
+A box is the tightest one around the VISIBLE pixels of its object (as in VOC and COCO). An object
+is "difficult" when the longer side of its box is under 16 pixels or less than half of it is
+visible; in COCO such an object is marked ``iscrowd``, so that both protocols ignore it. No object
+is less than a quarter visible, or narrower than 6 pixels.
+
+Every image depends on (seed, its split, its number) alone, never on the number of workers or of
+other images. Another build of numpy or Pillow may change single grey levels.
+"""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+
+import numpy as np
+from PIL import Image, ImageFilter
+from tqdm import tqdm
+
+from .records import DatasetError
+
+CLASSES = ("ball", "crate", "fish", "flower", "leaf", "mug", "star", "wheel")
+VERSION = 1  # of the drawing: results on scenes of different versions do not compare
+CROP = 36  # side of a classification image, in pixels
+_STREAMS = {"trainval": 0, "test": 1, "train": 2, "val": 3}  # independent random streams
+
+
+# ---------------------------------------------------------------------------------------------
+# Textures and light
+
+
+def _colour(rng, low=0.08, high=0.95):
+    """A random colour in [0, 1]: a hue, grey to vivid, dark to bright."""
+    hue, saturation = rng.uniform(), rng.uniform(0.05, 0.85)
+    value = rng.uniform(low, high)
+    wheel = np.clip(np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
+    return value * (1 - saturation + saturation * wheel)
+
+
+def _two_colours(rng, contrast=0.35):
+    """Two colours whose brightness differs by at least ``contrast``."""
+    while True:
+        a, b = _colour(rng), _colour(rng)
+        if abs(a.mean() - b.mean()) > contrast:
+            return a, b
+
+
+def _noise(rng, height, width, cell, octaves=3, stretch=1.0):
+    """Smooth noise in [0, 1]: random grids of halving cell size, enlarged bicubically and added.
+
+    ``cell`` is the size of the coarsest grain in pixels, ``stretch`` its width over its height.
+    """
+    total = np.zeros((height, width), np.float32)
+    for octave in range(octaves):
+        size = cell / 2**octave
+        rows = max(2, round(height / size) + 1)
+        columns = max(2, round(width / (size * stretch)) + 1)
+        grid = Image.fromarray(rng.random((rows, columns), np.float32))
+        grid = grid.resize((width, height), Image.Resampling.BICUBIC)
+        total += np.asarray(grid) * 0.55**octave
+    low, high = total.min(), total.max()
+    return (total - low) / max(high - low, 1e-6)
+
+
+def _mix(a, b, t):
+    """Blend of ``a`` and ``b`` (colours or images) by the map ``t`` (height, width)."""
+    t = np.asarray(t, np.float32)[..., None]
+    return a * (1 - t) + b * t
+
+
+def _pattern(rng, height, width):
+    """A textured surface (height, width, 3): noise, stripes, checks, bricks or planks."""
+    a, b = _colour(rng), _colour(rng)
+    grain = _noise(rng, height, width, rng.uniform(12, 60), 4, rng.uniform(0.6, 3))
+    angle = rng.uniform(0, math.pi)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    u = x * math.cos(angle) + y * math.sin(angle)
+    v = y * math.cos(angle) - x * math.sin(angle)
+    period = rng.uniform(9, 34)
+    kind = rng.choice(["noise", "noise", "stripes", "checks", "bricks", "planks", "waves"])
+    if kind == "noise":
+        t = grain
+    elif kind == "stripes":
+        t = np.clip(np.sin(u * 2 * math.pi / period) * rng.uniform(1, 4) + 0.5, 0, 1)
+    elif kind == "checks":
+        t = (np.floor(u / period) + np.floor(v / period)) % 2
+    elif kind == "bricks":
+        row = np.floor(v / period)
+        t = np.minimum((u / (2 * period) + 0.5 * (row % 2)) % 1 * 2, v / period % 1) < 0.12
+    elif kind == "planks":
+        tones = rng.random(64)[np.floor(v / period).astype(int) % 64]
+        t = np.where(v / period % 1 < 0.06, 1.0, 0.5 * tones)
+    else:
+        t = np.sin((u + 9 * grain * rng.uniform(0.3, 1.5)) * 2 * math.pi / period) * 0.5 + 0.5
+    surface = _mix(a, b, t)
+    return surface * (1 + rng.uniform(0.1, 0.5) * (grain - 0.5))[..., None]
+
+
+def _background(rng, height, width):
+    """One surface, or two that meet at an uneven horizon."""
+    surface = _pattern(rng, height, width)
+    if rng.random() < 0.5:
+        tilt = rng.uniform(-0.25, 0.25)
+        y, x = np.mgrid[:height, :width].astype(np.float32)
+        ragged = _noise(rng, 1, width, 30)[0] * rng.uniform(0, 18)
+        edge = height * rng.uniform(0.3, 0.7) + tilt * (x - width / 2) + ragged
+        surface = _mix(surface, _pattern(rng, height, width), np.clip((y - edge) / 1.5, 0, 1))
+    # Quieter and flatter than what stands before it, as a background out of focus.
+    surface = surface.mean() + (surface - surface.mean()) * rng.uniform(0.5, 0.9)
+    return surface.astype(np.float32)
+
+
+def _finish(rng, canvas):
+    """Light, lens and sensor: uneven light, blur, contrast, noise. Returns a PIL image."""
+    height, width = canvas.shape[:2]
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
+    angle = rng.uniform(0, 2 * math.pi)
+    light = 1 + rng.uniform(0, 0.3) * (x * math.cos(angle) + y * math.sin(angle))
+    light -= rng.uniform(0, 0.15) * (x * x + y * y)
+    tint = 1 + rng.uniform(-0.08, 0.08, 3)
+    canvas = canvas * light[..., None] * tint
+    canvas = np.clip(canvas, 0, 1) ** rng.uniform(0.8, 1.25)
+    canvas = 0.03 + 0.94 * canvas + rng.normal(0, rng.uniform(0.005, 0.025), canvas.shape)
+    image = Image.fromarray(np.round(np.clip(canvas, 0, 1) * 255).astype(np.uint8))
+    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.6)))
+
+
+# ---------------------------------------------------------------------------------------------
+# Objects. Each takes (rng, u, v), coordinates in which the object fills about [-1, 1] (v points
+# down), and returns (f, paint): f < 0 inside, continuous; paint (h, w, 3) in [0, 1].
+
+
+def _ball(rng, u, v):
+    """A beach ball: meridian panels on a shaded sphere."""
+    a, b = _two_colours(rng)
+    r2 = u * u + v * v
+    z = np.sqrt(np.clip(1 - r2, 0, 1))
+    basis = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    x3, y3, z3 = (row[0] * u + row[1] * v + row[2] * z for row in basis)
+    panels = np.sin(3 * np.arctan2(y3, x3)) > 0
+    paint = _mix(a, b, panels)
+    paint = _mix(paint, _colour(rng, 0.6), np.abs(z3) > 0.94)
+    glint = np.exp(-((u + 0.35) ** 2 + (v + 0.4) ** 2) / 0.05)
+    return np.sqrt(r2) - 1, paint * (0.45 + 0.6 * z)[..., None] + 0.45 * glint[..., None]
+
+
+def _crate(rng, u, v):
+    """A wooden crate: planks in a frame with a brace across."""
+    wood, dark = _two_colours(rng, 0.3)
+    half = rng.uniform(0.62, 0.85)
+    across, along = u / 0.85, v / half
+    f = np.maximum(np.abs(across), np.abs(along)) - 1
+    count = rng.integers(4, 7)
+    place = (across + 1) / 2 * count
+    tones = rng.uniform(0.75, 1.1, 8)[np.clip(np.floor(place), 0, 7).astype(int)]
+    paint = wood * tones[..., None]
+    paint = _mix(paint, 0.5 * wood, place % 1 < 0.12)
+    brace = np.abs(across - along) < 0.22
+    frame = np.maximum(np.abs(across), np.abs(along)) > 0.76
+    paint = _mix(paint, dark, brace | frame)
+    edge = (np.abs(np.abs(across - along) - 0.22) < 0.05) & ~frame
+    edge |= np.abs(np.maximum(np.abs(across), np.abs(along)) - 0.76) < 0.035
+    return f, _mix(paint, 0.35 * dark, edge)
+
+
+def _fish(rng, u, v):
+    """A fish: scales, eye, gill, a light belly, a striped tail."""
+    back, belly = _two_colours(rng, 0.3)
+    height = rng.uniform(0.42, 0.55)
+    body = np.hypot((u - 0.25) / 0.75, v / height) - 1
+    tail = np.maximum(np.abs(v) - 0.12 - 0.75 * (-0.38 - u), np.maximum(u + 0.3, -1 - u))
+    fin = np.maximum(np.hypot((u - 0.15) / 0.42, (v + height * 0.75) / 0.4) - 1, v)
+    paint = _mix(back, belly, np.clip(0.5 + 1.3 * v / height, 0, 1))
+    rows = v / 0.15
+    shift = (np.floor(rows) % 2) * 0.5
+    scale = np.hypot((u / 0.2 + shift) % 1 - 0.5, 0.8 * (rows % 1))
+    paint = _mix(paint, 0.45 * back, (np.abs(scale - 0.62) < 0.17) & (u < 0.5))
+    rays = np.sin(np.arctan2(v, u + 0.1) * 22) > 0
+    paint = _mix(paint, _mix(back, 0.4 * back, rays), body > 0)
+    paint = _mix(paint, 0.3 * back, np.abs(np.hypot(u - 0.85, v) - 0.4) < 0.035)
+    paint = _mix(paint, np.full(3, 0.95), np.hypot(u - 0.68, v + 0.12) < 0.13)
+    paint = _mix(paint, np.full(3, 0.05), np.hypot(u - 0.7, v + 0.12) < 0.065)
+    return np.minimum(np.minimum(body, tail), fin), paint
+
+
+def _flower(rng, u, v):
+    """A flower: five to eight veined petals around a dotted disc."""
+    petal, middle = _two_colours(rng, 0.25)
+    count = rng.integers(5, 9)
+    r, angle = np.hypot(u, v), np.arctan2(v, u)
+    lobe = np.abs(np.cos(angle * count / 2))
+    f = r - (0.42 + 0.58 * lobe**0.7)
+    paint = petal * (0.55 + 0.5 * np.clip(r, 0, 1) * (0.4 + 0.6 * lobe))[..., None]
+    veins = (np.abs(np.sin(angle * count * 1.5)) < 0.16) & (r > 0.3)
+    paint = _mix(paint, 0.55 * petal, veins)
+    dots = np.sin(u * 34) * np.sin(v * 34) > 0.1
+    return f, _mix(paint, _mix(middle, 0.5 * middle, dots), r < 0.31)
+
+
+def _leaf(rng, u, v):
+    """A leaf: a lens with a toothed edge, a midrib, slanted veins and a stalk."""
+    blade, vein = _two_colours(rng, 0.25)
+    width = rng.uniform(0.42, 0.58)
+    w = u - 0.12
+    rim = width * np.clip(1 - (w / 0.88) ** 2, 0, 1) ** 0.85
+    teeth = 1 - 0.1 * np.abs((w * 7) % 1 - 0.5)
+    f = np.where(np.abs(w) < 0.88, np.abs(v) - rim * teeth, np.abs(w) - 0.88 + np.abs(v))
+    f = np.minimum(f, np.maximum(np.abs(v) - 0.05, np.maximum(-1 - u, u + 0.6)))
+    lines = (w * 4.2 - 3.2 * np.abs(v)) % 1
+    paint = blade * (0.8 + 0.35 * (lines - 0.5))[..., None]
+    paint *= np.where(v > 0, 0.78, 1.0)[..., None]
+    return f, _mix(paint, vein, (lines < 0.17) | (np.abs(v) < 0.05))
+
+
+def _mug(rng, u, v):
+    """A mug: a dotted or banded cylinder, its dark mouth, an open handle."""
+    glaze, print_ = _two_colours(rng, 0.3)
+    x = u + 0.25
+    side = np.maximum(np.abs(x) - 0.62, np.abs(v) - 0.68)
+    base = np.hypot(x / 0.62, (v - 0.68) / 0.2) - 1
+    mouth = np.hypot(x / 0.62, (v + 0.68) / 0.24) - 1
+    handle = np.maximum(np.abs(np.hypot((u - 0.37) / 1.0, v / 1.1) - 0.43) - 0.12, 0.3 - u)
+    f = np.minimum(np.minimum(side, np.minimum(base, mouth)), handle)
+    bend = np.arcsin(np.clip(x / 0.62, -1, 1))
+    if rng.random() < 0.5:
+        marks = np.hypot((bend * 1.7) % 1 - 0.5, ((v + bend * 0 + 0.2) * 2.6) % 1 - 0.5) < 0.3
+    else:
+        marks = np.abs(v - 0.1 - 0.12 * np.cos(bend)) % 0.46 < 0.2
+    paint = _mix(glaze, print_, marks & (handle > 0))
+    paint = paint * (0.6 + 0.45 * np.cos(bend + 0.6))[..., None]
+    paint = _mix(paint, glaze, mouth < 0)
+    return f, _mix(paint, 0.25 * glaze, np.hypot(x / 0.5, (v + 0.68) / 0.15) < 1)
+
+
+def _star(rng, u, v):
+    """A five-pointed star with facets: each arm has a light and a dark half."""
+    light, dark = _two_colours(rng, 0.3)
+    r, angle = np.hypot(u, v), np.arctan2(u, -v)
+    turn = (angle / (2 * math.pi / 5) + 0.5) % 1 - 0.5
+    phi = np.abs(turn) * 2 * math.pi / 5
+    inner = rng.uniform(0.4, 0.5)
+    # The edge runs from the tip (1, 0) to the notch at inner * (cos 36, sin 36).
+    notch = inner * np.array([math.cos(math.pi / 5), math.sin(math.pi / 5)])
+    edge = np.array([notch[0] - 1, notch[1]])
+    normal = np.array([edge[1], -edge[0]]) / np.hypot(*edge)
+    f = (r * np.cos(phi) - 1) * normal[0] + r * np.sin(phi) * normal[1]
+    paint = _mix(light, dark, turn > 0) * (0.8 + 0.3 * np.clip(1 - r, 0, 1))[..., None]
+    return f, _mix(paint, 0.5 * dark, f > -0.06)
+
+
+def _wheel(rng, u, v):
+    """A spoked wheel: treaded tyre, bright rim, hub, and air between the spokes."""
+    tyre, metal = _two_colours(rng, 0.35)
+    if tyre.mean() > metal.mean():
+        tyre, metal = metal, tyre
+    count = rng.integers(5, 9)
+    r, angle = np.hypot(u, v), np.arctan2(v, u)
+    ring = np.abs(r - 0.8) - 0.2
+    arc = (angle / (2 * math.pi / count)) % 1 - 0.5
+    spokes = np.maximum(r * np.abs(np.sin(arc * 2 * math.pi / count)) - 0.065, r - 0.7)
+    hub = r - 0.22
+    tread = (np.sin(angle * 26) > 0.2) & (r > 0.88)
+    paint = _mix(_mix(tyre, 0.4 * tyre, tread), metal, r < 0.72)
+    paint = _mix(paint, 0.3 * tyre, (r < 0.1) | (np.abs(r - 0.75) < 0.03))
+    return np.minimum(np.minimum(ring, spokes), hub), paint
+
+
+def _clutter(rng, u, v):
+    """Not an object: an outline (disc, bar, box, triangle, blob, ring) in a plain texture."""
+    r, angle = np.hypot(u, v), np.arctan2(v, u)
+    kind = rng.integers(6)
+    if kind == 0:
+        f = np.hypot(u, v / rng.uniform(0.5, 1)) - 1
+    elif kind == 1:
+        f = np.maximum(np.abs(u) - 1, np.abs(v) - rng.uniform(0.06, 0.22))
+    elif kind == 2:
+        f = np.maximum(np.abs(u) - 0.9, np.abs(v) - rng.uniform(0.4, 0.8))
+    elif kind == 3:
+        f = np.maximum(np.abs(u) * 0.87 - (v + 1) * 0.5, v - 0.6)
+    elif kind == 4:
+        wave = sum(rng.uniform(-0.16, 0.16) * np.cos(k * angle + rng.uniform(0, 6)) for k in (2, 3))
+        f = r - 0.72 - wave
+    else:
+        f = np.abs(r - 0.75) - rng.uniform(0.05, 0.18)
+    a, b = _colour(rng), _colour(rng)
+    slope = rng.uniform(0, 2 * math.pi)
+    t = np.clip(0.5 + 0.5 * (u * math.cos(slope) + v * math.sin(slope)), 0, 1)
+    return f, _mix(a, 0.6 * a + 0.4 * b, t) * (0.8 + 0.4 * _noise(rng, *u.shape, 9))[..., None]
+
+
+_DRAW = dict(zip(CLASSES, (_ball, _crate, _fish, _flower, _leaf, _mug, _star, _wheel), strict=True))
+
+
+@dataclass
+class _Sprite:
+    """A drawn object: paint (h, w, 3) and coverage (h, w) at integer place (left, top)."""
+
+    paint: np.ndarray
+    alpha: np.ndarray
+    left: int
+    top: int
+
+
+def _sprite(rng, draw, x, y, size):
+    """Draw one object about ``size`` pixels across around (x, y), turned and slanted at random."""
+    radius = size / 2
+    reach = math.ceil(radius * 1.25) + 1
+    left, top = math.floor(x) - reach, math.floor(y) - reach
+    side = 2 * reach + 1
+    # Two samples a pixel each way, averaged below.
+    grid = (np.arange(2 * side, dtype=np.float32) + 0.5) / 2
+    px, py = (left + grid - x)[None] / radius, (top + grid - y)[:, None] / radius
+    turn = rng.normal(0, 0.5) if rng.random() < 0.7 else rng.uniform(-math.pi, math.pi)
+    mirror = rng.choice([-1, 1])
+    squeeze, slant = rng.uniform(0.78, 1), rng.uniform(0, math.pi)
+    # Seen from the side: shorter along the slant; and one end nearer than the other.
+    c, s = math.cos(slant), math.sin(slant)
+    along, across = (px * c + py * s) / squeeze, py * c - px * s
+    depth = 1 + rng.uniform(-0.18, 0.18) * along
+    px, py = (along * c - across * s) / depth, (along * s + across * c) / depth
+    c, s = math.cos(turn), math.sin(turn)
+    f, paint = draw(rng, mirror * (px * c + py * s), py * c - px * s)
+
+    f = f.astype(np.float32)
+    dy, dx = np.gradient(f)
+    alpha = np.clip(0.5 - f / np.maximum(np.hypot(dx, dy), 1e-4), 0, 1)
+    paint = paint * (0.9 + 0.2 * _noise(rng, 2 * side, 2 * side, max(4, size / 4), 2))[..., None]
+    mean = _halve(alpha)
+    paint = _halve(paint * alpha[..., None]) / np.maximum(mean, 1e-3)[..., None]
+    return _Sprite(np.clip(paint, 0, 1).astype(np.float32), mean.astype(np.float32), left, top)
+
+
+def _halve(image):
+    """Average of each 2 x 2 block."""
+    rows = image[::2] + image[1::2]
+    return (rows[:, ::2] + rows[:, 1::2]) / 4
+
+
+def _overlap(sprite, height, width, dx=0, dy=0):
+    """Slices (of the canvas, of the sprite) where the sprite, moved by (dx, dy), is in view."""
+    left, top = sprite.left + dx, sprite.top + dy
+    rows, columns = sprite.alpha.shape
+    y0, y1 = max(top, 0), max(min(top + rows, height), 0)
+    x0, x1 = max(left, 0), max(min(left + columns, width), 0)
+    return (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+
+
+def _paste(rng, canvas, sprite):
+    """Put the sprite on the canvas, over its own soft shadow."""
+    height, width = canvas.shape[:2]
+    reach = max(1, sprite.alpha.shape[0] // 14)
+    dx, dy = (int(d) for d in rng.integers(-reach, reach + 1, 2))
+    shadow = Image.fromarray((sprite.alpha * 255).astype(np.uint8))
+    shadow = np.asarray(shadow.filter(ImageFilter.BoxBlur(reach)), np.float32) / 255
+    there, here = _overlap(sprite, height, width, dx, abs(dy))
+    canvas[there] *= 1 - rng.uniform(0.2, 0.6) * shadow[here][..., None]
+    there, here = _overlap(sprite, height, width)
+    alpha = sprite.alpha[here][..., None]
+    canvas[there] = canvas[there] * (1 - alpha) + sprite.paint[here] * alpha
+
+
+# ---------------------------------------------------------------------------------------------
+# Scenes
+
+
+def _scene(rng, height, width, sizes, counts=(1, 6), clutter=(2, 6)):
+    """Compose one scene: ``(canvas, objects)``.
+
+    Objects are dicts: class index, box (x0, y0, x1, y1) of the visible pixels, their number,
+    difficult, truncated.
+    """
+    canvas = _background(rng, height, width)
+    for _ in range(rng.integers(clutter[0], clutter[1])):
+        place = rng.uniform(0, width), rng.uniform(0, height)
+        _paste(
+            rng, canvas, _sprite(rng, _clutter, *place, rng.uniform(8, 0.6 * min(height, width)))
+        )
+
+    owner = np.full((height, width), -1)  # which object shows at each pixel
+    classes, totals, inside = [], [], []
+    wanted = rng.integers(counts[0], counts[1] + 1)
+    for _ in range(4 * wanted):
+        if len(classes) == wanted:
+            break
+        index = int(rng.integers(len(CLASSES)))
+        size = math.exp(rng.uniform(*np.log(sizes)))
+        place = rng.uniform(0.02, 0.98) * width, rng.uniform(0.02, 0.98) * height
+        sprite = _sprite(rng, _DRAW[CLASSES[index]], *place, size)
+        there, here = _overlap(sprite, height, width)
+        covered = owner.copy()
+        covered[there][sprite.alpha[here] > 0.5] = len(classes)
+        if all(
+            _acceptable(covered == i, total)
+            for i, total in enumerate([*totals, (sprite.alpha > 0.5).sum()])
+        ):
+            owner = covered
+            classes.append(index)
+            totals.append((sprite.alpha > 0.5).sum())
+            inside.append((sprite.alpha[here] > 0.5).sum())
+            _paste(rng, canvas, sprite)
+
+    objects = []
+    for i, index in enumerate(classes):
+        mask = owner == i
+        x0, y0, x1, y1 = box = _bounds(mask)
+        visible = mask.sum()
+        objects.append(
+            {
+                "class": index,
+                "box": box,
+                "area": int(visible),
+                "difficult": int(max(x1 - x0, y1 - y0) < 16 or visible < 0.5 * totals[i]),
+                "truncated": int(inside[i] < totals[i]),
+            }
+        )
+    return canvas, objects
+
+
+def _acceptable(mask, total):
+    """Is enough of an object of ``total`` pixels left to see?"""
+    if mask.sum() < 0.25 * total:
+        return False
+    x0, y0, x1, y1 = _bounds(mask)
+    return min(x1 - x0, y1 - y0) >= 6
+
+
+def _bounds(mask):
+    """Tight box (x0, y0, x1, y1), continuous, of a mask that is not empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _save(rng, canvas, path):
+    _finish(rng, canvas).save(path, quality=int(rng.integers(80, 95)), subsampling=0)
+
+
+def _write_scene(folder, seed, size, job):
+    """Draw scene ``number`` of ``split``; writes the JPEG and the XML, returns what is in it."""
+    split, number = job
+    rng = np.random.default_rng([seed, VERSION, _STREAMS[split], number])
+    height, width = size if rng.random() < 0.6 else size[::-1]
+    short = min(size)
+    canvas, objects = _scene(rng, height, width, sizes=(0.1 * short, 0.6 * short))
+    name = f"{_STREAMS[split]}{number:05d}"
+    _save(rng, canvas, os.path.join(folder, "voc", "JPEGImages", f"{name}.jpg"))
+    xml = _voc_xml(name, height, width, objects)
+    with open(os.path.join(folder, "voc", "Annotations", f"{name}.xml"), "w") as file:
+        file.write(xml)
+    return {"name": name, "height": height, "width": width, "objects": objects}
+
+
+def _write_crop(folder, seed, job):
+    """Draw one object that fills most of a small image."""
+    split, number = job
+    rng = np.random.default_rng([seed, VERSION, _STREAMS[split], number])
+    index = number % len(CLASSES)
+    canvas = _background(rng, CROP, CROP)
+    for _ in range(rng.integers(0, 3)):
+        place = rng.uniform(0, CROP, 2)
+        _paste(rng, canvas, _sprite(rng, _clutter, *place, rng.uniform(8, 30)))
+    place = CROP / 2 + rng.uniform(-3, 3, 2)
+    _paste(rng, canvas, _sprite(rng, _DRAW[CLASSES[index]], *place, rng.uniform(22, 38)))
+    if rng.random() < 0.3:  # something in front of a corner
+        corner = rng.choice([0, CROP], 2) + rng.uniform(-2, 2, 2)
+        _paste(rng, canvas, _sprite(rng, _clutter, *corner, rng.uniform(10, 20)))
+    name = f"{_STREAMS[split]}{number:05d}.jpg"
+    _save(rng, canvas, os.path.join(folder, "classification", split, CLASSES[index], name))
+
+
+def _voc_xml(name, height, width, objects):
+    lines = [
+        "<annotation>",
+        f"  <folder>voc</folder><filename>{name}.jpg</filename>",
+        f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>",
+        "  <segmented>0</segmented>",
+    ]
+    for item in objects:
+        x0, y0, x1, y1 = item["box"]
+        lines += [
+            "  <object>",
+            f"    <name>{CLASSES[item['class']]}</name><pose>Unspecified</pose>",
+            f"    <truncated>{item['truncated']}</truncated>"
+            f"<difficult>{item['difficult']}</difficult>",
+            f"    <bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin>"
+            f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox>",
+            "  </object>",
+        ]
+    return "\n".join([*lines, "</annotation>", ""])
+
+
+def _coco_json(scenes):
+    images, annotations = [], []
+    for scene in scenes:
+        image_id = int(scene["name"])
+        size = {"height": scene["height"], "width": scene["width"]}
+        images.append({"id": image_id, "file_name": f"{scene['name']}.jpg", **size})
+        for item in scene["objects"]:
+            x0, y0, x1, y1 = item["box"]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": item["class"] + 1,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": item["area"],
+                    "iscrowd": item["difficult"],
+                }
+            )
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def write_scenes(
+    root,
+    trainval=600,
+    test=150,
+    train_crops=3000,
+    val_crops=600,
+    size=(144, 192),
+    seed=0,
+    workers=1,
+):
+    """Draw the dataset into ``root``/scenes: complete, or not there at all.
+
+    Args:
+        root: folder of the datasets.
+        trainval, test: number of scenes.
+        train_crops, val_crops: number of classification images, in equal parts per class.
+        size: (height, width) of a scene; four in ten are portraits, (width, height).
+        seed: of all the drawing.
+        workers: processes. The files do not depend on it.
+
+    Returns:
+        The folder. Where another process finished it first, that one's is kept.
+    """
+    target = os.path.join(root, "scenes")
+    os.makedirs(root, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=".scenes-", dir=root)
+    try:
+        for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
+            os.makedirs(os.path.join(folder, "voc", part))
+        os.makedirs(os.path.join(folder, "coco"))
+        for split in ("train", "val"):
+            for name in CLASSES:
+                os.makedirs(os.path.join(folder, "classification", split, name))
+
+        jobs = [("trainval", n) for n in range(trainval)] + [("test", n) for n in range(test)]
+        draw = partial(_write_scene, folder, seed, tuple(size))
+        scenes = _each(draw, jobs, workers, "Drawing scenes")
+        for voc, coco, part in (
+            ("trainval", "train", scenes[:trainval]),
+            ("test", "test", scenes[trainval:]),
+        ):
+            with open(os.path.join(folder, "voc/ImageSets/Main", f"{voc}.txt"), "w") as file:
+                file.writelines(f"{scene['name']}\n" for scene in part)
+            with open(os.path.join(folder, "coco", f"instances_{coco}.json"), "w") as file:
+                json.dump(_coco_json(part), file)
+
+        jobs = [("train", n) for n in range(train_crops)] + [("val", n) for n in range(val_crops)]
+        _each(partial(_write_crop, folder, seed), jobs, workers, "Drawing crops")
+
+        about = dict(version=VERSION, seed=seed, size=size, trainval=trainval, test=test)
+        with open(os.path.join(folder, "about.json"), "w") as file:
+            json.dump({**about, "train_crops": train_crops, "val_crops": val_crops}, file)
+        os.chmod(folder, 0o755)  # mkdtemp's folder is private
+        try:
+            os.rename(folder, target)
+        except OSError:
+            if not os.path.isdir(target):
+                raise
+        return target
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _each(function, jobs, workers, title):
+    """``[function(job) for job in jobs]`` with a progress bar, in ``workers`` processes."""
+    bar = partial(tqdm, total=len(jobs), desc=title, leave=False)
+    if workers <= 1:
+        return [function(job) for job in bar(jobs)]
+    # Not forked: the caller may hold threads (torch) that a fork would break.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(bar(pool.map(function, jobs, chunksize=16)))
+
+
+def ensure_scenes(root):
+    """The folder of the scenes under ``root``, drawn first (some seconds) where it is absent.
+
+    Raises:
+        DatasetError: the folder holds scenes of another version of the drawing.
+    """
+    target = os.path.join(root, "scenes")
+    if not os.path.isdir(target):
+        write_scenes(root)
+    about = os.path.join(target, "about.json")
+    try:
+        with open(about) as file:
+            version = json.load(file)["version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        version = None
+    if version != VERSION:
+        what = f"not the scenes of drawing version {VERSION}; delete {target}, to draw them again"
+        raise DatasetError(about, what)
+    return target
