@@ -1,0 +1,217 @@
+"""COCO AP against pycocotools run on the json files that its own users write."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from resnet_det.evaluation import coco_ap
+
+CLASSES = ["person", "traffic light", "sofa", "never seen"]
+IDS = [1, 10, 63, 90]
+
+
+def scenes(seed, images=30):
+    """A COCO instances dict and detections {image id: [(class index, xyxy, score)]}: all sizes,
+    crowds, images without objects, without detections, with more than 100 of a class; ties."""
+    rng = np.random.default_rng(seed)
+    numbers = rng.permutation(10_000)[:images].tolist()
+    annotations, found = [], {}
+    for order, image in enumerate(numbers):
+        found[image] = []
+        crowded = order in (1, 2)  # more than 10 objects of a class; in 1 also over 100 detections
+        for _ in range(25 if crowded else 0 if order % 7 == 0 else rng.integers(1, 9)):
+            x, y = rng.random(2) * 300
+            width, height = rng.choice([12, 60, 200]) * (0.5 + rng.random(2))
+            label = order if crowded else int(rng.integers(0, 3))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": IDS[label],
+                    "bbox": [round(v, 2) for v in (x, y, width, height)],
+                    "area": round(width * height * (0.4 + 0.6 * rng.random()), 2),
+                    "iscrowd": int(rng.random() < 0.15),
+                }
+            )
+            for _ in range(rng.integers(0, 5)):
+                corners = np.array([x, y, x + width, y + height])
+                moved = corners + rng.normal(0, 0.08, 4) * [width, height, width, height]
+                found[image].append((label, moved, rng.integers(0, 50) / 50))
+        for _ in range(150 if order == 1 else 0 if order % 5 == 0 else rng.integers(0, 4)):
+            x, y = rng.random(2) * 300
+            stray = 1 if order == 1 else int(rng.integers(0, 4))
+            found[image].append((stray, np.array([x, y, x + 30, y + 50]), rng.random()))
+    data = {
+        "images": [
+            {"id": i, "width": 640, "height": 480, "file_name": f"{i}.jpg"} for i in numbers
+        ],
+        "categories": [{"id": i, "name": name} for i, name in zip(IDS, CLASSES)],
+        "annotations": annotations,
+    }
+    return data, found
+
+
+def as_records(data):
+    return [
+        {
+            "image_id": image["id"],
+            "annotations": [
+                {
+                    "bbox": a["bbox"],
+                    "bbox_mode": 1,
+                    "category_id": IDS.index(a["category_id"]),
+                    "iscrowd": a["iscrowd"],
+                    "area": a["area"],
+                }
+                for a in data["annotations"]
+                if a["image_id"] == image["id"]
+            ],
+        }
+        for image in data["images"]
+    ]
+
+
+def as_predictions(found):
+    return [
+        {
+            "image_id": image,
+            "boxes": np.array([d[1] for d in detections]).reshape(-1, 4),
+            "scores": np.array([d[2] for d in detections]),
+            "classes": np.array([d[0] for d in detections], dtype=int),
+        }
+        for image, detections in found.items()
+    ]
+
+
+def official(tmp_path, data, results_file):
+    """pycocotools from files, as its demo does."""
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(tmp_path / "instances.json")
+        run = COCOeval(truth, truth.loadRes(str(results_file)), "bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return run
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_pycocotools_on_files(seed, tmp_path, capsys):
+    data, found = scenes(seed)
+    records, predictions = as_records(data), as_predictions(found)
+    result = coco_ap.evaluate(records, predictions, CLASSES)
+    assert capsys.readouterr().out == ""
+    results = [
+        {
+            "image_id": image,
+            "category_id": IDS[label],
+            "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+            "score": score,
+        }
+        for image, detections in found.items()
+        for label, box, score in detections
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    run = official(tmp_path, data, tmp_path / "results.json")
+
+    names = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    names += ["AR@1", "AR@10", "AR@100", "ARs@100", "ARm@100", "ARl@100"]
+    assert (run.stats > 0.02).all() and (run.stats < 0.98).all()
+    assert len(set(run.stats)) == 12
+    for name, value in zip(names, run.stats):
+        assert result.metrics[name] == pytest.approx(100 * value, abs=1e-12)
+    precision = run.eval["precision"][:, :, :, 0, 2]
+    for label, name in enumerate(CLASSES[:3]):
+        assert result.metrics[f"AP-{name}"] == pytest.approx(
+            100 * precision[:, :, label].mean(), abs=1e-12
+        )
+        assert result.metrics[f"AP50-{name}"] == pytest.approx(
+            100 * precision[0, :, label].mean(), abs=1e-12
+        )
+        assert np.array_equal(result.curves[name][1], precision[0, :, label])
+        assert np.array_equal(result.curves[name][0], run.params.recThrs)
+    assert np.isnan(result.metrics["AP-never seen"])
+    assert set(result.curves) == set(CLASSES[:3])
+
+    # our own results file gives the same numbers
+    file = coco_ap.write_submission(tmp_path / "new" / "r.json", records, predictions, IDS)
+    assert np.array_equal(official(tmp_path, data, file).stats, run.stats)
+    assert json.loads(file.read_text()) == results
+
+
+def test_shuffled_records_and_predictions_give_the_same():
+    data, found = scenes(5)
+    records, predictions = as_records(data), as_predictions(found)
+    one = coco_ap.evaluate(records, predictions, CLASSES)
+    other = coco_ap.evaluate(records[::-1], predictions[5:] + predictions[:5], CLASSES)
+    assert one.metrics == pytest.approx(other.metrics, abs=0, nan_ok=True)
+    assert list(other.images) == [record["image_id"] for record in records[::-1]]
+
+
+def record(image, *objects):
+    """A record in VOC's form; objects are (box, difficult)."""
+    return {
+        "image_id": image,
+        "annotations": [
+            {"bbox": list(box), "bbox_mode": 0, "category_id": 0, "difficult": difficult}
+            for box, difficult in objects
+        ],
+    }
+
+
+def prediction(image, *detections):
+    return {
+        "image_id": image,
+        "boxes": [box for box, _ in detections],
+        "scores": [score for _, score in detections],
+        "classes": [0] * len(detections),
+    }
+
+
+A, B, C = (0.0, 0, 20, 20), (50.0, 0, 90, 40), (200.0, 0, 320, 120)
+
+
+def test_voc_records_have_their_boxes_area_and_difficult_objects_are_ignored():
+    records = [record("x", (A, 0), (B, 1), (C, 0)), record("y")]
+    found = [prediction("x", (B, 0.9), (A, 0.8)), prediction("y")]
+    result = coco_ap.evaluate(records, found, ["cat"])
+    assert result.metrics["APs"] == pytest.approx(100)
+    assert np.isnan(result.metrics["APm"])  # the only one of that size is difficult
+    assert result.metrics["APl"] == 0
+    assert result.metrics["AP"] == pytest.approx(100 * 51 / 101)  # recall 0, .01, ... .5
+    assert result.metrics["AP"] == result.metrics["AP-cat"] == result.metrics["AP50-cat"]
+    # one hit, one object missed; the difficult one does not count
+    assert result.images["x"] == pytest.approx(2 / 3)
+    assert np.isnan(result.images["y"])
+
+
+def test_image_f1_counts_confident_detections_and_forgives_crowds():
+    crowd = record("x", (A, 0), (C, 0))
+    crowd["annotations"][1]["iscrowd"] = 1
+    inside = (210.0, 10, 240, 40)
+    found = prediction("x", (A, 0.5), (A, 0.6), (inside, 0.9), (inside, 0.8), (B, 0.4))
+    assert coco_ap.evaluate([crowd], [found], ["cat"]).images["x"] == pytest.approx(2 / 3)
+
+
+def test_nothing_detected_nothing_there():
+    records, nothing = [record("x", (A, 0))], [prediction("x")]
+    result = coco_ap.evaluate(records, nothing, ["cat"])
+    assert result.metrics["AP"] == result.metrics["AR@100"] == result.metrics["AP-cat"] == 0
+    assert result.images == {"x": 0}
+    empty = coco_ap.evaluate([record("x")], [prediction("x", (A, 0.9))], ["cat"])
+    assert np.isnan(empty.metrics["AP"]) and empty.curves == {} and empty.images == {"x": 0}
+
+
+def test_bad_input_is_named(tmp_path):
+    records = [record(1, (A, 0))]
+    with pytest.raises(ValueError, match="7, which no record has"):
+        coco_ap.evaluate(records, [prediction(7)], ["cat"])
+    with pytest.raises(ValueError, match="1 of 1 images have no prediction: 1"):
+        coco_ap.evaluate(records, [], ["cat"])
+    with pytest.raises(ValueError, match="image 1.*class index 0, but there are 0 classes"):
+        coco_ap.write_submission(tmp_path / "r.json", records, [prediction(1, (A, 1))], [])
