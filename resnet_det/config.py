@@ -1,0 +1,271 @@
+"""The configuration: Detectron2's YAML language, in the part that the embedded engine honours.
+
+Names, defaults and meaning are Detectron2's. What Detectron2 cannot say lives in ``RESNET_DET``.
+"""
+
+import difflib
+from pathlib import Path
+
+import yaml
+from fvcore.common.config import CfgNode
+
+# Values that the embedded engine honours, where it does not honour all; the first is the default.
+CHOICES = {
+    "VERSION": (2,),
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "Classifier"),
+    "MODEL.MASK_ON": (False,),
+    "MODEL.KEYPOINT_ON": (False,),
+    "MODEL.LOAD_PROPOSALS": (False,),
+    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
+    "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
+    "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
+    "MODEL.RPN.IOU_LABELS": ([0, -1, 1],),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
+    "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads", "PaperROIHeads", "StandardROIHeads"),
+    "MODEL.ROI_HEADS.IOU_LABELS": ([0, 1], [-1, 0, 1], [0, -1, 1]),
+    "MODEL.ROI_BOX_HEAD.NAME": ("", "FastRCNNConvFCHead"),
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": (0,),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2", "ROIAlign", "ROIPool"),
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": (False,),
+    "MODEL.RESNETS.NORM": ("FrozenBN", "BN", "SyncBN", "GN"),
+    "MODEL.RESNETS.RES5_DILATION": (1, 2),
+    "MODEL.FPN.NORM": ("",),
+    "MODEL.FPN.FUSE_TYPE": ("sum",),
+    "INPUT.FORMAT": ("BGR", "RGB"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "none"),
+    "INPUT.CROP.ENABLED": (False, True),
+    "INPUT.CROP.TYPE": ("relative_range", "absolute"),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR",),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "TEST.AUG.ENABLED": (False,),
+}
+
+# Heads that MASK_ON and KEYPOINT_ON switch off: their keys say nothing here, as in Detectron2.
+SWITCHED_OFF = ("MODEL.ROI_MASK_HEAD.", "MODEL.ROI_KEYPOINT_HEAD.")
+
+
+def add_resnet_det_config(cfg):
+    """Add the node ``RESNET_DET`` to a config, Detectron2's or ours."""
+    cfg.RESNET_DET = CfgNode()
+    # Config of the classifier that MODEL.WEIGHTS comes from, relative to the config that says so:
+    # it is trained first where that file does not exist.
+    cfg.RESNET_DET.PRETRAIN = ""
+    # Train on objects that VOC marks as difficult. Detectron2 does, py-faster-rcnn does not.
+    cfg.RESNET_DET.USE_DIFFICULT = True
+    # Leave out broken images and annotations, with a count, instead of ending the run.
+    cfg.RESNET_DET.SKIP_BAD_DATA = False
+    # Zero pixels around a classifier's training image before the crop (4 on CIFAR, section 4.2).
+    cfg.RESNET_DET.CROP_PADDING = 0
+
+
+def get_cfg():
+    """A fresh config with the defaults; a key that is not in it is refused when merging."""
+    cfg = CfgNode()
+    cfg.MODEL = CfgNode()
+    cfg.MODEL.DEVICE = "cuda"  # the CPU where there is no GPU
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.PIXEL_MEAN = [103.530, 116.280, 123.675]
+    cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]
+    cfg.MODEL.BACKBONE = CfgNode({"NAME": "build_resnet_backbone", "FREEZE_AT": 2})
+    cfg.MODEL.RESNETS = CfgNode({"DEPTH": 50, "OUT_FEATURES": ["res4"], "STRIDE_IN_1X1": True})
+    cfg.MODEL.FPN = CfgNode({"IN_FEATURES": [], "OUT_CHANNELS": 256})
+    cfg.MODEL.PROPOSAL_GENERATOR = CfgNode({"MIN_SIZE": 0})
+    cfg.MODEL.ANCHOR_GENERATOR = CfgNode()
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32, 64, 128, 256, 512]]
+    cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0, 2.0]]
+    cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.0
+    cfg.MODEL.RPN = CfgNode()
+    cfg.MODEL.RPN.IN_FEATURES = ["res4"]
+    cfg.MODEL.RPN.BOUNDARY_THRESH = -1
+    cfg.MODEL.RPN.IOU_THRESHOLDS = [0.3, 0.7]
+    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 256
+    cfg.MODEL.RPN.POSITIVE_FRACTION = 0.5
+    cfg.MODEL.RPN.BBOX_REG_LOSS_WEIGHT = 1.0
+    cfg.MODEL.RPN.BBOX_REG_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+    cfg.MODEL.RPN.SMOOTH_L1_BETA = 0.0
+    cfg.MODEL.RPN.LOSS_WEIGHT = 1.0
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = 12000
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = 6000
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 2000
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 1000
+    cfg.MODEL.RPN.NMS_THRESH = 0.7
+    cfg.MODEL.RPN.CONV_DIMS = [-1]
+    cfg.MODEL.ROI_HEADS = CfgNode()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
+    cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS = [0.5]
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 512
+    cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 0.25
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.05
+    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 0.5
+    cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = True
+    cfg.MODEL.ROI_BOX_HEAD = CfgNode()
+    cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
+    cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+    cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA = 0.0
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 14
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = 0
+    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 0
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 1024
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = False
+
+    cfg.INPUT = CfgNode()
+    cfg.INPUT.MIN_SIZE_TRAIN = (800,)
+    cfg.INPUT.MAX_SIZE_TRAIN = 1333
+    cfg.INPUT.MIN_SIZE_TEST = 800
+    cfg.INPUT.MAX_SIZE_TEST = 1333
+    cfg.INPUT.CROP = CfgNode({"SIZE": [0.9, 0.9]})
+
+    cfg.DATASETS = CfgNode({"TRAIN": (), "TEST": ()})
+    cfg.DATALOADER = CfgNode({"NUM_WORKERS": 4})
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = True
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
+
+    cfg.SOLVER = CfgNode()
+    cfg.SOLVER.MAX_ITER = 40000
+    cfg.SOLVER.BASE_LR = 0.001
+    cfg.SOLVER.MOMENTUM = 0.9
+    cfg.SOLVER.NESTEROV = False
+    cfg.SOLVER.WEIGHT_DECAY = 0.0001
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = None  # as WEIGHT_DECAY
+    cfg.SOLVER.BIAS_LR_FACTOR = 1.0
+    cfg.SOLVER.GAMMA = 0.1
+    cfg.SOLVER.STEPS = (30000,)
+    cfg.SOLVER.WARMUP_FACTOR = 1.0 / 1000
+    cfg.SOLVER.WARMUP_ITERS = 1000
+    cfg.SOLVER.CHECKPOINT_PERIOD = 5000
+    cfg.SOLVER.IMS_PER_BATCH = 16
+    cfg.SOLVER.CLIP_GRADIENTS = CfgNode({"ENABLED": False, "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0})
+    cfg.SOLVER.AMP = CfgNode({"ENABLED": False})
+
+    cfg.TEST = CfgNode()
+    cfg.TEST.EXPECTED_RESULTS = []
+    cfg.TEST.EVAL_PERIOD = 0
+    cfg.TEST.DETECTIONS_PER_IMAGE = 100
+    cfg.TEST.AUG = CfgNode()
+    cfg.TEST.PRECISE_BN = CfgNode({"ENABLED": False, "NUM_ITER": 200})
+
+    cfg.OUTPUT_DIR = "./output"
+    cfg.SEED = -1
+    cfg.CUDNN_BENCHMARK = False
+
+    for key, values in CHOICES.items():
+        *nodes, leaf = key.split(".")
+        node = cfg
+        for name in nodes:
+            node = node[name]
+        node[leaf] = values[0]
+    add_resnet_det_config(cfg)
+    return cfg
+
+
+def flatten(node, prefix=""):
+    """Nested config -> dict of dotted key -> value."""
+    flat = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _read(path):
+    """The YAML file with its ``_BASE_`` chain merged, as a plain nested dict."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such config file")
+    try:
+        content = CfgNode.load_yaml_with_base(str(path))
+    except (yaml.YAMLError, AssertionError, OSError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{path}: not a readable YAML config: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a YAML config: give keys and values such as MODEL: ...")
+    return content
+
+
+def check_keys(flat, known, where):
+    """Refuse keys that ``known`` lacks, naming the nearest ones that it has.
+
+    Raises:
+        ValueError: names the place, the key and its nearest neighbours.
+    """
+    for key in flat:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            hint = f"; near it: {', '.join(near)}" if near else ""
+            raise ValueError(
+                f"{where}: the embedded engine does not know the key {key}{hint}. "
+                f"A key that only Detectron2 honours needs --engine detectron2"
+            )
+
+
+def check_values(cfg):
+    """Refuse values that the embedded engine cannot honour.
+
+    Raises:
+        ValueError: names the key, its value and those that are honoured.
+    """
+    flat = flatten(cfg)
+    for key, values in CHOICES.items():
+        if flat[key] not in values:
+            near = difflib.get_close_matches(str(flat[key]), map(str, values), n=1, cutoff=0.5)
+            raise ValueError(
+                f"{key}: the embedded engine cannot honour {flat[key]!r}; it takes "
+                f"{' or '.join(map(repr, values))}" + (f" (near it: {near[0]!r})" if near else "")
+            )
+    m = cfg.MODEL
+    if len(m.RPN.CONV_DIMS) != 1:
+        raise ValueError(f"MODEL.RPN.CONV_DIMS: {m.RPN.CONV_DIMS}: the embedded engine takes one")
+    for name, head in (("RPN", m.RPN), ("ROI_HEADS", m.ROI_HEADS)):
+        if len(head.IOU_LABELS) != len(head.IOU_THRESHOLDS) + 1:
+            raise ValueError(
+                f"MODEL.{name}.IOU_LABELS {head.IOU_LABELS}: needs one more entry than "
+                f"MODEL.{name}.IOU_THRESHOLDS {head.IOU_THRESHOLDS}"
+            )
+    for key in ("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"):
+        if flat[key] < 1:
+            raise ValueError(f"{key}: {flat[key]}: must be at least 1")
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(cfg.INPUT.MIN_SIZE_TRAIN) != 2:
+        raise ValueError(
+            f"INPUT.MIN_SIZE_TRAIN: {cfg.INPUT.MIN_SIZE_TRAIN}: "
+            "the sampling 'range' takes two sizes, the least and the greatest"
+        )
+
+
+def load_config(path, overrides=()):
+    """Read a YAML file with its ``_BASE_`` chain and trailing ``KEY VALUE`` overrides.
+
+    Returns:
+        CfgNode: frozen, checked; ``RESNET_DET.PRETRAIN`` made relative to the working folder.
+
+    Raises:
+        ValueError: names the file or the key, and the nearest valid key or values.
+    """
+    cfg = get_cfg()
+    known = flatten(cfg)
+    content = flatten(_read(path))
+    content = {k: v for k, v in content.items() if not k.startswith(SWITCHED_OFF)}
+    check_keys(content, known, path)
+    overrides = list(overrides)
+    if len(overrides) % 2:
+        raise ValueError(f"overrides {overrides}: give pairs KEY VALUE")
+    check_keys(overrides[::2], known, "command line")
+    for where, pairs in (
+        (path, [x for pair in content.items() for x in pair]),
+        ("command line", overrides),
+    ):
+        try:
+            cfg.merge_from_list(pairs)
+        except (ValueError, AssertionError) as error:
+            raise ValueError(f"{where}: {error}") from error
+    pretrain = cfg.RESNET_DET.PRETRAIN
+    if pretrain and "RESNET_DET.PRETRAIN" not in overrides[::2]:
+        cfg.RESNET_DET.PRETRAIN = str(Path(path).parent / pretrain)
+    check_values(cfg)
+    cfg.freeze()
+    return cfg
