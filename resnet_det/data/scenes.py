@@ -45,12 +45,15 @@ _STREAMS = {"trainval": 0, "test": 1, "train": 2, "val": 3}  # independent rando
 # Textures and light
 
 
-def _colour(rng, low=0.08, high=0.95):
-    """A random colour in [0, 1]: a hue, grey to vivid, dark to bright."""
-    hue, saturation = rng.uniform(), rng.uniform(0.05, 0.85)
-    value = rng.uniform(low, high)
+def _colour(rng, low=0.08, high=0.95, vivid=0.85):
+    """A random colour (3, 1, 1) in [0, 1]: any hue, grey to ``vivid``, ``low`` to ``high``."""
+    hue, saturation, value = rng.uniform(), rng.uniform(0.05, vivid), rng.uniform(low, high)
     wheel = np.clip(np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
-    return value * (1 - saturation + saturation * wheel)
+    return (value * (1 - saturation + saturation * wheel)).astype(np.float32)[:, None, None]
+
+
+def _grey(value):
+    return np.full((3, 1, 1), value, np.float32)
 
 
 def _two_colours(rng, contrast=0.35):
@@ -80,13 +83,14 @@ def _noise(rng, height, width, cell, octaves=3, stretch=1.0):
 
 def _mix(a, b, t):
     """Blend of ``a`` and ``b`` (colours or images) by the map ``t`` (height, width)."""
-    t = np.asarray(t, np.float32)[..., None]
-    return a * (1 - t) + b * t
+    if t.dtype == bool:
+        return np.where(t, b, a)
+    return a + (b - a) * t.astype(np.float32, copy=False)
 
 
 def _pattern(rng, height, width):
-    """A textured surface (height, width, 3): noise, stripes, checks, bricks or planks."""
-    a, b = _colour(rng), _colour(rng)
+    """A textured surface (3, height, width): noise, stripes, checks, bricks or planks."""
+    a, b = _colour(rng, 0.25, vivid=0.6), _colour(rng, 0.25, vivid=0.6)
     grain = _noise(rng, height, width, rng.uniform(12, 60), 4, rng.uniform(0.6, 3))
     angle = rng.uniform(0, math.pi)
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -104,12 +108,12 @@ def _pattern(rng, height, width):
         row = np.floor(v / period)
         t = np.minimum((u / (2 * period) + 0.5 * (row % 2)) % 1 * 2, v / period % 1) < 0.12
     elif kind == "planks":
-        tones = rng.random(64)[np.floor(v / period).astype(int) % 64]
-        t = np.where(v / period % 1 < 0.06, 1.0, 0.5 * tones)
+        tones = rng.random(64, np.float32)[np.floor(v / period).astype(int) % 64]
+        t = np.where(v / period % 1 < 0.06, np.float32(1), 0.5 * tones)
     else:
         t = np.sin((u + 9 * grain * rng.uniform(0.3, 1.5)) * 2 * math.pi / period) * 0.5 + 0.5
     surface = _mix(a, b, t)
-    return surface * (1 + rng.uniform(0.1, 0.5) * (grain - 0.5))[..., None]
+    return surface * (1 + rng.uniform(0.1, 0.5) * (grain - 0.5))
 
 
 def _background(rng, height, width):
@@ -123,27 +127,45 @@ def _background(rng, height, width):
         surface = _mix(surface, _pattern(rng, height, width), np.clip((y - edge) / 1.5, 0, 1))
     # Quieter and flatter than what stands before it, as a background out of focus.
     surface = surface.mean() + (surface - surface.mean()) * rng.uniform(0.5, 0.9)
-    return surface.astype(np.float32)
+    return _blurred(surface, rng.uniform(0.4, 1.1))
+
+
+def _blurred(image, radius):
+    """Gaussian blur, in 8 bits, of an image in about [0, 1]."""
+    return _from_pil(_to_pil(image).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def _to_pil(image):
+    """(3, h, w) or (h, w) in [0, 1] to 8 bits."""
+    levels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return Image.fromarray(
+        np.ascontiguousarray(np.moveaxis(levels, 0, -1)) if levels.ndim == 3 else levels
+    )
+
+
+def _from_pil(image):
+    levels = np.asarray(image, np.float32) / 255
+    return np.ascontiguousarray(np.moveaxis(levels, -1, 0)) if levels.ndim == 3 else levels
 
 
 def _finish(rng, canvas):
     """Light, lens and sensor: uneven light, blur, contrast, noise. Returns a PIL image."""
-    height, width = canvas.shape[:2]
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
-    angle = rng.uniform(0, 2 * math.pi)
-    light = 1 + rng.uniform(0, 0.3) * (x * math.cos(angle) + y * math.sin(angle))
+    height, width = canvas.shape[1:]
+    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    x = np.linspace(-1, 1, width, dtype=np.float32)
+    angle, slope = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.3)
+    light = 1.05 + slope * (x * math.cos(angle) + y * math.sin(angle))
     light -= rng.uniform(0, 0.15) * (x * x + y * y)
-    tint = 1 + rng.uniform(-0.08, 0.08, 3)
-    canvas = canvas * light[..., None] * tint
-    canvas = np.clip(canvas, 0, 1) ** rng.uniform(0.8, 1.25)
-    canvas = 0.03 + 0.94 * canvas + rng.normal(0, rng.uniform(0.005, 0.025), canvas.shape)
-    image = Image.fromarray(np.round(np.clip(canvas, 0, 1) * 255).astype(np.uint8))
+    tint = 1 + 0.16 * (rng.random((3, 1, 1), np.float32) - 0.5)
+    canvas = np.clip(canvas * light * tint, 0, 1) ** rng.uniform(0.7, 1.1)
+    grain = rng.standard_normal(canvas.shape, np.float32) * rng.uniform(0.005, 0.025)
+    image = _to_pil(0.03 + 0.94 * canvas + grain)
     return image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.6)))
 
 
 # ---------------------------------------------------------------------------------------------
 # Objects. Each takes (rng, u, v), coordinates in which the object fills about [-1, 1] (v points
-# down), and returns (f, paint): f < 0 inside, continuous; paint (h, w, 3) in [0, 1].
+# down), and returns (f, paint): f < 0 inside, continuous; paint (3, h, w) in about [0, 1].
 
 
 def _ball(rng, u, v):
@@ -151,25 +173,24 @@ def _ball(rng, u, v):
     a, b = _two_colours(rng)
     r2 = u * u + v * v
     z = np.sqrt(np.clip(1 - r2, 0, 1))
-    basis = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    basis = np.linalg.qr(rng.normal(size=(3, 3)))[0].astype(np.float32)
     x3, y3, z3 = (row[0] * u + row[1] * v + row[2] * z for row in basis)
     panels = np.sin(3 * np.arctan2(y3, x3)) > 0
     paint = _mix(a, b, panels)
     paint = _mix(paint, _colour(rng, 0.6), np.abs(z3) > 0.94)
     glint = np.exp(-((u + 0.35) ** 2 + (v + 0.4) ** 2) / 0.05)
-    return np.sqrt(r2) - 1, paint * (0.45 + 0.6 * z)[..., None] + 0.45 * glint[..., None]
+    return np.sqrt(r2) - 1, paint * (0.45 + 0.6 * z) + 0.45 * glint
 
 
 def _crate(rng, u, v):
     """A wooden crate: planks in a frame with a brace across."""
     wood, dark = _two_colours(rng, 0.3)
-    half = rng.uniform(0.62, 0.85)
-    across, along = u / 0.85, v / half
+    across, along = u / 0.75, v / rng.uniform(0.58, 0.75)
     f = np.maximum(np.abs(across), np.abs(along)) - 1
-    count = rng.integers(4, 7)
+    count = int(rng.integers(4, 7))
     place = (across + 1) / 2 * count
-    tones = rng.uniform(0.75, 1.1, 8)[np.clip(np.floor(place), 0, 7).astype(int)]
-    paint = wood * tones[..., None]
+    tones = (0.75 + 0.35 * rng.random(8, np.float32))[np.clip(np.floor(place), 0, 7).astype(int)]
+    paint = wood * tones
     paint = _mix(paint, 0.5 * wood, place % 1 < 0.12)
     brace = np.abs(across - along) < 0.22
     frame = np.maximum(np.abs(across), np.abs(along)) > 0.76
@@ -184,7 +205,9 @@ def _fish(rng, u, v):
     back, belly = _two_colours(rng, 0.3)
     height = rng.uniform(0.42, 0.55)
     body = np.hypot((u - 0.25) / 0.75, v / height) - 1
-    tail = np.maximum(np.abs(v) - 0.12 - 0.75 * (-0.38 - u), np.maximum(u + 0.3, -1 - u))
+    tail = np.maximum(
+        np.abs(v) - 0.12 - 0.75 * (-0.38 - u), np.maximum(u + 0.3, np.hypot(u, v) - 1.05)
+    )
     fin = np.maximum(np.hypot((u - 0.15) / 0.42, (v + height * 0.75) / 0.4) - 1, v)
     paint = _mix(back, belly, np.clip(0.5 + 1.3 * v / height, 0, 1))
     rows = v / 0.15
@@ -194,19 +217,19 @@ def _fish(rng, u, v):
     rays = np.sin(np.arctan2(v, u + 0.1) * 22) > 0
     paint = _mix(paint, _mix(back, 0.4 * back, rays), body > 0)
     paint = _mix(paint, 0.3 * back, np.abs(np.hypot(u - 0.85, v) - 0.4) < 0.035)
-    paint = _mix(paint, np.full(3, 0.95), np.hypot(u - 0.68, v + 0.12) < 0.13)
-    paint = _mix(paint, np.full(3, 0.05), np.hypot(u - 0.7, v + 0.12) < 0.065)
+    paint = _mix(paint, _grey(0.95), np.hypot(u - 0.68, v + 0.12) < 0.13)
+    paint = _mix(paint, _grey(0.05), np.hypot(u - 0.7, v + 0.12) < 0.065)
     return np.minimum(np.minimum(body, tail), fin), paint
 
 
 def _flower(rng, u, v):
     """A flower: five to eight veined petals around a dotted disc."""
     petal, middle = _two_colours(rng, 0.25)
-    count = rng.integers(5, 9)
+    count = int(rng.integers(5, 9))
     r, angle = np.hypot(u, v), np.arctan2(v, u)
     lobe = np.abs(np.cos(angle * count / 2))
     f = r - (0.42 + 0.58 * lobe**0.7)
-    paint = petal * (0.55 + 0.5 * np.clip(r, 0, 1) * (0.4 + 0.6 * lobe))[..., None]
+    paint = petal * (0.55 + 0.5 * np.clip(r, 0, 1) * (0.4 + 0.6 * lobe))
     veins = (np.abs(np.sin(angle * count * 1.5)) < 0.16) & (r > 0.3)
     paint = _mix(paint, 0.55 * petal, veins)
     dots = np.sin(u * 34) * np.sin(v * 34) > 0.1
@@ -223,8 +246,8 @@ def _leaf(rng, u, v):
     f = np.where(np.abs(w) < 0.88, np.abs(v) - rim * teeth, np.abs(w) - 0.88 + np.abs(v))
     f = np.minimum(f, np.maximum(np.abs(v) - 0.05, np.maximum(-1 - u, u + 0.6)))
     lines = (w * 4.2 - 3.2 * np.abs(v)) % 1
-    paint = blade * (0.8 + 0.35 * (lines - 0.5))[..., None]
-    paint *= np.where(v > 0, 0.78, 1.0)[..., None]
+    paint = blade * (0.8 + 0.35 * (lines - 0.5))
+    paint *= np.where(v > 0, 0.78, 1.0)
     return f, _mix(paint, vein, (lines < 0.17) | (np.abs(v) < 0.05))
 
 
@@ -243,7 +266,7 @@ def _mug(rng, u, v):
     else:
         marks = np.abs(v - 0.1 - 0.12 * np.cos(bend)) % 0.46 < 0.2
     paint = _mix(glaze, print_, marks & (handle > 0))
-    paint = paint * (0.6 + 0.45 * np.cos(bend + 0.6))[..., None]
+    paint = paint * (0.6 + 0.45 * np.cos(bend + 0.6))
     paint = _mix(paint, glaze, mouth < 0)
     return f, _mix(paint, 0.25 * glaze, np.hypot(x / 0.5, (v + 0.68) / 0.15) < 1)
 
@@ -256,11 +279,10 @@ def _star(rng, u, v):
     phi = np.abs(turn) * 2 * math.pi / 5
     inner = rng.uniform(0.4, 0.5)
     # The edge runs from the tip (1, 0) to the notch at inner * (cos 36, sin 36).
-    notch = inner * np.array([math.cos(math.pi / 5), math.sin(math.pi / 5)])
-    edge = np.array([notch[0] - 1, notch[1]])
-    normal = np.array([edge[1], -edge[0]]) / np.hypot(*edge)
-    f = (r * np.cos(phi) - 1) * normal[0] + r * np.sin(phi) * normal[1]
-    paint = _mix(light, dark, turn > 0) * (0.8 + 0.3 * np.clip(1 - r, 0, 1))[..., None]
+    across, along = inner * math.sin(math.pi / 5), 1 - inner * math.cos(math.pi / 5)
+    length = math.hypot(across, along)
+    f = ((r * np.cos(phi) - 1) * across + r * np.sin(phi) * along) / length
+    paint = _mix(light, dark, turn > 0) * (0.8 + 0.3 * np.clip(1 - r, 0, 1))
     return f, _mix(paint, 0.5 * dark, f > -0.06)
 
 
@@ -269,7 +291,7 @@ def _wheel(rng, u, v):
     tyre, metal = _two_colours(rng, 0.35)
     if tyre.mean() > metal.mean():
         tyre, metal = metal, tyre
-    count = rng.integers(5, 9)
+    count = int(rng.integers(5, 9))
     r, angle = np.hypot(u, v), np.arctan2(v, u)
     ring = np.abs(r - 0.8) - 0.2
     arc = (angle / (2 * math.pi / count)) % 1 - 0.5
@@ -284,13 +306,13 @@ def _wheel(rng, u, v):
 def _clutter(rng, u, v):
     """Not an object: an outline (disc, bar, box, triangle, blob, ring) in a plain texture."""
     r, angle = np.hypot(u, v), np.arctan2(v, u)
-    kind = rng.integers(6)
+    kind = int(rng.integers(6))
     if kind == 0:
         f = np.hypot(u, v / rng.uniform(0.5, 1)) - 1
     elif kind == 1:
         f = np.maximum(np.abs(u) - 1, np.abs(v) - rng.uniform(0.06, 0.22))
     elif kind == 2:
-        f = np.maximum(np.abs(u) - 0.9, np.abs(v) - rng.uniform(0.4, 0.8))
+        f = np.maximum(np.abs(u) - 0.85, np.abs(v) - rng.uniform(0.4, 0.65))
     elif kind == 3:
         f = np.maximum(np.abs(u) * 0.87 - (v + 1) * 0.5, v - 0.6)
     elif kind == 4:
@@ -301,7 +323,7 @@ def _clutter(rng, u, v):
     a, b = _colour(rng), _colour(rng)
     slope = rng.uniform(0, 2 * math.pi)
     t = np.clip(0.5 + 0.5 * (u * math.cos(slope) + v * math.sin(slope)), 0, 1)
-    return f, _mix(a, 0.6 * a + 0.4 * b, t) * (0.8 + 0.4 * _noise(rng, *u.shape, 9))[..., None]
+    return f, _mix(a, 0.6 * a + 0.4 * b, t) * (0.75 + 0.5 * _noise(rng, *u.shape, 12, 2))
 
 
 _DRAW = dict(zip(CLASSES, (_ball, _crate, _fish, _flower, _leaf, _mug, _star, _wheel), strict=True))
@@ -309,7 +331,7 @@ _DRAW = dict(zip(CLASSES, (_ball, _crate, _fish, _flower, _leaf, _mug, _star, _w
 
 @dataclass
 class _Sprite:
-    """A drawn object: paint (h, w, 3) and coverage (h, w) at integer place (left, top)."""
+    """A drawn object: paint (3, h, w) and coverage (h, w) at integer place (left, top)."""
 
     paint: np.ndarray
     alpha: np.ndarray
@@ -320,36 +342,35 @@ class _Sprite:
 def _sprite(rng, draw, x, y, size):
     """Draw one object about ``size`` pixels across around (x, y), turned and slanted at random."""
     radius = size / 2
-    reach = math.ceil(radius * 1.25) + 1
+    reach = math.ceil(radius * 1.28) + 1
     left, top = math.floor(x) - reach, math.floor(y) - reach
     side = 2 * reach + 1
     # Two samples a pixel each way, averaged below.
     grid = (np.arange(2 * side, dtype=np.float32) + 0.5) / 2
     px, py = (left + grid - x)[None] / radius, (top + grid - y)[:, None] / radius
     turn = rng.normal(0, 0.5) if rng.random() < 0.7 else rng.uniform(-math.pi, math.pi)
-    mirror = rng.choice([-1, 1])
+    mirror = int(rng.choice([-1, 1]))
     squeeze, slant = rng.uniform(0.78, 1), rng.uniform(0, math.pi)
     # Seen from the side: shorter along the slant; and one end nearer than the other.
     c, s = math.cos(slant), math.sin(slant)
     along, across = (px * c + py * s) / squeeze, py * c - px * s
-    depth = 1 + rng.uniform(-0.18, 0.18) * along
+    depth = 1 + rng.uniform(-0.12, 0.12) * along
     px, py = (along * c - across * s) / depth, (along * s + across * c) / depth
     c, s = math.cos(turn), math.sin(turn)
     f, paint = draw(rng, mirror * (px * c + py * s), py * c - px * s)
 
-    f = f.astype(np.float32)
     dy, dx = np.gradient(f)
     alpha = np.clip(0.5 - f / np.maximum(np.hypot(dx, dy), 1e-4), 0, 1)
-    paint = paint * (0.9 + 0.2 * _noise(rng, 2 * side, 2 * side, max(4, size / 4), 2))[..., None]
     mean = _halve(alpha)
-    paint = _halve(paint * alpha[..., None]) / np.maximum(mean, 1e-3)[..., None]
-    return _Sprite(np.clip(paint, 0, 1).astype(np.float32), mean.astype(np.float32), left, top)
+    paint = _halve(paint * alpha) / np.maximum(mean, 1e-3)
+    paint *= 0.9 + 0.2 * _noise(rng, side, side, max(4, size / 4), 2)
+    return _Sprite(np.clip(paint, 0, 1), mean, left, top)
 
 
 def _halve(image):
     """Average of each 2 x 2 block."""
-    rows = image[::2] + image[1::2]
-    return (rows[:, ::2] + rows[:, 1::2]) / 4
+    rows = image[..., ::2, :] + image[..., 1::2, :]
+    return (rows[..., ::2] + rows[..., 1::2]) / 4
 
 
 def _overlap(sprite, height, width, dx=0, dy=0):
@@ -363,16 +384,15 @@ def _overlap(sprite, height, width, dx=0, dy=0):
 
 def _paste(rng, canvas, sprite):
     """Put the sprite on the canvas, over its own soft shadow."""
-    height, width = canvas.shape[:2]
+    height, width = canvas.shape[1:]
     reach = max(1, sprite.alpha.shape[0] // 14)
     dx, dy = (int(d) for d in rng.integers(-reach, reach + 1, 2))
-    shadow = Image.fromarray((sprite.alpha * 255).astype(np.uint8))
-    shadow = np.asarray(shadow.filter(ImageFilter.BoxBlur(reach)), np.float32) / 255
-    there, here = _overlap(sprite, height, width, dx, abs(dy))
-    canvas[there] *= 1 - rng.uniform(0.2, 0.6) * shadow[here][..., None]
-    there, here = _overlap(sprite, height, width)
-    alpha = sprite.alpha[here][..., None]
-    canvas[there] = canvas[there] * (1 - alpha) + sprite.paint[here] * alpha
+    shadow = _from_pil(_to_pil(sprite.alpha).filter(ImageFilter.BoxBlur(reach)))
+    (rows, columns), here = _overlap(sprite, height, width, dx, abs(dy))
+    canvas[:, rows, columns] *= 1 - rng.uniform(0.2, 0.6) * shadow[here]
+    (rows, columns), here = _overlap(sprite, height, width)
+    behind = canvas[:, rows, columns]
+    behind += (sprite.paint[(slice(None), *here)] - behind) * sprite.alpha[here]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -395,9 +415,7 @@ def _scene(rng, height, width, sizes, counts=(1, 6), clutter=(2, 6)):
     owner = np.full((height, width), -1)  # which object shows at each pixel
     classes, totals, inside = [], [], []
     wanted = rng.integers(counts[0], counts[1] + 1)
-    for _ in range(4 * wanted):
-        if len(classes) == wanted:
-            break
+    for _ in range(wanted):
         index = int(rng.integers(len(CLASSES)))
         size = math.exp(rng.uniform(*np.log(sizes)))
         place = rng.uniform(0.02, 0.98) * width, rng.uniform(0.02, 0.98) * height
@@ -471,7 +489,7 @@ def _write_crop(folder, seed, job):
     rng = np.random.default_rng([seed, VERSION, _STREAMS[split], number])
     index = number % len(CLASSES)
     canvas = _background(rng, CROP, CROP)
-    for _ in range(rng.integers(0, 3)):
+    for _ in range(int(rng.integers(0, 3))):
         place = rng.uniform(0, CROP, 2)
         _paste(rng, canvas, _sprite(rng, _clutter, *place, rng.uniform(8, 30)))
     place = CROP / 2 + rng.uniform(-3, 3, 2)
@@ -495,10 +513,10 @@ def _voc_xml(name, height, width, objects):
         lines += [
             "  <object>",
             f"    <name>{CLASSES[item['class']]}</name><pose>Unspecified</pose>",
-            f"    <truncated>{item['truncated']}</truncated>"
-            f"<difficult>{item['difficult']}</difficult>",
-            f"    <bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin>"
-            f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox>",
+            f"    <truncated>{item['truncated']}</truncated>",
+            f"    <difficult>{item['difficult']}</difficult>",
+            f"    <bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin>",
+            f"      <xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox>",
             "  </object>",
         ]
     return "\n".join([*lines, "</annotation>", ""])
@@ -544,7 +562,7 @@ def write_scenes(
         train_crops, val_crops: number of classification images, in equal parts per class.
         size: (height, width) of a scene; four in ten are portraits, (width, height).
         seed: of all the drawing.
-        workers: processes. The files do not depend on it.
+        workers: processes (spawned). The files do not depend on it.
 
     Returns:
         The folder. Where another process finished it first, that one's is kept.
@@ -575,9 +593,10 @@ def write_scenes(
         jobs = [("train", n) for n in range(train_crops)] + [("val", n) for n in range(val_crops)]
         _each(partial(_write_crop, folder, seed), jobs, workers, "Drawing crops")
 
-        about = dict(version=VERSION, seed=seed, size=size, trainval=trainval, test=test)
+        about = {"version": VERSION, "seed": seed, "size": size, "trainval": trainval}
+        about |= {"test": test, "train_crops": train_crops, "val_crops": val_crops}
         with open(os.path.join(folder, "about.json"), "w") as file:
-            json.dump({**about, "train_crops": train_crops, "val_crops": val_crops}, file)
+            json.dump(about, file)
         os.chmod(folder, 0o755)  # mkdtemp's folder is private
         try:
             os.rename(folder, target)
@@ -599,15 +618,17 @@ def _each(function, jobs, workers, title):
         return list(bar(pool.map(function, jobs, chunksize=16)))
 
 
-def ensure_scenes(root):
-    """The folder of the scenes under ``root``, drawn first (some seconds) where it is absent.
+def ensure_scenes(root, workers=1):
+    """The folder of the scenes under ``root``, drawn first (half a minute) where it is absent.
+
+    More than one worker needs a main module that guards itself with ``__name__ == "__main__"``.
 
     Raises:
         DatasetError: the folder holds scenes of another version of the drawing.
     """
     target = os.path.join(root, "scenes")
     if not os.path.isdir(target):
-        write_scenes(root)
+        write_scenes(root, workers=workers)
     about = os.path.join(target, "about.json")
     try:
         with open(about) as file:
