@@ -7,7 +7,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .records import DatasetError
 
-_ORIENTATION = 274  # EXIF tag
+_EXIF_ORIENTATION = 274
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,25 +40,27 @@ def read_image(path, format="BGR"):
     if format not in ("BGR", "RGB"):
         raise ValueError(f"INPUT.FORMAT must be 'BGR' or 'RGB', not {format!r}")
     with _opened(path) as image:
-        method = _UPRIGHT.get(orientation(image))
+        method = _UPRIGHT.get(_orientation(image))
         if method is not None:
             image = image.transpose(method)
         pixels = np.array(image.convert("RGB"))
     return np.ascontiguousarray(pixels[:, :, ::-1]) if format == "BGR" else pixels
 
 
-def image_size(path):
-    """``(height, width)`` of the upright image, from the header alone. Raises ImageError."""
+def image_header(path):
+    """``(height, width, orientation)`` from the header alone: the size of the upright image, and
+    its EXIF orientation (1: stored upright). Raises ImageError."""
     with _opened(path) as image:
-        width, height = image.size
-        return (width, height) if orientation(image) >= 5 else (height, width)
+        turned = _orientation(image)
+        width, height = image.size[::-1] if turned >= 5 else image.size
+        return height, width, turned
 
 
-def orientation(image):
+def _orientation(image):
     """EXIF orientation (1 is upright) of a PIL image; 1 where the tag is absent or unreadable."""
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF: Pillow raises many kinds, and the pixels are still good
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001  (damaged EXIF raises many kinds; the pixels are good)
         return 1
     return value if value in _UPRIGHT else 1
 

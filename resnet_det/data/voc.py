@@ -4,7 +4,7 @@ import math
 import os
 import xml.etree.ElementTree as ET
 
-from .pixels import ImageError, image_size
+from .pixels import ImageError, image_header
 from .records import BoxMode, DatasetError, box_fault
 
 # Alphabetical, as in the devkit; a class's place here is its category_id.
@@ -47,7 +47,7 @@ def scan(dirname, split, classes=CLASSES, annotated=True):
             faults += _read_annotation(xml, class_ids, record)
         else:
             try:
-                record["height"], record["width"] = image_size(image)
+                record["height"], record["width"], _ = image_header(image)
             except ImageError as error:
                 faults.append(error)
             record["annotations"] = []
