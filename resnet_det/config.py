@@ -9,6 +9,11 @@ from pathlib import Path
 import yaml
 from fvcore.common.config import CfgNode
 
+
+class ConfigError(ValueError):
+    """A config file, key or value that cannot be honoured."""
+
+
 # Values that the embedded engine honours, where it does not honour all; the first is the default.
 CHOICES = {
     "VERSION": (2,),
@@ -171,20 +176,20 @@ def flatten(node, prefix=""):
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
 def _read(path):
     """The YAML file with its ``_BASE_`` chain merged, as a plain nested dict."""
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such config file")
+        raise ConfigError(f"{path}: no such config file")
     try:
         content = CfgNode.load_yaml_with_base(str(path))
     except (yaml.YAMLError, AssertionError, OSError, UnicodeDecodeError, TypeError) as error:
-        raise ValueError(f"{path}: not a readable YAML config: {error}") from error
+        raise ConfigError(f"{path}: not a readable YAML config: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: not a YAML config: give keys and values such as MODEL: ...")
+        raise ConfigError(f"{path}: not a YAML config: give keys and values such as MODEL: ...")
     return content
 
 
@@ -192,13 +197,13 @@ def check_keys(flat, known, where):
     """Refuse keys that ``known`` lacks, naming the nearest ones that it has.
 
     Raises:
-        ValueError: names the place, the key and its nearest neighbours.
+        ConfigError: names the place, the key and its nearest neighbours.
     """
     for key in flat:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
             hint = f"; near it: {', '.join(near)}" if near else ""
-            raise ValueError(
+            raise ConfigError(
                 f"{where}: the embedded engine does not know the key {key}{hint}. "
                 f"A key that only Detectron2 honours needs --engine detectron2"
             )
@@ -208,30 +213,30 @@ def check_values(cfg):
     """Refuse values that the embedded engine cannot honour.
 
     Raises:
-        ValueError: names the key, its value and those that are honoured.
+        ConfigError: names the key, its value and those that are honoured.
     """
     flat = flatten(cfg)
     for key, values in CHOICES.items():
         if flat[key] not in values:
             near = difflib.get_close_matches(str(flat[key]), map(str, values), n=1, cutoff=0.5)
-            raise ValueError(
+            raise ConfigError(
                 f"{key}: the embedded engine cannot honour {flat[key]!r}; it takes "
                 f"{' or '.join(map(repr, values))}" + (f" (near it: {near[0]!r})" if near else "")
             )
     m = cfg.MODEL
     if len(m.RPN.CONV_DIMS) != 1:
-        raise ValueError(f"MODEL.RPN.CONV_DIMS: {m.RPN.CONV_DIMS}: the embedded engine takes one")
+        raise ConfigError(f"MODEL.RPN.CONV_DIMS: {m.RPN.CONV_DIMS}: the embedded engine takes one")
     for name, head in (("RPN", m.RPN), ("ROI_HEADS", m.ROI_HEADS)):
         if len(head.IOU_LABELS) != len(head.IOU_THRESHOLDS) + 1:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.{name}.IOU_LABELS {head.IOU_LABELS}: needs one more entry than "
                 f"MODEL.{name}.IOU_THRESHOLDS {head.IOU_THRESHOLDS}"
             )
     for key in ("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"):
         if flat[key] < 1:
-            raise ValueError(f"{key}: {flat[key]}: must be at least 1")
+            raise ConfigError(f"{key}: {flat[key]}: must be at least 1")
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(cfg.INPUT.MIN_SIZE_TRAIN) != 2:
-        raise ValueError(
+        raise ConfigError(
             f"INPUT.MIN_SIZE_TRAIN: {cfg.INPUT.MIN_SIZE_TRAIN}: "
             "the sampling 'range' takes two sizes, the least and the greatest"
         )
@@ -244,7 +249,7 @@ def load_config(path, overrides=()):
         CfgNode: frozen, checked; ``RESNET_DET.PRETRAIN`` made relative to the working folder.
 
     Raises:
-        ValueError: names the file or the key, and the nearest valid key or values.
+        ConfigError: names the file or the key, and the nearest valid key or values.
     """
     cfg = get_cfg()
     known = flatten(cfg)
@@ -253,7 +258,7 @@ def load_config(path, overrides=()):
     check_keys(content, known, path)
     overrides = list(overrides)
     if len(overrides) % 2:
-        raise ValueError(f"overrides {overrides}: give pairs KEY VALUE")
+        raise ConfigError(f"overrides {overrides}: give pairs KEY VALUE")
     check_keys(overrides[::2], known, "command line")
     for where, pairs in (
         (path, [x for pair in content.items() for x in pair]),
@@ -262,7 +267,7 @@ def load_config(path, overrides=()):
         try:
             cfg.merge_from_list(pairs)
         except (ValueError, AssertionError) as error:
-            raise ValueError(f"{where}: {error}") from error
+            raise ConfigError(f"{where}: {error}") from error
     pretrain = cfg.RESNET_DET.PRETRAIN
     if pretrain and "RESNET_DET.PRETRAIN" not in overrides[::2]:
         cfg.RESNET_DET.PRETRAIN = str(Path(path).parent / pretrain)

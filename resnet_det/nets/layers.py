@@ -91,6 +91,17 @@ class Conv2d(nn.Conv2d):
         return x if self.norm is None else self.norm(x)
 
 
+class FullyConnected(nn.Linear):
+    """Flatten, fully connected, ReLU, dropout: (N, ...) -> (N, outputs)."""
+
+    def __init__(self, inputs, outputs, dropout=0.0):
+        super().__init__(inputs, outputs)
+        self.dropout = dropout
+
+    def forward(self, x):
+        return F.dropout(F.relu(super().forward(x.flatten(1))), self.dropout, self.training)
+
+
 def init_weights(net):
     """He initialisation (section 3.4): N(0, 2 / fan), biases 0, BN at weight 1 and bias 0.
 

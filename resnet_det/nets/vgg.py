@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .classifier import Classifier
-from .layers import Conv2d, init_weights
+from .layers import Conv2d, FullyConnected, init_weights
 
 # Convolutions of each stage: (count, channels); a max pooling stands before all but the first.
 STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -18,13 +18,6 @@ def _stage(count, cin, cout, pool):
         layers[str(i + 1)] = Conv2d(cin if i == 0 else cout, cout, 3)
         layers[f"relu{i + 1}"] = nn.ReLU()
     return nn.Sequential(layers)
-
-
-class FullyConnected(nn.Linear):
-    """Flatten, fully connected, ReLU, dropout 0.5."""
-
-    def forward(self, x):
-        return F.dropout(F.relu(super().forward(x.flatten(1))), 0.5, self.training)
 
 
 class VGG16(Classifier):
@@ -39,8 +32,8 @@ class VGG16(Classifier):
             name = f"conv{i + 1}"
             stages[name] = _stage(count, cin, cout, pool=i > 0)
             channels[name], strides[name], cin = cout, 2**i, cout
-        stages["fc6"] = FullyConnected(512 * 7 * 7, 4096)
-        stages["fc7"] = FullyConnected(4096, 4096)
+        stages["fc6"] = FullyConnected(512 * 7 * 7, 4096, dropout=0.5)
+        stages["fc7"] = FullyConnected(4096, 4096, dropout=0.5)
         channels |= {"fc6": 4096, "fc7": 4096}
         super().__init__(
             stages, cut="conv5", channels=channels, strides=strides, pooled=7,
