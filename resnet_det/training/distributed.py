@@ -3,6 +3,7 @@
 Without torchrun every function below still works: there is one process, rank 0 of 1.
 """
 
+import inspect
 import os
 from typing import NamedTuple
 
@@ -139,12 +140,12 @@ def wrap(model):
     """
     if get_world_size() == 1:
         return model
+    ddp = nn.parallel.DistributedDataParallel
+    names = inspect.signature(ddp).parameters  # newer torch renamed the option and warns
+    option = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     device = next(model.parameters()).device
-    return nn.parallel.DistributedDataParallel(
-        model,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
-    )
+    device_ids = [device.index] if device.type == "cuda" else None
+    return ddp(model, device_ids=device_ids, **{option: False})
 
 
 def unwrap(model):

@@ -105,6 +105,7 @@ def train(
                 meta=dict(meta or {}),
             )
             logger.info("saved %s", path)
+        distributed.barrier()  # from here on every process may read it
 
     def run_evaluation(iteration):
         with _undisturbed(plain_model, device):
@@ -112,6 +113,7 @@ def train(
         if metrics is not None:
             metrics.write(iteration, results)
             logger.info("evaluation after iteration %d: %s", iteration, _brief(results))
+        distributed.barrier()  # the main process may take long to compute the results
 
     def evaluation_due(iteration):
         last = iteration + 1 == max_iter

@@ -1,0 +1,92 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toy import Toy, batches, run
+
+from resnet_det.training import Checkpointer, distributed
+
+HERE = Path(__file__).parent
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert distributed.launch_info() == (0, 1, 0)
+    assert distributed.init("cpu") == torch.device("cpu")
+    assert distributed.is_main()
+    assert distributed.all_gather_objects("x") == ["x"]
+    assert distributed.reduce_mean({"a": 2.0}) == {"a": 2.0}
+    model = Toy()
+    assert distributed.wrap(model) is model
+    distributed.barrier()
+    distributed.shutdown()
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(RuntimeError, match="not WORLD_SIZE, LOCAL_RANK"):
+        distributed.launch_info()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Folder and what each of two processes saw in two_processes.py."""
+    out = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", str(HERE / "two_processes.py"), str(out)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {k: v for k, v in env.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return out, [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_both_processes_meet(two):
+    for rank, seen in enumerate(two[1]):
+        assert seen["who"] == [rank, 2, rank == 0]
+        assert seen["gathered"] == [{"rank": 0}, {"rank": 1}]
+        assert seen["mean"] == {"b": 0.5, "a": 5.0}
+
+
+def test_gradients_of_two_processes_equal_those_of_one(two):
+    model = Toy()
+    sum(model(next(batches())).values()).backward()
+    for seen in two[1]:
+        for theirs, parameter in zip(seen["gradients"], model.parameters(), strict=True):
+            assert theirs == pytest.approx(parameter.grad.flatten().tolist(), abs=1e-6)
+
+
+def test_training_in_two_processes_equals_one(two, tmp_path):
+    model = run(tmp_path, max_iter=6)
+    theirs = Checkpointer(two[0] / "whole").load_latest()["model"]
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(theirs[name], value, rtol=0, atol=1e-6)
+
+
+def test_sigterm_to_one_process_stops_and_resumes_both(two):
+    for seen in two[1]:
+        assert seen["exit"] == 143
+        assert seen["stopped at"] == 4
+        assert seen["same metrics"]
+    whole, parts = (Checkpointer(two[0] / name).load_latest() for name in ("whole", "parts"))
+    assert len(whole["rng"]) == 2
+    for name, value in whole["model"].items():
+        assert torch.equal(value, parts["model"][name])
+
+
+def test_nan_in_one_process_stops_both_and_names_its_images(two):
+    for seen in two[1]:
+        assert "iteration 1:" in seen["nan"]
+        assert "images: image_1_2.jpg, image_1_3.jpg" in seen["nan"]
+        assert "image_1_0.jpg" not in seen["nan"]
+    assert Checkpointer(two[0] / "nan").latest() is None
+
+
+def test_precise_statistics_pool_over_processes(two):
+    data = torch.arange(64, dtype=torch.float64).reshape(4, 2, 4, 2) ** 1.5
+    for seen in two[1]:
+        assert seen["bn"][0] == pytest.approx(data.mean((0, 2, 3)).tolist(), rel=1e-5)
+        variance = data.var((0, 2, 3), unbiased=False).tolist()
+        assert seen["bn"][1] == pytest.approx(variance, rel=1e-5)

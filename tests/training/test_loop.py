@@ -1,0 +1,268 @@
+import json
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+from toy import Toy, batches, run, toy_optimizer
+
+from resnet_det.training import Checkpointer, read_metrics
+from resnet_det.training.loop import Metrics
+
+
+def timeless(folder):
+    """The lines of metrics.json without what the clock decides."""
+    return [
+        {k: v for k, v in line.items() if k not in ("time", "data_time", "eta_seconds")}
+        for line in read_metrics(folder / "metrics.json")
+    ]
+
+
+def assert_equal_runs(one, other):
+    assert timeless(one) == timeless(other)
+    one, other = (Checkpointer(folder).load_latest() for folder in (one, other))
+    assert one["iteration"] == other["iteration"]
+    for name, value in one["model"].items():
+        assert torch.equal(value, other["model"][name]), name
+    for index, state in one["optimizer"]["state"].items():
+        momentum = other["optimizer"]["state"][index]["momentum_buffer"]
+        assert torch.equal(state["momentum_buffer"], momentum)
+
+
+def seeded():
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+
+
+def greedy(model):
+    """An evaluation that disturbs all it can."""
+    random.random(), np.random.rand(), torch.rand(7)
+    model.eval()
+    return {"bbox/AP": model(next(batches())).mean().item(), "bbox/AP-cat": float("nan")}
+
+
+class Crash(Exception):
+    pass
+
+
+def until(stream, iteration, action):
+    """The stream, but ``action`` happens when batch ``iteration`` is asked for."""
+    for i, batch in enumerate(stream):
+        if i == iteration:
+            action()
+        yield batch
+
+
+def crash():
+    raise Crash
+
+
+def test_one_iteration_is_one_step_of_sgd(tmp_path):
+    model = run(tmp_path, max_iter=1)
+    wanted = Toy()
+    optimizer, _ = toy_optimizer(wanted, 1)
+    outputs = wanted(next(batches()))
+    (outputs["loss_square"] + outputs["loss_abs"]).backward()  # "error" is only logged
+    optimizer.step()
+    for ours, theirs in zip(model.parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    line = read_metrics(tmp_path / "metrics.json")[-1]
+    assert line["total_loss"] == pytest.approx(line["loss_square"] + line["loss_abs"], rel=1e-6)
+    assert line["error"] == pytest.approx(outputs["error"].item())
+
+
+def test_training_learns_and_leaves_the_files(tmp_path):
+    run(tmp_path, max_iter=60, evaluate=greedy, eval_period=25, checkpoint_period=20, log_period=10)
+    lines = read_metrics(tmp_path / "metrics.json")
+    losses = {line["iteration"]: line for line in lines if "total_loss" in line}
+    assert list(losses) == [9, 19, 29, 39, 49, 59]
+    assert [line["iteration"] for line in lines if "bbox/AP" in line] == [24, 49, 59]
+    assert losses[59]["total_loss"] < losses[9]["total_loss"] / 3
+    assert losses[9]["lr"] == pytest.approx(0.02) and losses[59]["lr"] == pytest.approx(0.002)
+    assert losses[59]["eta_seconds"] == 0 < losses[9]["eta_seconds"]
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == [
+        "model_0000019.pth",
+        "model_0000039.pth",
+        "model_final.pth",
+    ]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path)).Reload()
+    values = {e.step: e.value for e in events.Scalars("total_loss")}
+    assert values == pytest.approx({i: line["total_loss"] for i, line in losses.items()})
+    assert [e.step for e in events.Scalars("bbox/AP")] == [24, 49, 59]
+
+
+@pytest.mark.parametrize("at", [1, 5, 12, 13, 19])
+def test_a_crashed_run_resumed_equals_the_uninterrupted_one(tmp_path, at):
+    options = {"noise": 0.3, "evaluate": greedy, "eval_period": 5}
+    seeded()
+    run(tmp_path / "whole", **options)
+    seeded()
+    with pytest.raises(Crash):
+        run(tmp_path / "parts", stream=until(batches(), at, crash), **options)
+    state = Checkpointer(tmp_path / "parts").load_latest()
+    assert (state["iteration"] if state else 0) == at // 5 * 5
+    if state is None:
+        seeded()
+    run(tmp_path / "parts", state=state, **options)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_an_evaluation_that_the_interruption_cut_off_is_made_up_for(tmp_path):
+    calls = []
+
+    def evaluate(model):
+        calls.append(None)
+        if len(calls) == 2:
+            raise Crash
+        return greedy(model)
+
+    options = {"noise": 0.3, "eval_period": 5}
+    seeded()
+    run(tmp_path / "whole", evaluate=greedy, **options)
+    seeded()
+    with pytest.raises(Crash):
+        run(tmp_path / "parts", evaluate=evaluate, **options)
+    state = Checkpointer(tmp_path / "parts").load_latest()
+    run(tmp_path / "parts", evaluate=evaluate, state=state, **options)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+    done = len(calls)
+    run(tmp_path / "parts", evaluate=evaluate, state=Checkpointer(tmp_path / "parts").load_latest())
+    assert len(calls) == done  # a finished run has nothing to make up for
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_evaluation_does_not_change_training(tmp_path):
+    for name, options in {"with": {"evaluate": greedy, "eval_period": 4}, "without": {}}.items():
+        seeded()
+        run(tmp_path / name, noise=0.3, **options)
+    states = [Checkpointer(tmp_path / name).load_latest()["model"] for name in ("with", "without")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_modes_of_modules_survive_evaluation(tmp_path):
+    modes = []
+
+    def evaluate(model):
+        modes.append({name: module.training for name, module in model.named_modules()})
+        return greedy(model)
+
+    run(tmp_path, evaluate=evaluate, eval_period=4)
+    assert len(modes) == 5 and all(m == modes[0] for m in modes)
+    assert modes[0]["last"] and not modes[0]["body.1"]  # a layer that the model keeps frozen
+
+
+def test_sigterm_saves_at_the_end_of_the_iteration(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    options = {"noise": 0.3}
+    seeded()
+    run(tmp_path / "whole", **options)
+    seeded()
+    terminate = until(batches(), 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path / "parts", stream=terminate, **options)
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    state = Checkpointer(tmp_path / "parts").load_latest()
+    assert state["iteration"] == 8
+    run(tmp_path / "parts", state=state, **options)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_with_names(tmp_path, bad):
+    def poisoned():
+        for i, batch in enumerate(batches()):
+            if i == 7:
+                batch[2]["y"] = torch.tensor(bad)
+            yield batch
+
+    with pytest.raises(FloatingPointError) as error:
+        run(tmp_path, stream=poisoned())
+    for part in ("iteration 7", "loss_square = ", "loss_abs = ", "image_7_0.jpg, image_7_1.jpg"):
+        assert part in str(error.value)
+    state = Checkpointer(tmp_path).load_latest()
+    assert state["iteration"] == 5
+    assert all(v.isfinite().all() for v in state["model"].values())
+
+
+def test_resume_needs_no_particular_place_to_log(tmp_path):
+    """The values since the last line travel in the checkpoint: log every 7, save every 5."""
+    seeded()
+    run(tmp_path / "whole", log_period=7)
+    with pytest.raises(Crash):
+        run(tmp_path / "parts", stream=until(batches(), 17, crash), log_period=7)
+    state = Checkpointer(tmp_path / "parts").load_latest()
+    run(tmp_path / "parts", state=state, log_period=7)
+    assert [line["iteration"] for line in timeless(tmp_path / "parts")] == [6, 13, 19]
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_metrics_of_a_run_that_went_too_far_are_dropped(tmp_path):
+    lines = [{"iteration": i, "total_loss": 1.0} for i in (4, 9, 14)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.json").write_text(text + '{"iteration": 19, "tot')
+    Metrics(tmp_path, 10).close()
+    assert read_metrics(tmp_path / "metrics.json") == lines[:2]
+    Metrics(tmp_path, 0).close()
+    assert read_metrics(tmp_path / "metrics.json") == []
+    (tmp_path / "metrics.json").write_text('not json\n{"iteration": 3}\n')
+    with pytest.raises(ValueError, match="metrics.json, line 1"):
+        read_metrics(tmp_path / "metrics.json")
+
+
+def test_clip_is_applied_before_the_step(tmp_path):
+    norms = []
+
+    def clip(parameters):
+        norms.append(torch.nn.utils.clip_grad_norm_(parameters, 0.0).item())
+
+    model = run(tmp_path, max_iter=1, clip=clip)
+    assert norms[0] > 0.01
+    # Only weight decay is left: each decayed weight shrinks by lr * decay, lr being the warm-up's.
+    rate = 0.02 * 0.001
+    torch.testing.assert_close(model.last.weight, Toy().last.weight * (1 - rate * 1e-4))
+
+
+def test_what_the_loop_cannot_do_is_said(tmp_path):
+    with pytest.raises(ValueError, match="CUDA"):
+        run(tmp_path, amp=True)
+    with pytest.raises(ValueError, match="ended at iteration 1 of 20"):
+        run(tmp_path, stream=iter([next(batches())]))
+
+
+@pytest.mark.gpu
+def test_mixed_precision_trains_and_resumes(tmp_path):
+    from resnet_det.training import train
+
+    def once(folder, state=None, stop=None):
+        model = Toy().cuda()
+        optimizer, schedule = toy_optimizer(model)
+        stream = batches(start=state["iteration"] if state else 0)
+        stream = (
+            [{k: v.cuda() if k != "file_name" else v for k, v in s.items()} for s in batch]
+            for batch in stream
+        )
+        train(
+            model,
+            until(stream, stop, crash),
+            optimizer,
+            schedule,
+            max_iter=20,
+            checkpointer=Checkpointer(folder),
+            checkpoint_period=5,
+            output_dir=folder,
+            device="cuda",
+            resume_from=state,
+            amp=True,
+        )
+
+    once(tmp_path / "whole")
+    with pytest.raises(Crash):
+        once(tmp_path / "parts", stop=12)
+    once(tmp_path / "parts", state=Checkpointer(tmp_path / "parts").load_latest())
+    assert Checkpointer(tmp_path / "parts").load_latest()["scaler"]["scale"] > 0
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")

@@ -1,0 +1,191 @@
+import pytest
+import torch
+from torch import nn
+
+from resnet_det.training.schedule import build_optimizer, build_schedule, clip_gradients
+
+
+def rates(count, lr=1.0, **kwargs):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    schedule = build_schedule(optimizer, **kwargs)
+    result = []
+    for _ in range(count):
+        result.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return result
+
+
+def test_cifar_steps_at_the_papers_iterations():
+    lr = rates(64_000, lr=0.1, steps=[32_000, 48_000], gamma=0.1, max_iter=64_000)
+    wanted = {0: 0.1, 31_999: 0.1, 32_000: 0.01, 47_999: 0.01, 48_000: 0.001, 63_999: 0.001}
+    assert {i: lr[i] for i in wanted} == pytest.approx(wanted, rel=1e-12)
+
+
+def test_linear_warmup_climbs_from_the_factor_to_the_full_rate():
+    lr = rates(12, lr=2.0, steps=[10], gamma=0.1, max_iter=12, warmup_iters=4, warmup_factor=0.5)
+    assert lr == pytest.approx([1, 1.25, 1.5, 1.75, 2, 2, 2, 2, 2, 2, 0.2, 0.2], rel=1e-12)
+
+
+def test_constant_warmup():
+    lr = rates(
+        5,
+        steps=[],
+        gamma=0.1,
+        max_iter=5,
+        warmup_iters=3,
+        warmup_factor=0.1,
+        warmup_method="constant",
+    )
+    assert lr == pytest.approx([0.1, 0.1, 0.1, 1, 1], rel=1e-12)
+
+
+def test_bad_schedules_are_refused():
+    with pytest.raises(ValueError, match="cosine"):
+        rates(1, steps=[], gamma=0.1, max_iter=5, warmup_method="cosine")
+    with pytest.raises(ValueError, match=r"\[4, 3\]"):
+        rates(1, steps=[4, 3], gamma=0.1, max_iter=5)
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize(
+    "steps,max_iter,warmup_iters,factor,method",
+    [
+        ((30, 45), 60, 10, 0.001, "linear"),
+        ((30, 45), 60, 10, 0.1, "constant"),
+        ((5, 20), 60, 10, 0.01, "linear"),  # a step inside the warm-up
+        ((), 7, 20, 0.01, "linear"),  # a warm-up longer than the training
+        ((12_000, 16_000), 18_000, 100, 0.001, "linear"),
+    ],
+)
+def test_every_iteration_equals_detectron2(steps, max_iter, warmup_iters, factor, method):
+    from detectron2.config import get_cfg
+    from detectron2.solver import build_lr_scheduler
+
+    cfg = get_cfg()
+    cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER = steps, max_iter
+    cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR = warmup_iters, factor
+    cfg.SOLVER.WARMUP_METHOD = method
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.02)
+    theirs, schedule = [], build_lr_scheduler(cfg, optimizer)
+    for _ in range(max_iter):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    ours = rates(
+        max_iter,
+        lr=0.02,
+        steps=steps,
+        gamma=cfg.SOLVER.GAMMA,
+        max_iter=max_iter,
+        warmup_iters=warmup_iters,
+        warmup_factor=factor,
+        warmup_method=method,
+    )
+    assert ours == pytest.approx(theirs, rel=1e-12)
+
+
+def small_net():
+    conv, shared = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+    frozen = nn.Linear(4, 4)
+    frozen.requires_grad_(False)
+    return nn.ModuleDict(
+        {"conv": conv, "bn": nn.BatchNorm2d(4), "a": shared, "b": shared, "frozen": frozen}
+    )
+
+
+def described(optimizer, model):
+    """Name of each parameter in the optimizer -> (lr, weight decay), refusing one held twice."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    result = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert names[parameter] not in result
+            result[names[parameter]] = (group["lr"], group["weight_decay"])
+    return result
+
+
+def test_norms_and_biases_have_their_own_decay_and_rate():
+    model = small_net()
+    optimizer = build_optimizer(
+        model, lr=0.1, momentum=0.9, weight_decay=1e-4, weight_decay_norm=0.0
+    )
+    assert described(optimizer, model) == {
+        "conv.weight": (0.1, 1e-4),
+        "conv.bias": (0.1, 1e-4),
+        "bn.weight": (0.1, 0.0),
+        "bn.bias": (0.1, 0.0),
+        "a.weight": (0.1, 1e-4),
+        "a.bias": (0.1, 1e-4),
+    }
+    optimizer = build_optimizer(
+        model,
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=1e-4,
+        weight_decay_norm=0.5,
+        weight_decay_bias=0.25,
+        bias_lr_factor=2,
+    )
+    assert described(optimizer, model) == {
+        "conv.weight": (0.1, 1e-4),
+        "conv.bias": (0.2, 0.25),
+        "bn.weight": (0.1, 0.5),
+        "bn.bias": (0.2, 0.25),
+        "a.weight": (0.1, 1e-4),
+        "a.bias": (0.2, 0.25),
+    }
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("norm,bias,factor", [(0.0, None, 1.0), (0.5, 0.25, 2.0)])
+def test_groups_equal_detectron2(norm, bias, factor):
+    from detectron2.config import get_cfg
+    from detectron2.solver import build_optimizer as detectron2_build
+
+    cfg = get_cfg()
+    cfg.SOLVER.WEIGHT_DECAY_NORM, cfg.SOLVER.WEIGHT_DECAY_BIAS = norm, bias
+    cfg.SOLVER.BIAS_LR_FACTOR = factor
+    model = small_net()
+    ours = build_optimizer(
+        model,
+        lr=cfg.SOLVER.BASE_LR,
+        momentum=cfg.SOLVER.MOMENTUM,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        weight_decay_norm=norm,
+        weight_decay_bias=bias,
+        bias_lr_factor=factor,
+    )
+    assert described(ours, model) == described(detectron2_build(cfg, model), model)
+
+
+def test_a_wholly_frozen_model_is_refused():
+    with pytest.raises(ValueError, match="frozen"):
+        build_optimizer(
+            nn.Linear(2, 2).requires_grad_(False),
+            lr=0.1,
+            momentum=0,
+            weight_decay=0,
+            weight_decay_norm=0,
+        )
+
+
+def test_clipping_is_per_parameter():
+    one, two = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+
+    def gradients():
+        one.grad, two.grad = torch.tensor([3.0, -4.0]), torch.tensor([0.3, 0.4])
+
+    gradients()
+    clip_gradients([one, two], kind="value", value=1.0)
+    assert one.grad.tolist() == [1, -1]
+    assert two.grad.tolist() == pytest.approx([0.3, 0.4])
+    gradients()
+    clip_gradients([one, two], kind="norm", value=1.0)
+    assert one.grad.tolist() == pytest.approx([0.6, -0.8], abs=1e-6)
+    assert two.grad.tolist() == pytest.approx([0.3, 0.4])
+    gradients()
+    clip_gradients([one, two], kind="norm", value=2.0, norm_type=float("inf"))
+    assert one.grad.tolist() == pytest.approx([1.5, -2.0], abs=1e-5)
+    with pytest.raises(ValueError, match="full_model"):
+        clip_gradients([one], kind="full_model", value=1.0)
