@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Evaluation", "image_f1"]
+__all__ = ["CONFIDENT", "Evaluation", "image_f1"]
+
+CONFIDENT = 0.5  # from this score on a detection counts in an image's F1 and is shown in the report
 
 
 @dataclass

@@ -13,12 +13,11 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from . import Evaluation, image_f1, read_predictions, read_truth
+from . import CONFIDENT, Evaluation, image_f1, read_predictions, read_truth
 
 # COCOeval.stats in order. Detectron2's names; the recalls after its "AR@100", "ARs@100" of proposals.
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 STATS += ("AR@1", "AR@10", "AR@100", "ARs@100", "ARm@100", "ARl@100")
-CONFIDENT = 0.5  # score from which a detection counts in an image's F1
 
 
 def evaluate(records, predictions, classes):

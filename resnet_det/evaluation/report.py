@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from . import CONFIDENT
 from .draw import draw_boxes
 from .tables import per_class, summary
 
-CONFIDENT = 0.5  # detections shown in the pictures, as counted in an image's F1
 PICTURE_SIDE = 640  # longest side of an embedded picture
 
 _LOSSES = {
@@ -194,8 +194,8 @@ def _example(record, prediction, classes, f1, read_image):
     return (
         f'<figure class="pair"><div>{_jpeg(truth, f"truth of {name}")}'
         f"{_jpeg(detected, f'detections in {name}')}</div>"
-        f"<figcaption>{_text(name)} <b>F1 {f1:.2f}</b> · {len(boxes)} objects,"
-        f" {len(keep)} detections</figcaption></figure>"
+        f"<figcaption>{_text(name)} <b>F1 {f1:.2f}</b> ·"
+        f" {_count(len(boxes), 'object')}, {_count(len(keep), 'detection')}</figcaption></figure>"
     )
 
 
@@ -313,6 +313,10 @@ def _text(value):
 
 def _number(value):
     return "–" if value is None or math.isnan(value) else f"{value:.1f}"
+
+
+def _count(number, noun):
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _short(value):

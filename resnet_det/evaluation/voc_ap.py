@@ -24,10 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from . import Evaluation, image_f1, read_predictions, read_truth
+from . import CONFIDENT, Evaluation, image_f1, read_predictions, read_truth
 
 THRESHOLDS = np.arange(50, 100, 5) / 100
-CONFIDENT = 0.5  # score from which a detection counts in an image's F1
 
 
 def evaluate(records, predictions, classes, metric="11-point"):

@@ -1,0 +1,207 @@
+"""The report page, read with a parser of HTML."""
+
+import base64
+import io
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_det.evaluation import coco_ap, voc_ap
+from resnet_det.evaluation.report import write_report
+
+HOSTILE = "<script>alert('x')</script>\"&"
+HOSTILE_FILE = "<img src=x onerror='alert(1)'>\"&"
+CLASSES = ["cat", HOSTILE, "absent"]
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text without the style sheet."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(text)
+        self.close()
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if not self.tags or self.tags[-1][0] != "style":
+            self.words.append(data)
+
+    def all(self, name):
+        return [attrs for tag, attrs in self.tags if tag == name]
+
+
+def scene(folder, number, hits):
+    """A record of 4 objects and a prediction that finds ``hits`` of them."""
+    boxes = [[60.0 * k, 20, 60.0 * k + 40, 80] for k in range(4)]
+    annotations = [
+        {"bbox": box, "bbox_mode": 0, "category_id": k % 2, "difficult": 0}
+        for k, box in enumerate(boxes)
+    ]
+    record = {"image_id": f"i{number}", "file_name": f"{folder}/{HOSTILE_FILE}{number}.jpg"}
+    prediction = {
+        "image_id": f"i{number}",
+        "boxes": np.array(boxes[:hits], dtype=np.float32).reshape(-1, 4),
+        "scores": np.linspace(0.9, 0.6, hits, dtype=np.float32),
+        "classes": np.arange(hits) % 2,
+    }
+    return record | {"annotations": annotations}, prediction
+
+
+def read_image(path):
+    number = int(re.search(r"(\d)\.jpg", path)[1])
+    return np.full((100, 240, 3), 20 * number, dtype=np.uint8)
+
+
+def data(hits=(0, 1, 2, 3, 4)):
+    records, predictions = zip(*(scene("some/folder", k, n) for k, n in enumerate(hits)))
+    return list(records), list(predictions), CLASSES
+
+
+def lines():
+    for k in range(0, 1000, 20):
+        losses = {"loss_cls": 2 / (k + 1), "loss_box_reg": 0.5, "total_loss": 0.5 + 2 / (k + 1)}
+        yield {"iteration": k + 19, **losses, "lr": 0.01 if k < 700 else 0.001, "time": 0.1}
+        if k % 500 == 480:
+            yield {"iteration": k + 19, "bbox/AP": k / 20, "bbox/AP50": k / 10, "bbox/AP-cat": 7.0}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    records, predictions, classes = data()
+    results = {
+        "voc_2007_test": (voc_ap.evaluate(records, predictions, classes), *data()),
+        HOSTILE: (coco_ap.evaluate(records, predictions, classes), *data()),
+    }
+    facts = {"config": HOSTILE, "seed": 3, "whole configuration": "A: 1\nB: <b>2</b>\n"}
+    folder = tmp_path_factory.mktemp("run") / "new"
+    path = write_report(folder, results, read_image, list(lines()), facts, HOSTILE, examples=2)
+    assert path == folder / "report.html"
+    assert [p.name for p in folder.iterdir()] == ["report.html"]
+    return path.read_text(encoding="utf-8")
+
+
+def test_hostile_names_are_shown_not_obeyed(page):
+    parsed = Page(page)
+    assert not {tag for tag, _ in parsed.tags} & {"script", "iframe", "object", "link"}
+    assert "<script" not in page and "<b>2</b>" not in page
+    assert parsed.text.count(HOSTILE) >= 6  # title, heading, fact, data set, class in both sets
+    assert f"{HOSTILE_FILE}4.jpg" in parsed.text
+    assert all(not name.startswith("on") for _, attrs in parsed.tags for name in attrs)
+
+
+def test_self_contained(page):
+    parsed = Page(page)
+    assert not re.search(r"https?:|//[a-z]|url\(|@import", re.sub(r"base64,[^\"]*", "", page))
+    assert all(img["src"].startswith("data:image/jpeg;base64,") for img in parsed.all("img"))
+    assert not [attrs for _, attrs in parsed.tags if "href" in attrs or "srcset" in attrs]
+    (policy,) = [m["content"] for m in parsed.all("meta") if "http-equiv" in m]
+    assert policy.startswith("default-src 'none'")
+    assert "some/folder" not in page  # where the images lie is nobody's business
+
+
+def figures(page):
+    """{caption: figure} of the plots, as html."""
+    found = re.findall(r"<figure><figcaption>(.*?)</figcaption>(.*?)</figure>", page, re.DOTALL)
+    return {Page(caption).text: body for caption, body in found}
+
+
+def paths(figure, style):
+    """Points of the lines in an SVG of that style: [[(x, y), ...], ...]."""
+    drawn = re.findall(rf'<path class="line {style}" d="M([^"]*)"', figure)
+    return [[tuple(map(float, p.split(","))) for p in line.split("L")] for line in drawn]
+
+
+def test_training_curves(page):
+    plots = figures(page)
+    assert len(paths(plots["Loss"], r"s\d")) == 3
+    assert len(paths(plots["Loss"], r"s\d faint")) == 3  # the raw values behind the running mean
+    assert Page(plots["Loss"]).text.startswith("total 0.502 classes 0.00204 boxes 0.5")
+    (rate,) = paths(plots["Learning rate"], "s0")
+    assert len(rate) == 50
+    heights = [y for _, y in rate]
+    bottom = 260 - 34
+    # ten times smaller means a tenth of the height over the zero line
+    assert (bottom - heights[-1]) == pytest.approx((bottom - heights[0]) / 10, abs=0.1)
+    assert len(set(heights)) == 2
+    ap, ap50 = paths(plots["Average precision during training"], r"s\d")
+    assert len(ap) == len(ap50) == 2
+    assert bottom - ap50[0][1] == pytest.approx(2 * (bottom - ap[0][1]), abs=0.2)
+    assert "AP-cat" not in Page(page).text
+
+
+def test_precision_recall_curves(page):
+    # cat: 5 images with 0, 1, 1, 2, 2 of 2 found and no mistake: precision 1 up to recall 0.6
+    (curve, *_) = [body for caption, body in figures(page).items() if caption.startswith("cat ")]
+    (line,) = paths(curve, "s0")
+    assert {y for _, y in line} == {4.0}
+    assert line[0][0] == 16 and line[-1][0] == pytest.approx(16 + 0.6 * 100, abs=1.1)
+    assert not [caption for caption in figures(page) if caption.startswith("absent")]
+
+
+def test_tables(page):
+    text = Page(page).text
+    # without a mistake recall 6/10 reaches 7 of the 11 points, 4/10 reaches 5
+    assert "cat 63.6 63.6 10 0 6" in text
+    assert f"{HOSTILE} 45.5 45.5 10 0 4" in text
+    assert "54.5 AP 54.5 AP50 54.5 AP75" in text
+    assert "absent – – 0 0 0" in text
+
+
+def test_best_and_worst_images(page):
+    section = page[page.index("voc_2007_test</h2>") :].split("<h2>")[0]
+    best, worst = (Page(part) for part in section.split("Best images")[1].split("Worst images"))
+    assert re.findall(r"(\d)\.jpg F1 (\S+)", best.text) == [("4", "1.00"), ("3", "0.86")]
+    assert re.findall(r"(\d)\.jpg F1 (\S+)", worst.text) == [("0", "0.00"), ("1", "0.40")]
+    assert "4 objects, 3 detections" in best.text
+    assert "4 objects, 1 detection" in worst.text and "1 detections" not in worst.text
+    pictures = [img["src"].split(",")[1] for img in best.all("img")]
+    assert len(pictures) == 4
+    truth, detected = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(p))).convert("RGB"), dtype=int)
+        for p in pictures[2:]  # image 3: the fourth object is not found
+    )
+    assert truth.shape == detected.shape and truth.shape[1] <= 640
+    quarter = np.s_[:, -truth.shape[1] // 5 :]
+    assert np.ptp(truth[quarter]) > 100 > np.ptp(detected[quarter])
+
+
+def test_without_training_or_pictures(tmp_path):
+    records, predictions, classes = data(hits=(0,))
+    records[0]["annotations"] = []
+    evaluation = voc_ap.evaluate(records, predictions, classes)
+    assert math.isnan(evaluation.images["i0"])
+    results = {"empty": (evaluation, records, predictions, classes)}
+    text = write_report(tmp_path, results, read_image).read_text(encoding="utf-8")
+    assert not Page(text).all("img") and "Training" not in Page(text).text
+    assert "nan" not in Page(text).text.lower()
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        [{"iteration": 0, "total_loss": 1.0, "lr": 0.0}],
+        [{"iteration": k, "total_loss": math.nan, "lr": 0.1} for k in range(3)],
+        [{"iteration": k, "total_loss": 0.0} for k in range(3)],
+    ],
+)
+def test_short_and_broken_runs_are_drawn(tmp_path, metrics):
+    text = write_report(tmp_path, {}, read_image, metrics).read_text(encoding="utf-8")
+    assert "Training" in Page(text).text
+    assert not re.search(r"nan|inf", " ".join(re.findall(r' (?:d|x|y|cx|cy)="[^"]*"', text)))
+
+
+def test_after_a_resumption_the_later_line_counts(tmp_path):
+    metrics = [{"iteration": k, "lr": 1.0} for k in (1, 2, 3)] + [{"iteration": 2, "lr": 0.5}]
+    text = write_report(tmp_path, {}, read_image, metrics).read_text(encoding="utf-8")
+    (line,) = paths(figures(text)["Learning rate"], "s0")
+    heights = [260 - 34 - y for _, y in line]
+    assert heights[1] == pytest.approx(heights[0] / 2, abs=0.1) and heights[2] == heights[0]

@@ -1,0 +1,92 @@
+"""Tables read back, on the paper's own Tables 10 and 11."""
+
+import json
+import math
+
+import pytest
+
+from resnet_det.evaluation import Evaluation, tables
+
+VOC = (
+    "aero bike bird boat bottle bus car cat chair cow table dog horse mbike person plant sheep sofa"
+)
+VOC = [*VOC.split(" "), "train", "tv"]
+
+# Tables 10 (VOC 2007 test) and 11 (VOC 2012 test): mAP, then the classes
+PAPER = """
+07 VGG-16 | 73.2 | 76.5 79.0 70.9 65.5 52.1 83.1 84.7 86.4 52.0 81.9 65.7 84.8 84.6 77.5 76.7 38.8 73.6 73.9 83.0 72.6
+07 R101 | 76.4 | 79.8 80.7 76.2 68.3 55.9 85.1 85.3 89.8 56.7 87.8 69.4 88.3 88.9 80.9 78.4 41.7 78.6 79.8 85.3 72.0
+07 R101+++ | 85.6 | 90.0 89.6 87.8 80.8 76.1 89.9 89.9 89.6 75.5 90.0 80.7 89.6 90.3 89.1 88.7 65.4 88.1 85.6 89.0 86.8
+12 VGG-16 | 70.4 | 84.9 79.8 74.3 53.9 49.8 77.5 75.9 88.5 45.6 77.1 55.3 86.9 81.7 80.9 79.6 40.1 72.6 60.9 81.2 61.5
+12 R101 | 73.8 | 86.5 81.6 77.2 58.0 51.0 78.6 76.6 93.2 48.6 80.4 59.0 92.1 85.3 84.8 80.7 48.1 77.3 66.5 84.7 65.6
+12 R101+++ | 83.8 | 92.1 88.4 84.8 75.9 71.4 86.3 87.8 94.2 66.8 89.4 69.2 93.9 91.9 90.9 89.6 67.9 88.2 76.8 90.3 80.0
+"""
+PAPER = [[part.strip() for part in line.split("|")] for line in PAPER.strip().splitlines()]
+
+
+def read(table):
+    """[[cell, ...], ...] of a Markdown table without its rule, which is checked."""
+    lines = [line.strip("|").split(" | ") for line in table.splitlines()]
+    lines = [[cell.strip() for cell in line] for line in lines]
+    assert all(set(cell) <= set("-:") and len(cell) >= 3 for cell in lines[1])
+    assert len({len(line) for line in table.splitlines()}) == 1  # aligned
+    return [lines[0], *lines[2:]]
+
+
+def test_the_papers_tables_10_and_11():
+    systems = {name: dict(zip(VOC, map(float, aps.split()))) for name, _, aps in PAPER}
+    header, *rows = read(tables.system_table(systems, digits=2))
+    assert header == ["system", "mAP", *VOC]
+    assert [row[0] for row in rows] == [name for name, _, _ in PAPER]
+    for row, (_, mean, aps) in zip(rows, PAPER):
+        assert float(row[1]) == pytest.approx(float(mean), abs=0.0501)
+        assert list(map(float, row[2:])) == list(map(float, aps.split()))
+
+
+def test_system_table_leaves_out_what_is_undefined():
+    systems = {"ours": {"cat": 10.0, "dog": math.nan}, "theirs": {"cat": 30.0, "cow": 50.0}}
+    assert read(tables.system_table(systems)) == [
+        ["system", "mAP", "cat", "dog", "cow"],
+        ["ours", "10.0", "10.0", "–", "–"],
+        ["theirs", "40.0", "30.0", "–", "50.0"],
+    ]
+
+
+def test_markdown_table():
+    rows = [["a|b\nc", 1, None, "x"], ["d", 20, 0.25, 3.0]]
+    assert tables.markdown_table(rows, ["name", "n", "value", "mixed"], digits=2) == (
+        "| name   |   n | value | mixed |\n"
+        "| ------ | --: | ----: | ----- |\n"
+        "| a\\|b c |   1 |     – | x     |\n"
+        "| d      |  20 |  0.25 | 3.00  |\n"
+    )
+    with pytest.raises(ValueError, match=r"\['only'\] has 1 cells, the header 2"):
+        tables.markdown_table([["only"]], ["a", "b"])
+
+
+METRICS = {"AP": 40.0, "AP50": 60.04, "AP-AP-50": 40.0, "AP-dog": math.nan}
+METRICS |= {"AP50-AP-50": 60.0, "AP50-dog": math.nan}
+
+
+def test_an_evaluations_tables():
+    evaluation = Evaluation(METRICS)
+    assert read(tables.class_table(evaluation)) == [
+        ["class", "AP", "AP50"],
+        ["AP-50", "40.0", "60.0"],
+        ["dog", "–", "–"],
+    ]
+    other = Evaluation({"AP": 1.0, "APs": 2.0})
+    assert read(tables.summary_table({"one": evaluation, "two": other})) == [
+        ["", "AP", "AP50", "APs"],
+        ["one", "40.0", "60.0", "–"],
+        ["two", "1.0", "–", "2.0"],
+    ]
+
+
+def test_json_has_no_nan():
+    text = json.dumps(tables.as_json(Evaluation(METRICS)), allow_nan=False)
+    assert json.loads(text) == {
+        "AP": 40.0,
+        "AP50": 60.04,
+        "classes": {"AP-50": {"AP": 40.0, "AP50": 60.0}, "dog": {"AP": None, "AP50": None}},
+    }
