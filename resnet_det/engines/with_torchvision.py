@@ -304,7 +304,23 @@ class RoIHeads(TorchvisionRoIHeads):
         detections = self.postprocess_detections(
             logits.float(), deltas.float(), proposals, image_shapes
         )
-        return [dict(zip(("boxes", "scores", "labels"), d)) for d in zip(*detections)], {}
+        return [dict(zip(("boxes", "scores", "labels"), d, strict=True)) for d in zip(*detections)], {}
+
+    def postprocess_detections(self, class_logits, box_regression, proposals, image_shapes):
+        # torchvision's drops boxes thinner than 0.01 pixels, Detectron2's keeps them here.
+        counts = [len(p) for p in proposals]
+        all_boxes = self.box_coder.decode(box_regression, proposals).split(counts)
+        all_scores = F.softmax(class_logits, -1).split(counts)
+        detections = []
+        for boxes, scores, shape in zip(all_boxes, all_scores, image_shapes):
+            finite = boxes.flatten(1).isfinite().all(1) & scores.isfinite().all(1)
+            boxes, scores = clip_boxes_to_image(boxes[finite], shape), scores[finite]
+            region, label = torch.nonzero(scores[:, 1:] > self.score_thresh, as_tuple=True)
+            label = label + 1
+            boxes, scores = boxes[region, label], scores[region, label]
+            keep = batched_nms(boxes, scores, label, self.nms_thresh)[: self.detections_per_img]
+            detections.append((boxes[keep], scores[keep], label[keep]))
+        return tuple(map(list, zip(*detections)))
 
     def losses(self, logits, deltas, labels, box_targets):
         foreground = torch.nonzero(labels > 0)[:, 0]
