@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Read every image and annotation of a dataset and list what is wrong, by file.
 
     python tools/check_dataset.py voc_2007_trainval

@@ -49,7 +49,9 @@ def _load(json_file):
         with open(json_file, "rb") as file:
             data = json.load(file)
     except OSError as error:
-        what = f"cannot read the annotations ({error.strerror}); datasets/README.md shows the layout"
+        what = (
+            f"cannot read the annotations ({error.strerror}); datasets/README.md shows the layout"
+        )
         raise DatasetError(json_file, what) from None
     except (ValueError, RecursionError) as error:
         raise DatasetError(json_file, f"malformed json: {error}") from None
