@@ -9,6 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from resnet_det.data import load_dataset
 from resnet_det.evaluation import coco_ap
 
 CLASSES = ["person", "traffic light", "sofa", "never seen"]
@@ -144,6 +145,21 @@ def test_equals_pycocotools_on_files(seed, tmp_path, capsys):
     assert json.loads(file.read_text()) == results
 
 
+def test_boxes_are_compared_bit_for_bit_as_annotated(tmp_path):
+    # half the object, which pycocotools sees as IoU .4999...; .5 if x + w - x replaced w
+    box = [64.7, 28.0, 5.1, 2.7]
+    corners = np.array([64.7, 28.0, 64.7 + 5.1 / 2, 28.0 + 2.7])
+    data, _ = scenes(0)
+    data["annotations"] = [
+        {"id": 1, "image_id": 7, "category_id": 1, "bbox": box, "area": 13.77, "iscrowd": 0}
+    ]
+    data["images"] = [{"id": 7}]
+    records, predictions = as_records(data), as_predictions({7: [(0, corners, 0.9)]})
+    file = coco_ap.write_submission(tmp_path / "r.json", records, predictions, IDS)
+    assert official(tmp_path, data, file).stats[1] == 0
+    assert coco_ap.evaluate(records, predictions, CLASSES).metrics["AP50"] == 0
+
+
 def test_shuffled_records_and_predictions_give_the_same():
     data, found = scenes(5)
     records, predictions = as_records(data), as_predictions(found)
@@ -215,3 +231,30 @@ def test_bad_input_is_named(tmp_path):
         coco_ap.evaluate(records, [], ["cat"])
     with pytest.raises(ValueError, match="image 1.*class index 0, but there are 0 classes"):
         coco_ap.write_submission(tmp_path / "r.json", records, [prediction(1, (A, 1))], [])
+
+
+@pytest.mark.real_data
+def test_real_annotations_through_the_data_layer(real_data, tmp_path):
+    dataset = load_dataset("coco_2017_val", real_data)
+    json_file = real_data / "coco" / "annotations" / "instances_val2017.json"
+    rng = np.random.default_rng(0)
+    predictions = []
+    for each in dataset.records:
+        boxes = np.array([a["bbox"] for a in each["annotations"]]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        predictions.append(
+            {
+                "image_id": each["image_id"],
+                "boxes": boxes + rng.normal(0, 4, boxes.shape),
+                "scores": rng.random(len(boxes)),
+                "classes": [a["category_id"] for a in each["annotations"]],
+            }
+        )
+    ids = dataset.metadata.category_ids
+    file = coco_ap.write_submission(tmp_path / "r.json", dataset.records, predictions, ids)
+    run = official(tmp_path, json.loads(json_file.read_text()), file)
+    result = coco_ap.evaluate(dataset.records, predictions, dataset.metadata.classes)
+    assert 0.2 < run.stats[0] < 0.9
+    assert result.metrics["AP"] == pytest.approx(100 * run.stats[0], abs=1e-12)
+    assert result.metrics["APs"] == pytest.approx(100 * run.stats[3], abs=1e-12)
+    assert result.metrics["AR@100"] == pytest.approx(100 * run.stats[8], abs=1e-12)

@@ -201,6 +201,15 @@ def test_duplicates_difficult_objects_and_iou_of_exactly_a_half():
     assert voc_ap.evaluate(*spared).images["a"] == 1
 
 
+def test_a_crowd_is_ignored_like_a_difficult_object():
+    records, predictions, classes = single(
+        [far(0), far(0), far(1)], [0.9, 0.8, 0.7], [(far(0), 0), (far(1), 0)]
+    )
+    records[0]["annotations"][0]["iscrowd"] = 1
+    result = voc_ap.evaluate(records, predictions, classes, "area")
+    assert result.metrics["AP50"] == 100 and result.images["a"] == 1
+
+
 def test_scores_are_ranked_at_full_precision():
     miss_first = single([far(5), far(0)], [0.12341, 0.12342], [(far(0), 0)])
     assert voc_ap.evaluate(*miss_first, "area").metrics["AP50"] == 100
