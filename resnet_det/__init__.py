@@ -1,1 +1,26 @@
-"""Residual networks exactly as in the paper, and detectors on them."""
+"""Residual networks exactly as in the paper, and detectors on them.
+
+nets        the networks: ``build_net(name)``, a name of ``NETS``; weights in and out
+data        datasets under Detectron2's names, images, loaders, the embedded scenes
+training    the loop, schedules, checkpoints, several processes
+evaluation  VOC and COCO average precision, tables, pictures, the report page
+engines     the detector on torchvision (embedded) or on Detectron2
+config      Detectron2's YAML language, in the part that the embedded engine honours
+
+Where Detectron2 is installed, ``import resnet_det`` registers every net as a backbone of it, and
+its RoI heads: ``MODEL.BACKBONE.NAME: paper_resnet101``, ``MODEL.ROI_HEADS.NAME: PaperROIHeads``.
+"""
+
+from importlib.util import find_spec as _find_spec
+
+from .nets import NETS, build_net
+
+__all__ = ["NETS", "build_net"]
+
+if _find_spec("detectron2"):
+    try:
+        from .engines import with_detectron2 as _registered  # noqa: F401
+    except ImportError as _error:
+        import warnings
+
+        warnings.warn(f"Detectron2 is here but cannot be used: {_error}", stacklevel=2)

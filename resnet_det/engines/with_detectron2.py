@@ -1,0 +1,734 @@
+"""Detectron2: our nets in its registries, and its trainer on our datasets and evaluators.
+
+The upper half is the plugin that ``import resnet_det`` brings into any Detectron2 project. It asks
+for no config key beyond Detectron2's own:
+
+* backbones ``<name>`` (C4: ``MODEL.RESNETS.OUT_FEATURES``), ``<name>_fpn`` and
+  ``<name>_retinanet_fpn`` for every net of ``NETS``; the name says the depth, so
+  ``MODEL.RESNETS.DEPTH`` is not read;
+* RoI heads ``PaperROIHeads``: the head of the very net that ``MODEL.BACKBONE.NAME`` names.
+
+In a LazyConfig, ``L(PaperBackbone)(name="paper_resnet34", out_features=["res4"], freeze_at=2,
+norm="FrozenBN")`` and ``L(PaperROIHeads)(res5=L(build_head)(name="paper_resnet34", ...), ...)``.
+
+The lower half is the engine: ``load_config``, ``launch``, ``train``, ``evaluate``.
+"""
+
+import argparse
+import difflib
+import logging
+import math
+import os
+import re
+import sys
+import weakref
+from itertools import chain
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import yaml
+from detectron2 import __version__ as detectron2_version
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, configurable, get_cfg
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+    default_setup,
+)
+from detectron2.engine import launch as detectron2_launch
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, verify_results
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, ROI_HEADS_REGISTRY, Backbone, build_model
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.roi_heads import Res5ROIHeads
+from detectron2.utils import comm
+
+from ..config import ConfigError, add_resnet_det_config, flatten
+from ..data import Dataset, ImageError, Metadata, dataset_names, load_dataset, load_datasets
+from ..data.loader import with_usable_annotations
+from ..data.pixels import read_image
+from ..evaluation import coco_ap, voc_ap
+from ..evaluation.report import write_report
+from ..evaluation.tables import summary_table
+from ..nets import NETS, Stages, build_net, load, without_statistics
+from ..nets.weights import DETECTOR_PREFIXES, WeightsError, read
+from ..training import read_metrics
+from ..training.distributed import launch_info
+
+logger = logging.getLogger(__name__)
+
+
+# ---- the plugin: backbones
+
+
+class PaperBackbone(Stages, Backbone):
+    """The trunk of a net as a Detectron2 backbone, with Detectron2's parameter names.
+
+    Args:
+        name: a key of ``NETS``.
+        out_features: stages to return; default the one that the RoI heads start from.
+        freeze_at: number of stages to freeze, counted from the stem.
+        options: as for :func:`resnet_det.build_net`.
+    """
+
+    def __init__(self, name, out_features=None, freeze_at=0, **options):
+        net = build_net(name, **options)
+        trunk, _ = net.split(out_features)
+        super().__init__(dict(trunk.named_children()), trunk.out_features)
+        self.freeze(freeze_at)
+        self._shapes = {
+            f: ShapeSpec(channels=net.channels[f], stride=net.strides[f]) for f in self.out_features
+        }
+
+    def output_shape(self):
+        return dict(self._shapes)
+
+
+def _options(cfg):
+    """``build_net``'s options from Detectron2's keys; what our nets cannot honour is refused."""
+    resnets = cfg.MODEL.RESNETS
+    fixed = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "STEM_OUT_CHANNELS": 64}
+    for key, value in fixed.items():
+        if resnets[key] != value:
+            raise ConfigError(f"MODEL.RESNETS.{key}: {resnets[key]}: the paper's nets have {value}")
+    if any(resnets.DEFORM_ON_PER_STAGE):
+        raise ConfigError(
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE: the paper's nets have no deformable convolutions"
+        )
+    return {
+        "norm": resnets.NORM,
+        "stride_in_1x1": resnets.STRIDE_IN_1X1,
+        "res5_dilation": resnets.RES5_DILATION,
+    }
+
+
+def _build_c4(cfg, name, input_shape):
+    if input_shape.channels != 3:
+        raise ConfigError(f"MODEL.PIXEL_MEAN: {name} takes 3 channels, not {input_shape.channels}")
+    features, options = cfg.MODEL.RESNETS.OUT_FEATURES, _options(cfg)
+    try:
+        return PaperBackbone(name, features, cfg.MODEL.BACKBONE.FREEZE_AT, **options)
+    except ValueError as error:
+        raise ConfigError(f"MODEL.RESNETS does not fit {name}: {error}") from error
+
+
+def _check_stock_heads(cfg, name):
+    """Refuse Detectron2's Res5ROIHeads on a net whose conv5_x it would build otherwise."""
+    if (cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME) != (
+        "GeneralizedRCNN",
+        "Res5ROIHeads",
+    ):
+        return
+    with torch.device("meta"):
+        _, head = build_net(name, **_options(cfg)).split()
+        theirs, _ = Res5ROIHeads._build_res5_block(cfg)
+    ours = {k: v.shape for k, v in head.state_dict().items()}
+    if ours != {f"res5.{k}": v.shape for k, v in theirs.state_dict().items()}:
+        raise ConfigError(
+            f"MODEL.ROI_HEADS.NAME: Res5ROIHeads always builds three bottleneck blocks with "
+            f"projections, and {name} has another head. Use PaperROIHeads"
+        )
+
+
+def _build_fpn(cfg, name, input_shape, retinanet):
+    bottom_up = _build_c4(cfg, name, input_shape)
+    shapes, in_features = bottom_up.output_shape(), cfg.MODEL.FPN.IN_FEATURES
+    missing = [f for f in in_features if f not in shapes]
+    if missing or not in_features:
+        raise ConfigError(
+            f"MODEL.FPN.IN_FEATURES: {in_features}: use names of MODEL.RESNETS.OUT_FEATURES, "
+            f"here {list(shapes)}"
+        )
+    last, channels = in_features[-1], cfg.MODEL.FPN.OUT_CHANNELS
+    if retinanet:
+        top = LastLevelP6P7(shapes[last].channels, channels, in_feature=last)
+    else:
+        top = LastLevelMaxPool()
+        top.in_feature = f"p{int(math.log2(shapes[last].stride))}"
+    return FPN(
+        bottom_up,
+        in_features,
+        channels,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+def _register_backbones(name):
+    def c4(cfg, input_shape):
+        _check_stock_heads(cfg, name)
+        return _build_c4(cfg, name, input_shape)
+
+    def fpn(cfg, input_shape):
+        return _build_fpn(cfg, name, input_shape, retinanet=False)
+
+    def retinanet_fpn(cfg, input_shape):
+        return _build_fpn(cfg, name, input_shape, retinanet=True)
+
+    for suffix, build in (("", c4), ("_fpn", fpn), ("_retinanet_fpn", retinanet_fpn)):
+        build.__name__ = name + suffix  # what the registry takes as the entry's name
+        BACKBONE_REGISTRY.register(build)
+
+
+for _name in NETS:
+    _register_backbones(_name)
+
+
+# ---- the plugin: RoI heads
+
+
+def build_head(name, **options):
+    """The head of the net ``name`` (``NETS``) as :class:`Stages`; options as ``build_net``'s."""
+    return build_net(name, **options).split()[1]
+
+
+@ROI_HEADS_REGISTRY.register()
+class PaperROIHeads(Res5ROIHeads):
+    """Fast R-CNN on a net's own head: conv5_x, a CIFAR net's last stage, or VGG-16's fc6 and fc7.
+
+    It is Detectron2's ``Res5ROIHeads`` (masks included) with another body. The parameters carry
+    the stages' own names: ``roi_heads.res5.0.conv1.weight``, ``roi_heads.fc6.weight``.
+
+    Args:
+        res5: the head, :class:`Stages` as of :func:`build_head`.
+        others: as Detectron2's ``Res5ROIHeads``.
+    """
+
+    @configurable
+    def __init__(self, *, res5, **others):
+        super().__init__(res5=res5, **others)
+        del self.res5  # its stages stand here by their own names instead
+        self.stage_names = res5.names
+        for name, stage in res5.named_children():
+            self.add_module(name, stage)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        name = cls._net_name(cfg)
+        with torch.device("meta"):
+            net = build_net(name, **_options(cfg))
+        cut, features = net.trunk_names[-1], list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+        if features != [cut] or cut not in input_shape:
+            raise ConfigError(
+                f"MODEL.ROI_HEADS.IN_FEATURES: {features}, of the backbone's {list(input_shape)}: "
+                f"the head of {name} takes [{cut!r}]"
+            )
+        if net.head_names[0] == "fc6":
+            resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+            if resolution != net.pooled:
+                raise ConfigError(
+                    f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION: {resolution}: "
+                    f"fc6 of {name} takes {net.pooled}"
+                )
+            if cfg.MODEL.MASK_ON:
+                raise ConfigError(f"MODEL.MASK_ON: the head of {name} gives vectors, not maps")
+        return super().from_config(cfg, input_shape)
+
+    @staticmethod
+    def _net_name(cfg):
+        name = cfg.MODEL.BACKBONE.NAME
+        if name == "build_resnet_backbone":  # Detectron2's own ResNet: ours of that depth fits it
+            name = f"paper_resnet{cfg.MODEL.RESNETS.DEPTH}"
+        if name not in NETS:
+            raise ConfigError(
+                f"MODEL.BACKBONE.NAME: {name}: PaperROIHeads needs a net of its own: "
+                f"build_resnet_backbone or one of {', '.join(NETS)}"
+            )
+        return name
+
+    @classmethod
+    def _build_res5_block(cls, cfg):
+        net = build_net(cls._net_name(cfg), **_options(cfg))
+        return net.split()[1], net.channels[net.stage_names[-1]]
+
+    def _shared_roi_transform(self, features, boxes):
+        x = self.pooler(features, boxes)
+        for name in self.stage_names:
+            x = getattr(self, name)(x)
+        return x if x.dim() == 4 else x[:, :, None, None]  # whose mean over the map is itself
+
+
+# ---- the plugin: datasets
+
+
+def _metadata_of(meta):
+    """Ours as the fields that Detectron2's own evaluators and visualiser read."""
+    fields = {"thing_classes": list(meta.classes)}
+    if meta.kind == "voc":
+        return fields | {
+            "evaluator_type": "pascal_voc",
+            "dirname": meta.dirname,
+            "split": meta.split,
+            "year": meta.year,
+        }
+    return fields | {
+        "evaluator_type": "coco",
+        "json_file": meta.json_file,
+        "image_root": meta.image_root,
+        "thing_dataset_id_to_contiguous_id": {id: i for i, id in enumerate(meta.category_ids)},
+    }
+
+
+def _register_dataset(name):
+    def records():
+        dataset = load_dataset(name)
+        MetadataCatalog.get(name).set(**_metadata_of(dataset.metadata))
+        return dataset.records
+
+    DatasetCatalog.register(name, records)
+
+
+for _name in dataset_names():
+    if _name not in DatasetCatalog:
+        _register_dataset(_name)
+
+
+# ---- the engine: configuration and processes
+
+
+def load_config(path, overrides=()):
+    """Read a YAML file with its ``_BASE_`` chain and trailing ``KEY VALUE`` overrides.
+
+    All of Detectron2's keys, and the node ``RESNET_DET``. YAML that runs code is refused.
+
+    Returns:
+        CfgNode: Detectron2's, frozen; ``MODEL.DEVICE`` is "cpu" where there is no GPU, and
+        ``RESNET_DET.PRETRAIN`` relative to the working folder.
+
+    Raises:
+        ConfigError: names the file or the key, and the nearest valid keys.
+    """
+    cfg = get_cfg()
+    add_resnet_det_config(cfg)
+    cfg.RESNET_DET = CfgNode(cfg.RESNET_DET)
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such config file")
+    overrides = list(overrides)
+    if len(overrides) % 2:
+        raise ConfigError(f"overrides {overrides}: give pairs KEY VALUE")
+    known = flatten(cfg)
+    for where, merge in (
+        (path, lambda: cfg.merge_from_file(str(path), allow_unsafe=False)),
+        ("command line", lambda: cfg.merge_from_list(overrides)),
+    ):
+        try:
+            merge()
+        except (KeyError, ValueError, AssertionError, TypeError, AttributeError, OSError) as error:
+            raise ConfigError(f"{where}: {_explained(str(error.args[0]), known)}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{where}: not a readable YAML config: {error}") from error
+    if cfg.MODEL.META_ARCHITECTURE == "Classifier":
+        raise ConfigError("MODEL.META_ARCHITECTURE: Classifier: Detectron2 trains detectors only")
+    pretrain = cfg.RESNET_DET.PRETRAIN
+    if pretrain and "RESNET_DET.PRETRAIN" not in overrides[::2]:
+        cfg.RESNET_DET.PRETRAIN = str(Path(path).parent / pretrain)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("MODEL.DEVICE: no CUDA device is usable here: running on the CPU")
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg
+
+
+def _explained(message, known):
+    unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
+    if not unknown:
+        return message
+    near = difflib.get_close_matches(unknown[1], known, n=3, cutoff=0.5)
+    hint = f"; near it: {', '.join(near)}" if near else ""
+    return f"Detectron2 does not know the key {unknown[1]}{hint}"
+
+
+def launch(fn, args=(), *, num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto"):
+    """Run ``fn(*args)`` in every process.
+
+    Under torchrun its environment says who this process is, and the numbers here are not read:
+    gloo carries the CPU's tensors, NCCL the GPU's. Otherwise Detectron2's ``launch`` starts
+    ``num_gpus`` processes on this machine, on the CPU too.
+    """
+    rank, world, local_rank = launch_info()
+    if "RANK" not in os.environ:
+        detectron2_launch(fn, num_gpus, num_machines, machine_rank, dist_url, tuple(args))
+        return
+    if world == 1:
+        fn(*args)
+        return
+    if local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=world)
+    comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    try:
+        fn(*args)
+    finally:
+        dist.destroy_process_group()
+
+
+# ---- the engine: data
+
+
+def _load(cfg, names):
+    """Our reading of our datasets (faults named, "difficult" known); Detectron2's of all others."""
+    unknown = [n for n in names if n not in DatasetCatalog]
+    if unknown:
+        load_dataset(unknown[0])  # which names the nearest ones
+    if set(names) <= set(dataset_names()):
+        dataset = load_datasets(names, skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA)
+        for line in dataset.skipped:
+            logger.warning("left out: %s", line)
+    else:
+        records = get_detection_dataset_dicts(list(names), filter_empty=False)
+        known = MetadataCatalog.get(names[0])
+        kind = "voc" if known.get("evaluator_type") == "pascal_voc" else "coco"
+        ids = known.get("thing_dataset_id_to_contiguous_id")
+        classes = tuple(known.get("thing_classes", ()))
+        dataset = Dataset(
+            "+".join(names),
+            records,
+            Metadata(
+                names[0],
+                kind,
+                classes,
+                split=known.get("split"),
+                year=known.get("year"),
+                category_ids=tuple(sorted(ids, key=ids.get)) if ids else range(len(classes)),
+            ),
+        )
+    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and count != len(dataset.metadata.classes):
+        raise ConfigError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES: {count}, but {dataset.name} has "
+            f"{len(dataset.metadata.classes)} classes"
+        )
+    return dataset
+
+
+class Mapper(DatasetMapper):
+    """Detectron2's, except that a broken image is named, or left out if ``skip_bad``."""
+
+    skip_bad = False
+
+    def __call__(self, dataset_dict):
+        try:
+            return super().__call__(dataset_dict)
+        except Exception as error:
+            fault = self._fault(dataset_dict["file_name"], error)
+            if fault is None:
+                raise
+            if not self.skip_bad:
+                raise fault from error
+            logger.warning("left out: %s", fault)
+            return None  # Detectron2's loader then takes another image
+
+    @staticmethod
+    def _fault(file_name, error):
+        if isinstance(error, SizeMismatchError):
+            return ImageError(file_name, str(error))
+        try:
+            read_image(file_name)
+        except ImageError as fault:
+            return fault
+        return None
+
+
+# ---- the engine: evaluation
+
+
+class Evaluator(DatasetEvaluator):
+    """VOC's or COCO's average precision, by our evaluators, of a dataset.
+
+    A dataset without annotations (a test server's) gets the server's files instead, in
+    ``<output_dir>/inference/<name>``.
+    """
+
+    def __init__(self, dataset, output_dir):
+        self.dataset, self.output_dir = dataset, Path(output_dir)
+        self.shown = None  # what the report shows of it, in the main process
+        self.reset()
+
+    def reset(self):
+        self.predictions = []
+
+    def process(self, inputs, outputs):
+        for record, output in zip(inputs, outputs):
+            found = output["instances"].to("cpu")
+            self.predictions.append(
+                {
+                    "image_id": record["image_id"],
+                    "boxes": found.pred_boxes.tensor.float().numpy(),
+                    "scores": found.scores.float().numpy(),
+                    "classes": found.pred_classes.numpy(),
+                }
+            )
+
+    def evaluate(self):
+        """-> ``{"bbox": metrics}`` in the main process, None in the others."""
+        predictions = list(chain.from_iterable(comm.gather(self.predictions)))
+        if not comm.is_main_process():
+            return None
+        records, meta = self.dataset.records, self.dataset.metadata
+        if not any(record.get("annotations") for record in records):
+            folder = self.output_dir / "inference" / meta.name
+            if meta.kind == "voc":
+                voc_ap.write_submission(folder, records, predictions, meta.classes, meta.split)
+            else:
+                file = folder / "results.json"
+                coco_ap.write_submission(file, records, predictions, meta.category_ids)
+            logger.info("%s has no annotations: wrote what its server takes: %s", meta.name, folder)
+            return {}
+        if meta.kind == "voc":
+            metric = "11-point" if meta.year == 2007 else "area"
+            evaluation = voc_ap.evaluate(records, predictions, meta.classes, metric)
+        else:
+            evaluation = coco_ap.evaluate(records, predictions, meta.classes)
+        self.shown = evaluation, records, predictions, meta.classes
+        return {"bbox": evaluation.metrics}
+
+
+def _test(cfg, model):
+    """Evaluate on every DATASETS.TEST: (results as Detectron2's, what the report shows)."""
+    results, shown = {}, {}
+    for name in cfg.DATASETS.TEST:
+        evaluator = Evaluator(_load(cfg, [name]), cfg.OUTPUT_DIR)
+        loader = build_detection_test_loader(
+            evaluator.dataset.records,
+            mapper=Mapper(cfg, False),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+        results[name] = inference_on_dataset(model, loader, evaluator)
+        if evaluator.shown:
+            shown[name] = evaluator.shown
+            logger.info("%s", summary_table({name: evaluator.shown[0]}))
+    return results[name] if len(results) == 1 else results, shown
+
+
+def _report(cfg, shown):
+    if comm.is_main_process():
+        write_report(
+            cfg.OUTPUT_DIR,
+            shown,
+            lambda file_name: read_image(file_name, "RGB"),
+            metrics=read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json"),
+            facts={
+                "backbone": cfg.MODEL.BACKBONE.NAME,
+                "weights": cfg.MODEL.WEIGHTS or "none",
+                "engine": f"Detectron2 {detectron2_version}",
+                "torch": torch.__version__,
+                "processes": comm.get_world_size(),
+                "command": " ".join(sys.argv),
+                "config": cfg.dump(),
+            },
+            title=f"{cfg.MODEL.BACKBONE.NAME} on {', '.join(cfg.DATASETS.TRAIN)}",
+        )
+
+
+# ---- the engine: weights
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's, which also reads our classifiers and torchvision's.
+
+    Of a classifier's ``.pth`` every tensor but those of its linear layer must fit the detector's
+    trunk and head. Any other file is Detectron2's business, but one of which nothing fits is
+    refused.
+    """
+
+    def load(self, path, checkpointables=None):
+        """Load a whole checkpoint, or weights alone (``checkpointables=[]``).
+
+        Raises:
+            WeightsError: unreadable file, or weights that do not fit.
+        """
+        self.misfits = list(self.model.state_dict())  # tensors that the file does not give
+        if checkpointables == [] and path.endswith(".pth") and "://" not in path:
+            state, facts = read(path)
+            if not any(k.startswith((*DETECTOR_PREFIXES, "proposal_generator.")) for k in state):
+                self._load_classifier(path, {key.split(".")[0] for key in state})
+                return facts
+        return super().load(path, checkpointables)
+
+    def _load_classifier(self, path, stages_in_file):
+        stages = {key: _STAGE.match(key) for key in self.model.state_dict()}
+        new = [key for key, stage in stages.items() if not stage]
+        drop = stages_in_file - {stage[1] for stage in stages.values() if stage}
+        match = load(self.model, path, new=new, drop=[f"{stage}." for stage in drop])
+        self.misfits = match.missing
+        logger.info("%s, a classifier's: %s", path, match)
+
+    def _load_model(self, checkpoint):
+        found = super()._load_model(checkpoint)
+        missing = [*found.missing_keys, *(key for key, *_ in found.incorrect_shapes)]
+        self.misfits = [key for key in missing if not key.endswith("num_batches_tracked")]
+        if set(self.model.state_dict()) <= set(missing):
+            raise WeightsError("no tensor of the file fits the model: the log names them")
+        return found
+
+
+# A detector's parameters that come from the classifier, with their stage.
+_STAGE = re.compile(r"(?:backbone\.(?:bottom_up\.)?|roi_heads\.)(stem|res\d|conv\d|fc[67])\.")
+
+
+def _check_statistics(model):
+    """Refuse frozen batch norms that nobody filled: they would pass everything as it is."""
+    state = model.state_dict()
+    empty = [
+        name
+        for name in without_statistics(model)
+        # Caffe's models, folded into weight and bias, are complete without mean and variance.
+        if bool((state[f"{name}.weight"] == 1).all()) and not state[f"{name}.bias"].any()
+    ]
+    if empty:
+        raise ConfigError(
+            f"{len(empty)} frozen batch norms hold no statistics ({empty[0]}...): give trained "
+            "weights as MODEL.WEIGHTS, or train from scratch with MODEL.RESNETS.NORM BN and "
+            "MODEL.BACKBONE.FREEZE_AT 0"
+        )
+
+
+# ---- the engine: training and evaluation
+
+
+def _amp_dtype(device):
+    """The type of SOLVER.AMP: bfloat16 where it is fast, float16 on older GPUs, else None.
+
+    A CPU without bfloat16 instructions emulates them many times slower than float32.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else None
+
+
+def _autocast_in_training(model, dtype):
+    """bfloat16 has float32's range: no loss scaling, so only the forward pass changes."""
+    forward, device = model.forward, next(model.parameters()).device.type
+
+    def run(*args):
+        with torch.autocast(device, dtype, enabled=model.training):
+            return forward(*args)
+
+    model.forward = run
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's trainer on our datasets and evaluators; it runs on the CPU too.
+
+    SOLVER.AMP.ENABLED: bfloat16 on GPUs and CPUs that have it in hardware, Detectron2's float16
+    with loss scaling on older GPUs, float32 with a warning on other CPUs.
+    """
+
+    def __init__(self, cfg):
+        TrainerBase.__init__(self)  # DefaultTrainer's asks DistributedDataParallel for a GPU
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        dtype = _amp_dtype(cfg.MODEL.DEVICE) if cfg.SOLVER.AMP.ENABLED else torch.float32
+        if dtype is None:
+            logger.warning("SOLVER.AMP.ENABLED: bfloat16 is slow on this CPU: running in float32")
+        if dtype is torch.bfloat16:
+            _autocast_in_training(model, dtype)
+        gpu = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=gpu)
+        loop = AMPTrainer if dtype is torch.float16 else SimpleTrainer
+        self._trainer = loop(model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self.shown = {}
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        mapper = Mapper(cfg, True)
+        if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS:
+            return build_detection_train_loader(cfg, mapper)  # ours reads boxes only
+        records = _load(cfg, cfg.DATASETS.TRAIN).records
+        difficult = cfg.RESNET_DET.USE_DIFFICULT
+        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            records = with_usable_annotations(records, use_difficult=difficult)
+        if not difficult:
+            records = [
+                r | {"annotations": [a for a in r["annotations"] if not a.get("difficult")]}
+                for r in records
+            ]
+        mapper.skip_bad = cfg.RESNET_DET.SKIP_BAD_DATA
+        return build_detection_train_loader(cfg, mapper, dataset=records)
+
+    def test(self, cfg, model):
+        results, self.shown = _test(cfg, model)
+        return results
+
+
+def train(cfg, resume=False):
+    """Train, evaluate on DATASETS.TEST and write ``report.html``, as the config says.
+
+    Args:
+        cfg: from :func:`load_config`.
+        resume: go on from the last checkpoint of OUTPUT_DIR, if there is one.
+
+    Returns:
+        dict: the last evaluation's metrics, "bbox/AP"...; empty but in the main process.
+
+    Raises:
+        ConfigError, DatasetError, WeightsError: name the key or the file.
+    """
+    _setup(cfg)
+    if comm.is_main_process() and not resume:
+        (Path(cfg.OUTPUT_DIR) / "metrics.json").unlink(missing_ok=True)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume)
+    _check_statistics(trainer.checkpointer.model)
+    trainer.train()
+    _report(cfg, trainer.shown)
+    return flatten_results_dict(getattr(trainer, "_last_eval_results", None) or {})
+
+
+def evaluate(cfg):
+    """Evaluate the detector MODEL.WEIGHTS on DATASETS.TEST and write ``report.html``.
+
+    Returns:
+        dict: metrics, "bbox/AP"...; empty but in the main process.
+
+    Raises:
+        ConfigError, DatasetError, WeightsError: name the key or the file; a tensor of the detector
+        that the file lacks is an error.
+    """
+    _setup(cfg)
+    model = build_model(cfg)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR)
+    checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    if checkpointer.misfits:
+        raise WeightsError(
+            f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS or 'none given'}: not this detector's: it gives no "
+            f"{checkpointer.misfits[0]} (and {len(checkpointer.misfits) - 1} more)"
+        )
+    _check_statistics(model)
+    results, shown = _test(cfg, model)
+    _report(cfg, shown)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return flatten_results_dict(results)
+
+
+def _setup(cfg):
+    default_setup(cfg, argparse.Namespace())
+    # Detectron2's logger has its files and its format; ours speaks through the same.
+    ours = logging.getLogger("resnet_det")
+    ours.handlers = logging.getLogger("detectron2").handlers
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
