@@ -132,6 +132,11 @@ def test_resize_of_a_ramp_and_of_a_constant():
     centres = (np.arange(120) + 0.5) / 2 - 0.5
     np.testing.assert_allclose(got[5, 2:-2, 1], 4 * centres[2:-2], atol=0.5)
     np.testing.assert_array_equal(pixels.resize(np.full((9, 7, 3), 77, np.uint8), 31, 5), 77)
+    # One bright column spreads over its neighbours with the weights of a triangle.
+    column = np.zeros((4, 5, 3), np.uint8)
+    column[:, 2] = 200
+    want = [0, 0, 0, 50, 150, 150, 50, 0, 0, 0]
+    np.testing.assert_array_equal(pixels.resize(column, 4, 10)[1, :, 0], want)
     # Shrinking averages (a box of neighbours counts), where plain sampling would give 0 or 255.
     checks = ((np.indices((64, 64)).sum(0) % 2) * 255).astype(np.uint8)[..., None].repeat(3, 2)
     assert abs(pixels.resize(checks, 16, 16).astype(int) - 127.5).max() < 3

@@ -23,9 +23,9 @@ def test_boxes_flags_and_ids(voc_folder):
         voc_folder.object(
             (1, 1, 60, 40),
             "aeroplane",
-            "<pose>Left</pose><truncated>1</truncated><difficult>1</difficult>",
+            "<pose>Left</pose><truncated>1</truncated><difficult>0</difficult>",
         )
-        + voc_folder.object((5, 6, 5, 6), "tvmonitor", "<truncated></truncated>"),
+        + voc_folder.object((5, 6, 5, 6), "tvmonitor", "<truncated/><difficult>1</difficult>"),
     )
     record, faults = read(voc_folder)[0]
     assert faults == []
@@ -41,7 +41,7 @@ def test_boxes_flags_and_ids(voc_folder):
                 "bbox_mode": BoxMode.XYXY_ABS,
                 "category_id": 0,
                 "iscrowd": 0,
-                "difficult": 1,
+                "difficult": 0,
                 "truncated": 1,
             },
             {
@@ -49,7 +49,7 @@ def test_boxes_flags_and_ids(voc_folder):
                 "bbox_mode": BoxMode.XYXY_ABS,
                 "category_id": 19,
                 "iscrowd": 0,
-                "difficult": 0,
+                "difficult": 1,
                 "truncated": 0,
             },
         ],
