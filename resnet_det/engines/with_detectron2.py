@@ -20,13 +20,12 @@ import logging
 import math
 import os
 import re
-import sys
 import weakref
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import yaml
 from detectron2 import __version__ as detectron2_version
 from detectron2.checkpoint import DetectionCheckpointer
@@ -48,9 +47,7 @@ from detectron2.engine import (
     create_ddp_model,
     default_setup,
 )
-from detectron2.engine import launch as detectron2_launch
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, verify_results
-from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, ROI_HEADS_REGISTRY, Backbone, build_model
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
@@ -61,13 +58,10 @@ from ..config import ConfigError, add_resnet_det_config, flatten
 from ..data import Dataset, ImageError, Metadata, dataset_names, load_dataset, load_datasets
 from ..data.loader import with_usable_annotations
 from ..data.pixels import read_image
-from ..evaluation import coco_ap, voc_ap
-from ..evaluation.report import write_report
-from ..evaluation.tables import summary_table
 from ..nets import NETS, Stages, build_net, load, without_statistics
 from ..nets.weights import DETECTOR_PREFIXES, WeightsError, read
-from ..training import read_metrics
-from ..training.distributed import launch_info
+from ..training import distributed
+from . import common
 
 logger = logging.getLogger(__name__)
 
@@ -353,29 +347,23 @@ def _explained(message, known):
     return f"Detectron2 does not know the key {unknown[1]}{hint}"
 
 
-def launch(fn, args=(), *, num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto"):
-    """Run ``fn(*args)`` in every process.
-
-    Under torchrun its environment says who this process is, and the numbers here are not read:
-    gloo carries the CPU's tensors, NCCL the GPU's. Otherwise Detectron2's ``launch`` starts
-    ``num_gpus`` processes on this machine, on the CPU too.
+def launch(main, args, **processes):
+    """Run ``main(args)`` in one process or several, with the arguments and errors of
+    :func:`resnet_det.training.distributed.launch`: Detectron2's ``launch``, or under torchrun.
     """
-    rank, world, local_rank = launch_info()
-    if "RANK" not in os.environ:
-        detectron2_launch(fn, num_gpus, num_machines, machine_rank, dist_url, tuple(args))
-        return
-    if world == 1:
-        fn(*args)
-        return
-    if local_rank < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=world)
-    comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    return distributed.launch(partial(_in_group, main), args, **processes)
+
+
+def _in_group(main, args):
+    if distributed.launch_info().world == 1:
+        return main(args)
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    distributed.init("cuda" if torch.cuda.device_count() >= here else "cpu")
+    comm.create_local_process_group(here)
     try:
-        fn(*args)
+        return main(args)
     finally:
-        dist.destroy_process_group()
+        distributed.shutdown()
 
 
 # ---- the engine: data
@@ -391,23 +379,7 @@ def _load(cfg, names):
         for line in dataset.skipped:
             logger.warning("left out: %s", line)
     else:
-        records = get_detection_dataset_dicts(list(names), filter_empty=False)
-        known = MetadataCatalog.get(names[0])
-        kind = "voc" if known.get("evaluator_type") == "pascal_voc" else "coco"
-        ids = known.get("thing_dataset_id_to_contiguous_id")
-        classes = tuple(known.get("thing_classes", ()))
-        dataset = Dataset(
-            "+".join(names),
-            records,
-            Metadata(
-                names[0],
-                kind,
-                classes,
-                split=known.get("split"),
-                year=known.get("year"),
-                category_ids=tuple(sorted(ids, key=ids.get)) if ids else range(len(classes)),
-            ),
-        )
+        dataset = _foreign(names)
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and count != len(dataset.metadata.classes):
         raise ConfigError(
@@ -415,6 +387,23 @@ def _load(cfg, names):
             f"{len(dataset.metadata.classes)} classes"
         )
     return dataset
+
+
+def _foreign(names):
+    """Datasets that somebody else has registered in Detectron2's catalog."""
+    records = get_detection_dataset_dicts(list(names), filter_empty=False)
+    known = MetadataCatalog.get(names[0])
+    classes = tuple(known.get("thing_classes", ()))
+    ids = known.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(classes))}
+    metadata = Metadata(
+        names[0],
+        "voc" if known.get("evaluator_type") == "pascal_voc" else "coco",
+        classes,
+        split=known.get("split"),
+        year=known.get("year"),
+        category_ids=tuple(sorted(ids, key=ids.get)),
+    )
+    return Dataset("+".join(names), records, metadata)
 
 
 class Mapper(DatasetMapper):
@@ -449,15 +438,16 @@ class Mapper(DatasetMapper):
 
 
 class Evaluator(DatasetEvaluator):
-    """VOC's or COCO's average precision, by our evaluators, of a dataset.
+    """VOC's or COCO's average precision of a dataset, by our evaluators.
 
-    A dataset without annotations (a test server's) gets the server's files instead, in
-    ``<output_dir>/inference/<name>``.
+    Args:
+        dataset: from ``resnet_det.data.load_dataset``.
+        folder: gets the results, and the files that the devkit or the test server takes.
     """
 
-    def __init__(self, dataset, output_dir):
-        self.dataset, self.output_dir = dataset, Path(output_dir)
-        self.shown = None  # what the report shows of it, in the main process
+    def __init__(self, dataset, folder):
+        self.dataset, self.folder = dataset, folder
+        self.scored = None  # in the main process (Evaluation, dataset, predictions)
         self.reset()
 
     def reset(self):
@@ -476,64 +466,33 @@ class Evaluator(DatasetEvaluator):
             )
 
     def evaluate(self):
-        """-> ``{"bbox": metrics}`` in the main process, None in the others."""
+        """-> ``{"bbox": metrics}``, or ``{}`` without annotations or outside the main process."""
         predictions = list(chain.from_iterable(comm.gather(self.predictions)))
         if not comm.is_main_process():
-            return None
-        records, meta = self.dataset.records, self.dataset.metadata
-        if not any(record.get("annotations") for record in records):
-            folder = self.output_dir / "inference" / meta.name
-            if meta.kind == "voc":
-                voc_ap.write_submission(folder, records, predictions, meta.classes, meta.split)
-            else:
-                file = folder / "results.json"
-                coco_ap.write_submission(file, records, predictions, meta.category_ids)
-            logger.info("%s has no annotations: wrote what its server takes: %s", meta.name, folder)
             return {}
-        if meta.kind == "voc":
-            metric = "11-point" if meta.year == 2007 else "area"
-            evaluation = voc_ap.evaluate(records, predictions, meta.classes, metric)
-        else:
-            evaluation = coco_ap.evaluate(records, predictions, meta.classes)
-        self.shown = evaluation, records, predictions, meta.classes
+        evaluation = common.score(self.dataset, predictions, self.folder)
+        if evaluation is None:
+            logger.info("%s has no annotations: see %s", self.dataset.name, self.folder)
+            return {}
+        self.scored = evaluation, self.dataset, predictions
         return {"bbox": evaluation.metrics}
 
 
 def _test(cfg, model):
-    """Evaluate on every DATASETS.TEST: (results as Detectron2's, what the report shows)."""
-    results, shown = {}, {}
+    """Evaluate on every DATASETS.TEST, and publish; flat metrics in the main process, else {}."""
+    scored = {}
     for name in cfg.DATASETS.TEST:
-        evaluator = Evaluator(_load(cfg, [name]), cfg.OUTPUT_DIR)
+        evaluator = Evaluator(_load(cfg, [name]), f"{cfg.OUTPUT_DIR}/inference/{name}")
         loader = build_detection_test_loader(
             evaluator.dataset.records,
             mapper=Mapper(cfg, False),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
-        results[name] = inference_on_dataset(model, loader, evaluator)
-        if evaluator.shown:
-            shown[name] = evaluator.shown
-            logger.info("%s", summary_table({name: evaluator.shown[0]}))
-    return results[name] if len(results) == 1 else results, shown
-
-
-def _report(cfg, shown):
-    if comm.is_main_process():
-        write_report(
-            cfg.OUTPUT_DIR,
-            shown,
-            lambda file_name: read_image(file_name, "RGB"),
-            metrics=read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json"),
-            facts={
-                "backbone": cfg.MODEL.BACKBONE.NAME,
-                "weights": cfg.MODEL.WEIGHTS or "none",
-                "engine": f"Detectron2 {detectron2_version}",
-                "torch": torch.__version__,
-                "processes": comm.get_world_size(),
-                "command": " ".join(sys.argv),
-                "config": cfg.dump(),
-            },
-            title=f"{cfg.MODEL.BACKBONE.NAME} on {', '.join(cfg.DATASETS.TRAIN)}",
-        )
+        inference_on_dataset(model, loader, evaluator)
+        if evaluator.scored:
+            scored[name] = evaluator.scored
+    facts = {"engine": f"Detectron2 {detectron2_version}", "processes": comm.get_world_size()}
+    return common.publish(cfg, scored, facts) if scored else {}
 
 
 # ---- the engine: weights
@@ -544,8 +503,12 @@ class Checkpointer(DetectionCheckpointer):
 
     Of a classifier's ``.pth`` every tensor but those of its linear layer must fit the detector's
     trunk and head. Any other file is Detectron2's business, but one of which nothing fits is
-    refused.
+    refused. ``meta`` are plain facts to save beside the weights.
     """
+
+    def __init__(self, model, save_dir="", *, meta=None, **others):
+        super().__init__(model, save_dir, **others)
+        self.meta = meta or {}
 
     def load(self, path, checkpointables=None):
         """Load a whole checkpoint, or weights alone (``checkpointables=[]``).
@@ -554,12 +517,16 @@ class Checkpointer(DetectionCheckpointer):
             WeightsError: unreadable file, or weights that do not fit.
         """
         self.misfits = list(self.model.state_dict())  # tensors that the file does not give
+        self.facts = {}  # that the file tells about itself
         if checkpointables == [] and path.endswith(".pth") and "://" not in path:
-            state, facts = read(path)
+            state, self.facts = read(path)
             if not any(k.startswith((*DETECTOR_PREFIXES, "proposal_generator.")) for k in state):
                 self._load_classifier(path, {key.split(".")[0] for key in state})
-                return facts
+                return {}
         return super().load(path, checkpointables)
+
+    def save(self, name, **kwargs):
+        super().save(name, meta=self.meta, **kwargs)
 
     def _load_classifier(self, path, stages_in_file):
         stages = {key: _STAGE.match(key) for key in self.model.state_dict()}
@@ -647,17 +614,21 @@ class Trainer(DefaultTrainer):
         loop = AMPTrainer if dtype is torch.float16 else SimpleTrainer
         self._trainer = loop(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            meta=common.conventions(cfg, self.classes),
+            trainer=weakref.proxy(self),
+        )
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
-        self.shown = {}
         self.register_hooks(self.build_hooks())
 
-    @classmethod
-    def build_train_loader(cls, cfg):
+    def build_train_loader(self, cfg):
         mapper = Mapper(cfg, True)
+        dataset = _load(cfg, cfg.DATASETS.TRAIN)
+        records, self.classes = dataset.records, dataset.metadata.classes
         if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS:
             return build_detection_train_loader(cfg, mapper)  # ours reads boxes only
-        records = _load(cfg, cfg.DATASETS.TRAIN).records
         difficult = cfg.RESNET_DET.USE_DIFFICULT
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             records = with_usable_annotations(records, use_difficult=difficult)
@@ -669,9 +640,9 @@ class Trainer(DefaultTrainer):
         mapper.skip_bad = cfg.RESNET_DET.SKIP_BAD_DATA
         return build_detection_train_loader(cfg, mapper, dataset=records)
 
-    def test(self, cfg, model):
-        results, self.shown = _test(cfg, model)
-        return results
+    @classmethod
+    def test(cls, cfg, model):
+        return _test(cfg, model)
 
 
 def train(cfg, resume=False):
@@ -682,50 +653,65 @@ def train(cfg, resume=False):
         resume: go on from the last checkpoint of OUTPUT_DIR, if there is one.
 
     Returns:
-        dict: the last evaluation's metrics, "bbox/AP"...; empty but in the main process.
+        dict: the final metrics in the main process: ``bbox/AP``, 0-100.
 
     Raises:
-        ConfigError, DatasetError, WeightsError: name the key or the file.
+        ConfigError, DatasetError, WeightsError: what was given is wrong; names it.
     """
     _setup(cfg)
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError("DATASETS.TRAIN: name at least one dataset")
     if comm.is_main_process() and not resume:
         (Path(cfg.OUTPUT_DIR) / "metrics.json").unlink(missing_ok=True)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume)
+    common.check_conventions(trainer.checkpointer.facts, cfg, cfg.MODEL.WEIGHTS)
     _check_statistics(trainer.checkpointer.model)
-    trainer.train()
-    _report(cfg, trainer.shown)
-    return flatten_results_dict(getattr(trainer, "_last_eval_results", None) or {})
+    TrainerBase.train(trainer, trainer.start_iter, trainer.max_iter)
+    metrics = getattr(trainer, "_last_eval_results", {})
+    if comm.is_main_process():
+        common.check_expected(cfg, metrics)
+    return metrics
 
 
 def evaluate(cfg):
     """Evaluate the detector MODEL.WEIGHTS on DATASETS.TEST and write ``report.html``.
 
     Returns:
-        dict: metrics, "bbox/AP"...; empty but in the main process.
+        dict of metrics in the main process, as :func:`train`.
 
     Raises:
-        ConfigError, DatasetError, WeightsError: name the key or the file; a tensor of the detector
-        that the file lacks is an error.
+        ConfigError, DatasetError, WeightsError: as :func:`train`; and where the file lacks
+            a tensor of the detector.
     """
     _setup(cfg)
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST: name at least one dataset")
+    if not cfg.MODEL.WEIGHTS:
+        raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
     model = build_model(cfg)
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR)
+    checkpointer = Checkpointer(model)
     checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    common.check_conventions(checkpointer.facts, cfg, cfg.MODEL.WEIGHTS)
     if checkpointer.misfits:
         raise WeightsError(
-            f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS or 'none given'}: not this detector's: it gives no "
+            f"{cfg.MODEL.WEIGHTS}: not a checkpoint of this detector: it gives no "
             f"{checkpointer.misfits[0]} (and {len(checkpointer.misfits) - 1} more)"
         )
     _check_statistics(model)
-    results, shown = _test(cfg, model)
-    _report(cfg, shown)
+    metrics = _test(cfg, model)
     if comm.is_main_process():
-        verify_results(cfg, results)
-    return flatten_results_dict(results)
+        common.check_expected(cfg, metrics)
+    return metrics
 
 
 def _setup(cfg):
+    here = comm.get_local_size()
+    if cfg.MODEL.DEVICE.startswith("cuda") and here > torch.cuda.device_count():
+        raise ConfigError(
+            f"MODEL.DEVICE: {cfg.MODEL.DEVICE}: {here} processes on this machine, but "
+            f"{torch.cuda.device_count()} GPUs"
+        )
     default_setup(cfg, argparse.Namespace())
     # Detectron2's logger has its files and its format; ours speaks through the same.
     ours = logging.getLogger("resnet_det")
