@@ -181,7 +181,7 @@ def flatten(node, prefix=""):
 
 
 def _read(path):
-    """The YAML file with its ``_BASE_`` chain merged, as a plain nested dict."""
+    """The YAML file with its ``_BASE_`` chain merged, as a dict of dotted key -> value."""
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such config file")
     try:
@@ -190,7 +190,7 @@ def _read(path):
         raise ConfigError(f"{path}: not a readable YAML config: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: not a YAML config: give keys and values such as MODEL: ...")
-    return content
+    return {k: v for k, v in flatten(content).items() if not k.startswith(SWITCHED_OFF)}
 
 
 def check_keys(flat, known, where):
@@ -242,35 +242,45 @@ def check_values(cfg):
         )
 
 
+def _merge(cfg, content, where):
+    """Merge dotted keys and values into ``cfg``, refusing what it does not know."""
+    check_keys(content, flatten(cfg), where)
+    try:
+        cfg.merge_from_list([x for pair in content.items() for x in pair])
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
 def load_config(path, overrides=()):
     """Read a YAML file with its ``_BASE_`` chain and trailing ``KEY VALUE`` overrides.
 
     Returns:
-        CfgNode: frozen, checked; ``RESNET_DET.PRETRAIN`` made relative to the working folder.
+        CfgNode: frozen and checked; ``RESNET_DET.PRETRAIN`` is made relative to the working folder.
 
     Raises:
         ConfigError: names the file or the key, and the nearest valid key or values.
     """
+    content = _read(path)
+    pretrain = content.get("RESNET_DET.PRETRAIN")
+    if pretrain:
+        content["RESNET_DET.PRETRAIN"] = str(Path(path).parent / pretrain)
     cfg = get_cfg()
-    known = flatten(cfg)
-    content = flatten(_read(path))
-    content = {k: v for k, v in content.items() if not k.startswith(SWITCHED_OFF)}
-    check_keys(content, known, path)
+    _merge(cfg, content, path)
+    return _finish(cfg, overrides)
+
+
+def parse_config(text, where, overrides=()):
+    """The config that ``cfg.dump()`` wrote, as :func:`load_config`; ``where`` names its source."""
+    cfg = get_cfg()
+    _merge(cfg, flatten(yaml.safe_load(text)), where)
+    return _finish(cfg, overrides)
+
+
+def _finish(cfg, overrides):
     overrides = list(overrides)
     if len(overrides) % 2:
         raise ConfigError(f"overrides {overrides}: give pairs KEY VALUE")
-    check_keys(overrides[::2], known, "command line")
-    for where, pairs in (
-        (path, [x for pair in content.items() for x in pair]),
-        ("command line", overrides),
-    ):
-        try:
-            cfg.merge_from_list(pairs)
-        except (ValueError, AssertionError) as error:
-            raise ConfigError(f"{where}: {error}") from error
-    pretrain = cfg.RESNET_DET.PRETRAIN
-    if pretrain and "RESNET_DET.PRETRAIN" not in overrides[::2]:
-        cfg.RESNET_DET.PRETRAIN = str(Path(path).parent / pretrain)
+    _merge(cfg, dict(zip(overrides[::2], overrides[1::2])), "command line")
     check_values(cfg)
     cfg.freeze()
     return cfg

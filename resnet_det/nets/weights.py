@@ -149,3 +149,19 @@ def load(net, path, *, new=(), drop=(), partial=False):
         raise WeightsError(f"{path}: does not fit the net ({match}): {'; '.join(faults)}")
     net.load_state_dict({target[k]: state[k] for k in fits}, strict=False)
     return match
+
+
+def rename_parameters(module, names):
+    """Let a module's state dict carry other names: ``names`` maps its prefixes to them."""
+
+    def rename(state, prefix, pairs):
+        for old, new in pairs:
+            for key in [k for k in state if k.startswith(prefix + old)]:
+                state[prefix + new + key[len(prefix + old) :]] = state.pop(key)
+
+    module.register_state_dict_post_hook(
+        lambda _, state, prefix, *__: rename(state, prefix, names.items())
+    )
+    module.register_load_state_dict_pre_hook(
+        lambda _, state, prefix, *__: rename(state, prefix, [(b, a) for a, b in names.items()])
+    )

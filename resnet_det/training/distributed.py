@@ -5,7 +5,9 @@ Without torchrun every function below still works: there is one process, rank 0 
 
 import inspect
 import os
+import socket
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -36,6 +38,45 @@ def launch_info():
             "start several processes with torchrun, which sets them all"
         )
     return Launch(*(int(os.environ[name]) for name in names))
+
+
+def launch(main, args, *, num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto"):
+    """Run ``main(args)`` in ``num_gpus`` processes on each of ``num_machines``, as Detectron2's.
+
+    Under torchrun, or with one process, it is called here and its result returned; otherwise the
+    processes get torchrun's environment. A process that fails ends the others.
+
+    Args:
+        dist_url: "tcp://host:port" of machine 0; "auto" picks a free port of this machine.
+
+    Raises:
+        ValueError: "auto" with several machines, or another form of ``dist_url``.
+    """
+    if "RANK" in os.environ or num_gpus * num_machines == 1:
+        return main(args)
+    if dist_url == "auto":
+        if num_machines > 1:
+            raise ValueError("--dist-url auto: several machines need tcp://HOST:PORT of the first")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            dist_url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    url = urlsplit(dist_url)
+    if url.scheme != "tcp" or not url.port:
+        raise ValueError(f"--dist-url {dist_url}: give tcp://HOST:PORT")
+    world = num_gpus * num_machines
+    environment = {
+        "MASTER_ADDR": url.hostname,
+        "MASTER_PORT": str(url.port),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(num_gpus),
+    }
+    first = machine_rank * num_gpus
+    torch.multiprocessing.spawn(_launched, (main, args, environment, first), nprocs=num_gpus)
+
+
+def _launched(local_rank, main, args, environment, first):
+    os.environ |= environment | {"LOCAL_RANK": str(local_rank), "RANK": str(first + local_rank)}
+    main(args)
 
 
 def init(device="cuda"):

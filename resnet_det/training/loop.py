@@ -36,6 +36,7 @@ def train(
     evaluate=None,
     eval_period=0,
     log_period=20,
+    finish=None,
     clip=None,
     amp=False,
     meta=None,
@@ -65,6 +66,8 @@ def train(
         evaluate: called in every process with the unwrapped model; the main process's flat dict
             of floats is logged. It leaves training as it was: random states and the mode of each
             module are put back. Runs every ``eval_period`` iterations (0: never) and at the end.
+        finish: called in every process with the unwrapped model after the last iteration, before
+            ``model_final.pth`` is saved (precise BN).
         clip: called with the list of parameters after the backward pass.
         amp: float16 mixed precision with loss scaling; needs a CUDA device.
         meta: dict of plain facts, kept in each checkpoint.
@@ -181,6 +184,8 @@ def train(
                     if metrics is not None:
                         metrics.write(iteration, line)
                         logger.info(_progress(iteration, max_iter, line, device))
+                if last and finish is not None:
+                    finish(plain_model)
                 if last or stopping or (iteration + 1) % checkpoint_period == 0:
                     save("model_final" if last else f"model_{iteration:07d}", iteration)
                 if stopping:

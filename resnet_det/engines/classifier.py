@@ -1,0 +1,181 @@
+"""Classification pretraining: the weights that a detector starts from."""
+
+import logging
+import os
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import nn
+
+from .. import training
+from ..config import ConfigError, load_config
+from ..data.image_folder import SmallImages
+from ..evaluation.classification import count_errors
+from ..nets import build_net, load
+from ..nets.weights import rename_parameters
+from ..training import distributed, precise_bn
+from . import common
+
+logger = logging.getLogger(__name__)
+
+
+class ClassifierLoss(nn.Module):
+    """Cross entropy and top-1 error of ``(images, labels)``; in evaluation mode, the logits."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        rename_parameters(self, {"net.": ""})  # a checkpoint holds the net's own names
+
+    def forward(self, batch):
+        if not self.training:
+            return self.net(batch)
+        images, labels = batch
+        logits = self.net(images)
+        wrong = (logits.argmax(1) != labels).float().mean()
+        return {"loss_cls": F.cross_entropy(logits.float(), labels), "top1_error": 100 * wrong}
+
+
+def _check(cfg):
+    if cfg.MODEL.META_ARCHITECTURE != "Classifier":
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} is no classifier: "
+            "train it with tools/train_net.py"
+        )
+    crop = cfg.INPUT.CROP
+    if not crop.ENABLED or crop.TYPE != "absolute" or len(set(crop.SIZE)) != 1:
+        raise ConfigError(
+            "INPUT.CROP: a classifier takes square crops of a size in pixels: "
+            "ENABLED: True, TYPE: absolute, SIZE: [32, 32]"
+        )
+    if cfg.MODEL.RESNETS.NORM == "FrozenBN":
+        raise ConfigError("MODEL.RESNETS.NORM: FrozenBN learns no statistics; use BN to pretrain")
+
+
+def _read(name, cfg, device):
+    m = cfg.MODEL
+    data = SmallImages.read(name, cfg.INPUT.FORMAT, m.PIXEL_MEAN, m.PIXEL_STD)
+    return data.to(device)
+
+
+def _evaluate(model, datasets, cfg):
+    metrics = {}
+    for name, data in datasets.items():
+        batches = data.test_batches(
+            size=cfg.INPUT.CROP.SIZE[0],
+            rank=distributed.get_rank(),
+            world=distributed.get_world_size(),
+        )
+        parts = distributed.all_gather_objects(count_errors(model, batches))
+        total = sum(n for _, n in parts)
+        prefix = f"{name}/" if len(datasets) > 1 else ""
+        for k in parts[0][0]:
+            wrong = sum(errors[k] for errors, _ in parts)
+            metrics[f"{prefix}classification/top{k}_error"] = 100 * wrong / total
+    return metrics
+
+
+def train(cfg, resume=False):
+    """Train the classifier of a config, compute precise BN if asked, evaluate, and save.
+
+    Returns:
+        dict of the final metrics, in per cent: ``classification/top1_error``, ``.../top5_error``.
+
+    Raises:
+        ConfigError, DatasetError: the config or the data is wrong.
+    """
+    _check(cfg)
+    device = common.setup(cfg)
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    if len(cfg.DATASETS.TRAIN) != 1:
+        raise ConfigError(f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN}: a classifier trains on one set")
+    data = _read(cfg.DATASETS.TRAIN[0], cfg, device)
+    tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
+    for name, test in tests.items():
+        if test.classes != data.classes:
+            raise ConfigError(
+                f"DATASETS.TEST: {name}: its classes are not {cfg.DATASETS.TRAIN[0]}'s"
+            )
+    net = build_net(
+        cfg.MODEL.BACKBONE.NAME,
+        len(data.classes),
+        norm=cfg.MODEL.RESNETS.NORM,
+        stride_in_1x1=cfg.MODEL.RESNETS.STRIDE_IN_1X1,
+    )
+    checkpointer = training.Checkpointer(cfg.OUTPUT_DIR)
+    state = checkpointer.load_latest() if resume else None
+    if state is None and cfg.MODEL.WEIGHTS:
+        logger.info("%s: %s", cfg.MODEL.WEIGHTS, load(net, cfg.MODEL.WEIGHTS, new=("linear.",)))
+    model = ClassifierLoss(net).to(device)
+
+    def batches(start_iter):
+        return data.training_batches(
+            total_batch=cfg.SOLVER.IMS_PER_BATCH,
+            size=cfg.INPUT.CROP.SIZE[0],
+            padding=cfg.RESNET_DET.CROP_PADDING,
+            flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
+            seed=max(cfg.SEED, 0),
+            rank=rank,
+            world=world,
+            start_iter=start_iter,
+        )
+
+    def finish(model):
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            precise_bn.update(model, batches(0), cfg.TEST.PRECISE_BN.NUM_ITER)
+
+    return common.run_training(
+        cfg,
+        model,
+        batches,
+        state,
+        checkpointer,
+        device,
+        evaluate=lambda m: _evaluate(m.eval(), tests, cfg),
+        finish=finish,
+        classes=data.classes,
+    )
+
+
+def evaluate(cfg):
+    """Evaluate the weights of a config (``MODEL.WEIGHTS``) on its test sets.
+
+    Returns:
+        dict of metrics, as :func:`train`.
+    """
+    _check(cfg)
+    device = common.setup(cfg)
+    tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
+    if not tests or not cfg.MODEL.WEIGHTS:
+        raise ConfigError("DATASETS.TEST and MODEL.WEIGHTS: both are needed to evaluate")
+    net = build_net(
+        cfg.MODEL.BACKBONE.NAME,
+        len(next(iter(tests.values())).classes),
+        norm=cfg.MODEL.RESNETS.NORM,
+        stride_in_1x1=cfg.MODEL.RESNETS.STRIDE_IN_1X1,
+    )
+    logger.info("%s: %s", cfg.MODEL.WEIGHTS, load(net, cfg.MODEL.WEIGHTS))
+    return _evaluate(ClassifierLoss(net).to(device).eval(), tests, cfg)
+
+
+def ensure_weights(cfg):
+    """Train the classifier ``RESNET_DET.PRETRAIN`` where ``MODEL.WEIGHTS`` does not exist yet.
+
+    An interrupted pretraining goes on where it stopped.
+
+    Raises:
+        ConfigError: the classifier's config would not write ``MODEL.WEIGHTS``.
+    """
+    path = cfg.RESNET_DET.PRETRAIN
+    here = distributed.all_gather_objects(os.path.exists(cfg.MODEL.WEIGHTS))[0]
+    if not path or here:
+        return
+    pretrain = load_config(path)
+    result = Path(pretrain.OUTPUT_DIR) / "model_final.pth"
+    if result.resolve() != Path(cfg.MODEL.WEIGHTS).resolve():
+        raise ConfigError(
+            f"RESNET_DET.PRETRAIN: {path} writes {result}, "
+            f"but MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}: make them the same file"
+        )
+    logger.info("%s does not exist: pretraining with %s", cfg.MODEL.WEIGHTS, path)
+    train(pretrain, resume=True)

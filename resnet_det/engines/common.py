@@ -1,0 +1,271 @@
+"""What both engines and the classifier share: setting up a run, training it, publishing results."""
+
+import json
+import logging
+import math
+import platform
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+from .. import training
+from ..config import ConfigError
+from ..data import pixels
+from ..evaluation import coco_ap, voc_ap
+from ..evaluation.report import write_report
+from ..evaluation.tables import as_json, class_table, summary_table
+from ..training import distributed
+
+logger = logging.getLogger(__name__)
+
+
+def setup_device(cfg):
+    """Join the processes and pick the device: the CPU where the config says "cuda" in vain."""
+    device = cfg.MODEL.DEVICE
+    if device == "cuda" and not torch.cuda.is_available():
+        device = "cpu"
+    return distributed.init(device)
+
+
+def setup(cfg):
+    """Join the processes, seed, log, and write ``config.yaml``. Returns the torch.device."""
+    device = setup_device(cfg)
+    level = logging.INFO if distributed.is_main() else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    if device.type == "cpu" and cfg.MODEL.DEVICE == "cuda":
+        logger.info("MODEL.DEVICE is cuda and there is none: using the CPU")
+    seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
+    seed = distributed.all_gather_objects(seed)[0] + distributed.get_rank()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if distributed.is_main():
+        output = Path(cfg.OUTPUT_DIR)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "config.yaml").write_text(cfg.dump())
+    return device
+
+
+def commit():
+    """The git commit of this package, with "+" if its files differ, or "" outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*args):
+        run = subprocess.run(
+            ["git", "-C", str(here), *args], capture_output=True, text=True, check=False
+        )
+        return run.stdout.strip() if run.returncode == 0 else ""
+
+    try:
+        head = git("rev-parse", "--short=10", "HEAD")
+        return head + ("+" if head and git("status", "--porcelain", "-uno") else "")
+    except FileNotFoundError:  # no git
+        return ""
+
+
+def conventions(cfg, classes):
+    """The plain facts that a checkpoint carries: net, pixels, classes, and the whole config."""
+    m = cfg.MODEL
+    return {
+        "net": m.BACKBONE.NAME,
+        "stride_in_1x1": m.RESNETS.STRIDE_IN_1X1,
+        "format": cfg.INPUT.FORMAT,
+        "pixel_mean": [float(x) for x in m.PIXEL_MEAN],
+        "pixel_std": [float(x) for x in m.PIXEL_STD],
+        "classes": list(classes),
+        "config": cfg.dump(),
+        "commit": commit(),
+    }
+
+
+def check_conventions(facts, cfg, path):
+    """Refuse weights that were trained on other pixels or with the stride elsewhere.
+
+    Loading them gives no error of its own, and silently loses accuracy.
+
+    Raises:
+        ConfigError: names the file, the key, and both values.
+    """
+    keys = {
+        "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
+        "format": "INPUT.FORMAT",
+        "pixel_mean": "MODEL.PIXEL_MEAN",
+        "pixel_std": "MODEL.PIXEL_STD",
+    }
+    ours = conventions(cfg, ())
+    for fact, key in keys.items():
+        if fact in facts and facts[fact] != ours[fact]:
+            raise ConfigError(
+                f"{path}: was trained with {key} {facts[fact]}, but the config says {ours[fact]}"
+            )
+
+
+def run_training(
+    cfg, model, batches, state, checkpointer, device, *, evaluate, classes, finish=None
+):
+    """Build optimizer and schedule from ``SOLVER``, and train.
+
+    Args:
+        model: takes a batch and returns a dict of losses; on ``device``.
+        batches: function of the first iteration -> iterator.
+        state: of the checkpoint to resume from, or None.
+        evaluate: function of the model -> flat dict of metrics, or None.
+        finish: called with the model after the last iteration, before it is saved.
+
+    Returns:
+        dict of the final metrics.
+    """
+    solver = cfg.SOLVER
+    optimizer = training.build_optimizer(
+        model,
+        lr=solver.BASE_LR,
+        momentum=solver.MOMENTUM,
+        nesterov=solver.NESTEROV,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+    )
+    schedule = training.build_schedule(
+        optimizer,
+        steps=solver.STEPS,
+        gamma=solver.GAMMA,
+        max_iter=solver.MAX_ITER,
+        warmup_iters=solver.WARMUP_ITERS,
+        warmup_factor=solver.WARMUP_FACTOR,
+        warmup_method=solver.WARMUP_METHOD,
+    )
+    clip = None
+    if solver.CLIP_GRADIENTS.ENABLED:
+
+        def clip(parameters):
+            training.clip_gradients(
+                parameters,
+                kind=solver.CLIP_GRADIENTS.CLIP_TYPE,
+                value=solver.CLIP_GRADIENTS.CLIP_VALUE,
+                norm_type=solver.CLIP_GRADIENTS.NORM_TYPE,
+            )
+
+    final = {}
+
+    def evaluate_and_keep(model):
+        final.clear()
+        final.update(evaluate(model))
+        return final
+
+    training.train(
+        distributed.wrap(model),
+        batches(state["iteration"] if state else 0),
+        optimizer,
+        schedule,
+        max_iter=solver.MAX_ITER,
+        checkpointer=checkpointer,
+        checkpoint_period=solver.CHECKPOINT_PERIOD,
+        output_dir=cfg.OUTPUT_DIR,
+        device=device,
+        resume_from=state,
+        evaluate=evaluate_and_keep if cfg.DATASETS.TEST else None,
+        eval_period=cfg.TEST.EVAL_PERIOD,
+        finish=finish,
+        clip=clip,
+        amp=solver.AMP.ENABLED,
+        meta=conventions(cfg, classes),
+    )
+    return final
+
+
+def score(dataset, predictions, folder):
+    """Evaluate predictions on a dataset and write them as the devkit or the server wants them.
+
+    VOC's own metric goes by the year: 11-point in 2007, area later; both AP50 are given.
+
+    Args:
+        folder: gets ``results.json``, and the submission files.
+
+    Returns:
+        Evaluation, or None for a test set without public annotations.
+    """
+    meta, records = dataset.metadata, dataset.records
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    annotated = all("annotations" in record for record in records)
+    if meta.kind == "voc":
+        voc_ap.write_submission(folder, records, predictions, meta.classes, meta.split)
+        if not annotated:
+            return None
+        metrics = ("11-point", "area") if meta.year == 2007 else ("area", "11-point")
+        result, other = (
+            voc_ap.evaluate(records, predictions, meta.classes, metric) for metric in metrics
+        )
+        for metric, evaluation in zip(metrics, (result.metrics["AP50"], other.metrics["AP50"])):
+            result.metrics[f"AP50_{metric.replace('-', '')}"] = evaluation
+    else:
+        coco_ap.write_submission(
+            folder / "detections.json", records, predictions, meta.category_ids
+        )
+        if not annotated:
+            return None
+        result = coco_ap.evaluate(records, predictions, meta.classes)
+    (folder / "results.json").write_text(json.dumps(as_json(result), indent=1) + "\n")
+    return result
+
+
+def publish(cfg, scored, facts=None):
+    """Print the tables of a run and write its ``report.html``; check ``TEST.EXPECTED_RESULTS``.
+
+    Args:
+        scored: dict dataset name -> (Evaluation, Dataset, predictions).
+
+    Returns:
+        dict of metrics: ``bbox/AP``..., or ``<dataset>/bbox/AP``... where there are several sets.
+    """
+    flat = {}
+    for name, (evaluation, _, _) in scored.items():
+        prefix = f"{name}/" if len(scored) > 1 else ""
+        flat |= {f"{prefix}bbox/{k}": v for k, v in evaluation.metrics.items()}
+        logger.info("%s:\n%s", name, class_table(evaluation))
+    logger.info("results:\n%s", summary_table({n: e for n, (e, _, _) in scored.items()}))
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    write_report(
+        cfg.OUTPUT_DIR,
+        {n: (e, d.records, p, d.metadata.classes) for n, (e, d, p) in scored.items()},
+        lambda path: pixels.read_image(path, "RGB"),
+        training.read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json"),
+        {
+            "net": cfg.MODEL.BACKBONE.NAME,
+            "trained on": " + ".join(cfg.DATASETS.TRAIN),
+            "iterations": cfg.SOLVER.MAX_ITER,
+            "seed": cfg.SEED if cfg.SEED >= 0 else "random",
+            "commit": commit() or "unknown",
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {gpu}",
+            "software": f"Python {platform.python_version()}, torch {torch.__version__}, "
+            f"torchvision {torchvision.__version__}",
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            **(facts or {}),
+            "config": cfg.dump(),
+        },
+        title=cfg.MODEL.BACKBONE.NAME,
+    )
+    logger.info("wrote %s", Path(cfg.OUTPUT_DIR) / "report.html")
+    return flat
+
+
+def check_expected(cfg, metrics):
+    """Compare with ``TEST.EXPECTED_RESULTS``: ``[[task, metric, value, tolerance], ...]``.
+
+    Raises:
+        RuntimeError: names each metric that is missing or outside its tolerance.
+    """
+    wrong = []
+    for task, metric, value, tolerance in cfg.TEST.EXPECTED_RESULTS:
+        ours = metrics.get(f"{task}/{metric}", math.nan)
+        if not abs(ours - value) <= tolerance:
+            wrong.append(f"{task}/{metric} is {ours:.2f}, expected {value} +- {tolerance}")
+    if wrong:
+        raise RuntimeError("TEST.EXPECTED_RESULTS: " + "; ".join(wrong))

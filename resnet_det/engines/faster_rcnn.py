@@ -1,0 +1,467 @@
+"""The embedded detector: torchvision's Faster R-CNN, made to do what Detectron2's does.
+
+Each subclass changes what differs between the two, and no more. The parameter names are
+Detectron2's, so that a checkpoint of one engine loads in the other.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
+from torchvision.ops import batched_nms, box_area, clip_boxes_to_image, roi_align, roi_pool
+
+from ..config import ConfigError
+from ..nets import Stages, build_net
+from ..nets.fpn import FPN
+from ..nets.layers import FullyConnected
+from ..nets.weights import rename_parameters
+
+DETECTRON2_BACKBONES = ("build_resnet_backbone", "build_resnet_fpn_backbone")
+
+
+class Anchors(AnchorGenerator):
+    """Detectron2's anchors: sizes before ratios, not rounded, at the true strides.
+
+    Args:
+        sizes, ratios: a list for each level, or one list for all.
+        strides: of each level.
+        offset: of the first centre, in strides.
+    """
+
+    def __init__(self, sizes, ratios, strides, offset):
+        levels = len(strides)
+        sizes, ratios = (x * levels if len(x) == 1 else x for x in (list(sizes), list(ratios)))
+        if len(sizes) != levels or len(ratios) != levels:
+            raise ConfigError(
+                f"MODEL.ANCHOR_GENERATOR: SIZES {sizes} and ASPECT_RATIOS {ratios} "
+                f"must have 1 or {levels} lists, one for each of MODEL.RPN.IN_FEATURES"
+            )
+        super().__init__(tuple(map(tuple, sizes)), tuple(map(tuple, ratios)))
+        self.strides = strides
+        self.cell_anchors = [a + offset * s for a, s in zip(self.cell_anchors, strides)]
+
+    def generate_anchors(self, scales, aspect_ratios, dtype=torch.float32, device="cpu"):
+        cells = []
+        for size in scales:
+            for ratio in aspect_ratios:
+                w = math.sqrt(size**2 / ratio)
+                h = ratio * w
+                cells.append([-w / 2, -h / 2, w / 2, h / 2])
+        return torch.tensor(cells, dtype=dtype, device=device)
+
+    def forward(self, images, features):
+        device = features[0].device
+        self.set_cell_anchors(torch.float32, device)
+        strides = [[torch.tensor(s, device=device)] * 2 for s in self.strides]
+        anchors = torch.cat(self.grid_anchors([f.shape[-2:] for f in features], strides))
+        return [anchors] * len(images.image_sizes)
+
+
+class RPNHead(nn.Module):
+    """A 3x3 convolution and two sibling 1x1 convolutions (section 3.1 of Faster R-CNN)."""
+
+    def __init__(self, channels, hidden, anchors):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.objectness_logits = nn.Conv2d(hidden, anchors, 1)
+        self.anchor_deltas = nn.Conv2d(hidden, 4 * anchors, 1)
+        for layer in self.children():
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features):
+        hidden = [F.relu(self.conv(x)) for x in features]
+        return [self.objectness_logits(x) for x in hidden], [self.anchor_deltas(x) for x in hidden]
+
+
+class RPN(RegionProposalNetwork):
+    """Ranks by logits, ignores anchors across the border if asked, and has Detectron2's losses."""
+
+    def __init__(self, cfg, channels, strides):
+        rpn = cfg.MODEL.RPN
+        generator = cfg.MODEL.ANCHOR_GENERATOR
+        anchors = Anchors(generator.SIZES, generator.ASPECT_RATIOS, strides, generator.OFFSET)
+        per_cell = set(anchors.num_anchors_per_location())
+        if len(per_cell) != 1:
+            raise ConfigError(
+                f"MODEL.ANCHOR_GENERATOR: levels differ in anchors per cell: {per_cell}"
+            )
+        hidden = channels if rpn.CONV_DIMS[0] == -1 else rpn.CONV_DIMS[0]
+        super().__init__(
+            anchors,
+            RPNHead(channels, hidden, per_cell.pop()),
+            fg_iou_thresh=rpn.IOU_THRESHOLDS[1],
+            bg_iou_thresh=rpn.IOU_THRESHOLDS[0],
+            batch_size_per_image=rpn.BATCH_SIZE_PER_IMAGE,
+            positive_fraction=rpn.POSITIVE_FRACTION,
+            pre_nms_top_n={"training": rpn.PRE_NMS_TOPK_TRAIN, "testing": rpn.PRE_NMS_TOPK_TEST},
+            post_nms_top_n={"training": rpn.POST_NMS_TOPK_TRAIN, "testing": rpn.POST_NMS_TOPK_TEST},
+            nms_thresh=rpn.NMS_THRESH,
+        )
+        self.box_coder.weights = tuple(rpn.BBOX_REG_WEIGHTS)
+        self.boundary_thresh = rpn.BOUNDARY_THRESH
+        self.min_size = cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE
+        self.beta = rpn.SMOOTH_L1_BETA
+        self.weights = {
+            "loss_rpn_cls": rpn.LOSS_WEIGHT,
+            "loss_rpn_loc": rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
+        }
+        rename_parameters(self, {"head.": "rpn_head."})
+
+    def forward(self, images, features, targets=None):
+        """-> (list of proposals (N, 4) in pixels of the input, dict of losses)."""
+        objectness, deltas = self.head(features)
+        counts = [x[0].numel() for x in objectness]
+        anchors = self.anchor_generator(images, features)
+        objectness, deltas = concat_box_prediction_layers(objectness, deltas)
+        proposals = self.box_coder.decode(deltas.detach(), anchors)
+        proposals = proposals.view(len(anchors), -1, 4)
+        proposals, _ = self.filter_proposals(proposals, objectness, images.image_sizes, counts)
+        if not self.training:
+            return proposals, {}
+        labels, boxes = self.assign_targets_to_anchors(anchors, targets)
+        if self.boundary_thresh >= 0:
+            for label, anchor, (h, w) in zip(labels, anchors, images.image_sizes):
+                t = self.boundary_thresh
+                low, high = (
+                    anchor[:, :2].amin(1) < -t,
+                    anchor[:, 2:] >= anchor.new_tensor([w, h]) + t,
+                )
+                label[low | high.any(1)] = -1
+        targets = self.box_coder.encode(boxes, anchors)
+        return proposals, self.compute_loss(objectness, deltas, labels, targets)
+
+    def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
+        logits = objectness.detach().float().view(len(image_shapes), -1)
+        top = self._get_top_n_idx(logits, num_anchors_per_level)
+        level = torch.arange(len(num_anchors_per_level), device=logits.device)
+        level = level.repeat_interleave(torch.tensor(num_anchors_per_level, device=logits.device))
+        kept_boxes, kept_scores = [], []
+        for boxes, scores, index, shape in zip(proposals, logits, top, image_shapes):
+            boxes, scores, levels = boxes[index].float(), scores[index], level[index]
+            finite = boxes.isfinite().all(1) & scores.isfinite()
+            if not finite.all() and self.training:
+                raise FloatingPointError("the RPN predicts infinite or NaN boxes: it has diverged")
+            boxes = clip_boxes_to_image(boxes, shape)
+            keep = finite & ((boxes[:, 2:] - boxes[:, :2]) > self.min_size).all(1)
+            boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
+            keep = batched_nms(boxes, scores, levels, self.nms_thresh)[: self.post_nms_top_n()]
+            kept_boxes.append(boxes[keep])
+            kept_scores.append(scores[keep])
+        return kept_boxes, kept_scores
+
+    def compute_loss(self, objectness, pred_bbox_deltas, labels, regression_targets):
+        positive, negative = (torch.cat(x).bool() for x in self.fg_bg_sampler(labels))
+        sampled = positive | negative
+        labels, targets = torch.cat(labels), torch.cat(regression_targets)
+        losses = {
+            "loss_rpn_cls": F.binary_cross_entropy_with_logits(
+                objectness.flatten()[sampled], labels[sampled], reduction="sum"
+            ),
+            "loss_rpn_loc": smooth_l1(pred_bbox_deltas[positive], targets[positive], self.beta),
+        }
+        normaliser = self.fg_bg_sampler.batch_size_per_image * len(regression_targets)
+        return {k: v * (self.weights[k] / normaliser) for k, v in losses.items()}
+
+
+def smooth_l1(prediction, target, beta):
+    """Sum of the smooth L1 losses; ``beta`` 0 is L1."""
+    return F.smooth_l1_loss(prediction.float(), target, beta=beta, reduction="sum")
+
+
+class Pooler(nn.Module):
+    """RoI max pooling or RoIAlign, each region from the level that fits its size.
+
+    Args:
+        kind: "ROIPool" (the paper's), "ROIAlign", or "ROIAlignV2" (aligned to pixel centres).
+        resolution: side of the output.
+        strides: of each level.
+    """
+
+    CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4
+
+    def __init__(self, kind, resolution, strides, sampling_ratio):
+        super().__init__()
+        self.kind, self.resolution, self.strides = kind, resolution, strides
+        self.sampling_ratio = sampling_ratio
+        self.least = int(math.log2(strides[0]))
+
+    def pool(self, features, rois, stride):
+        if self.kind == "ROIPool":
+            return roi_pool(features, rois, self.resolution, 1 / stride)
+        aligned = self.kind == "ROIAlignV2"
+        return roi_align(features, rois, self.resolution, 1 / stride, self.sampling_ratio, aligned)
+
+    def forward(self, features, proposals, image_shapes):
+        """List of maps, list of boxes (N_i, 4) -> regions (sum N_i, C, resolution, resolution)."""
+        index = [box.new_full((len(box), 1), i) for i, box in enumerate(proposals)]
+        boxes = torch.cat(proposals)
+        rois = torch.cat((torch.cat(index), boxes), 1).to(features[0].dtype)
+        if len(features) == 1:
+            return self.pool(features[0], rois, self.strides[0])
+        size = box_area(boxes).sqrt()
+        level = torch.floor(self.CANONICAL_LEVEL + torch.log2(size / self.CANONICAL_SIZE + 1e-8))
+        level = (level - self.least).clamp(0, len(features) - 1)
+        shape = (len(rois), features[0].shape[1], self.resolution, self.resolution)
+        regions = features[0].new_zeros(shape)
+        for i, (x, stride) in enumerate(zip(features, self.strides)):
+            at = torch.nonzero(level == i)[:, 0]
+            regions.index_put_((at,), self.pool(x, rois[at], stride).to(regions.dtype))
+        return regions
+
+
+class Predictor(nn.Module):
+    """The two sibling layers: scores of K+1 classes, the background last, and boxes."""
+
+    def __init__(self, channels, num_classes, class_agnostic):
+        super().__init__()
+        self.cls_score = nn.Linear(channels, num_classes + 1)
+        self.bbox_pred = nn.Linear(channels, 4 * (1 if class_agnostic else num_classes))
+        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        """(R, C) -> logits (R, K+1) with the background first, deltas (R, 4 (K+1)).
+
+        Background first is torchvision's order; its deltas are zeros.
+        """
+        scores, deltas = self.cls_score(x), self.bbox_pred(x)
+        classes = scores.shape[1] - 1
+        if deltas.shape[1] == 4:
+            deltas = deltas.repeat(1, classes)
+        return scores.roll(1, 1), F.pad(deltas, (4, 0))
+
+
+class RoIHeads(TorchvisionRoIHeads):
+    """Fast R-CNN on the net's head, with Detectron2's sampling thresholds and losses."""
+
+    def __init__(self, cfg, pooler, box_head, channels):
+        heads, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
+        super().__init__(
+            pooler,
+            box_head,
+            Predictor(channels, heads.NUM_CLASSES, box.CLS_AGNOSTIC_BBOX_REG),
+            fg_iou_thresh=heads.IOU_THRESHOLDS[-1],
+            bg_iou_thresh=heads.IOU_THRESHOLDS[0],
+            batch_size_per_image=heads.BATCH_SIZE_PER_IMAGE,
+            positive_fraction=heads.POSITIVE_FRACTION,
+            bbox_reg_weights=tuple(box.BBOX_REG_WEIGHTS),
+            score_thresh=heads.SCORE_THRESH_TEST,
+            nms_thresh=heads.NMS_THRESH_TEST,
+            detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
+        )
+        self.append_gt = heads.PROPOSAL_APPEND_GT
+        # Fast R-CNN's [0.1, 0.5): the low overlaps are ignored, those between are background.
+        self.background_between = list(heads.IOU_LABELS) == [-1, 0, 1]
+        self.beta = box.SMOOTH_L1_BETA
+        self.box_weight = box.BBOX_REG_LOSS_WEIGHT
+
+    def add_gt_proposals(self, proposals, gt_boxes):
+        return super().add_gt_proposals(proposals, gt_boxes) if self.append_gt else proposals
+
+    def assign_targets_to_proposals(self, proposals, gt_boxes, gt_labels):
+        matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
+        if self.background_between:
+            # 0 (below both thresholds) and -1 (between them) change places.
+            labels = [
+                torch.where(label > 0, label, -1 - label) if len(boxes) else label
+                for label, boxes in zip(labels, gt_boxes)
+            ]
+        return matched, labels
+
+    def forward(self, features, proposals, image_shapes, targets=None):
+        """-> (list of dicts boxes, labels from 1, scores; dict of losses)."""
+        if self.training:
+            proposals, _, labels, box_targets = self.select_training_samples(proposals, targets)
+        x = self.box_roi_pool(features, proposals, image_shapes)
+        (x,) = self.box_head(x).values()
+        logits, deltas = self.box_predictor(x.mean((2, 3)) if x.dim() == 4 else x)
+        if self.training:
+            return [], self.losses(
+                logits.float(), deltas, torch.cat(labels), torch.cat(box_targets)
+            )
+        detections = self.postprocess_detections(
+            logits.float(), deltas.float(), proposals, image_shapes
+        )
+        return [
+            dict(zip(("boxes", "scores", "labels"), d, strict=True)) for d in zip(*detections)
+        ], {}
+
+    def postprocess_detections(self, class_logits, box_regression, proposals, image_shapes):
+        # torchvision's drops boxes thinner than 0.01 pixels, Detectron2's keeps them here.
+        counts = [len(p) for p in proposals]
+        all_boxes = self.box_coder.decode(box_regression, proposals).split(counts)
+        all_scores = F.softmax(class_logits, -1).split(counts)
+        detections = []
+        for boxes, scores, shape in zip(all_boxes, all_scores, image_shapes):
+            finite = boxes.flatten(1).isfinite().all(1) & scores.isfinite().all(1)
+            boxes, scores = clip_boxes_to_image(boxes[finite], shape), scores[finite]
+            region, label = torch.nonzero(scores[:, 1:] > self.score_thresh, as_tuple=True)
+            label = label + 1
+            boxes, scores = boxes[region, label], scores[region, label]
+            keep = batched_nms(boxes, scores, label, self.nms_thresh)[: self.detections_per_img]
+            detections.append((boxes[keep], scores[keep], label[keep]))
+        return tuple(map(list, zip(*detections)))
+
+    def losses(self, logits, deltas, labels, box_targets):
+        foreground = torch.nonzero(labels > 0)[:, 0]
+        deltas = deltas.view(len(labels), -1, 4)[foreground, labels[foreground]]
+        box_loss = smooth_l1(deltas, box_targets[foreground], self.beta)
+        return {
+            "loss_cls": F.cross_entropy(logits, labels),
+            "loss_box_reg": self.box_weight * box_loss / max(len(labels), 1),
+        }
+
+
+class FasterRCNN(nn.Module):
+    """Trunk, RPN and RoI heads.
+
+    Training mode takes a list of dicts ``image`` (uint8 (3, h, w)), ``boxes`` (N, 4) and
+    ``classes`` (N,), and returns a dict of losses. Evaluation mode takes ``image``, ``height`` and
+    ``width`` and returns a list of dicts ``boxes`` (N, 4) in pixels of the original image,
+    ``scores`` (N,), ``classes`` (N,).
+    """
+
+    def __init__(self, backbone, proposal_generator, roi_heads, *, rpn_in, roi_in, mean, std):
+        super().__init__()
+        self.backbone = backbone
+        self.proposal_generator = proposal_generator
+        self.roi_heads = roi_heads
+        self.rpn_in, self.roi_in = rpn_in, roi_in
+        self.pyramid = isinstance(backbone, FPN)
+        self.register_buffer("pixel_mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def preprocess(self, images):
+        """List of uint8 (3, h, w) -> normalised, padded with zeros at the right and bottom."""
+        device = self.pixel_mean.device
+        images = [(x.to(device).float() - self.pixel_mean) / self.pixel_std for x in images]
+        sizes = [tuple(x.shape[-2:]) for x in images]
+        divisor = getattr(self.backbone, "size_divisibility", 1)
+        h, w = (math.ceil(max(side) / divisor) * divisor for side in zip(*sizes))
+        batch = [F.pad(x, (0, w - x.shape[-1], 0, h - x.shape[-2])) for x in images]
+        return ImageList(torch.stack(batch), sizes)
+
+    def forward(self, batch):
+        images = self.preprocess([x["image"] for x in batch])
+        targets = None
+        if self.training:
+            device = images.tensors.device
+            targets = [
+                {"boxes": x["boxes"].to(device), "labels": x["classes"].to(device) + 1}
+                for x in batch
+            ]
+        features = self.backbone(images.tensors)
+        proposals, rpn_losses = self.proposal_generator(
+            images, [features[f] for f in self.rpn_in], targets
+        )
+        detections, losses = self.roi_heads(
+            [features[f] for f in self.roi_in], proposals, images.image_sizes, targets
+        )
+        if self.training:
+            return rpn_losses | losses
+        return [
+            self.postprocess(d, size, x["height"], x["width"])
+            for d, size, x in zip(detections, images.image_sizes, batch)
+        ]
+
+    @staticmethod
+    def postprocess(detection, size, height, width):
+        """Boxes from pixels of the input to pixels of the original image; empty ones go."""
+        scale = detection["boxes"].new_tensor([width / size[1], height / size[0]]).repeat(2)
+        boxes = clip_boxes_to_image(detection["boxes"] * scale, (height, width))
+        keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        return {
+            "boxes": boxes[keep],
+            "scores": detection["scores"][keep],
+            "classes": detection["labels"][keep] - 1,
+        }
+
+
+def net_name(cfg):
+    """Name in ``NETS`` of the config's backbone, and whether a pyramid stands on it.
+
+    Detectron2's own ``build_resnet_backbone`` with ``RESNETS.DEPTH`` is the same net of ours.
+    """
+    name = cfg.MODEL.BACKBONE.NAME
+    if name in DETECTRON2_BACKBONES:
+        return f"paper_resnet{cfg.MODEL.RESNETS.DEPTH}", "fpn" in name
+    return name.removesuffix("_fpn"), name.endswith("_fpn")
+
+
+def _strides(names, strides, key):
+    for name in names:
+        if name not in strides:
+            raise ConfigError(f"{key}: {name!r}: the backbone gives {', '.join(strides)}")
+    return [strides[name] for name in names]
+
+
+def build_model(cfg):
+    """Build the detector of a config, with fresh weights.
+
+    Raises:
+        ConfigError: names the config key that does not fit the net.
+    """
+    name, pyramid = net_name(cfg)
+    resnets, box = cfg.MODEL.RESNETS, cfg.MODEL.ROI_BOX_HEAD
+    net = build_net(
+        name,
+        norm=resnets.NORM,
+        stride_in_1x1=resnets.STRIDE_IN_1X1,
+        res5_dilation=resnets.RES5_DILATION,
+    )
+    trunk, head = net.split(resnets.OUT_FEATURES)
+    trunk.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
+    strides = {f: net.strides[f] for f in trunk.out_features}
+    channels = net.channels
+    if pyramid:
+        _strides(cfg.MODEL.FPN.IN_FEATURES, strides, "MODEL.FPN.IN_FEATURES")
+        trunk = FPN(trunk, cfg.MODEL.FPN.IN_FEATURES, channels, strides, cfg.MODEL.FPN.OUT_CHANNELS)
+        strides = trunk.strides
+        channels = dict.fromkeys(strides, cfg.MODEL.FPN.OUT_CHANNELS)
+    rpn_in, roi_in = list(cfg.MODEL.RPN.IN_FEATURES), list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+    rpn_strides = _strides(rpn_in, strides, "MODEL.RPN.IN_FEATURES")
+    roi_strides = _strides(roi_in, strides, "MODEL.ROI_HEADS.IN_FEATURES")
+
+    if cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads":
+        if box.NUM_FC < 1:
+            raise ConfigError("MODEL.ROI_BOX_HEAD.NUM_FC: StandardROIHeads needs at least 1")
+        sizes = [channels[roi_in[0]] * box.POOLER_RESOLUTION**2, *[box.FC_DIM] * box.NUM_FC]
+        head = Stages(
+            {f"fc{i + 1}": FullyConnected(sizes[i], sizes[i + 1]) for i in range(box.NUM_FC)}
+        )
+        for layer in head.children():
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+        head_channels = box.FC_DIM
+    else:
+        if roi_in != list(net.trunk_names[-1:]):
+            raise ConfigError(
+                f"MODEL.ROI_HEADS.IN_FEATURES: {roi_in}: the head of {name} takes "
+                f"['{net.trunk_names[-1]}']"
+            )
+        if name == "paper_vgg16" and box.POOLER_RESOLUTION != net.pooled:
+            raise ConfigError(
+                f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION: {box.POOLER_RESOLUTION}: "
+                f"fc6 of {name} takes {net.pooled}"
+            )
+        head_channels = channels[net.stage_names[-1]]
+    pooler = Pooler(box.POOLER_TYPE, box.POOLER_RESOLUTION, roi_strides, box.POOLER_SAMPLING_RATIO)
+    roi_heads = RoIHeads(cfg, pooler, head, head_channels)
+    if cfg.MODEL.ROI_HEADS.NAME != "StandardROIHeads":
+        rename_parameters(roi_heads, {f"box_head.{n}.": f"{n}." for n in head.names})
+    return FasterRCNN(
+        trunk,
+        RPN(cfg, channels[rpn_in[0]], rpn_strides),
+        roi_heads,
+        rpn_in=rpn_in,
+        roi_in=roi_in,
+        mean=cfg.MODEL.PIXEL_MEAN,
+        std=cfg.MODEL.PIXEL_STD,
+    )

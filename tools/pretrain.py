@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+"""Train and test a classifier: the weights that a detector starts from.
+
+    python tools/pretrain.py --config-file configs/quickstart_classifier.yaml
+    torchrun --nproc-per-node 2 tools/pretrain.py --config-file ...
+    python tools/pretrain.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+
+Trailing KEY VALUE pairs override the config.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from resnet_det.config import load_config
+from resnet_det.engines import classifier
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+    return parser.parse_args(argv)
+
+
+def main(args):
+    cfg = load_config(args.config_file, args.overrides)
+    if args.eval_only:
+        return classifier.evaluate(cfg)
+    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    if last.exists() and not args.resume:
+        raise ValueError(
+            f"{last.parent} holds the checkpoints of an earlier run: give --resume to go on, "
+            "or another OUTPUT_DIR, or remove it"
+        )
+    return classifier.train(cfg, args.resume)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse())
+    except ValueError as error:  # what the user gave is wrong, and the message says what
+        sys.exit(f"error: {error}")

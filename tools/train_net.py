@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Train and evaluate a detector.
+
+    python tools/train_net.py --config-file configs/quickstart.yaml
+    torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/faster_rcnn_R101.yaml
+    python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+
+Interface and exit codes are those of Detectron2's tool of the same name; trailing KEY VALUE pairs
+override the config.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from resnet_det.engines import ENGINES, classifier, pick
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--engine", default="auto", choices=ENGINES)
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0)
+    parser.add_argument("--dist-url", default="auto", metavar="tcp://HOST:PORT")
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+    return parser.parse_args(argv)
+
+
+def main(args):
+    engine = pick(args.engine)
+    cfg = engine.load_config(args.config_file, args.overrides)
+    if args.eval_only:
+        return engine.evaluate(cfg)
+    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    if last.exists() and not args.resume:
+        raise ValueError(
+            f"{last.parent} holds the checkpoints of an earlier run: give --resume to go on, "
+            "or another OUTPUT_DIR, or remove it"
+        )
+    classifier.ensure_weights(cfg)
+    return engine.train(cfg, args.resume)
+
+
+if __name__ == "__main__":
+    args = parse()
+    try:
+        pick(args.engine).launch(
+            main,
+            args,
+            num_gpus=args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+        )
+    except ValueError as error:  # what the user gave is wrong, and the message says what
+        sys.exit(f"error: {error}")
