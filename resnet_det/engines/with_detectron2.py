@@ -538,9 +538,10 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint):
         found = super()._load_model(checkpoint)
-        missing = [*found.missing_keys, *(key for key, *_ in found.incorrect_shapes)]
-        self.misfits = [key for key in missing if not key.endswith("num_batches_tracked")]
-        if set(self.model.state_dict()) <= set(missing):
+        missing = {*found.missing_keys, *(key for key, *_ in found.incorrect_shapes)}
+        own = [k for k in self.model.state_dict() if not k.endswith("num_batches_tracked")]
+        self.misfits = [key for key in own if key in missing]
+        if self.misfits == own:
             raise WeightsError("no tensor of the file fits the model: the log names them")
         return found
 
