@@ -12,7 +12,7 @@ setup(
         "pycocotools>=2.0.7",
         "fvcore",
         "numpy",
-        "Pillow>=10",
+        "Pillow>=10.1",
         "tensorboard",
         "tqdm",
     ],

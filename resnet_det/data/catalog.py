@@ -80,7 +80,7 @@ def scan_dataset(name, root=None):
     where they are absent.
 
     Raises:
-        KeyError: unknown name (with the nearest ones).
+        UnknownDataset: names the nearest ones.
         DatasetError: the dataset as a whole cannot be read.
     """
     root = datasets_root(root)
@@ -117,11 +117,8 @@ def scan_dataset(name, root=None):
     return metadata, scan
 
 
-class UnknownDataset(KeyError):
+class UnknownDataset(ValueError):
     """A name that is not in the catalog."""
-
-    def __str__(self):  # KeyError shows the repr
-        return self.args[0]
 
 
 def load_dataset(name, root=None, skip_bad=False):

@@ -167,8 +167,10 @@ def ensure_weights(cfg):
         ConfigError: the classifier's config would not write ``MODEL.WEIGHTS``.
     """
     path = cfg.RESNET_DET.PRETRAIN
-    here = distributed.all_gather_objects(os.path.exists(cfg.MODEL.WEIGHTS))[0]
-    if not path or here:
+    if not path:
+        return
+    common.start(cfg)
+    if distributed.all_gather_objects(os.path.exists(cfg.MODEL.WEIGHTS))[0]:
         return
     pretrain = load_config(path)
     result = Path(pretrain.OUTPUT_DIR) / "model_final.pth"

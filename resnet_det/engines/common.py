@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import platform
 import random
 import subprocess
@@ -15,7 +16,7 @@ import torchvision
 
 from .. import training
 from ..config import ConfigError
-from ..data import pixels
+from ..data import datasets_root, pixels, scenes
 from ..evaluation import coco_ap, voc_ap
 from ..evaluation.report import write_report
 from ..evaluation.tables import as_json, class_table, summary_table
@@ -24,21 +25,30 @@ from ..training import distributed
 logger = logging.getLogger(__name__)
 
 
-def setup_device(cfg):
-    """Join the processes and pick the device: the CPU where the config says "cuda" in vain."""
+def start(cfg):
+    """Join the processes, log to the terminal, and draw the embedded scenes if they are asked for.
+
+    Returns:
+        torch.device: the CPU where the config says "cuda" and there is none.
+    """
     device = cfg.MODEL.DEVICE
     if device == "cuda" and not torch.cuda.is_available():
         device = "cpu"
-    return distributed.init(device)
+    device = distributed.init(device)
+    level = logging.INFO if distributed.is_main() else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if device.type == "cpu" and cfg.MODEL.DEVICE == "cuda":
+        logger.info("MODEL.DEVICE is cuda and there is none: using the CPU")
+    if any(name.startswith("scenes_") for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+        if distributed.is_main():
+            scenes.ensure_scenes(datasets_root(), workers=min(os.cpu_count() or 1, 4))
+        distributed.barrier()
+    return device
 
 
 def setup(cfg):
-    """Join the processes, seed, log, and write ``config.yaml``. Returns the torch.device."""
-    device = setup_device(cfg)
-    level = logging.INFO if distributed.is_main() else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    if device.type == "cpu" and cfg.MODEL.DEVICE == "cuda":
-        logger.info("MODEL.DEVICE is cuda and there is none: using the CPU")
+    """Start, seed, and write ``config.yaml``. Returns the torch.device."""
+    device = start(cfg)
     seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
     seed = distributed.all_gather_objects(seed)[0] + distributed.get_rank()
     random.seed(seed)

@@ -12,7 +12,7 @@ def errors_at(logits, labels, ks=(1, 5)):
     Returns:
         dict k -> int; a k beyond the number of classes counts all classes.
     """
-    rank = logits.argsort(1, descending=True, stable=True)
+    rank = logits.argsort(dim=1, descending=True, stable=True)
     hit = rank == labels[:, None]
     return {k: int((~hit[:, :k].any(1)).sum()) for k in ks}
 

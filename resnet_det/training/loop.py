@@ -315,4 +315,5 @@ def _progress(iteration, max_iter, line, device):
 
 
 def _brief(results):
-    return ", ".join(f"{name} {value:.4g}" for name, value in results.items())
+    """Without the metrics of single classes ("AP-cat")."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in results.items() if "-" not in name)

@@ -1,0 +1,245 @@
+"""The embedded engine and the tools, end to end on a few small scenes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_det.config import ConfigError, load_config
+from resnet_det.data import scenes
+from resnet_det.engines import classifier, pick, with_torchvision
+from resnet_det.nets import build_net
+
+ROOT = Path(__file__).parent.parent.parent
+DETECTOR = """
+MODEL:
+  DEVICE: cpu
+  WEIGHTS: output/classifier/model_final.pth
+  BACKBONE: {NAME: cifar_resnet20, FREEZE_AT: 2}
+  RESNETS: {OUT_FEATURES: [res3]}
+  ANCHOR_GENERATOR: {SIZES: [[16, 32]]}
+  RPN: {IN_FEATURES: [res3], PRE_NMS_TOPK_TRAIN: 200, POST_NMS_TOPK_TRAIN: 50,
+        PRE_NMS_TOPK_TEST: 100, POST_NMS_TOPK_TEST: 10}
+  ROI_HEADS: {IN_FEATURES: [res3], NUM_CLASSES: 8, BATCH_SIZE_PER_IMAGE: 8,
+              SCORE_THRESH_TEST: 0.0}
+  ROI_BOX_HEAD: {POOLER_RESOLUTION: 8}
+INPUT: {MIN_SIZE_TRAIN: [48], MIN_SIZE_TEST: 48}
+DATASETS: {TRAIN: [scenes_voc_trainval], TEST: [scenes_voc_test, scenes_coco_test]}
+DATALOADER: {NUM_WORKERS: 0}
+SOLVER: {IMS_PER_BATCH: 2, BASE_LR: 0.01, MAX_ITER: 6, STEPS: [4], WARMUP_ITERS: 2,
+         CHECKPOINT_PERIOD: 3}
+RESNET_DET: {PRETRAIN: classifier.yaml}
+OUTPUT_DIR: output/detector
+SEED: 3
+"""
+CLASSIFIER = """
+MODEL:
+  DEVICE: cpu
+  META_ARCHITECTURE: Classifier
+  BACKBONE: {NAME: cifar_resnet20}
+  RESNETS: {NORM: BN}
+INPUT: {CROP: {ENABLED: True, TYPE: absolute, SIZE: [32, 32]}}
+DATASETS: {TRAIN: [scenes_classification_train], TEST: [scenes_classification_val]}
+SOLVER: {IMS_PER_BATCH: 16, BASE_LR: 0.1, MAX_ITER: 4, STEPS: [3], WARMUP_ITERS: 0}
+TEST: {PRECISE_BN: {ENABLED: True, NUM_ITER: 3}}
+OUTPUT_DIR: output/classifier
+SEED: 3
+"""
+
+
+@pytest.fixture(scope="module")
+def few_scenes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    scenes.write_scenes(root, trainval=8, test=4, train_crops=48, val_crops=24)
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path, few_scenes, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(few_scenes))
+    Path("detector.yaml").write_text(DETECTOR)
+    Path("classifier.yaml").write_text(CLASSIFIER)
+    return tmp_path
+
+
+def tool(name, *args, check=True, torchrun=0):
+    launcher = [sys.executable]
+    if torchrun:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*launcher, str(ROOT / "tools" / name), *map(str, args)],
+        env=environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    if check:
+        assert run.returncode == 0, run.stdout + run.stderr
+    return run
+
+
+def lines(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_one_command_from_nothing_to_the_report(folder):
+    """Pretrain, precise BN, freeze, fine-tune, evaluate, draw: everything that is promised."""
+    run = tool("train_net.py", "--engine", "torchvision", "--config-file", "detector.yaml")
+    assert "pretraining with" in run.stderr
+    pretrained = torch.load("output/classifier/model_final.pth", weights_only=True)
+    assert pretrained["meta"]["net"] == "cifar_resnet20"
+    assert set(pretrained["model"]) == set(build_net("cifar_resnet20", 8).state_dict())
+
+    output = Path("output/detector")
+    for name in ("config.yaml", "metrics.json", "model_0000002.pth", "model_final.pth",
+                 "last_checkpoint", "report.html"):  # fmt: skip
+        assert (output / name).is_file(), name
+    assert list(output.glob("events.out.tfevents.*"))
+    metrics = lines(output / "metrics.json")
+    assert metrics[0]["iteration"] == 5 and metrics[0]["total_loss"] > 0
+    final = metrics[-1]
+    assert 0 <= final["scenes_voc_test/bbox/AP50"] <= 100
+    assert 0 <= final["scenes_coco_test/bbox/AP50"] <= 100
+    assert "AP50_area" in json.loads(
+        (output / "inference/scenes_voc_test/results.json").read_text()
+    )
+    assert len(list((output / "inference/scenes_voc_test").glob("comp4_det_test_*.txt"))) == 8
+    page = (output / "report.html").read_text()
+    assert "cifar_resnet20" in page and "data:image/jpeg" in page
+
+    # The trunk that was frozen is the classifier's, bit for bit; so are all norms.
+    trained = torch.load(output / "model_final.pth", weights_only=True)["model"]
+    for key, value in pretrained["model"].items():
+        where = ("roi_heads." if key.startswith("res4") else "backbone.") + key
+        if "norm" in key and "num_batches" not in key or key.startswith(("stem", "res2")):
+            assert torch.equal(trained[where], value), key
+        elif key.startswith(("res3", "res4")) and key.endswith("conv1.weight"):
+            assert not torch.equal(trained[where], value), key
+
+    # The checkpoint alone draws a picture, and evaluates to the same numbers.
+    picture = next((folder.parent / os.environ["DETECTRON2_DATASETS"]).rglob("JPEGImages/*.jpg"))
+    run = tool("demo.py", picture, "--weights", output / "model_final.pth", "--threshold", "0")
+    assert Path("output/demo", picture.stem + ".png").is_file()
+    run = tool(
+        "train_net.py", "--engine", "torchvision", "--config-file", "detector.yaml", "--eval-only",
+        "MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", "output/again",
+    )  # fmt: skip
+    for name in ("scenes_voc_test", "scenes_coco_test"):
+        first, again = (
+            Path(o, "inference", name, "results.json").read_text() for o in (output, "output/again")
+        )
+        assert first == again
+
+    # A second run does not write over the first.
+    run = tool("train_net.py", "--config-file", "detector.yaml", "--engine", "torchvision",
+               check=False)  # fmt: skip
+    assert run.returncode == 1 and "--resume" in run.stderr and "Traceback" not in run.stderr
+
+
+@pytest.fixture
+def pretrained(folder):
+    classifier.train(load_config("classifier.yaml"))
+
+
+def final_weights(output):
+    return torch.load(Path(output, "model_final.pth"), weights_only=True)["model"]
+
+
+def test_resumed_run_equals_the_uninterrupted_one(pretrained):
+    engine = with_torchvision
+    engine.train(engine.load_config("detector.yaml"))
+    cut = engine.load_config("detector.yaml", ["OUTPUT_DIR", "output/cut"])
+    engine.train(cut)
+    Path("output/cut/last_checkpoint").write_text("model_0000002.pth")
+    Path("output/cut/model_final.pth").unlink()
+    engine.train(cut, resume=True)
+    whole, resumed = final_weights("output/detector"), final_weights("output/cut")
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    keys = ("iteration", "total_loss", "lr", "scenes_voc_test/bbox/AP")
+    a, b = (
+        [{k: line.get(k) for k in keys} for line in lines(f"output/{o}/metrics.json")]
+        for o in ("detector", "cut")
+    )
+    assert a == b
+
+
+def test_two_processes_detect_the_same(pretrained):
+    """Evaluation shared by two processes gives the same results; training runs and saves."""
+    arguments = ["--engine", "torchvision", "--config-file", "detector.yaml"]
+    tool("train_net.py", *arguments, torchrun=2)
+    weights = ["MODEL.WEIGHTS", "output/detector/model_final.pth"]
+    tool("train_net.py", *arguments, "--eval-only", *weights, "OUTPUT_DIR", "output/one")
+    tool("train_net.py", *arguments, "--eval-only", "--num-gpus", "2", *weights,
+         "OUTPUT_DIR", "output/two")  # fmt: skip
+    trained, one, two = (
+        json.loads(Path("output", o, "inference/scenes_voc_test/results.json").read_text())
+        for o in ("detector", "one", "two")
+    )
+    assert trained == one == two
+
+
+def test_frozen_norms_without_statistics_are_refused(folder):
+    cfg = load_config("detector.yaml", ["MODEL.WEIGHTS", "", "RESNET_DET.PRETRAIN", ""])
+    with pytest.raises(ConfigError, match="frozen batch norms.*have no statistics"):
+        with_torchvision.train(cfg)
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["MODEL.RESNETS.STRIDE_IN_1X1", False], "STRIDE_IN_1X1 True, but the config says False"),
+        (["INPUT.FORMAT", "RGB"], "INPUT.FORMAT BGR, but the config says RGB"),
+        (["MODEL.PIXEL_STD", [58.0, 57.0, 57.0]], "PIXEL_STD .*1.0.* says .*58"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", 20], "NUM_CLASSES: 20, but scenes_voc_trainval"),
+        (["MODEL.BACKBONE.NAME", "cifar_resnet32"], "does not fit the net"),
+        (["MODEL.META_ARCHITECTURE", "Classifier"], "tools/pretrain.py"),
+        (["DATASETS.TRAIN", ()], "DATASETS.TRAIN"),
+        (["DATASETS.TEST", ("voc_2007_test",)], "VOC2007"),
+        (["SOLVER.AMP.ENABLED", True], "AMP"),
+    ],
+)
+def test_mistakes_are_named(pretrained, overrides, words):
+    with pytest.raises(ValueError, match=words):
+        with_torchvision.train(load_config("detector.yaml", overrides))
+
+
+def test_unknown_dataset(folder):
+    cfg = load_config("detector.yaml", ["DATASETS.TRAIN", ("scenes_voc_trainvaal",)])
+    with pytest.raises(ValueError, match="scenes_voc_trainval"):
+        with_torchvision.train(cfg)
+
+
+def test_classifier_evaluates_to_what_it_reported(pretrained):
+    reported = lines("output/classifier/metrics.json")[-1]
+    cfg = load_config("classifier.yaml", ["MODEL.WEIGHTS", "output/classifier/model_final.pth"])
+    metrics = classifier.evaluate(cfg)
+    assert {k: reported[k] for k in metrics} == metrics
+    assert 0 <= metrics["classification/top5_error"] <= metrics["classification/top1_error"] <= 100
+
+
+def test_pretraining_must_write_the_weights(folder):
+    cfg = load_config("detector.yaml", ["MODEL.WEIGHTS", "elsewhere.pth"])
+    with pytest.raises(ConfigError, match="elsewhere.pth"):
+        classifier.ensure_weights(cfg)
+
+
+def test_expected_results_are_checked(pretrained):
+    cfg = load_config("detector.yaml", [
+        "DATASETS.TEST", ("scenes_voc_test",),
+        "TEST.EXPECTED_RESULTS", [["bbox", "AP", 200.0, 0.5]], "SOLVER.MAX_ITER", 2,
+    ])  # fmt: skip
+    with pytest.raises(RuntimeError, match=r"bbox/AP is .* expected 200.0 \+- 0.5"):
+        with_torchvision.train(cfg)
+
+
+def test_engines_by_name(monkeypatch):
+    assert pick("torchvision") is with_torchvision
+    with pytest.raises(ValueError, match="detectron"):
+        pick("detectron")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert pick("auto") is with_torchvision
+    with pytest.raises(ValueError, match="not installed"):
+        pick("detectron2")

@@ -1,0 +1,90 @@
+"""The configuration language: what is read, and what is refused by name."""
+
+from pathlib import Path
+
+import pytest
+
+from resnet_det import config
+from resnet_det.config import ConfigError, flatten, get_cfg, load_config, parse_config
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="config.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_base_overrides_and_freeze(write):
+    write("SOLVER: {BASE_LR: 0.5, MAX_ITER: 10}\nDATASETS: {TRAIN: [voc_2007_trainval]}", "b.yaml")
+    path = write("_BASE_: b.yaml\nSOLVER: {MAX_ITER: 20}")
+    cfg = load_config(path, ["SOLVER.STEPS", "(5, 7)", "MODEL.WEIGHTS", "a.pth"])
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (0.5, 20, (5, 7))
+    assert tuple(cfg.DATASETS.TRAIN) == ("voc_2007_trainval",)
+    with pytest.raises(AttributeError, match="immutable"):
+        cfg.SEED = 3
+
+
+def test_dump_reads_back(write):
+    cfg = load_config(write("SOLVER: {STEPS: [5, 7], WEIGHT_DECAY_BIAS: 0.0}\nSEED: 7"))
+    assert flatten(parse_config(cfg.dump(), "dump")) == flatten(cfg)
+
+
+def test_pretrain_is_relative_to_the_config(write, tmp_path):
+    cfg = load_config(write("RESNET_DET: {PRETRAIN: other.yaml}"))
+    assert cfg.RESNET_DET.PRETRAIN == str(tmp_path / "other.yaml")
+
+
+def test_keys_of_heads_that_are_switched_off_are_accepted(write):
+    load_config(write("MODEL: {MASK_ON: False, ROI_MASK_HEAD: {NUM_CONV: 4}}"))
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("MODEL: {RPN: {NMS_TRESH: 0.5}}", ["MODEL.RPN.NMS_TRESH", "MODEL.RPN.NMS_THRESH"]),
+        ("MODEL: {BACKBONES: {NAME: x}}", ["MODEL.BACKBONES.NAME", "MODEL.BACKBONE.NAME"]),
+        ("MODEL: {RESNETS: {DEFORM_MODULATED: True}}", ["DEFORM_MODULATED", "detectron2"]),
+        ("MODEL: {MASK_ON: True}", ["MODEL.MASK_ON", "True", "False"]),
+        ("MODEL: {ROI_BOX_HEAD: {POOLER_TYPE: ROIPoll}}", ["POOLER_TYPE", "near it: 'ROIPool'"]),
+        ("SOLVER: {LR_SCHEDULER_NAME: WarmupCosineLR}", ["LR_SCHEDULER_NAME", "WarmupMultiStepLR"]),
+        ("SOLVER: {BASE_LR: fast}", ["SOLVER.BASE_LR", "float"]),
+        ("SOLVER: {IMS_PER_BATCH: 0}", ["SOLVER.IMS_PER_BATCH", "at least 1"]),
+        ("MODEL: {RPN: {CONV_DIMS: [64, 64]}}", ["MODEL.RPN.CONV_DIMS"]),
+        ("MODEL: {ROI_HEADS: {IOU_LABELS: [-1, 0, 1]}}", ["ROI_HEADS.IOU_LABELS", "THRESHOLDS"]),
+        ("INPUT: {MIN_SIZE_TRAIN_SAMPLING: range}", ["INPUT.MIN_SIZE_TRAIN", "range"]),
+        ("MODEL: 3", ["MODEL"]),
+        ("a: [", ["not a readable YAML"]),
+        ("[1, 2]", ["not a YAML config"]),
+        ("", ["config.yaml"]),
+        ("_BASE_: absent.yaml", ["absent.yaml"]),
+        ("MODEL: !!python/object/apply:os.system ['true']", ["not a readable YAML"]),
+    ],
+)
+def test_refused_by_name(write, text, words):
+    path = write(text)
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_command_line_is_checked_too(write):
+    path = write("SEED: 1")
+    with pytest.raises(ConfigError, match="SOLVER.BASE_LE.*SOLVER.BASE_LR"):
+        load_config(path, ["SOLVER.BASE_LE", "0.1"])
+    with pytest.raises(ConfigError, match="pairs KEY VALUE"):
+        load_config(path, ["SOLVER.BASE_LR"])
+    with pytest.raises(ConfigError, match="no such config file"):
+        load_config("absent.yaml")
+
+
+def test_every_key_is_read_somewhere():
+    """No config key that does nothing: each leaf's name stands in the engines or the checks."""
+    source = "".join(p.read_text() for p in (Path(config.__file__).parent / "engines").glob("*.py"))
+    only_value = {k for k, v in config.CHOICES.items() if len(v) == 1}
+    for key in flatten(get_cfg()):
+        if key not in only_value:
+            assert key.split(".")[-1] in source, key

@@ -1,0 +1,60 @@
+"""Who may import whom: tools -> engines -> {config, data, evaluation, training} -> nets -> torch."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LEVEL = {"engines": 3, "config": 2, "data": 2, "evaluation": 2, "training": 2, "nets": 1}
+MODULES = sorted((ROOT / "resnet_det").rglob("*.py"))
+ALONE = {
+    "detectron2": "resnet_det/engines/with_detectron2.py",
+    "torchvision.models.detection": "resnet_det/engines/faster_rcnn.py",
+}
+
+
+def imports(path):
+    """Absolute names of every module that a file imports, at its top or inside its functions."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def part(module):
+    """The part of the package that a module's name lies in, or None."""
+    names = module.split(".")
+    return names[1] if names[0] == "resnet_det" and len(names) > 1 and names[1] in LEVEL else None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_downwards(path):
+    relative = str(path.relative_to(ROOT))
+    own = part(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    if own is None:  # the package's own __init__ sees everything
+        return
+    for module in imports(path):
+        other = part(module)
+        if other is not None and other != own:
+            assert LEVEL[other] < LEVEL[own], f"{relative} imports {module}"
+        for name, only in ALONE.items():
+            if module == name or module.startswith(name + "."):
+                assert relative == only, f"{relative} imports {module}"
+
+
+def test_nets_need_nothing_but_torch():
+    for path in (ROOT / "resnet_det/nets").glob("*.py"):
+        third = {m.split(".")[0] for m in imports(path)} - {"resnet_det", "torch"}
+        assert third <= {"dataclasses", "difflib", "functools", "inspect", "itertools", "math",
+                         "pathlib", "re", "collections"}, path  # fmt: skip
+
+
+def test_the_one_module_really_imports_it():
+    for name, only in ALONE.items():
+        assert any(m.startswith(name) for m in imports(ROOT / only)), only
