@@ -357,7 +357,7 @@ def launch(main, args, **processes):
 def _in_group(main, args):
     if distributed.launch_info().world == 1:
         return main(args)
-    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.launch_info().world))
     distributed.init("cuda" if torch.cuda.device_count() >= here else "cpu")
     comm.create_local_process_group(here)
     try:
@@ -713,9 +713,10 @@ def _setup(cfg):
             f"MODEL.DEVICE: {cfg.MODEL.DEVICE}: {here} processes on this machine, but "
             f"{torch.cuda.device_count()} GPUs"
         )
+    if cfg.TEST.AUG.ENABLED:
+        raise ConfigError("TEST.AUG.ENABLED: this engine evaluates at one scale")
     default_setup(cfg, argparse.Namespace())
     # Detectron2's logger has its files and its format; ours speaks through the same.
     ours = logging.getLogger("resnet_det")
     ours.handlers = logging.getLogger("detectron2").handlers
     ours.setLevel(logging.INFO)
-    ours.propagate = False

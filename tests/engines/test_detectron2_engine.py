@@ -1,7 +1,6 @@
 """The engine on the real Detectron2: configs, weights, data, training, several processes."""
 
 import json
-import logging
 import subprocess
 import sys
 
@@ -126,7 +125,6 @@ def test_missing_config_file(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_becomes_cpu_without_a_gpu(config, caplog):
-    logging.getLogger("resnet_det").propagate = True  # _setup turns it off
     assert config("MODEL.DEVICE", "cuda").MODEL.DEVICE == "cpu"
     assert "running on the CPU" in caplog.text
 
@@ -163,7 +161,8 @@ def test_train_resume_and_evaluate(config, tmp_path):
         engine.evaluate(config(*final, "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 99.0, 0.5]]"))
 
     # Resuming goes on at iteration 4, with the optimizer's state.
-    longer = config("SOLVER.MAX_ITER", "6")
+    precise = ["TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2"]
+    longer = config("SOLVER.MAX_ITER", "6", *precise)
     engine.train(longer, resume=True)
     assert [line["iteration"] for line in lines(longer)] == [3, 4, 5, 6]
     before, after = (
@@ -306,6 +305,14 @@ def test_frozen_norms_without_statistics_are_refused(config):
         engine.train(config("MODEL.BACKBONE.FREEZE_AT", "1"))
 
 
+def test_caffes_folded_norms_count_as_filled(config):
+    model = detector(config, "MODEL.RESNETS.NORM", "FrozenBN")
+    for name, value in model.state_dict().items():
+        if name.endswith("norm.weight"):
+            value.fill_(0.5)
+    engine._check_statistics(model)
+
+
 # ---- data and evaluation
 
 
@@ -314,6 +321,8 @@ def test_wrong_class_count_and_names_are_refused(config):
         engine.train(config("MODEL.ROI_HEADS.NUM_CLASSES", "20"))
     with pytest.raises(data.UnknownDataset, match="scenes_voc_trainval"):
         engine.train(config("DATASETS.TRAIN", "('scenes_voc_trainvall',)"))
+    with pytest.raises(ValueError, match="TEST.AUG.ENABLED"):
+        engine.train(config("TEST.AUG.ENABLED", "True"))
     with pytest.raises(ValueError, match="DATASETS.TRAIN"):
         engine.train(config("DATASETS.TRAIN", "()"))
 
