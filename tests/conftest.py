@@ -4,6 +4,8 @@ import importlib.util
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests start processes beside this one
+
 import pytest
 import torch
 

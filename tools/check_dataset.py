@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Read every image and annotation of a dataset and list what is wrong, by file.
 
     python tools/check_dataset.py voc_2007_trainval

@@ -9,8 +9,12 @@ Trailing KEY VALUE pairs override the config.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
+
+# Before torch is loaded: its threads must not spin on the cores that the data workers need.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from resnet_det.config import load_config
 from resnet_det.engines import classifier

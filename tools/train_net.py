@@ -10,8 +10,12 @@ override the config.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
+
+# Before torch is loaded: its threads must not spin on the cores that the data workers need.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from resnet_det.engines import ENGINES, classifier, pick
 

@@ -1,0 +1,206 @@
+"""What the real Detectron2 computes for weights and images filled by a formula.
+
+    python tests/engines/golden.py      # records golden/*.json; needs Detectron2
+
+``golden/*.json`` hold the embedded engine to it where Detectron2 is absent.
+"""
+
+import json
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from resnet_det.nets.layers import FullyConnected
+
+FOLDER = Path(__file__).parent / "golden"
+HEIGHT, WIDTH = 160, 224  # of the network's input; the original image is half as large again
+
+_C4 = {
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
+    "MODEL.DEVICE": "cpu",
+    "MODEL.ROI_HEADS.NAME": "PaperROIHeads",
+    "MODEL.ROI_HEADS.NUM_CLASSES": 7,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.1,
+    "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 400,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 300,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 24,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
+    "TEST.DETECTIONS_PER_IMAGE": 15,
+    # Every labelled anchor and region is taken, so nothing is left to chance.
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 100_000,
+    "MODEL.RPN.POSITIVE_FRACTION": 1.0,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 10_000,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": 1.0,
+}
+_FPN = {
+    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
+    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+}
+CASES = {
+    "R18-C4": {"MODEL.BACKBONE.NAME": "paper_resnet18", "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIPool"},
+    "R50-C4": {"MODEL.BACKBONE.NAME": "paper_resnet50"},
+    "R101-C4": {
+        "MODEL.BACKBONE.NAME": "paper_resnet101",
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.RPN.SMOOTH_L1_BETA": 1 / 9,
+        "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 1.0,
+        "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 16,
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign",
+    },
+    "VGG16": {
+        "MODEL.BACKBONE.NAME": "paper_vgg16",
+        "MODEL.RESNETS.OUT_FEATURES": ["conv5"],
+        "MODEL.RPN.IN_FEATURES": ["conv5"],
+        "MODEL.ROI_HEADS.IN_FEATURES": ["conv5"],
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+        "MODEL.RPN.BOUNDARY_THRESH": 0,
+        "MODEL.ROI_HEADS.IOU_THRESHOLDS": [0.1, 0.5],
+        "MODEL.ROI_HEADS.IOU_LABELS": [-1, 0, 1],
+    },
+    "R50-FPN": {"MODEL.BACKBONE.NAME": "paper_resnet50_fpn", **_FPN},
+}  # fmt: skip
+
+
+def overrides(case):
+    """The case as a list KEY, VALUE, ..."""
+    return [x for pair in (_C4 | CASES[case]).items() for x in pair]
+
+
+def noise(count, name):
+    """``count`` numbers in [-1, 1), a function of ``name``: a linear congruence, tiled."""
+    state, values = zlib.crc32(name.encode()), np.empty(9973)
+    for i in range(len(values)):
+        state = (1664525 * state + 1013904223) % 2**32
+        values[i] = state / 2**31 - 1
+    return np.resize(values, count)
+
+
+def fill(model):
+    """Give every parameter and statistic of a detector its value by the formula."""
+    state = {}
+    for key, value in model.state_dict().items():
+        if (
+            key.endswith(("num_batches_tracked", "pixel_mean", "pixel_std"))
+            or "cell_anchors" in key
+        ):
+            continue
+        x = torch.from_numpy(noise(value.numel(), key)).view(value.shape)
+        if key.endswith("running_var"):
+            x = 1 + 0.3 * x
+        elif "norm.weight" in key:  # a residual branch's last norm is small, as after training
+            x = (0.3 if "conv3.norm" in key else 1) * (1 + 0.3 * x)
+        elif value.dim() > 1:
+            small = {"deltas": 0.01, "bbox_pred": 0.01, "cls_score": 1.0}
+            gain = next((g for k, g in small.items() if k in key), 2)
+            x = x * (3 * gain / value[0].numel()) ** 0.5
+        else:
+            x = 0.1 * x
+        state[key] = x.to(value.dtype)
+    model.load_state_dict(state, strict=False)
+    for module in model.modules():
+        if isinstance(module, FullyConnected):
+            module.dropout = 0.0
+    return model
+
+
+def batch():
+    """Two training samples, which test alike: image, boxes, classes, original size."""
+    samples = []
+    for i, (boxes, classes) in enumerate(
+        [
+            ([[10, 20, 90, 150], [60, 5, 210, 70]], [1, 6]),
+            ([[100, 40, 180, 120], [0, 0, 40, 60], [150, 90, 223, 159]], [0, 3, 6]),
+        ]
+    ):
+        pixels = noise(3 * (HEIGHT // 8) * (WIDTH // 8), f"image{i}") * 127 + 128
+        pixels = pixels.reshape(3, HEIGHT // 8, WIDTH // 8).repeat(8, 1).repeat(8, 2)
+        samples.append(
+            {
+                "image": torch.from_numpy(pixels.astype(np.uint8)),
+                "height": HEIGHT * 3 // 2,
+                "width": WIDTH * 3 // 2,
+                "boxes": torch.tensor(boxes, dtype=torch.float32),
+                "classes": torch.tensor(classes),
+            }
+        )
+    return samples
+
+
+def _plain(losses, proposals, detections):
+    return {
+        "losses": {k: float(v) for k, v in losses.items()},
+        "proposals": [p.tolist() for p in proposals],
+        "detections": [
+            {k: v.tolist() for k, v in zip(("boxes", "scores", "classes"), d)} for d in detections
+        ],
+    }
+
+
+@torch.no_grad()
+def with_torchvision(case):
+    """The embedded engine's losses, proposals and detections of a case."""
+    from resnet_det.config import get_cfg
+    from resnet_det.engines.faster_rcnn import build_model
+
+    cfg = get_cfg()
+    cfg.merge_from_list(overrides(case))
+    model = fill(build_model(cfg)).train()
+    losses = model(batch())
+    model.eval()
+    images = model.preprocess([s["image"] for s in batch()])
+    features = model.backbone(images.tensors)
+    proposals, _ = model.proposal_generator(images, [features[f] for f in model.rpn_in])
+    detections = [(d["boxes"], d["scores"], d["classes"]) for d in model(batch())]
+    return _plain(losses, proposals, detections)
+
+
+@torch.no_grad()
+def with_detectron2(case):
+    """The same from the real Detectron2."""
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model
+    from detectron2.structures import Boxes, Instances
+    from detectron2.utils.events import EventStorage
+
+    import resnet_det  # noqa: F401  registers the nets
+
+    cfg = get_cfg()
+    cfg.merge_from_list(overrides(case))
+    model = fill(build_model(cfg)).train()
+    samples = batch()
+    for sample in samples:
+        sample["instances"] = Instances((HEIGHT, WIDTH))
+        sample["instances"].gt_boxes = Boxes(sample["boxes"])
+        sample["instances"].gt_classes = sample["classes"]
+    with EventStorage():
+        losses = model(samples)
+    model.eval()
+    images = model.preprocess_image(samples)
+    proposals, _ = model.proposal_generator(images, model.backbone(images.tensor))
+    found = [r["instances"] for r in model(samples)]
+    detections = [(f.pred_boxes.tensor, f.scores, f.pred_classes) for f in found]
+    return _plain(losses, [p.proposal_boxes.tensor for p in proposals], detections)
+
+
+def recorded(case):
+    return json.loads((FOLDER / f"{case}.json").read_text())
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for case in sys.argv[1:] or CASES:
+        result = with_detectron2(case)
+        (FOLDER / f"{case}.json").write_text(json.dumps(result) + "\n")
+        counts = [len(d["scores"]) for d in result["detections"]]
+        print(case, result["losses"], "detections:", counts)

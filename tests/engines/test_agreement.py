@@ -1,0 +1,51 @@
+"""The two engines give the same proposals, detections and losses for the same weights and image."""
+
+import golden
+import pytest
+import torch
+
+LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
+
+
+def assert_same(ours, theirs):
+    """Boxes within 0.001 pixels, scores and losses within 0.0001, classes equal, same order."""
+    assert set(ours["losses"]) == set(theirs["losses"]) == LOSSES
+    for name, value in theirs["losses"].items():
+        assert value > 0 and ours["losses"][name] == pytest.approx(value, rel=1e-4, abs=1e-4)
+    for a, b in zip(ours["proposals"], theirs["proposals"], strict=True):
+        assert len(b) > 5
+        torch.testing.assert_close(torch.tensor(a), torch.tensor(b), atol=1e-3, rtol=0)
+    for a, b in zip(ours["detections"], theirs["detections"], strict=True):
+        assert len(b["scores"]) > 3
+        assert a["classes"] == b["classes"]
+        torch.testing.assert_close(torch.tensor(a["boxes"]), torch.tensor(b["boxes"]), atol=1e-3,
+                                   rtol=0)  # fmt: skip
+        assert a["scores"] == pytest.approx(b["scores"], abs=1e-4)
+
+
+@pytest.mark.parametrize("case", golden.CASES)
+def test_embedded_engine_equals_what_detectron2_recorded(case):
+    assert_same(golden.with_torchvision(case), golden.recorded(case))
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("case", golden.CASES)
+def test_detectron2_still_gives_what_was_recorded(case):
+    assert_same(golden.with_detectron2(case), golden.recorded(case))
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign"),
+        ("MODEL.RESNETS.STRIDE_IN_1X1", False),
+        ("MODEL.ANCHOR_GENERATOR.OFFSET", 0.5),
+        ("MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53]),
+        ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0)),
+        ("MODEL.RPN.NMS_THRESH", 0.5),
+    ],
+)
+def test_the_comparison_notices_each_convention(monkeypatch, key, value):
+    monkeypatch.setitem(golden.CASES["R50-C4"], key, value)
+    with pytest.raises(AssertionError):
+        assert_same(golden.with_torchvision("R50-C4"), golden.recorded("R50-C4"))
