@@ -309,7 +309,7 @@ def load_config(path, overrides=()):
     """
     cfg = get_cfg()
     add_resnet_det_config(cfg)
-    cfg.RESNET_DET = CfgNode(cfg.RESNET_DET)
+    cfg.RESNET_DET = CfgNode(cfg.RESNET_DET)  # yacs merges nodes of one class only
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such config file")
     overrides = list(overrides)
