@@ -20,7 +20,7 @@ __all__ = ["NETS", "build_net"]
 if _find_spec("detectron2"):
     try:
         from .engines import with_detectron2 as _registered  # noqa: F401
-    except ImportError as _error:
+    except (ImportError, AttributeError, OSError) as _error:  # broken, or built for another torch
         import warnings
 
         warnings.warn(f"Detectron2 is here but cannot be used: {_error}", stacklevel=2)

@@ -348,8 +348,10 @@ def _explained(message, known):
 
 
 def launch(main, args, **processes):
-    """Run ``main(args)`` in one process or several, with the arguments and errors of
-    :func:`resnet_det.training.distributed.launch`: Detectron2's ``launch``, or under torchrun.
+    """Run ``main(args)`` in processes that also form Detectron2's groups; torchrun's, or new ones.
+
+    The arguments, result and errors are those of
+    :func:`resnet_det.training.distributed.launch`, which are Detectron2's ``launch``'s.
     """
     return distributed.launch(partial(_in_group, main), args, **processes)
 
