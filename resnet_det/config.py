@@ -55,7 +55,7 @@ SWITCHED_OFF = ("MODEL.ROI_MASK_HEAD.", "MODEL.ROI_KEYPOINT_HEAD.")
 
 def add_resnet_det_config(cfg):
     """Add the node ``RESNET_DET`` to a config, Detectron2's or ours."""
-    cfg.RESNET_DET = CfgNode()
+    cfg.RESNET_DET = type(cfg)()  # yacs merges nodes of one class only
     # Config of the classifier that MODEL.WEIGHTS comes from, relative to the config that says so:
     # it is trained first where that file does not exist.
     cfg.RESNET_DET.PRETRAIN = ""

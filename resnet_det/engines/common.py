@@ -20,6 +20,7 @@ from ..data import datasets_root, pixels, scenes
 from ..evaluation import coco_ap, voc_ap
 from ..evaluation.report import write_report
 from ..evaluation.tables import as_json, class_table, summary_table
+from ..nets import without_statistics
 from ..training import distributed
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,21 @@ def check_conventions(facts, cfg, path):
             raise ConfigError(
                 f"{path}: was trained with {key} {facts[fact]}, but the config says {ours[fact]}"
             )
+
+
+def check_statistics(model):
+    """Refuse frozen batch norms that nobody filled: they would pass everything as it is.
+
+    Raises:
+        ConfigError
+    """
+    unset = without_statistics(model)
+    if unset:
+        raise ConfigError(
+            f"MODEL.RESNETS.NORM: {len(unset)} frozen batch norms have no statistics "
+            f"({unset[0]}...): give trained weights as MODEL.WEIGHTS, or train from scratch with "
+            "NORM: BN and MODEL.BACKBONE.FREEZE_AT: 0"
+        )
 
 
 def run_training(

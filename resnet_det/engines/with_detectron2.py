@@ -29,7 +29,7 @@ import torch
 import yaml
 from detectron2 import __version__ as detectron2_version
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, configurable, get_cfg
+from detectron2.config import configurable, get_cfg
 from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
@@ -58,7 +58,7 @@ from ..config import ConfigError, add_resnet_det_config, flatten
 from ..data import Dataset, ImageError, Metadata, dataset_names, load_dataset, load_datasets
 from ..data.loader import with_usable_annotations
 from ..data.pixels import read_image
-from ..nets import NETS, Stages, build_net, load, without_statistics
+from ..nets import NETS, Stages, build_net, load
 from ..nets.weights import DETECTOR_PREFIXES, WeightsError, read
 from ..training import distributed
 from . import common
@@ -309,7 +309,6 @@ def load_config(path, overrides=()):
     """
     cfg = get_cfg()
     add_resnet_det_config(cfg)
-    cfg.RESNET_DET = CfgNode(cfg.RESNET_DET)  # yacs merges nodes of one class only
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such config file")
     overrides = list(overrides)
@@ -552,23 +551,6 @@ class Checkpointer(DetectionCheckpointer):
 _STAGE = re.compile(r"(?:backbone\.(?:bottom_up\.)?|roi_heads\.)(stem|res\d|conv\d|fc[67])\.")
 
 
-def _check_statistics(model):
-    """Refuse frozen batch norms that nobody filled: they would pass everything as it is."""
-    state = model.state_dict()
-    empty = [
-        name
-        for name in without_statistics(model)
-        # Caffe's models, folded into weight and bias, are complete without mean and variance.
-        if bool((state[f"{name}.weight"] == 1).all()) and not state[f"{name}.bias"].any()
-    ]
-    if empty:
-        raise ConfigError(
-            f"{len(empty)} frozen batch norms hold no statistics ({empty[0]}...): give trained "
-            "weights as MODEL.WEIGHTS, or train from scratch with MODEL.RESNETS.NORM BN and "
-            "MODEL.BACKBONE.FREEZE_AT 0"
-        )
-
-
 # ---- the engine: training and evaluation
 
 
@@ -669,7 +651,7 @@ def train(cfg, resume=False):
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume)
     common.check_conventions(trainer.checkpointer.facts, cfg, cfg.MODEL.WEIGHTS)
-    _check_statistics(trainer.checkpointer.model)
+    common.check_statistics(trainer.checkpointer.model)
     TrainerBase.train(trainer, trainer.start_iter, trainer.max_iter)
     metrics = getattr(trainer, "_last_eval_results", {})
     if comm.is_main_process():
@@ -701,7 +683,7 @@ def evaluate(cfg):
             f"{cfg.MODEL.WEIGHTS}: not a checkpoint of this detector: it gives no "
             f"{checkpointer.misfits[0]} (and {len(checkpointer.misfits) - 1} more)"
         )
-    _check_statistics(model)
+    common.check_statistics(model)
     metrics = _test(cfg, model)
     if comm.is_main_process():
         common.check_expected(cfg, metrics)

@@ -15,7 +15,7 @@ from ..data.loader import (
     training_batches,
     with_usable_annotations,
 )
-from ..nets import load, without_statistics
+from ..nets import load
 from ..nets.weights import read
 from ..training import distributed
 from ..training.distributed import launch
@@ -32,7 +32,7 @@ CLASS_LAYERS = ("roi_heads.box_predictor.",)
 
 
 def _load_weights(model, cfg, *, whole):
-    """Load ``MODEL.WEIGHTS`` and refuse frozen norms without statistics.
+    """Load ``MODEL.WEIGHTS``, and refuse frozen norms without statistics.
 
     Args:
         whole: every parameter must come from the file, as for an evaluation.
@@ -48,12 +48,7 @@ def _load_weights(model, cfg, *, whole):
         logger.info("%s: %s", path, match)
     elif whole:
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
-    unset = without_statistics(model)
-    if unset:
-        raise ConfigError(
-            f"MODEL.RESNETS.NORM: {len(unset)} frozen batch norms ({unset[0]}...) have no "
-            "statistics: load MODEL.WEIGHTS, or train with NORM: BN and BACKBONE.FREEZE_AT: 0"
-        )
+    common.check_statistics(model)
 
 
 def _check_classes(cfg, dataset, key):

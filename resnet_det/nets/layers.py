@@ -11,8 +11,7 @@ class FrozenBatchNorm2d(nn.Module):
     """Batch normalisation as a constant affine map (appendix A: "fixed" BN).
 
     Weight, bias, mean and variance are buffers: no gradient, no update, the same names as
-    ``nn.BatchNorm2d``. A fresh one holds mean 0 and variance 1, the mark of statistics that
-    nobody loaded: see :func:`without_statistics`.
+    ``nn.BatchNorm2d``. A fresh one changes nothing: see :func:`without_statistics`.
     """
 
     def __init__(self, channels, eps=1e-5):
@@ -61,13 +60,16 @@ def freeze(module):
 
 
 def without_statistics(module):
-    """Names of the frozen batch norms in ``module`` that still hold mean 0 and variance 1."""
+    """Names of the frozen batch norms in ``module`` that are still as they were made.
+
+    (Caffe's models, folded into weight and bias, keep mean 0 and variance 1 and are complete.)
+    """
     return [
         name
         for name, m in module.named_modules()
         if isinstance(m, FrozenBatchNorm2d)
-        and not m.running_mean.any()
-        and bool((m.running_var == 1).all())
+        and not (m.running_mean.any() or m.bias.any())
+        and bool((m.running_var == 1).all() and (m.weight == 1).all())
     ]
 
 

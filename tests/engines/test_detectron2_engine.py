@@ -299,7 +299,7 @@ def test_a_classifier_is_no_detector_to_evaluate(config, tmp_path):
 
 
 def test_frozen_norms_without_statistics_are_refused(config):
-    with pytest.raises(ValueError, match="frozen batch norms.*NORM BN"):
+    with pytest.raises(ValueError, match="frozen batch norms.*NORM: BN"):
         engine.train(config("MODEL.RESNETS.NORM", "FrozenBN"))
     with pytest.raises(ValueError, match="frozen batch norms"):
         engine.train(config("MODEL.BACKBONE.FREEZE_AT", "1"))
@@ -310,7 +310,7 @@ def test_caffes_folded_norms_count_as_filled(config):
     for name, value in model.state_dict().items():
         if name.endswith("norm.weight"):
             value.fill_(0.5)
-    engine._check_statistics(model)
+    engine.common.check_statistics(model)
 
 
 # ---- data and evaluation
