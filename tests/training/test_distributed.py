@@ -92,3 +92,29 @@ def test_precise_statistics_pool_over_processes(two):
         assert seen["bn"][0] == pytest.approx(data.mean((0, 2, 3)).tolist(), rel=1e-5)
         variance = data.var((0, 2, 3), unbiased=False).tolist()
         assert seen["bn"][1] == pytest.approx(variance, rel=1e-5)
+
+
+def told(folder):
+    """Run in every process by launch: who am I?"""
+    info = distributed.launch_info()
+    distributed.init("cpu")
+    everyone = distributed.all_gather_objects(info.rank)
+    (folder / f"{info.rank}").write_text(f"{info.world} {info.local_rank} {everyone}")
+    distributed.shutdown()
+
+
+def test_launch_without_torchrun(tmp_path):
+    distributed.launch(told, tmp_path, num_gpus=2)
+    assert (tmp_path / "0").read_text() == "2 0 [0, 1]"
+    assert (tmp_path / "1").read_text() == "2 1 [0, 1]"
+    assert "RANK" not in os.environ
+
+
+def test_launch_of_one_process_is_a_call():
+    assert distributed.launch(lambda x: x + 1, 41) == 42
+
+
+@pytest.mark.parametrize("url, words", [("auto", "several machines"), ("host:1", "tcp://HOST")])
+def test_launch_on_several_machines_needs_an_address(url, words):
+    with pytest.raises(ValueError, match=words):
+        distributed.launch(told, None, num_gpus=1, num_machines=2, dist_url=url)

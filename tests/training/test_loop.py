@@ -266,3 +266,23 @@ def test_mixed_precision_trains_and_resumes(tmp_path):
     once(tmp_path / "parts", state=Checkpointer(tmp_path / "parts").load_latest())
     assert Checkpointer(tmp_path / "parts").load_latest()["scaler"]["scale"] > 0
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_finish_runs_once_before_the_last_checkpoint_and_its_evaluation(tmp_path):
+    """As precise BN needs it: what it changes is saved and evaluated."""
+    seen = []
+
+    def finish(model):
+        seen.append("finish")
+        with torch.no_grad():
+            model.last.bias.fill_(42.0)
+
+    def evaluate(model):
+        seen.append(model.last.bias.item())
+        return {}
+
+    run(tmp_path, max_iter=6, finish=finish, evaluate=evaluate)
+    assert seen == ["finish", 42.0]
+    saved = {n: torch.load(tmp_path / f"{n}.pth", weights_only=True)["model"]["last.bias"].item()
+             for n in ("model_0000004", "model_final")}  # fmt: skip
+    assert saved["model_final"] == 42.0 != saved["model_0000004"]
