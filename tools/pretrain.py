@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from resnet_det.config import load_config
 from resnet_det.engines import classifier
+from resnet_det.training.distributed import launch
 
 
 def parse(argv=None):
@@ -46,6 +47,6 @@ def main(args):
 
 if __name__ == "__main__":
     try:
-        main(parse())
+        launch(main, parse())
     except ValueError as error:  # what the user gave is wrong, and the message says what
         sys.exit(f"error: {error}")

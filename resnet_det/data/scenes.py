@@ -1,6 +1,6 @@
 """The embedded dataset: annotated scenes of eight kinds of objects, drawn with numpy.
 
-A scene is a textured background under uneven light with one to six objects, each of its own
+A scene is a textured background under uneven light with one to five objects, each of its own
 scale, rotation, slant, colours and shadow, that occlude each other and leave the frame, among
 clutter that imitates their outlines without their texture. Colours say nothing about the class.
 The same JPEGs are annotated as PASCAL VOC and as COCO, so that the readers of both serve them:
@@ -36,7 +36,7 @@ from tqdm import tqdm
 from .records import DatasetError
 
 CLASSES = ("ball", "crate", "fish", "flower", "leaf", "mug", "star", "wheel")
-VERSION = 1  # of the drawing: results on scenes of different versions do not compare
+VERSION = 2  # of the drawing: results on scenes of different versions do not compare
 CROP = 36  # side of a classification image, in pixels
 _STREAMS = {"trainval": 0, "test": 1, "train": 2, "val": 3}  # independent random streams
 
@@ -399,7 +399,7 @@ def _paste(rng, canvas, sprite):
 # Scenes
 
 
-def _scene(rng, height, width, sizes, counts=(1, 6), clutter=(2, 6)):
+def _scene(rng, height, width, sizes, counts=(1, 5), clutter=(1, 5)):
     """Compose one scene: ``(canvas, objects)``.
 
     Objects are dicts: class index, box (x0, y0, x1, y1) of the visible pixels, their number,
@@ -474,7 +474,7 @@ def _write_scene(folder, seed, size, job):
     rng = np.random.default_rng([seed, VERSION, _STREAMS[split], number])
     height, width = size if rng.random() < 0.6 else size[::-1]
     short = min(size)
-    canvas, objects = _scene(rng, height, width, sizes=(0.1 * short, 0.6 * short))
+    canvas, objects = _scene(rng, height, width, sizes=(0.17 * short, 0.5 * short))
     name = f"{_STREAMS[split]}{number:05d}"
     _save(rng, canvas, os.path.join(folder, "voc", "JPEGImages", f"{name}.jpg"))
     xml = _voc_xml(name, height, width, objects)
@@ -484,7 +484,7 @@ def _write_scene(folder, seed, size, job):
 
 
 def _write_crop(folder, seed, job):
-    """Draw one object that fills most of a small image."""
+    """Draw one object into the middle of a small image."""
     split, number = job
     rng = np.random.default_rng([seed, VERSION, _STREAMS[split], number])
     index = number % len(CLASSES)
@@ -493,7 +493,7 @@ def _write_crop(folder, seed, job):
         place = rng.uniform(0, CROP, 2)
         _paste(rng, canvas, _sprite(rng, _clutter, *place, rng.uniform(8, 30)))
     place = CROP / 2 + rng.uniform(-3, 3, 2)
-    _paste(rng, canvas, _sprite(rng, _DRAW[CLASSES[index]], *place, rng.uniform(22, 38)))
+    _paste(rng, canvas, _sprite(rng, _DRAW[CLASSES[index]], *place, rng.uniform(16, 38)))
     if rng.random() < 0.3:  # something in front of a corner
         corner = rng.choice([0, CROP], 2) + rng.uniform(-2, 2, 2)
         _paste(rng, canvas, _sprite(rng, _clutter, *corner, rng.uniform(10, 20)))

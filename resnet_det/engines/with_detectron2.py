@@ -361,10 +361,7 @@ def _in_group(main, args):
     here = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.launch_info().world))
     distributed.init("cuda" if torch.cuda.device_count() >= here else "cpu")
     comm.create_local_process_group(here)
-    try:
-        return main(args)
-    finally:
-        distributed.shutdown()
+    return main(args)
 
 
 # ---- the engine: data

@@ -53,7 +53,9 @@ def launch(main, args, *, num_gpus=1, num_machines=1, machine_rank=0, dist_url="
         ValueError: "auto" with several machines, or another form of ``dist_url``.
     """
     if "RANK" in os.environ or num_gpus * num_machines == 1:
-        return main(args)
+        result = main(args)
+        shutdown()
+        return result
     if dist_url == "auto":
         if num_machines > 1:
             raise ValueError("--dist-url auto: several machines need tcp://HOST:PORT of the first")
@@ -76,7 +78,7 @@ def launch(main, args, *, num_gpus=1, num_machines=1, machine_rank=0, dist_url="
 
 def _launched(local_rank, main, args, environment, first):
     os.environ |= environment | {"LOCAL_RANK": str(local_rank), "RANK": str(first + local_rank)}
-    main(args)
+    launch(main, args)
 
 
 def init(device="cuda"):

@@ -147,15 +147,30 @@ def _plain(losses, proposals, detections):
     }
 
 
-@torch.no_grad()
-def with_torchvision(case):
-    """The embedded engine's losses, proposals and detections of a case."""
+def embedded_model(case):
     from resnet_det.config import get_cfg
     from resnet_det.engines.faster_rcnn import build_model
 
     cfg = get_cfg()
     cfg.merge_from_list(overrides(case))
-    model = fill(build_model(cfg)).train()
+    return build_model(cfg)
+
+
+def detectron2_model(case):
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model
+
+    import resnet_det  # noqa: F401  registers the nets
+
+    cfg = get_cfg()
+    cfg.merge_from_list(overrides(case))
+    return build_model(cfg)
+
+
+@torch.no_grad()
+def with_torchvision(case):
+    """The embedded engine's losses, proposals and detections of a case."""
+    model = fill(embedded_model(case)).train()
     losses = model(batch())
     model.eval()
     images = model.preprocess([s["image"] for s in batch()])
@@ -168,16 +183,10 @@ def with_torchvision(case):
 @torch.no_grad()
 def with_detectron2(case):
     """The same from the real Detectron2."""
-    from detectron2.config import get_cfg
-    from detectron2.modeling import build_model
     from detectron2.structures import Boxes, Instances
     from detectron2.utils.events import EventStorage
 
-    import resnet_det  # noqa: F401  registers the nets
-
-    cfg = get_cfg()
-    cfg.merge_from_list(overrides(case))
-    model = fill(build_model(cfg)).train()
+    model = fill(detectron2_model(case)).train()
     samples = batch()
     for sample in samples:
         sample["instances"] = Instances((HEIGHT, WIDTH))

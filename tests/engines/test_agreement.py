@@ -4,6 +4,8 @@ import golden
 import pytest
 import torch
 
+from resnet_det.nets import load
+
 LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
 
 
@@ -49,3 +51,36 @@ def test_the_comparison_notices_each_convention(monkeypatch, key, value):
     monkeypatch.setitem(golden.CASES["R50-C4"], key, value)
     with pytest.raises(AssertionError):
         assert_same(golden.with_torchvision("R50-C4"), golden.recorded("R50-C4"))
+
+
+def assert_same_tensors(one, other):
+    one, other = (
+        {
+            k: v
+            for k, v in m.state_dict().items()
+            if not k.startswith(("pixel", "proposal_generator.a"))
+        }
+        for m in (one, other)
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("case", ["R18-C4", "R50-C4", "R101-C4", "VGG16", "R50-FPN"])
+def test_a_checkpoint_of_one_engine_loads_in_the_other(case, tmp_path):
+    from resnet_det.engines.with_detectron2 import Checkpointer
+
+    theirs = golden.fill(golden.detectron2_model(case))
+    Checkpointer(theirs, str(tmp_path)).save("theirs")
+    ours = golden.embedded_model(case)
+    match = load(ours, tmp_path / "theirs.pth")
+    assert not match.missing and not match.mismatched
+    assert_same_tensors(ours, theirs)
+
+    torch.save({"model": ours.state_dict()}, tmp_path / "ours.pth")
+    fresh = golden.detectron2_model(case)
+    checkpointer = Checkpointer(fresh)
+    checkpointer.load(str(tmp_path / "ours.pth"), checkpointables=[])
+    assert not checkpointer.misfits
+    assert_same_tensors(fresh, ours)
