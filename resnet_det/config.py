@@ -56,12 +56,12 @@ SWITCHED_OFF = ("MODEL.ROI_MASK_HEAD.", "MODEL.ROI_KEYPOINT_HEAD.")
 def add_resnet_det_config(cfg):
     """Add the node ``RESNET_DET`` to a config, Detectron2's or ours."""
     cfg.RESNET_DET = type(cfg)()  # yacs merges nodes of one class only
-    # Config of the classifier that MODEL.WEIGHTS comes from, relative to the config that says so:
-    # it is trained first where that file does not exist.
+    # Config of the classifier that MODEL.WEIGHTS comes from: it is trained first where that file
+    # does not exist. Like all paths, relative to the working folder.
     cfg.RESNET_DET.PRETRAIN = ""
     # Train on objects that VOC marks as difficult. Detectron2 does, py-faster-rcnn does not.
     cfg.RESNET_DET.USE_DIFFICULT = True
-    # Leave out broken images and annotations, with a count, instead of ending the run.
+    # Leave out broken training images and annotations, with a count, instead of ending the run.
     cfg.RESNET_DET.SKIP_BAD_DATA = False
     # Zero pixels around a classifier's training image before the crop (4 on CIFAR, section 4.2).
     cfg.RESNET_DET.CROP_PADDING = 0
@@ -232,9 +232,16 @@ def check_values(cfg):
                 f"MODEL.{name}.IOU_LABELS {head.IOU_LABELS}: needs one more entry than "
                 f"MODEL.{name}.IOU_THRESHOLDS {head.IOU_THRESHOLDS}"
             )
-    for key in ("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"):
-        if flat[key] < 1:
-            raise ConfigError(f"{key}: {flat[key]}: must be at least 1")
+    for least, keys in (
+        (1, ("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD")),
+        (0, ("MODEL.BACKBONE.FREEZE_AT", "DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD")),
+    ):
+        for key in keys:
+            if flat[key] < least:
+                raise ConfigError(f"{key}: {flat[key]}: must be at least {least}")
+    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+        if len(flat[key]) != 3:
+            raise ConfigError(f"{key}: {flat[key]}: give three numbers, in the order INPUT.FORMAT")
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(cfg.INPUT.MIN_SIZE_TRAIN) != 2:
         raise ConfigError(
             f"INPUT.MIN_SIZE_TRAIN: {cfg.INPUT.MIN_SIZE_TRAIN}: "
@@ -244,7 +251,11 @@ def check_values(cfg):
 
 def _merge(cfg, content, where):
     """Merge dotted keys and values into ``cfg``, refusing what it does not know."""
-    check_keys(content, flatten(cfg), where)
+    defaults = flatten(cfg)
+    check_keys(content, defaults, where)
+    for key, value in content.items():
+        if value in (None, "None") and defaults[key] is not None:
+            raise ConfigError(f"{where}: {key}: has no value")
     try:
         cfg.merge_from_list([x for pair in content.items() for x in pair])
     except (ValueError, AssertionError) as error:
@@ -255,22 +266,26 @@ def load_config(path, overrides=()):
     """Read a YAML file with its ``_BASE_`` chain and trailing ``KEY VALUE`` overrides.
 
     Returns:
-        CfgNode: frozen and checked; ``RESNET_DET.PRETRAIN`` is made relative to the working folder.
+        CfgNode: frozen and checked.
 
     Raises:
         ConfigError: names the file or the key, and the nearest valid key or values.
     """
-    content = _read(path)
-    pretrain = content.get("RESNET_DET.PRETRAIN")
-    if pretrain:
-        content["RESNET_DET.PRETRAIN"] = str(Path(path).parent / pretrain)
     cfg = get_cfg()
-    _merge(cfg, content, path)
+    _merge(cfg, _read(path), path)
     return _finish(cfg, overrides)
 
 
+def embedded_part(cfg):
+    """The keys of ``cfg``, Detectron2's or ours, that the embedded engine knows, as YAML."""
+    known, theirs = get_cfg(), flatten(cfg)
+    pairs = [(key, theirs[key]) for key in flatten(known) if key in theirs]
+    known.merge_from_list([x for pair in pairs for x in pair])
+    return known.dump()
+
+
 def parse_config(text, where, overrides=()):
-    """The config that ``cfg.dump()`` wrote, as :func:`load_config`; ``where`` names its source."""
+    """The config that :func:`embedded_part` wrote, as :func:`load_config`; ``where`` names its source."""
     cfg = get_cfg()
     _merge(cfg, flatten(yaml.safe_load(text)), where)
     return _finish(cfg, overrides)

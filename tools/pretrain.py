@@ -11,7 +11,6 @@ Trailing KEY VALUE pairs override the config.
 import argparse
 import os
 import sys
-from pathlib import Path
 
 # Before torch is loaded: its threads must not spin on the cores that the data workers need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -32,21 +31,13 @@ def parse(argv=None):
     return parser.parse_args(argv)
 
 
-def main(args):
-    cfg = load_config(args.config_file, args.overrides)
-    if args.eval_only:
-        return classifier.evaluate(cfg)
-    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-    if last.exists() and not args.resume:
-        raise ValueError(
-            f"{last.parent} holds the checkpoints of an earlier run: give --resume to go on, "
-            "or another OUTPUT_DIR, or remove it"
-        )
-    return classifier.train(cfg, args.resume)
+def main(args, cfg):
+    return classifier.evaluate(cfg) if args.eval_only else classifier.train(cfg, args.resume)
 
 
 if __name__ == "__main__":
     try:
-        launch(main, parse())
+        args = parse()
+        launch(main, args, load_config(args.config_file, args.overrides))
     except ValueError as error:  # what the user gave is wrong, and the message says what
         sys.exit(f"error: {error}")

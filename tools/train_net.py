@@ -2,7 +2,7 @@
 """Train and evaluate a detector.
 
     python tools/train_net.py --config-file configs/quickstart.yaml
-    torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/faster_rcnn_R101.yaml
+    torchrun --nproc-per-node 2 tools/train_net.py --config-file configs/quickstart.yaml
     python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
 
 Interface and exit codes are those of Detectron2's tool of the same name; trailing KEY VALUE pairs
@@ -12,7 +12,6 @@ override the config.
 import argparse
 import os
 import sys
-from pathlib import Path
 
 # Before torch is loaded: its threads must not spin on the cores that the data workers need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -36,17 +35,10 @@ def parse(argv=None):
     return parser.parse_args(argv)
 
 
-def main(args):
+def main(args, cfg):
     engine = pick(args.engine)
-    cfg = engine.load_config(args.config_file, args.overrides)
     if args.eval_only:
         return engine.evaluate(cfg)
-    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-    if last.exists() and not args.resume:
-        raise ValueError(
-            f"{last.parent} holds the checkpoints of an earlier run: give --resume to go on, "
-            "or another OUTPUT_DIR, or remove it"
-        )
     classifier.ensure_weights(cfg)
     return engine.train(cfg, args.resume)
 
@@ -54,9 +46,11 @@ def main(args):
 if __name__ == "__main__":
     args = parse()
     try:
-        pick(args.engine).launch(
+        engine = pick(args.engine)
+        engine.launch(
             main,
             args,
+            engine.load_config(args.config_file, args.overrides),
             num_gpus=args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,

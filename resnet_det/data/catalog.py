@@ -39,12 +39,14 @@ _COCO = {
 class Metadata:
     """What a dataset is. ``kind`` is "voc" or "coco"; the fields of the other kind stay None.
 
+    annotated: False for a test set whose annotations are not public.
     category_ids: original COCO id of each contiguous class index.
     """
 
     name: str
     kind: str
     classes: tuple
+    annotated: bool = True
     dirname: str | None = None
     split: str | None = None
     year: int | None = None
@@ -98,8 +100,10 @@ def scan_dataset(name, root=None):
         folder, split, year = _VOC[name]
         classes = scenes.CLASSES if embedded else voc.CLASSES
         dirname = os.path.join(root, folder)
-        metadata = Metadata(name, "voc", classes, dirname=dirname, split=split, year=year)
         annotated = name != "voc_2012_test"
+        metadata = Metadata(
+            name, "voc", classes, annotated, dirname=dirname, split=split, year=year
+        )
         return metadata, voc.scan(dirname, split, classes, annotated=annotated)
 
     image_root, json_file = (os.path.join(root, path) for path in _COCO[name])
@@ -110,6 +114,7 @@ def scan_dataset(name, root=None):
         name,
         "coco",
         classes,
+        "image_info" not in json_file,
         json_file=json_file,
         image_root=image_root,
         category_ids=category_ids,

@@ -1,5 +1,6 @@
 """Classification data: folders of images, one a class (torchvision's ImageFolder, ImageNet's)."""
 
+import logging
 import os
 
 import numpy as np
@@ -10,6 +11,8 @@ from . import pixels
 from .catalog import UnknownDataset, datasets_root
 from .loader import global_batches
 from .records import DatasetError
+
+logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 
@@ -55,12 +58,13 @@ class SmallImages:
         self.mean, self.std = mean, std
 
     @classmethod
-    def read(cls, name, format, mean, std, root=None):
+    def read(cls, name, format, mean, std, root=None, skip_bad=False):
         """Read a dataset by its name.
 
         Args:
             format: order of the channels, "BGR" or "RGB".
             mean, std: of each channel, in that order, of pixels 0-255.
+            skip_bad: leave out an unreadable image with a warning that counts, instead of raising.
 
         Raises:
             UnknownDataset, DatasetError, ImageError.
@@ -75,13 +79,26 @@ class SmallImages:
 
             scenes.ensure_scenes(root)
         files, labels, classes = read_folder(os.path.join(root, FOLDERS[name]))
-        images = [pixels.read_image(file, format) for file in files]
-        for file, image in zip(files, images):
-            if image.shape != images[0].shape:
-                raise DatasetError(file, f"is {image.shape[:2]}, others are {images[0].shape[:2]}")
+        images, kept, bad = [], [], 0
+        for file, label in zip(files, labels):
+            try:
+                image = pixels.read_image(file, format)
+                if images and image.shape != images[0].shape:
+                    size, usual = image.shape[:2], images[0].shape[:2]
+                    raise DatasetError(file, f"is {size} pixels, others are {usual}")
+            except DatasetError as fault:
+                if not skip_bad:
+                    raise
+                bad += 1
+                logger.warning("skipped %s (%d unusable so far)", fault, bad)
+                continue
+            images.append(image)
+            kept.append(label)
+        if not images:
+            raise DatasetError(name, f"none of its {len(files)} images is usable")
         images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
         mean, std = (torch.tensor(x).view(3, 1, 1) for x in (mean, std))
-        return cls(images, torch.tensor(labels), classes, mean, std)
+        return cls(images, torch.tensor(kept), classes, mean, std)
 
     def __len__(self):
         return len(self.labels)

@@ -178,8 +178,6 @@ class DetectionMapper:
         format="BGR",
         train,
         use_difficult=True,
-        read_image=pixels.read_image,
-        resize=pixels.resize,
     ):
         short_sizes = [short_sizes] if isinstance(short_sizes, int) else list(short_sizes)
         if sampling not in ("choice", "range"):
@@ -197,11 +195,9 @@ class DetectionMapper:
         self.format = format
         self.train = train
         self.use_difficult = use_difficult
-        self.read_image = read_image
-        self.resize = resize
 
     def __call__(self, record, rng):
-        image = self.read_image(record["file_name"], self.format)
+        image = pixels.read_image(record["file_name"], self.format, stored_upright=self.train)
         height, width = image.shape[:2]
         expected = (record.get("height", height), record.get("width", width))
         if (height, width) != expected:
@@ -216,7 +212,7 @@ class DetectionMapper:
             short = self.short_sizes[rng.integers(len(self.short_sizes))]
         new_height, new_width = pixels.resized_shape(height, width, short, self.max_size)
         mirror = self.flip == "horizontal" and rng.random() < 0.5
-        image = self.resize(image, new_height, new_width)
+        image = pixels.resize(image, new_height, new_width)
         if mirror:
             image = pixels.flip_image(image)
         sample = {

@@ -23,12 +23,14 @@ class ImageError(DatasetError):
     """An image that cannot be used."""
 
 
-def read_image(path, format="BGR"):
+def read_image(path, format="BGR", stored_upright=False):
     """Decode an image, upright by its EXIF orientation.
 
     Args:
         path: the file.
         format: "BGR" or "RGB", the order of the channels.
+        stored_upright: refuse an image that its EXIF orientation turns: whether its boxes are of
+            the stored or of the upright image cannot be known.
 
     Returns:
         uint8 array (height, width, 3), contiguous and writable.
@@ -40,7 +42,10 @@ def read_image(path, format="BGR"):
     if format not in ("BGR", "RGB"):
         raise ValueError(f"INPUT.FORMAT must be 'BGR' or 'RGB', not {format!r}")
     with _opened(path) as image:
-        method = _UPRIGHT.get(_orientation(image))
+        orientation = _orientation(image)
+        if stored_upright and orientation != 1:
+            raise ImageError(path, f"is turned by EXIF orientation {orientation}: save it upright")
+        method = _UPRIGHT.get(orientation)
         if method is not None:
             image = image.transpose(method)
         pixels = np.array(image.convert("RGB"))
@@ -77,6 +82,8 @@ def _opened(path):
                     f"{image.width} x {image.height} pixels exceed Pillow's limit of {limit}"
                 )
             yield image
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError(path, "missing image file") from None
     except UnidentifiedImageError:

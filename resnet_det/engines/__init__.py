@@ -18,12 +18,17 @@ def pick(name="auto"):
     """
     if name not in ENGINES:
         raise ValueError(f"engine {name!r}: use one of {', '.join(ENGINES)}")
-    installed = importlib.util.find_spec("detectron2") is not None
-    if name == "detectron2" and not installed:
+    if name != "torchvision" and importlib.util.find_spec("detectron2") is not None:
+        try:
+            return importlib.import_module(".with_detectron2", __name__)
+        except ImportError as error:
+            problem = f"cannot be used: {error}"
+    else:
+        problem = "is not installed"
+    if name == "detectron2":
         raise ValueError(
-            "engine 'detectron2': Detectron2 is not installed; see its install page, "
+            f"engine 'detectron2': Detectron2 {problem}; see its install page, "
             "https://detectron2.readthedocs.io/en/latest/tutorials/install.html, "
             "or use --engine torchvision"
         )
-    module = "with_detectron2" if installed and name != "torchvision" else "with_torchvision"
-    return importlib.import_module(f".{module}", __name__)
+    return importlib.import_module(".with_torchvision", __name__)

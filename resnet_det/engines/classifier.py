@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import training
-from ..config import ConfigError, load_config
+from ..config import ConfigError, flatten, get_cfg, load_config
 from ..data.image_folder import SmallImages
 from ..evaluation.classification import count_errors
 from ..nets import build_net, load
@@ -36,12 +36,27 @@ class ClassifierLoss(nn.Module):
         return {"loss_cls": F.cross_entropy(logits.float(), labels), "top1_error": 100 * wrong}
 
 
+# The keys that a classifier reads; another one that is set is refused.
+KEYS = (
+    "VERSION", "MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.META_ARCHITECTURE", "MODEL.PIXEL_",
+    "MODEL.BACKBONE.NAME", "MODEL.RESNETS.NORM", "MODEL.RESNETS.STRIDE_IN_1X1",
+    "MODEL.RESNETS.RES5_DILATION", "INPUT.FORMAT", "INPUT.RANDOM_FLIP", "INPUT.CROP.",
+    "DATASETS.", "SOLVER.", "TEST.EXPECTED_RESULTS", "TEST.EVAL_PERIOD", "TEST.PRECISE_BN.",
+    "OUTPUT_DIR", "SEED", "CUDNN_BENCHMARK", "RESNET_DET.CROP_PADDING",
+    "RESNET_DET.SKIP_BAD_DATA",
+)  # fmt: skip
+
+
 def _check(cfg):
     if cfg.MODEL.META_ARCHITECTURE != "Classifier":
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} is no classifier: "
             "train it with tools/train_net.py"
         )
+    defaults = flatten(get_cfg())
+    for key, value in flatten(cfg).items():
+        if value != defaults[key] and not key.startswith(KEYS):
+            raise ConfigError(f"{key}: {value}: a classifier does not use this key")
     crop = cfg.INPUT.CROP
     if not crop.ENABLED or crop.TYPE != "absolute" or len(set(crop.SIZE)) != 1:
         raise ConfigError(
@@ -50,12 +65,35 @@ def _check(cfg):
         )
     if cfg.MODEL.RESNETS.NORM == "FrozenBN":
         raise ConfigError("MODEL.RESNETS.NORM: FrozenBN learns no statistics; use BN to pretrain")
+    has_bn = cfg.MODEL.RESNETS.NORM != "GN" and cfg.MODEL.BACKBONE.NAME != "paper_vgg16"
+    if cfg.TEST.PRECISE_BN.ENABLED and not has_bn:
+        raise ConfigError("TEST.PRECISE_BN.ENABLED: this net has no batch normalisation")
 
 
-def _read(name, cfg, device):
+def _read(name, cfg, device, skip_bad=False):
     m = cfg.MODEL
-    data = SmallImages.read(name, cfg.INPUT.FORMAT, m.PIXEL_MEAN, m.PIXEL_STD)
+    data = SmallImages.read(name, cfg.INPUT.FORMAT, m.PIXEL_MEAN, m.PIXEL_STD, skip_bad=skip_bad)
     return data.to(device)
+
+
+def _build(cfg, num_classes):
+    resnets = cfg.MODEL.RESNETS
+    try:
+        return build_net(
+            cfg.MODEL.BACKBONE.NAME,
+            num_classes,
+            norm=resnets.NORM,
+            stride_in_1x1=resnets.STRIDE_IN_1X1,
+            res5_dilation=resnets.RES5_DILATION,
+        )
+    except ValueError as error:
+        raise ConfigError(f"MODEL.BACKBONE.NAME and MODEL.RESNETS: {error}") from error
+
+
+def _load(net, cfg, new=()):
+    match = load(net, cfg.MODEL.WEIGHTS, new=new)
+    common.check_conventions(match.facts, cfg, cfg.MODEL.WEIGHTS)
+    logger.info("%s: %s", cfg.MODEL.WEIGHTS, match)
 
 
 def _evaluate(model, datasets, cfg):
@@ -85,36 +123,32 @@ def train(cfg, resume=False):
         ConfigError, DatasetError: the config or the data is wrong.
     """
     _check(cfg)
-    device = common.setup(cfg)
+    common.check_output(cfg, resume)
+    device, seed = common.setup(cfg)
     rank, world = distributed.get_rank(), distributed.get_world_size()
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ConfigError(f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN}: a classifier trains on one set")
-    data = _read(cfg.DATASETS.TRAIN[0], cfg, device)
+    data = _read(cfg.DATASETS.TRAIN[0], cfg, device, cfg.RESNET_DET.SKIP_BAD_DATA)
     tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
     for name, test in tests.items():
         if test.classes != data.classes:
             raise ConfigError(
                 f"DATASETS.TEST: {name}: its classes are not {cfg.DATASETS.TRAIN[0]}'s"
             )
-    net = build_net(
-        cfg.MODEL.BACKBONE.NAME,
-        len(data.classes),
-        norm=cfg.MODEL.RESNETS.NORM,
-        stride_in_1x1=cfg.MODEL.RESNETS.STRIDE_IN_1X1,
-    )
+    net = _build(cfg, len(data.classes))
     checkpointer = training.Checkpointer(cfg.OUTPUT_DIR)
     state = checkpointer.load_latest() if resume else None
     if state is None and cfg.MODEL.WEIGHTS:
-        logger.info("%s: %s", cfg.MODEL.WEIGHTS, load(net, cfg.MODEL.WEIGHTS, new=("linear.",)))
+        _load(net, cfg, new=("linear.",))
     model = ClassifierLoss(net).to(device)
 
-    def batches(start_iter):
+    def batches(start_iter, seed):
         return data.training_batches(
             total_batch=cfg.SOLVER.IMS_PER_BATCH,
             size=cfg.INPUT.CROP.SIZE[0],
             padding=cfg.RESNET_DET.CROP_PADDING,
             flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
-            seed=max(cfg.SEED, 0),
+            seed=seed,
             rank=rank,
             world=world,
             start_iter=start_iter,
@@ -122,7 +156,7 @@ def train(cfg, resume=False):
 
     def finish(model):
         if cfg.TEST.PRECISE_BN.ENABLED:
-            precise_bn.update(model, batches(0), cfg.TEST.PRECISE_BN.NUM_ITER)
+            precise_bn.update(model, batches(0, seed), cfg.TEST.PRECISE_BN.NUM_ITER)
 
     return common.run_training(
         cfg,
@@ -131,6 +165,7 @@ def train(cfg, resume=False):
         state,
         checkpointer,
         device,
+        seed,
         evaluate=lambda m: _evaluate(m.eval(), tests, cfg),
         finish=finish,
         classes=data.classes,
@@ -144,18 +179,15 @@ def evaluate(cfg):
         dict of metrics, as :func:`train`.
     """
     _check(cfg)
-    device = common.setup(cfg)
+    device, _ = common.setup(cfg)
     tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
     if not tests or not cfg.MODEL.WEIGHTS:
         raise ConfigError("DATASETS.TEST and MODEL.WEIGHTS: both are needed to evaluate")
-    net = build_net(
-        cfg.MODEL.BACKBONE.NAME,
-        len(next(iter(tests.values())).classes),
-        norm=cfg.MODEL.RESNETS.NORM,
-        stride_in_1x1=cfg.MODEL.RESNETS.STRIDE_IN_1X1,
-    )
-    logger.info("%s: %s", cfg.MODEL.WEIGHTS, load(net, cfg.MODEL.WEIGHTS))
-    return _evaluate(ClassifierLoss(net).to(device).eval(), tests, cfg)
+    net = _build(cfg, len(next(iter(tests.values())).classes))
+    _load(net, cfg)
+    metrics = _evaluate(ClassifierLoss(net).to(device).eval(), tests, cfg)
+    common.check_expected(cfg, metrics)
+    return metrics
 
 
 def ensure_weights(cfg):
@@ -172,7 +204,7 @@ def ensure_weights(cfg):
     common.start(cfg)
     if distributed.all_gather_objects(os.path.exists(cfg.MODEL.WEIGHTS))[0]:
         return
-    pretrain = load_config(path)
+    pretrain = load_config(path, ["MODEL.DEVICE", cfg.MODEL.DEVICE])
     result = Path(pretrain.OUTPUT_DIR) / "model_final.pth"
     if result.resolve() != Path(cfg.MODEL.WEIGHTS).resolve():
         raise ConfigError(

@@ -15,12 +15,13 @@ import torch
 import torchvision
 
 from .. import training
-from ..config import ConfigError
+from ..config import ConfigError, embedded_part
 from ..data import datasets_root, pixels, scenes
 from ..evaluation import coco_ap, voc_ap
 from ..evaluation.report import write_report
 from ..evaluation.tables import as_json, class_table, summary_table
-from ..nets import without_statistics
+from ..nets import load, without_statistics
+from ..nets.weights import classifier_name
 from ..training import distributed
 
 logger = logging.getLogger(__name__)
@@ -30,16 +31,16 @@ def start(cfg):
     """Join the processes, log to the terminal, and draw the embedded scenes if they are asked for.
 
     Returns:
-        torch.device: the CPU where the config says "cuda" and there is none.
+        torch.device: the CPU where the config says "cuda" and there is no GPU.
     """
     device = cfg.MODEL.DEVICE
-    if device == "cuda" and not torch.cuda.is_available():
+    if device.startswith("cuda") and not torch.cuda.is_available():
         device = "cpu"
     device = distributed.init(device)
     level = logging.INFO if distributed.is_main() else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    if device.type == "cpu" and cfg.MODEL.DEVICE == "cuda":
-        logger.info("MODEL.DEVICE is cuda and there is none: using the CPU")
+    if device.type == "cpu" and cfg.MODEL.DEVICE != "cpu":
+        logger.info("MODEL.DEVICE: %s, and there is none: using the CPU", cfg.MODEL.DEVICE)
     if any(name.startswith("scenes_") for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         if distributed.is_main():
             scenes.ensure_scenes(datasets_root(), workers=min(os.cpu_count() or 1, 4))
@@ -47,20 +48,38 @@ def start(cfg):
     return device
 
 
+def check_output(cfg, resume):
+    """Refuse to write over the checkpoints of an earlier run.
+
+    Raises:
+        ConfigError
+    """
+    if not resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists():
+        raise ConfigError(
+            f"OUTPUT_DIR: {cfg.OUTPUT_DIR} holds the checkpoints of an earlier run: give --resume "
+            "to go on, or another OUTPUT_DIR, or remove it"
+        )
+
+
 def setup(cfg):
-    """Start, seed, and write ``config.yaml``. Returns the torch.device."""
+    """Start, seed, and write ``config.yaml``.
+
+    Returns:
+        (torch.device, the seed: drawn where ``SEED`` is negative, the same in every process).
+    """
     device = start(cfg)
     seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
-    seed = distributed.all_gather_objects(seed)[0] + distributed.get_rank()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    seed = distributed.all_gather_objects(seed)[0]
+    own = seed + distributed.get_rank()
+    random.seed(own)
+    np.random.seed(own % 2**32)
+    torch.manual_seed(own)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if distributed.is_main():
         output = Path(cfg.OUTPUT_DIR)
         output.mkdir(parents=True, exist_ok=True)
         (output / "config.yaml").write_text(cfg.dump())
-    return device
+    return device, seed
 
 
 def commit():
@@ -80,7 +99,7 @@ def commit():
         return ""
 
 
-def conventions(cfg, classes):
+def conventions(cfg, classes, seed=None):
     """The plain facts that a checkpoint carries: net, pixels, classes, and the whole config."""
     m = cfg.MODEL
     return {
@@ -90,7 +109,8 @@ def conventions(cfg, classes):
         "pixel_mean": [float(x) for x in m.PIXEL_MEAN],
         "pixel_std": [float(x) for x in m.PIXEL_STD],
         "classes": list(classes),
-        "config": cfg.dump(),
+        "config": embedded_part(cfg),
+        "seed": seed,
         "commit": commit(),
     }
 
@@ -132,20 +152,43 @@ def check_statistics(model):
         )
 
 
+_STAGES = ("stem.", "res2.", "res3.", "res4.", "res5.", "conv1.", "conv2.", "conv3.", "conv4.",
+           "conv5.", "fc6.", "fc7.", "linear.")  # fmt: skip
+
+
+def load_detector(model, path):
+    """Load a detector's weights from another detector's file, or from a classifier's.
+
+    The classifier's trunk and head must all be there; new are the detector's own layers, and
+    stages that this detector does not have are left.
+
+    Returns:
+        Match
+
+    Raises:
+        WeightsError: unreadable file, or one that does not fit.
+    """
+    stages = {key: classifier_name(key) for key in model.state_dict()}
+    new = [key for key, name in stages.items() if not name.startswith(_STAGES)]
+    drop = [s for s in _STAGES if not any(name.startswith(s) for name in stages.values())]
+    return load(model, path, new=new, drop=drop)
+
+
 def run_training(
-    cfg, model, batches, state, checkpointer, device, *, evaluate, classes, finish=None
+    cfg, model, batches, state, checkpointer, device, seed, *, evaluate, classes, finish=None
 ):
     """Build optimizer and schedule from ``SOLVER``, and train.
 
     Args:
         model: takes a batch and returns a dict of losses; on ``device``.
-        batches: function of the first iteration -> iterator.
+        batches: function of the first iteration and the seed -> iterator.
+        seed: from :func:`setup`; a resumed run keeps the seed that it began with.
         state: of the checkpoint to resume from, or None.
         evaluate: function of the model -> flat dict of metrics, or None.
         finish: called with the model after the last iteration, before it is saved.
 
     Returns:
-        dict of the final metrics.
+        dict of the final metrics, checked against ``TEST.EXPECTED_RESULTS``.
     """
     solver = cfg.SOLVER
     optimizer = training.build_optimizer(
@@ -178,6 +221,8 @@ def run_training(
                 norm_type=solver.CLIP_GRADIENTS.NORM_TYPE,
             )
 
+    if state:
+        seed = state.get("meta", {}).get("seed", seed)
     final = {}
 
     def evaluate_and_keep(model):
@@ -187,7 +232,7 @@ def run_training(
 
     training.train(
         distributed.wrap(model),
-        batches(state["iteration"] if state else 0),
+        batches(state["iteration"] if state else 0, seed),
         optimizer,
         schedule,
         max_iter=solver.MAX_ITER,
@@ -201,8 +246,14 @@ def run_training(
         finish=finish,
         clip=clip,
         amp=solver.AMP.ENABLED,
-        meta=conventions(cfg, classes),
+        meta=conventions(cfg, classes, seed),
     )
+    if not final and distributed.is_main():  # everything was done before
+        lines = training.read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json")
+        final = next((line for line in reversed(lines) if "total_loss" not in line), {})
+        final.pop("iteration", None)
+    if distributed.is_main():
+        check_expected(cfg, final)
     return final
 
 
@@ -220,10 +271,9 @@ def score(dataset, predictions, folder):
     meta, records = dataset.metadata, dataset.records
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    annotated = all("annotations" in record for record in records)
     if meta.kind == "voc":
         voc_ap.write_submission(folder, records, predictions, meta.classes, meta.split)
-        if not annotated:
+        if not meta.annotated:
             return None
         metrics = ("11-point", "area") if meta.year == 2007 else ("area", "11-point")
         result, other = (
@@ -235,7 +285,7 @@ def score(dataset, predictions, folder):
         coco_ap.write_submission(
             folder / "detections.json", records, predictions, meta.category_ids
         )
-        if not annotated:
+        if not meta.annotated:
             return None
         result = coco_ap.evaluate(records, predictions, meta.classes)
     (folder / "results.json").write_text(json.dumps(as_json(result), indent=1) + "\n")
@@ -243,7 +293,7 @@ def score(dataset, predictions, folder):
 
 
 def publish(cfg, scored, facts=None):
-    """Print the tables of a run and write its ``report.html``; check ``TEST.EXPECTED_RESULTS``.
+    """Print the tables of a run and write its ``report.html``.
 
     Args:
         scored: dict dataset name -> (Evaluation, Dataset, predictions).

@@ -119,7 +119,7 @@ class RPN(RegionProposalNetwork):
         counts = [x[0].numel() for x in objectness]
         anchors = self.anchor_generator(images, features)
         objectness, deltas = concat_box_prediction_layers(objectness, deltas)
-        proposals = self.box_coder.decode(deltas.detach(), anchors)
+        proposals = self.box_coder.decode(deltas.detach().float(), anchors)
         proposals = proposals.view(len(anchors), -1, 4)
         proposals, _ = self.filter_proposals(proposals, objectness, images.image_sizes, counts)
         if not self.training:
@@ -334,7 +334,6 @@ class FasterRCNN(nn.Module):
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
         self.rpn_in, self.roi_in = rpn_in, roi_in
-        self.pyramid = isinstance(backbone, FPN)
         self.register_buffer("pixel_mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -410,13 +409,16 @@ def build_model(cfg):
     """
     name, pyramid = net_name(cfg)
     resnets, box = cfg.MODEL.RESNETS, cfg.MODEL.ROI_BOX_HEAD
-    net = build_net(
-        name,
-        norm=resnets.NORM,
-        stride_in_1x1=resnets.STRIDE_IN_1X1,
-        res5_dilation=resnets.RES5_DILATION,
-    )
-    trunk, head = net.split(resnets.OUT_FEATURES)
+    try:
+        net = build_net(
+            name,
+            norm=resnets.NORM,
+            stride_in_1x1=resnets.STRIDE_IN_1X1,
+            res5_dilation=resnets.RES5_DILATION,
+        )
+        trunk, head = net.split(resnets.OUT_FEATURES)
+    except ValueError as error:
+        raise ConfigError(f"MODEL.BACKBONE.NAME and MODEL.RESNETS: {error}") from error
     trunk.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
     strides = {f: net.strides[f] for f in trunk.out_features}
     channels = net.channels
@@ -445,6 +447,11 @@ def build_model(cfg):
             raise ConfigError(
                 f"MODEL.ROI_HEADS.IN_FEATURES: {roi_in}: the head of {name} takes "
                 f"['{net.trunk_names[-1]}']"
+            )
+        if set(trunk.names) & set(head.names):
+            raise ConfigError(
+                f"MODEL.RESNETS.OUT_FEATURES: {list(resnets.OUT_FEATURES)}: the head of {name} "
+                f"runs {head.names[0]} per region, so the trunk ends at {net.trunk_names[-1]}"
             )
         if name == "paper_vgg16" and box.POOLER_RESOLUTION != net.pooled:
             raise ConfigError(

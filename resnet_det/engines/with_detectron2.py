@@ -58,8 +58,8 @@ from ..config import ConfigError, add_resnet_det_config, flatten
 from ..data import Dataset, ImageError, Metadata, dataset_names, load_dataset, load_datasets
 from ..data.loader import with_usable_annotations
 from ..data.pixels import read_image
-from ..nets import NETS, Stages, build_net, load
-from ..nets.weights import DETECTOR_PREFIXES, WeightsError, read
+from ..nets import NETS, Stages, build_net
+from ..nets.weights import DETECTOR_PREFIXES, WeightsError, read, read_pickle
 from ..training import distributed
 from . import common
 
@@ -301,8 +301,7 @@ def load_config(path, overrides=()):
     All of Detectron2's keys, and the node ``RESNET_DET``. YAML that runs code is refused.
 
     Returns:
-        CfgNode: Detectron2's, frozen; ``MODEL.DEVICE`` is "cpu" where there is no GPU, and
-        ``RESNET_DET.PRETRAIN`` relative to the working folder.
+        CfgNode: Detectron2's, frozen; ``MODEL.DEVICE`` is "cpu" where there is no GPU.
 
     Raises:
         ConfigError: names the file or the key, and the nearest valid keys.
@@ -327,9 +326,6 @@ def load_config(path, overrides=()):
             raise ConfigError(f"{where}: not a readable YAML config: {error}") from error
     if cfg.MODEL.META_ARCHITECTURE == "Classifier":
         raise ConfigError("MODEL.META_ARCHITECTURE: Classifier: Detectron2 trains detectors only")
-    pretrain = cfg.RESNET_DET.PRETRAIN
-    if pretrain and "RESNET_DET.PRETRAIN" not in overrides[::2]:
-        cfg.RESNET_DET.PRETRAIN = str(Path(path).parent / pretrain)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE: no CUDA device is usable here: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"
@@ -346,34 +342,34 @@ def _explained(message, known):
     return f"Detectron2 does not know the key {unknown[1]}{hint}"
 
 
-def launch(main, args, **processes):
-    """Run ``main(args)`` in processes that also form Detectron2's groups; torchrun's, or new ones.
+def launch(main, *args, **processes):
+    """Run ``main(*args)`` in processes that also form Detectron2's groups; torchrun's, or new ones.
 
     The arguments, result and errors are those of
     :func:`resnet_det.training.distributed.launch`, which are Detectron2's ``launch``'s.
     """
-    return distributed.launch(partial(_in_group, main), args, **processes)
+    return distributed.launch(partial(_in_group, main), *args, **processes)
 
 
-def _in_group(main, args):
+def _in_group(main, *args):
     if distributed.launch_info().world == 1:
-        return main(args)
+        return main(*args)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.launch_info().world))
     distributed.init("cuda" if torch.cuda.device_count() >= here else "cpu")
     comm.create_local_process_group(here)
-    return main(args)
+    return main(*args)
 
 
 # ---- the engine: data
 
 
-def _load(cfg, names):
+def _load(cfg, names, skip_bad=False):
     """Our reading of our datasets (faults named, "difficult" known); Detectron2's of all others."""
     unknown = [n for n in names if n not in DatasetCatalog]
     if unknown:
         load_dataset(unknown[0])  # which names the nearest ones
     if set(names) <= set(dataset_names()):
-        dataset = load_datasets(names, skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA)
+        dataset = load_datasets(names, skip_bad=skip_bad)
         for line in dataset.skipped:
             logger.warning("left out: %s", line)
     else:
@@ -409,6 +405,10 @@ class Mapper(DatasetMapper):
 
     skip_bad = False
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.bad = set()  # files that were left out, of this process
+
     def __call__(self, dataset_dict):
         try:
             return super().__call__(dataset_dict)
@@ -418,7 +418,9 @@ class Mapper(DatasetMapper):
                 raise
             if not self.skip_bad:
                 raise fault from error
-            logger.warning("left out: %s", fault)
+            if fault.file not in self.bad:
+                self.bad.add(fault.file)
+                logger.warning("left out: %s (%d unusable so far)", fault, len(self.bad))
             return None  # Detectron2's loader then takes another image
 
     @staticmethod
@@ -519,20 +521,25 @@ class Checkpointer(DetectionCheckpointer):
         if checkpointables == [] and path.endswith(".pth") and "://" not in path:
             state, self.facts = read(path)
             if not any(k.startswith((*DETECTOR_PREFIXES, "proposal_generator.")) for k in state):
-                self._load_classifier(path, {key.split(".")[0] for key in state})
+                match = common.load_detector(self.model, path)
+                self.misfits = match.missing
+                logger.info("%s, a classifier's: %s", path, match)
                 return {}
-        return super().load(path, checkpointables)
+        rest = super().load(path, checkpointables)
+        if checkpointables is None and "schedule" in rest:
+            raise ConfigError(
+                f"{path}: was written by the embedded engine, so it cannot be resumed here: "
+                "give it as MODEL.WEIGHTS and another OUTPUT_DIR"
+            )
+        return rest
+
+    def _load_file(self, filename):
+        if filename.endswith(".pkl"):
+            read_pickle(filename)  # refuses what would run code; Detectron2's reading would not
+        return super()._load_file(filename)
 
     def save(self, name, **kwargs):
         super().save(name, meta=self.meta, **kwargs)
-
-    def _load_classifier(self, path, stages_in_file):
-        stages = {key: _STAGE.match(key) for key in self.model.state_dict()}
-        new = [key for key, stage in stages.items() if not stage]
-        drop = stages_in_file - {stage[1] for stage in stages.values() if stage}
-        match = load(self.model, path, new=new, drop=[f"{stage}." for stage in drop])
-        self.misfits = match.missing
-        logger.info("%s, a classifier's: %s", path, match)
 
     def _load_model(self, checkpoint):
         found = super()._load_model(checkpoint)
@@ -542,10 +549,6 @@ class Checkpointer(DetectionCheckpointer):
         if self.misfits == own:
             raise WeightsError("no tensor of the file fits the model: the log names them")
         return found
-
-
-# A detector's parameters that come from the classifier, with their stage.
-_STAGE = re.compile(r"(?:backbone\.(?:bottom_up\.)?|roi_heads\.)(stem|res\d|conv\d|fc[67])\.")
 
 
 # ---- the engine: training and evaluation
@@ -607,9 +610,12 @@ class Trainer(DefaultTrainer):
 
     def build_train_loader(self, cfg):
         mapper = Mapper(cfg, True)
-        dataset = _load(cfg, cfg.DATASETS.TRAIN)
+        dataset = _load(cfg, cfg.DATASETS.TRAIN, cfg.RESNET_DET.SKIP_BAD_DATA)
         records, self.classes = dataset.records, dataset.metadata.classes
         if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS:
+            for key, default in (("USE_DIFFICULT", True), ("SKIP_BAD_DATA", False)):
+                if cfg.RESNET_DET[key] != default:
+                    raise ConfigError(f"RESNET_DET.{key}: is for detectors of boxes alone")
             return build_detection_train_loader(cfg, mapper)  # ours reads boxes only
         difficult = cfg.RESNET_DET.USE_DIFFICULT
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
@@ -640,6 +646,7 @@ def train(cfg, resume=False):
     Raises:
         ConfigError, DatasetError, WeightsError: what was given is wrong; names it.
     """
+    common.check_output(cfg, resume)
     _setup(cfg)
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN: name at least one dataset")

@@ -26,10 +26,6 @@ __all__ = ["evaluate", "launch", "load_config", "predictor", "train"]
 
 logger = logging.getLogger(__name__)
 
-# What a classifier does not bring to a detector, and what a detector leaves of it.
-NEW_LAYERS = ("proposal_generator.", "roi_heads.box_predictor.", "backbone.fpn_")
-CLASS_LAYERS = ("roi_heads.box_predictor.",)
-
 
 def _load_weights(model, cfg, *, whole):
     """Load ``MODEL.WEIGHTS``, and refuse frozen norms without statistics.
@@ -39,11 +35,7 @@ def _load_weights(model, cfg, *, whole):
     """
     path = cfg.MODEL.WEIGHTS
     if path:
-        new, drop = (), ()
-        if not whole:
-            new = NEW_LAYERS + (("roi_heads.box_head.",) if model.pyramid else ())
-            drop = ("linear.", "fc6.", "fc7.") if model.pyramid else ("linear.",)
-        match = load(model, path, new=new, drop=drop)
+        match = load(model, path) if whole else common.load_detector(model, path)
         common.check_conventions(match.facts, cfg, path)
         logger.info("%s: %s", path, match)
     elif whole:
@@ -68,6 +60,12 @@ def _check(cfg):
         )
     if cfg.INPUT.CROP.ENABLED:
         raise ConfigError("INPUT.CROP.ENABLED: the embedded engine does not crop for detectors")
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        raise ConfigError(
+            "TEST.PRECISE_BN.ENABLED: the embedded engine has it for classifiers only"
+        )
+    if cfg.RESNET_DET.CROP_PADDING:
+        raise ConfigError("RESNET_DET.CROP_PADDING: is for classifiers")
 
 
 def _test_mapper(cfg):
@@ -79,7 +77,7 @@ def _test_mapper(cfg):
 def _datasets(names, cfg, key):
     sets = {}
     for name in names:
-        sets[name] = load_dataset(name, skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA)
+        sets[name] = load_dataset(name)
         _check_classes(cfg, sets[name], key)
         for line in sets[name].skipped:
             logger.warning("left out: %s", line)
@@ -138,7 +136,8 @@ def train(cfg, resume=False):
         ConfigError, DatasetError, WeightsError: what was given is wrong; names it.
     """
     _check(cfg)
-    device = common.setup(cfg)
+    common.check_output(cfg, resume)
+    device, seed = common.setup(cfg)
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN: name at least one dataset")
     dataset = load_datasets(cfg.DATASETS.TRAIN, skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA)
@@ -167,12 +166,12 @@ def train(cfg, resume=False):
         use_difficult=cfg.RESNET_DET.USE_DIFFICULT,
     )
 
-    def batches(start_iter):
+    def batches(start_iter, seed):
         return training_batches(
             records,
             mapper,
             total_batch=cfg.SOLVER.IMS_PER_BATCH,
-            seed=max(cfg.SEED, 0),
+            seed=seed,
             rank=distributed.get_rank(),
             world=distributed.get_world_size(),
             start_iter=start_iter,
@@ -181,19 +180,17 @@ def train(cfg, resume=False):
             skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA,
         )
 
-    metrics = common.run_training(
+    return common.run_training(
         cfg,
         model,
         batches,
         state,
         checkpointer,
         device,
+        seed,
         evaluate=lambda m: _evaluate(m, tests, cfg),
         classes=dataset.metadata.classes,
     )
-    if distributed.is_main():
-        common.check_expected(cfg, metrics)
-    return metrics
 
 
 def evaluate(cfg):
@@ -203,7 +200,7 @@ def evaluate(cfg):
         dict of metrics in the main process, as :func:`train`.
     """
     _check(cfg)
-    device = common.setup(cfg)
+    device, _ = common.setup(cfg)
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST: name at least one dataset")
     tests = _datasets(cfg.DATASETS.TEST, cfg, "DATASETS.TEST")

@@ -1,5 +1,7 @@
 """Foreign weights in and out: files into nets, by name, with every miss reported."""
 
+import io
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,31 +44,89 @@ def from_torchvision(state):
     return renamed
 
 
+# What torchvision's and timm's ImageNet weights were trained on, in Detectron2's scale.
+TORCHVISION_FACTS = {
+    "format": "RGB",
+    "pixel_mean": [123.675, 116.28, 103.53],
+    "pixel_std": [58.395, 57.12, 57.375],
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads plain containers and numpy arrays, and refuses whatever else a pickle may call."""
+
+    allowed = frozenset({
+        ("collections", "OrderedDict"),
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("_codecs", "encode"),
+        *((f"numpy.{core}.multiarray", name) for core in ("core", "_core")
+          for name in ("_reconstruct", "scalar")),
+        ("numpy._core.numeric", "_frombuffer"),
+        ("numpy.core.numeric", "_frombuffer"),
+    })  # fmt: skip
+
+    def find_class(self, module, name):
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"it would call {module}.{name}, which is refused")
+        return super().find_class(module, name)
+
+
+def read_pickle(path):
+    """The content of a ``.pkl`` of numpy arrays (Detectron's, Detectron2's), running no code.
+
+    Raises:
+        WeightsError: the file is broken, or holds anything but arrays in plain containers.
+    """
+    try:
+        return _ArraysOnly(io.BytesIO(Path(path).read_bytes()), encoding="latin1").load()
+    except Exception as error:  # a damaged pickle raises anything
+        raise WeightsError(f"{path}: not a readable pickle of arrays: {error}") from error
+
+
+def _tensors(content):
+    """Arrays of a ``.pkl`` as tensors; what is not an array stays."""
+    if not isinstance(content, dict):
+        return content
+    return {
+        k: torch.from_numpy(v) if type(v).__name__ == "ndarray" else v for k, v in content.items()
+    }
+
+
 def read(path):
-    """Read a ``.pth`` file without running code from it.
+    """Read a ``.pth``, or a ``.pkl`` in Detectron2's names, without running code from it.
 
     Returns:
-        (dict name -> tensor in our names, dict of the facts stored beside them).
+        (dict name -> tensor in our names, dict of the facts stored beside them). torchvision's
+        files carry none, but their names tell them.
 
     Raises:
         WeightsError: the file is missing, cut short, hostile, or holds no tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file; give a .pth file of weights")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises anything from EOFError to RuntimeError here
-        raise WeightsError(f"{path}: not a readable weight file: {error}") from error
+        raise WeightsError(f"{path}: no such file; give a .pth or .pkl file of weights")
+    if path.suffix == ".pkl":
+        content = read_pickle(path)
+    else:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises anything from EOFError to RuntimeError here
+            raise WeightsError(f"{path}: not a readable weight file: {error}") from error
     facts = {}
     if isinstance(content, dict):
         facts = content.get("meta", {})
         content = content.get("model", content.get("state_dict", content))
+    if path.suffix == ".pkl":
+        content = _tensors(content)
     if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
         raise WeightsError(f"{path}: holds no dictionary of tensors, neither bare nor as 'model'")
     if not content:
         raise WeightsError(f"{path}: holds no tensor")
     if any(k.startswith(("layer1.", "features.0.")) for k in content):
+        facts = dict(TORCHVISION_FACTS)
+        if "layer1.0.conv3.weight" in content:  # a bottleneck's stride is on its 3x3
+            facts["stride_in_1x1"] = False
         content = from_torchvision(content)
     return content, facts
 
@@ -92,7 +152,8 @@ def _some(names):
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _strip(key):
+def classifier_name(key):
+    """A detector's parameter name as the classifier has it."""
     return next((key[len(p) :] for p in DETECTOR_PREFIXES if key.startswith(p)), key)
 
 
@@ -117,7 +178,7 @@ def load(net, path, *, new=(), drop=(), partial=False):
     state, facts = read(path)
     own = net.state_dict()
     detector_file = any(key.startswith(DETECTOR_PREFIXES) for key in state)
-    target = {key if detector_file else _strip(key): key for key in own}
+    target = {key if detector_file else classifier_name(key): key for key in own}
 
     def counter(key):  # of batches, absent in frozen norms
         return key.endswith("num_batches_tracked")
@@ -135,7 +196,7 @@ def load(net, path, *, new=(), drop=(), partial=False):
     unused = [k for k in unused if not k.startswith(tuple(drop))]
     wrong = [
         f"{k} {tuple(own[k].shape)}, in the file "
-        f"{tuple(state[k if detector_file else _strip(k)].shape)}"
+        f"{tuple(state[k if detector_file else classifier_name(k)].shape)}"
         for k in wrong
         if not k.startswith(tuple(new))
     ]

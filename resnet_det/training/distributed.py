@@ -40,8 +40,8 @@ def launch_info():
     return Launch(*(int(os.environ[name]) for name in names))
 
 
-def launch(main, args, *, num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto"):
-    """Run ``main(args)`` in ``num_gpus`` processes on each of ``num_machines``, as Detectron2's.
+def launch(main, *args, num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto"):
+    """Run ``main(*args)`` in ``num_gpus`` processes on each of ``num_machines``, as Detectron2's.
 
     Under torchrun, or with one process, it is called here and its result returned; otherwise the
     processes get torchrun's environment. A process that fails ends the others.
@@ -53,7 +53,7 @@ def launch(main, args, *, num_gpus=1, num_machines=1, machine_rank=0, dist_url="
         ValueError: "auto" with several machines, or another form of ``dist_url``.
     """
     if "RANK" in os.environ or num_gpus * num_machines == 1:
-        result = main(args)
+        result = main(*args)
         shutdown()
         return result
     if dist_url == "auto":
@@ -78,7 +78,7 @@ def launch(main, args, *, num_gpus=1, num_machines=1, machine_rank=0, dist_url="
 
 def _launched(local_rank, main, args, environment, first):
     os.environ |= environment | {"LOCAL_RANK": str(local_rank), "RANK": str(first + local_rank)}
-    launch(main, args)
+    launch(main, *args)
 
 
 def init(device="cuda"):
@@ -165,14 +165,11 @@ def mean_over_ranks(tensor):
     return tensor
 
 
-def reduce_mean(values):
-    """Mean over the processes of each float of a dict with the same keys in every process."""
-    if get_world_size() == 1:
-        return dict(values)
-    keys = sorted(values)
-    means = mean_over_ranks(torch.tensor([values[key] for key in keys], dtype=torch.float64))
-    means = dict(zip(keys, means.tolist()))
-    return {key: means[key] for key in values}
+def share_buffers(model):
+    """Give every process the main one's buffers: the running statistics that are saved."""
+    if get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def wrap(model):

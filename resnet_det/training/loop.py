@@ -84,6 +84,11 @@ def train(
     plain_model = distributed.unwrap(model)
     start_iter, window = 0, collections.defaultdict(list)
     if resume_from is not None:
+        if not {"optimizer", "schedule", "rng"} <= resume_from.keys():
+            raise ValueError(
+                f"{checkpointer.folder}: its last checkpoint was not written by this engine, so it "
+                "cannot be resumed here: give it as MODEL.WEIGHTS and another OUTPUT_DIR"
+            )
         start_iter = resume_from["iteration"]
         plain_model.load_state_dict(resume_from["model"])
         optimizer.load_state_dict(resume_from["optimizer"])
@@ -94,6 +99,7 @@ def train(
     metrics = Metrics(output_dir, start_iter) if distributed.is_main() else None
 
     def save(name, iteration):
+        distributed.share_buffers(plain_model)
         states = distributed.all_gather_objects(rng_state(device))
         if distributed.is_main():
             path = checkpointer.save(
@@ -111,6 +117,7 @@ def train(
         distributed.barrier()  # from here on every process may read it
 
     def run_evaluation(iteration):
+        distributed.share_buffers(plain_model)
         with _undisturbed(plain_model, device):
             results = evaluate(plain_model)
         if metrics is not None:

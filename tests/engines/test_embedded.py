@@ -114,7 +114,9 @@ def test_one_command_from_nothing_to_the_report(folder):
     trained = torch.load(output / "model_final.pth", weights_only=True)["model"]
     for key, value in pretrained["model"].items():
         where = ("roi_heads." if key.startswith("res4") else "backbone.") + key
-        if "norm" in key and "num_batches" not in key or key.startswith(("stem", "res2")):
+        if key.endswith("num_batches_tracked"):
+            continue
+        if "norm" in key or key.startswith(("stem", "res2")):
             assert torch.equal(trained[where], value), key
         elif key.startswith(("res3", "res4")) and key.endswith("conv1.weight"):
             assert not torch.equal(trained[where], value), key
@@ -243,3 +245,106 @@ def test_engines_by_name(monkeypatch):
     assert pick("auto") is with_torchvision
     with pytest.raises(ValueError, match="not installed"):
         pick("detectron2")
+
+
+def test_metrics_of_several_processes_are_those_of_the_saved_classifier(folder):
+    """Batch norms of two processes differ; what is saved is what was evaluated."""
+    off = ["TEST.PRECISE_BN.ENABLED", "False"]
+    tool("pretrain.py", "--config-file", "classifier.yaml", *off, torchrun=2)
+    reported = lines("output/classifier/metrics.json")[-1]
+    weights = ["MODEL.WEIGHTS", "output/classifier/model_final.pth"]
+    metrics = classifier.evaluate(load_config("classifier.yaml", [*off, *weights]))
+    assert {k: reported[k] for k in metrics} == metrics
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["INPUT.FORMAT", "RGB"], "INPUT.FORMAT BGR, but the config says RGB"),
+        (["DATALOADER.NUM_WORKERS", 2], "DATALOADER.NUM_WORKERS.*classifier does not use"),
+        (["INPUT.CROP.ENABLED", False], "INPUT.CROP"),
+        (["MODEL.RESNETS.NORM", "FrozenBN"], "learns no statistics"),
+        (["MODEL.RESNETS.RES5_DILATION", 2], "cifar_resnet20 has no conv5_x"),
+        (["MODEL.BACKBONE.NAME", "paper_vgg16"], "no batch normalisation"),
+        (["DATASETS.TEST", ["scenes_classification_vall"]], "scenes_classification_val"),
+    ],
+)
+def test_classifiers_mistakes_are_named(pretrained, overrides, words):
+    weights = ["MODEL.WEIGHTS", "output/classifier/model_final.pth"]
+    cfg = load_config("classifier.yaml", [*weights, "OUTPUT_DIR", "output/other", *overrides])
+    with pytest.raises(ValueError, match=words):
+        classifier.train(cfg)
+
+
+def test_a_finished_run_resumed_reports_its_metrics(pretrained):
+    cfg = load_config("classifier.yaml")
+    reported = lines("output/classifier/metrics.json")[-1]
+    reported.pop("iteration")
+    assert classifier.train(cfg, resume=True) == reported
+    with pytest.raises(ConfigError, match="--resume"):
+        classifier.train(cfg)
+
+
+def test_a_checkpoint_of_another_engine_is_not_resumed(pretrained):
+    Path("output/detector").mkdir()
+    torch.save({"model": {}, "iteration": 3, "trainer": {}}, "output/detector/model_0000002.pth")
+    Path("output/detector/last_checkpoint").write_text("model_0000002.pth")
+    with pytest.raises(ValueError, match="not written by this engine.*MODEL.WEIGHTS"):
+        with_torchvision.train(load_config("detector.yaml"), resume=True)
+
+
+def test_a_random_seed_is_kept_by_the_checkpoint(pretrained, monkeypatch):
+    """SEED -1 shuffles differently each time, but a resumed run goes on with its own order."""
+    seeds = []
+    original = with_torchvision.training_batches
+    monkeypatch.setattr(
+        with_torchvision, "training_batches",
+        lambda *args, **kw: seeds.append(kw["seed"]) or original(*args, **kw),
+    )  # fmt: skip
+    for output in ("one", "two"):
+        cfg = load_config("detector.yaml", ["SEED", -1, "OUTPUT_DIR", f"output/{output}"])
+        with_torchvision.train(cfg)
+    Path("output/two/last_checkpoint").write_text("model_0000002.pth")
+    with_torchvision.train(cfg, resume=True)
+    assert seeds[0] != seeds[1] == seeds[2]
+
+
+def test_a_test_set_without_annotations_gets_a_submission_only(folder, tmp_path):
+    from PIL import Image
+
+    from resnet_det.data import load_dataset
+    from resnet_det.engines import common
+
+    root = tmp_path / "data"
+    for part in ("JPEGImages", "ImageSets/Main"):
+        (root / "VOC2012" / part).mkdir(parents=True)
+    (root / "VOC2012/ImageSets/Main/test.txt").write_text("2008_000001\n")
+    Image.new("RGB", (20, 10)).save(root / "VOC2012/JPEGImages/2008_000001.jpg")
+    dataset = load_dataset("voc_2012_test", root)
+    box = {"boxes": [[1.0, 2.0, 8.0, 9.0]], "scores": [0.5], "classes": [6]}
+    found = common.score(dataset, [{"image_id": "2008_000001", **box}], tmp_path / "out")
+    assert found is None
+    text = (tmp_path / "out/comp4_det_test_car.txt").read_text().split()
+    assert [text[0], *map(float, text[1:])] == ["2008_000001", 0.5, 2.0, 3.0, 8.0, 9.0]
+    assert not (tmp_path / "out/results.json").exists()
+
+
+def test_dilated_conv5_in_the_trunk_starts_from_a_classifier(folder):
+    """StandardROIHeads on a dilated res5: the whole classifier but its linear layer is used."""
+    from resnet_det.config import get_cfg
+    from resnet_det.engines.common import load_detector
+    from resnet_det.engines.faster_rcnn import build_model
+
+    torch.save(build_net("paper_resnet18").state_dict(), "net.pth")
+    cfg = get_cfg()
+    cfg.merge_from_list([
+        "MODEL.BACKBONE.NAME", "paper_resnet18", "MODEL.RESNETS.RES5_DILATION", 2,
+        "MODEL.RESNETS.OUT_FEATURES", ["res5"], "MODEL.RPN.IN_FEATURES", ["res5"],
+        "MODEL.ROI_HEADS.IN_FEATURES", ["res5"], "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
+        "MODEL.ROI_BOX_HEAD.NUM_FC", 2, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 7,
+    ])  # fmt: skip
+    match = load_detector(build_model(cfg), "net.pth")
+    assert set(match.unused) == {"linear.weight", "linear.bias"}
+    cfg.MODEL.ROI_HEADS.NAME = "Res5ROIHeads"
+    with pytest.raises(ConfigError, match="OUT_FEATURES|IN_FEATURES"):
+        build_model(cfg)

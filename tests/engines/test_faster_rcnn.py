@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import box_iou, roi_align
+from torchvision.ops import box_iou
 
 from resnet_det.config import ConfigError, load_config
 from resnet_det.engines.faster_rcnn import RPN, Anchors, Pooler, build_model
@@ -319,11 +319,3 @@ def test_vgg_needs_its_resolution(config):
                    "MODEL.RPN.IN_FEATURES", cut, "MODEL.ROI_HEADS.IN_FEATURES", cut,
                    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 14)
         )  # fmt: skip
-
-
-def test_roi_align_is_torchvisions():
-    torch.manual_seed(0)
-    features, boxes = torch.randn(2, 3, 12, 16), [torch.rand(3, 4) * 60, torch.rand(2, 4) * 60]
-    boxes = [torch.cat((b[:, :2], b[:, :2] + b[:, 2:]), 1) for b in boxes]
-    out = Pooler("ROIAlignV2", 4, [8], 0)([features], boxes, None)
-    torch.testing.assert_close(out, roi_align(features, boxes, 4, 1 / 8, 0, True))

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,3 +117,33 @@ def test_hostile_and_broken_files_are_refused(tmp_path, monkeypatch, checkpoint)
         with pytest.raises(WeightsError, match=name):
             read(name)
     assert not (tmp_path / "hostile-code-ran").exists()
+
+
+def test_pickles_of_arrays_are_read_and_others_refused(tmp_path, monkeypatch):
+    """Detectron2's .pkl, without what a pickle may call."""
+    monkeypatch.chdir(tmp_path)
+    net = build_net("cifar_resnet20")
+    arrays = {k: v.numpy() for k, v in net.state_dict().items()}
+    Path("net.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}))
+    other = build_net("cifar_resnet20")
+    load(other, "net.pkl")
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in net.state_dict().items())
+    Path("hostile.pkl").write_bytes(pickle.dumps({"model": Hostile()}))
+    Path("short.pkl").write_bytes(Path("net.pkl").read_bytes()[:999])
+    for name in ("hostile.pkl", "short.pkl"):
+        with pytest.raises(WeightsError, match=name):
+            read(name)
+    assert not Path("hostile-code-ran").exists()
+
+
+def test_torchvisions_files_tell_their_conventions(tmp_path):
+    """RGB, ImageNet's mean and deviation; the stride of a bottleneck on its 3x3."""
+    for depth, stride in ((18, {}), (50, {"stride_in_1x1": False})):
+        theirs = getattr(torchvision.models, f"resnet{depth}")()
+        torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+        facts = read(tmp_path / "theirs.pth")[1]
+        transform = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.transforms()
+        assert facts["format"] == "RGB"
+        assert facts["pixel_mean"] == pytest.approx([255 * x for x in transform.mean])
+        assert facts["pixel_std"] == pytest.approx([255 * x for x in transform.std])
+        assert stride.items() <= facts.items() and len(facts) == 3 + len(stride)
