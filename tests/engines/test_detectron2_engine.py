@@ -1,8 +1,11 @@
 """The engine on the real Detectron2: configs, weights, data, training, several processes."""
 
 import json
+import os
+import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,7 +91,7 @@ def test_base_overrides_and_pretrain(config, tmp_path):
     child.write_text("_BASE_: tiny.yaml\nRESNET_DET: {PRETRAIN: cifar.yaml}\nSEED: 5\n")
     cfg = engine.load_config(child, ["SOLVER.MAX_ITER", "7"])
     assert (cfg.SEED, cfg.SOLVER.MAX_ITER, cfg.MODEL.ROI_HEADS.NUM_CLASSES) == (5, 7, 8)
-    assert cfg.RESNET_DET.PRETRAIN == str(tmp_path / "cifar.yaml")
+    assert cfg.RESNET_DET.PRETRAIN == "cifar.yaml"
     assert cfg.is_frozen()
     again = tmp_path / "config.yaml"
     again.write_text(cfg.dump())
@@ -174,7 +177,10 @@ def test_train_resume_and_evaluate(config, tmp_path):
     changed = (after[key] - before[key]).abs().max()
     assert changed < 0.1
 
-    # A new run in the folder does not mix its metrics with the old one's.
+    # A new run does not write over it; without a checkpoint its metrics are not mixed with ours.
+    with pytest.raises(ValueError, match="OUTPUT_DIR.*--resume"):
+        engine.train(config("SOLVER.MAX_ITER", "1"))
+    (out / "last_checkpoint").unlink()
     engine.train(config("SOLVER.MAX_ITER", "1"))
     assert [line["iteration"] for line in lines(cfg)] == [0, 1]
 
@@ -448,3 +454,41 @@ def test_a_foreign_dataset_is_evaluated_the_coco_way(config):
 def voc_box(annotation):
     x, y, w, h = annotation["bbox"]
     return annotation | {"bbox": [x, y, x + w, y + h]}
+
+
+# ---- across the engines
+
+
+def test_the_demo_reads_a_checkpoint_of_this_engine(config):
+    from resnet_det.engines.with_torchvision import predictor
+
+    cfg = config("SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()")
+    engine.train(cfg)
+    predict, classes = predictor(f"{cfg.OUTPUT_DIR}/model_final.pth")
+    assert len(classes) == 8
+    picture = engine.load_datasets(cfg.DATASETS.TRAIN).records[0]["file_name"]
+    assert set(predict(picture)) == {"boxes", "scores", "classes"}
+
+
+def test_a_run_of_the_embedded_engine_is_not_resumed_here(config, tmp_path):
+    cfg = config("OUTPUT_DIR", str(tmp_path / "embedded"))
+    model = detector(config)
+    (tmp_path / "embedded").mkdir()
+    state = {"model": model.state_dict(), "schedule": {}, "iteration": 3}
+    torch.save(state, tmp_path / "embedded/model_0000002.pth")
+    (tmp_path / "embedded/last_checkpoint").write_text("model_0000002.pth")
+    with pytest.raises(ValueError, match="embedded engine.*MODEL.WEIGHTS"):
+        engine.train(cfg, resume=True)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch hostile-code-ran",)
+
+
+def test_a_hostile_pickle_runs_nothing(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("weights.pkl").write_bytes(pickle.dumps({"model": Hostile()}))
+    with pytest.raises(WeightsError, match="weights.pkl"):
+        engine.Checkpointer(detector(config)).load("weights.pkl", checkpointables=[])
+    assert not Path("hostile-code-ran").exists()
