@@ -17,8 +17,10 @@ from torchvision.ops import batched_nms, box_area, clip_boxes_to_image, roi_alig
 
 from ..config import ConfigError
 from ..nets import Stages, build_net
+from ..nets.fast import speed_up, take_stride
 from ..nets.fpn import FPN
 from ..nets.layers import FullyConnected
+from ..nets.roi_align import strided_roi_align
 from ..nets.weights import rename_parameters
 
 DETECTRON2_BACKBONES = ("build_resnet_backbone", "build_resnet_fpn_backbone")
@@ -119,7 +121,8 @@ class RPN(RegionProposalNetwork):
         counts = [x[0].numel() for x in objectness]
         anchors = self.anchor_generator(images, features)
         objectness, deltas = concat_box_prediction_layers(objectness, deltas)
-        proposals = self.box_coder.decode(deltas.detach().float(), anchors)
+        exact = torch.promote_types(deltas.dtype, torch.float32)  # under autocast: not half
+        proposals = self.box_coder.decode(deltas.detach().to(exact), anchors)
         proposals = proposals.view(len(anchors), -1, 4)
         proposals, _ = self.filter_proposals(proposals, objectness, images.image_sizes, counts)
         if not self.training:
@@ -181,21 +184,24 @@ class Pooler(nn.Module):
         kind: "ROIPool" (the paper's), "ROIAlign", or "ROIAlignV2" (aligned to pixel centres).
         resolution: side of the output.
         strides: of each level.
+        step: give only every ``step``-th bin of the grid (RoIAlign, one level).
     """
 
     CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4
 
-    def __init__(self, kind, resolution, strides, sampling_ratio):
+    def __init__(self, kind, resolution, strides, sampling_ratio, step=1):
         super().__init__()
         self.kind, self.resolution, self.strides = kind, resolution, strides
-        self.sampling_ratio = sampling_ratio
+        self.sampling_ratio, self.step = sampling_ratio, step
         self.least = int(math.log2(strides[0]))
 
     def pool(self, features, rois, stride):
         if self.kind == "ROIPool":
             return roi_pool(features, rois, self.resolution, 1 / stride)
-        aligned = self.kind == "ROIAlignV2"
-        return roi_align(features, rois, self.resolution, 1 / stride, self.sampling_ratio, aligned)
+        grid = (self.resolution, 1 / stride, self.sampling_ratio, self.kind == "ROIAlignV2")
+        if self.step > 1:
+            return strided_roi_align(features, rois, *grid, self.step)
+        return roi_align(features, rois, *grid)
 
     def forward(self, features, proposals, image_shapes):
         """List of maps, list of boxes (N_i, 4) -> regions (sum N_i, C, resolution, resolution)."""
@@ -420,6 +426,9 @@ def build_model(cfg):
     except ValueError as error:
         raise ConfigError(f"MODEL.BACKBONE.NAME and MODEL.RESNETS: {error}") from error
     trunk.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
+    fast, step = cfg.RESNET_DET.FAST, 1
+    if fast:
+        speed_up(trunk)
     strides = {f: net.strides[f] for f in trunk.out_features}
     channels = net.channels
     if pyramid:
@@ -459,7 +468,12 @@ def build_model(cfg):
                 f"fc6 of {name} takes {net.pooled}"
             )
         head_channels = channels[net.stage_names[-1]]
-    pooler = Pooler(box.POOLER_TYPE, box.POOLER_RESOLUTION, roi_strides, box.POOLER_SAMPLING_RATIO)
+        if fast:
+            speed_up(head)
+            step = take_stride(head) if box.POOLER_TYPE != "ROIPool" else 1
+    pooler = Pooler(
+        box.POOLER_TYPE, box.POOLER_RESOLUTION, roi_strides, box.POOLER_SAMPLING_RATIO, step
+    )
     roi_heads = RoIHeads(cfg, pooler, head, head_channels)
     if cfg.MODEL.ROI_HEADS.NAME != "StandardROIHeads":
         rename_parameters(roi_heads, {f"box_head.{n}.": f"{n}." for n in head.names})

@@ -11,6 +11,8 @@ for no config key beyond Detectron2's own:
 In a LazyConfig, ``L(PaperBackbone)(name="paper_resnet34", out_features=["res4"], freeze_at=2,
 norm="FrozenBN")`` and ``L(PaperROIHeads)(res5=L(build_head)(name="paper_resnet34", ...), ...)``.
 
+Both compute as :mod:`resnet_det.nets.fast` says unless ``RESNET_DET.FAST`` or ``fast`` is False.
+
 The lower half is the engine: ``load_config``, ``launch``, ``train``, ``evaluate``.
 """
 
@@ -48,7 +50,7 @@ from detectron2.engine import (
     default_setup,
 )
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ROIAlign, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, ROI_HEADS_REGISTRY, Backbone, build_model
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.roi_heads import Res5ROIHeads
@@ -59,6 +61,8 @@ from ..data import Dataset, ImageError, Metadata, dataset_names, load_dataset, l
 from ..data.loader import with_usable_annotations
 from ..data.pixels import read_image
 from ..nets import NETS, Stages, build_net
+from ..nets.fast import speed_up, take_stride
+from ..nets.roi_align import strided_roi_align
 from ..nets.weights import DETECTOR_PREFIXES, WeightsError, read, read_pickle
 from ..training import distributed
 from . import common
@@ -76,14 +80,17 @@ class PaperBackbone(Stages, Backbone):
         name: a key of ``NETS``.
         out_features: stages to return; default the one that the RoI heads start from.
         freeze_at: number of stages to freeze, counted from the stem.
+        fast: :func:`resnet_det.nets.fast.speed_up`.
         options: as for :func:`resnet_det.build_net`.
     """
 
-    def __init__(self, name, out_features=None, freeze_at=0, **options):
+    def __init__(self, name, out_features=None, freeze_at=0, fast=True, **options):
         net = build_net(name, **options)
         trunk, _ = net.split(out_features)
         super().__init__(dict(trunk.named_children()), trunk.out_features)
         self.freeze(freeze_at)
+        if fast:
+            speed_up(self)
         self._shapes = {
             f: ShapeSpec(channels=net.channels[f], stride=net.strides[f]) for f in self.out_features
         }
@@ -110,12 +117,17 @@ def _options(cfg):
     }
 
 
+def _fast(cfg):
+    """``RESNET_DET.FAST``; True in a foreign project, whose config has no such node."""
+    return cfg.get("RESNET_DET", {}).get("FAST", True)
+
+
 def _build_c4(cfg, name, input_shape):
     if input_shape.channels != 3:
         raise ConfigError(f"MODEL.PIXEL_MEAN: {name} takes 3 channels, not {input_shape.channels}")
     features, options = cfg.MODEL.RESNETS.OUT_FEATURES, _options(cfg)
     try:
-        return PaperBackbone(name, features, cfg.MODEL.BACKBONE.FREEZE_AT, **options)
+        return PaperBackbone(name, features, cfg.MODEL.BACKBONE.FREEZE_AT, _fast(cfg), **options)
     except ValueError as error:
         raise ConfigError(f"MODEL.RESNETS does not fit {name}: {error}") from error
 
@@ -191,6 +203,19 @@ def build_head(name, **options):
     return build_net(name, **options).split()[1]
 
 
+class StridedROIAlign(torch.nn.Module):
+    """Detectron2's ``ROIAlign`` at every ``step``-th bin of its grid."""
+
+    def __init__(self, pool, step):
+        super().__init__()
+        size = pool.output_size
+        size = size[0] if isinstance(size, tuple) else size
+        self.grid = (size, pool.spatial_scale, pool.sampling_ratio, pool.aligned, step)
+
+    def forward(self, x, rois):
+        return strided_roi_align(x, rois.to(x.dtype), *self.grid)
+
+
 @ROI_HEADS_REGISTRY.register()
 class PaperROIHeads(Res5ROIHeads):
     """Fast R-CNN on a net's own head: conv5_x, a CIFAR net's last stage, or VGG-16's fc6 and fc7.
@@ -200,14 +225,22 @@ class PaperROIHeads(Res5ROIHeads):
 
     Args:
         res5: the head, :class:`Stages` as of :func:`build_head`.
+        fast: :func:`resnet_det.nets.fast.speed_up`, and RoIAlign gives only what the head reads.
         others: as Detectron2's ``Res5ROIHeads``.
     """
 
     @configurable
-    def __init__(self, *, res5, **others):
+    def __init__(self, *, res5, fast=True, **others):
         super().__init__(res5=res5, **others)
         del self.res5  # its stages stand here by their own names instead
-        self.stage_names = res5.names
+        if fast:
+            speed_up(res5)
+            pool = self.pooler.level_poolers[0]
+            if type(pool) is ROIAlign:
+                step = take_stride(res5)
+                if step > 1:
+                    self.pooler.level_poolers[0] = StridedROIAlign(pool, step)
+        self.stage_names, self.memory_format = res5.names, res5.memory_format
         for name, stage in res5.named_children():
             self.add_module(name, stage)
 
@@ -231,7 +264,7 @@ class PaperROIHeads(Res5ROIHeads):
                 )
             if cfg.MODEL.MASK_ON:
                 raise ConfigError(f"MODEL.MASK_ON: the head of {name} gives vectors, not maps")
-        return super().from_config(cfg, input_shape)
+        return super().from_config(cfg, input_shape) | {"fast": _fast(cfg)}
 
     @staticmethod
     def _net_name(cfg):
@@ -251,7 +284,7 @@ class PaperROIHeads(Res5ROIHeads):
         return net.split()[1], net.channels[net.stage_names[-1]]
 
     def _shared_roi_transform(self, features, boxes):
-        x = self.pooler(features, boxes)
+        x = self.pooler(features, boxes).to(memory_format=self.memory_format)
         for name in self.stage_names:
             x = getattr(self, name)(x)
         return x if x.dim() == 4 else x[:, :, None, None]  # whose mean over the map is itself

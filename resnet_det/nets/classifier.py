@@ -1,5 +1,6 @@
 """The one cut: every net is a trunk shared by the image and a head run per region."""
 
+import torch
 from torch import nn
 
 from .layers import freeze
@@ -9,7 +10,10 @@ class Stages(nn.Module):
     """Named stages in a row; the parameter names start with the stage's name.
 
     ``forward(x)`` returns the outputs of ``out_features`` (default: the last stage) as a dict.
+    The maps are computed in ``memory_format``.
     """
+
+    memory_format = torch.preserve_format
 
     def __init__(self, stages, out_features=None):
         super().__init__()
@@ -19,6 +23,8 @@ class Stages(nn.Module):
             self.add_module(name, stage)
 
     def forward(self, x):
+        if x.dim() == 4:
+            x = x.to(memory_format=self.memory_format)
         features = {}
         for name in self.names:
             x = getattr(self, name)(x)

@@ -78,7 +78,16 @@ class Conv2d(nn.Conv2d):
 
     With ``norm`` (a key of ``NORMS``) the convolution has no bias (section 3.4 of the paper).
     The normalisation is a child called ``norm``, as in Detectron2's parameter names.
+
+    With ``fold`` (see :mod:`.fast`) a batch norm that is a constant affine map goes into the
+    weight of the convolution: one pass over the map less, the same gradients. Where nothing here
+    wants a gradient the folded weight is kept until a tensor of it changes. A change in place
+    through ``.data`` cannot be seen: make it under ``torch.no_grad()`` instead, or call
+    ``train()`` or ``eval()`` behind it.
     """
+
+    fold = False
+    _folded = None  # ((storage and version of each source), sources, weight, bias)
 
     def __init__(self, cin, cout, kernel, stride=1, norm="", dilation=1):
         if norm and norm not in NORMS:
@@ -89,8 +98,55 @@ class Conv2d(nn.Conv2d):
         self.norm = NORMS[norm](cout) if norm else None
 
     def forward(self, x):
+        if self.fold and self._norm_is_constant():
+            return self._conv_forward(x, *self._fold_or_reuse())
         x = super().forward(x)
         return x if self.norm is None else self.norm(x)
+
+    def _norm_is_constant(self):
+        if isinstance(self.norm, nn.modules.batchnorm._BatchNorm):
+            return not (self.norm.training or torch.is_grad_enabled())
+        return isinstance(self.norm, FrozenBatchNorm2d)
+
+    def _fold(self):
+        scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
+        bias = self.norm.bias - self.norm.running_mean * scale
+        return self.weight * scale[:, None, None, None], bias
+
+    def _fold_or_reuse(self):
+        norm = self.norm
+        sources = (self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        if (
+            (torch.is_grad_enabled() and self.weight.requires_grad)
+            or torch.compiler.is_compiling()
+            or any(t.is_inference() for t in sources)  # they count no versions
+        ):
+            return self._fold()
+        state = [(t.data_ptr(), t._version) for t in sources]
+        if self._folded is None or self._folded[0] != state:
+            # The sources are held, so that no other tensor can come to lie where they do. Not an
+            # inference tensor, which could never serve in training again.
+            with torch.inference_mode(False), torch.no_grad():
+                self._folded = state, [t.detach() for t in sources], *self._fold()
+        return self._folded[2:]
+
+    def _forget(self):
+        self.__dict__.pop("_folded", None)
+
+    def train(self, mode=True):
+        self._forget()
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs):  # to(), cuda(), half()... change no version
+        self._forget()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._forget()
+        return super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self):  # a copy, or a file, begins without what is kept
+        return {k: v for k, v in self.__dict__.items() if k != "_folded"}
 
 
 class FullyConnected(nn.Linear):

@@ -30,7 +30,7 @@ class PadShortcut(nn.Module):
 
     def forward(self, x):
         x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
 
     def extra_repr(self):
         return f"new_channels={self.new_channels}, stride={self.stride}"
@@ -71,12 +71,12 @@ class Block(nn.Module):
         self.shortcut = build_shortcut(shortcut, cin, cout, stride, norm)
 
     def forward(self, x):
-        out = self.conv2(F.relu(self.conv1(x)))
+        out = self.conv2(F.relu_(self.conv1(x)))
         if self.bottleneck:
-            out = self.conv3(F.relu(out))
+            out = self.conv3(F.relu_(out))
         if self.shortcut is not None:
-            out = out + self.shortcut(x)
-        return F.relu(out)
+            out += self.shortcut(x)
+        return F.relu_(out)
 
 
 def build_stage(blocks, cin, cout, stride, **block):
@@ -97,7 +97,7 @@ class ImageNetStem(nn.Module):
         self.conv1 = Conv2d(3, channels, 7, 2, norm)
 
     def forward(self, x):
-        return F.max_pool2d(F.relu(self.conv1(x)), 3, 2, 1)
+        return F.max_pool2d(F.relu_(self.conv1(x)), 3, 2, 1)
 
 
 class CifarStem(nn.Module):
@@ -108,7 +108,7 @@ class CifarStem(nn.Module):
         self.conv1 = Conv2d(3, channels, 3, 1, norm)
 
     def forward(self, x):
-        return F.relu(self.conv1(x))
+        return F.relu_(self.conv1(x))
 
 
 def _classifier(stem, stem_stride, blocks, widths, *, res5_dilation=1, norm, cut, pooled,

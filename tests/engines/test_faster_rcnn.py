@@ -11,6 +11,7 @@ from torchvision.ops import box_iou
 
 from resnet_det.config import ConfigError, load_config
 from resnet_det.engines.faster_rcnn import RPN, Anchors, Pooler, build_model
+from resnet_det.nets import resnet
 
 
 @pytest.fixture
@@ -319,3 +320,77 @@ def test_vgg_needs_its_resolution(config):
                    "MODEL.RPN.IN_FEATURES", cut, "MODEL.ROI_HEADS.IN_FEATURES", cut,
                    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 14)
         )  # fmt: skip
+
+
+C4 = ("MODEL.BACKBONE.NAME", "paper_resnet50", "MODEL.BACKBONE.FREEZE_AT", 2,
+      "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RESNETS.OUT_FEATURES", ["res4"],
+      "MODEL.RPN.IN_FEATURES", ["res4"], "MODEL.ROI_HEADS.IN_FEATURES", ["res4"],
+      "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 14)  # fmt: skip
+
+
+def test_fast_is_on_and_changes_neither_names_nor_detections(config):
+    models = []
+    for fast in (True, False):
+        torch.manual_seed(0)
+        models.append(build_model(config(*C4, "RESNET_DET.FAST", fast)).eval())
+    fast, plain = models
+    assert build_model(config(*C4)).roi_heads.box_roi_pool.step == 2
+    assert (fast.roi_heads.box_roi_pool.step, plain.roi_heads.box_roi_pool.step) == (2, 1)
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+    assert all(torch.equal(v, fast.state_dict()[k]) for k, v in plain.state_dict().items())
+    x, boxes = torch.randn(1, 3, 65, 90), [torch.tensor([[3.0, 5, 60, 50], [0, 0, 90, 65]])]
+    heads = []
+    with torch.no_grad():
+        for model in (fast, plain):
+            features = list(model.backbone(x).values())
+            pooled = model.roi_heads.box_roi_pool(features, boxes, None)
+            heads.append(model.roi_heads.box_head(pooled)["res5"])
+    torch.testing.assert_close(*heads, rtol=0, atol=1e-5 * heads[1].abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "key, value, step",
+    [
+        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool", 1),
+        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign", 2),
+        ("MODEL.RESNETS.STRIDE_IN_1X1", False, 1),
+        ("MODEL.RESNETS.RES5_DILATION", 2, 1),
+        ("MODEL.BACKBONE.NAME", "paper_resnet18", 1),
+    ],
+)
+def test_only_a_grid_that_is_read_in_part_is_pooled_in_part(config, key, value, step):
+    model = build_model(config(*C4, key, value))
+    assert model.roi_heads.box_roi_pool.step == step
+    assert model.roi_heads.box_head.res5[0].conv1.stride[0] == (
+        1 if step == 2 or key.startswith("MODEL.RESNETS") else 2
+    )
+
+
+def test_fast_has_the_same_loss_curve(config, monkeypatch):
+    """Fifty iterations of SGD in float32: the losses agree within 1e-4, relative to the first."""
+    monkeypatch.setitem(resnet.DEPTHS, 50, ((1, 2, 1, 1), True))  # of the usual widths
+    curves = []
+    for fast in (True, False):
+        torch.manual_seed(0)
+        model = build_model(
+            config(*C4, "RESNET_DET.FAST", fast, "MODEL.PIXEL_STD", [58.0] * 3,
+                   "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 30)
+        )  # fmt: skip
+        for name, m in model.named_modules():  # residual branches that do not blow up
+            if name.endswith("conv3.norm"):
+                m.weight.fill_(0.2)
+        optimizer = torch.optim.SGD(
+            [p for p in model.parameters() if p.requires_grad], 1e-3, 0.9, weight_decay=1e-4
+        )
+        losses = []
+        for i in range(50):
+            torch.manual_seed(i)
+            loss = sum(model([sample(seed=i % 4)]).values())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        curves.append(losses)
+    fast, plain = curves
+    assert plain[-1] < 0.8 * plain[0]
+    assert max(abs(a - b) for a, b in zip(fast, plain)) < 1e-4 * plain[0]

@@ -197,7 +197,7 @@ def test_relu_is_after_the_addition():
     torch.manual_seed(0)
     block = Block(8, 8, 1, bottleneck=False, shortcut="A", norm="BN").eval()
     seen = {}
-    block.conv2.register_forward_hook(lambda m, i, o: seen.update(residual=o))
+    block.conv2.register_forward_hook(lambda m, i, o: seen.update(residual=o.clone()))
     x = torch.randn(2, 8, 6, 6)
     out = block(x)
     assert seen["residual"].min() < 0, "the last BN has no ReLU behind it"
