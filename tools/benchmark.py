@@ -182,6 +182,8 @@ def worker(name, args, pipe):
     def run():
         while True:
             job, count = pipe.recv()
+            if job is None:
+                return
             model.train(job == "training")
             if count:  # of multiply-adds, and the first time, which is not timed
                 with FlopCounterMode(display=False) as counter:
@@ -198,7 +200,8 @@ def worker(name, args, pipe):
 
         with EventStorage():
             run()
-    run()
+    else:
+        run()
 
 
 def matrix_rate(args):
@@ -279,6 +282,8 @@ def main():
         floor = max(rates[-2:]) / adds["embedded engine"]
         print(f"\nThe floor: {floor:.3f} images/s, the embedded engine's multiply-adds at the "
               f"{max(rates[-2:]) / 1e9:.0f} G/s of a large matrix product.\n", flush=True)  # fmt: skip
+    for pipe in pipes.values():
+        pipe.send((None, False))
 
 
 if __name__ == "__main__":
