@@ -17,7 +17,7 @@ from torchvision.ops import batched_nms, box_area, clip_boxes_to_image, roi_alig
 
 from ..config import ConfigError
 from ..nets import Stages, build_net
-from ..nets.fast import speed_up, take_stride
+from ..nets.fast import channels_last_on_gpu, speed_up, take_stride
 from ..nets.fpn import FPN
 from ..nets.layers import FullyConnected
 from ..nets.roi_align import strided_roi_align
@@ -469,7 +469,7 @@ def build_model(cfg):
             )
         head_channels = channels[net.stage_names[-1]]
         if fast:
-            speed_up(head)
+            speed_up(head, channels_last_on_gpu)
             step = take_stride(head) if box.POOLER_TYPE != "ROIPool" else 1
     pooler = Pooler(
         box.POOLER_TYPE, box.POOLER_RESOLUTION, roi_strides, box.POOLER_SAMPLING_RATIO, step

@@ -61,7 +61,7 @@ from ..data import Dataset, ImageError, Metadata, dataset_names, load_dataset, l
 from ..data.loader import with_usable_annotations
 from ..data.pixels import read_image
 from ..nets import NETS, Stages, build_net
-from ..nets.fast import speed_up, take_stride
+from ..nets.fast import channels_last_on_gpu, speed_up, take_stride
 from ..nets.roi_align import strided_roi_align
 from ..nets.weights import DETECTOR_PREFIXES, WeightsError, read, read_pickle
 from ..training import distributed
@@ -234,13 +234,13 @@ class PaperROIHeads(Res5ROIHeads):
         super().__init__(res5=res5, **others)
         del self.res5  # its stages stand here by their own names instead
         if fast:
-            speed_up(res5)
+            speed_up(res5, channels_last_on_gpu)
             pool = self.pooler.level_poolers[0]
             if type(pool) is ROIAlign:
                 step = take_stride(res5)
                 if step > 1:
                     self.pooler.level_poolers[0] = StridedROIAlign(pool, step)
-        self.stage_names, self.memory_format = res5.names, res5.memory_format
+        self.stage_names, self.layout = res5.names, res5.layout
         for name, stage in res5.named_children():
             self.add_module(name, stage)
 
@@ -284,7 +284,8 @@ class PaperROIHeads(Res5ROIHeads):
         return net.split()[1], net.channels[net.stage_names[-1]]
 
     def _shared_roi_transform(self, features, boxes):
-        x = self.pooler(features, boxes).to(memory_format=self.memory_format)
+        x = self.pooler(features, boxes)
+        x = x if self.layout is None else self.layout(x)
         for name in self.stage_names:
             x = getattr(self, name)(x)
         return x if x.dim() == 4 else x[:, :, None, None]  # whose mean over the map is itself

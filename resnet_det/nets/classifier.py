@@ -1,6 +1,5 @@
 """The one cut: every net is a trunk shared by the image and a head run per region."""
 
-import torch
 from torch import nn
 
 from .layers import freeze
@@ -10,10 +9,10 @@ class Stages(nn.Module):
     """Named stages in a row; the parameter names start with the stage's name.
 
     ``forward(x)`` returns the outputs of ``out_features`` (default: the last stage) as a dict.
-    The maps are computed in ``memory_format``.
+    With ``layout``, a function of a map that gives it in another memory format, they run on that.
     """
 
-    memory_format = torch.preserve_format
+    layout = None
 
     def __init__(self, stages, out_features=None):
         super().__init__()
@@ -23,8 +22,8 @@ class Stages(nn.Module):
             self.add_module(name, stage)
 
     def forward(self, x):
-        if x.dim() == 4:
-            x = x.to(memory_format=self.memory_format)
+        if self.layout is not None:
+            x = self.layout(x)
         features = {}
         for name in self.names:
             x = getattr(self, name)(x)

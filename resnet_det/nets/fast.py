@@ -12,11 +12,20 @@ from .layers import Conv2d, FrozenBatchNorm2d
 from .resnet import Block, PadShortcut
 
 
-def speed_up(stages):
+def channels_last(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def channels_last_on_gpu(x):
+    """Convolutions of small maps lose by it on a CPU (a tenth of conv5_x's training step)."""
+    return channels_last(x) if x.is_cuda else x.contiguous()
+
+
+def speed_up(stages, layout=channels_last):
     """Prepare a trunk or a head (:class:`.Stages`), after it is frozen; returns it.
 
     * Constant batch norms are folded into their convolutions (:class:`.layers.Conv2d`).
-    * Maps are kept with their channels last.
+    * Maps lie in memory as ``layout`` puts them: :func:`channels_last_on_gpu` for a head.
     * Where a stage reads only the even cells of the one before, and nobody else asks for that
       one (C4, the stride on the first 1x1), its last block computes only those: the 3x3, the last
       1x1 and the addition.
@@ -24,7 +33,7 @@ def speed_up(stages):
     for m in stages.modules():
         if isinstance(m, Conv2d):
             m.fold = True
-    stages.memory_format = torch.channels_last
+    stages.layout = layout
     for name, following in pairwise(stages.names):
         last = _blocks(stages, name)[-1:]
         if name not in stages.out_features and last and _can_stride(last[0]):

@@ -374,7 +374,7 @@ def test_fast_has_the_same_loss_curve(config, monkeypatch):
         torch.manual_seed(0)
         model = build_model(
             config(*C4, "RESNET_DET.FAST", fast, "MODEL.PIXEL_STD", [58.0] * 3,
-                   "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 30)
+                   "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8, "MODEL.RPN.CONV_DIMS", [64])
         )  # fmt: skip
         for name, m in model.named_modules():  # residual branches that do not blow up
             if name.endswith("conv3.norm"):

@@ -1,0 +1,290 @@
+"""Images per second and peak memory of the same detector from several hands, side by side.
+
+    python tools/benchmark.py --depth 50 --size 600x800 --rois 512
+
+Each contender lives in a process of its own; they take turns, one step each, and the medians are
+compared. All have the same random weights (torchvision's apart, which offers pyramids only), one
+image a step, as many regions, SGD, and their frozen parts as by default (conv1 and conv2_x, all
+batch norms). Prints Markdown. Contenders that are not installed are left out, which is said.
+"""
+
+import argparse
+import importlib.util
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+import zlib
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # who waits for a turn leaves the cores alone
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from resnet_det.config import get_cfg
+from resnet_det.engines.common import commit
+
+JOBS = ("trunk inference", "inference", "training")
+REFERENCE = "Detectron2, its own ResNet"
+
+
+def settings(args, **more):
+    keys = {
+        "MODEL.DEVICE": args.device,
+        "MODEL.RESNETS.DEPTH": args.depth,
+        "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
+        "MODEL.ROI_HEADS.NUM_CLASSES": 20,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": args.rois,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": args.rois,
+        **more,
+    }
+    return [x for pair in keys.items() for x in pair]
+
+
+def sample(args):
+    torch.manual_seed(0)
+    height, width = args.size
+    image = torch.randint(0, 256, (3, height // 8 + 1, width // 8 + 1))
+    image = image.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, :height, :width]
+    whole = torch.tensor([width, height] * 2)
+    boxes = torch.tensor([[0.1, 0.2, 0.5, 0.8], [0.4, 0.1, 0.9, 0.6]]) * whole
+    return {
+        "image": image.byte(), "height": height, "width": width,
+        "boxes": boxes, "classes": torch.tensor([3, 11]),
+    }  # fmt: skip
+
+
+# ---- the contenders: arguments -> (model, trunk, the argument that each takes when training)
+
+
+def detectron2_own(args, **more):
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model
+    from detectron2.structures import Boxes, Instances
+
+    cfg = get_cfg()
+    cfg.merge_from_list(settings(args, **more))
+    data = sample(args)
+    data["instances"] = Instances(args.size)
+    data["instances"].gt_boxes = Boxes(data["boxes"])
+    data["instances"].gt_classes = data["classes"]
+    model = build_model(cfg)
+    return model, model.backbone, ([data],)
+
+
+def detectron2_ours(args):
+    names = {
+        "MODEL.BACKBONE.NAME": f"paper_resnet{args.depth}",
+        "MODEL.ROI_HEADS.NAME": "PaperROIHeads",
+    }
+    return detectron2_own(args, **names)
+
+
+def embedded(args, fast=True):
+    from resnet_det.engines.faster_rcnn import build_model
+
+    cfg = get_cfg()
+    cfg.merge_from_list(settings(args, **{"RESNET_DET.FAST": fast}))
+    model = build_model(cfg).to(args.device)
+    return model, model.backbone, ([sample(args)],)
+
+
+def embedded_plain(args):
+    return embedded(args, fast=False)
+
+
+def torchvision_fpn(args):
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.ops import FrozenBatchNorm2d
+
+    trunk = resnet_fpn_backbone(
+        backbone_name=f"resnet{args.depth}", weights=None, norm_layer=FrozenBatchNorm2d,
+        trainable_layers=3,
+    )  # fmt: skip
+    model = FasterRCNN(
+        trunk, 21, min_size=min(args.size), max_size=max(args.size),
+        box_batch_size_per_image=args.rois, rpn_post_nms_top_n_test=args.rois,
+    )  # fmt: skip
+    data = sample(args)
+    image = data["image"].float().div(255).to(args.device)
+    target = {
+        "boxes": data["boxes"].to(args.device),
+        "labels": data["classes"].to(args.device) + 1,
+    }
+    return model.to(args.device), trunk, ([image], [target])
+
+
+CONTENDERS = {
+    REFERENCE: detectron2_own,
+    "Detectron2 with our net": detectron2_ours,
+    "embedded engine": embedded,
+    "embedded engine, FAST: False": embedded_plain,
+    "torchvision's (a pyramid, not C4)": torchvision_fpn,
+}
+
+
+def fill(model):
+    """Weights by the name of each parameter, of a size that neither dies out nor explodes."""
+    for name, parameter in model.state_dict().items():
+        if name.endswith(("conv3.norm.weight", "bn3.weight")):
+            parameter.fill_(0.2)
+        elif parameter.dim() > 1 and "cell_anchors" not in name and "pixel_" not in name:
+            random = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            gain = 0.1 if any(k in name for k in ("cls", "bbox", "logits", "deltas")) else 2
+            std = (gain / parameter[0].numel()) ** 0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=random) * std)
+
+
+# ---- the processes
+
+
+def peak_memory(device, reset=False):
+    """Bytes at most since the last reset: resident in the process, or allocated on the GPU."""
+    if device.startswith("cuda"):
+        peak = torch.cuda.max_memory_allocated()
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return peak
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
+    return int(line.split()[1]) * 1024
+
+
+def worker(name, args, pipe):
+    """Run the job that comes through ``pipe``; answer seconds, peak bytes and multiply-adds."""
+    torch.set_num_threads(args.threads)
+    model, trunk, batch = CONTENDERS[name](args)
+    with torch.no_grad():
+        fill(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, 0.0, 0.9, weight_decay=1e-4)  # the work, not the change
+    image = torch.randn(1, 3, *args.size, device=args.device)
+    kind, dtype = args.device.split(":")[0], getattr(torch, args.dtype)
+
+    def step(job):
+        with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
+            if job == "training":
+                losses = model(*batch)
+            else:
+                with torch.no_grad():
+                    trunk(image) if job == "trunk inference" else model(batch[0])
+        if job == "training":
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+        if kind == "cuda":
+            torch.cuda.synchronize()
+
+    def run():
+        while True:
+            job, count = pipe.recv()
+            if job is None:
+                return
+            model.train(job == "training")
+            if count:  # of multiply-adds, and the first time, which is not timed
+                with FlopCounterMode(display=False) as counter:
+                    step(job)
+                pipe.send(counter.get_total_flops() / 2)
+                continue
+            peak_memory(args.device, reset=True)
+            start = time.perf_counter()
+            step(job)
+            pipe.send((time.perf_counter() - start, peak_memory(args.device)))
+
+    if "Detectron2" in name:
+        from detectron2.utils.events import EventStorage
+
+        with EventStorage():
+            run()
+    else:
+        run()
+
+
+def matrix_rate(args):
+    """Multiply-adds per second of a large matrix product: the best of five."""
+    side = 8192 if args.device.startswith("cuda") else 2048
+    a = torch.randn(side, side, device=args.device, dtype=getattr(torch, args.dtype))
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        times.append(time.perf_counter() - start)
+    return side**3 / min(times)
+
+
+def cpu_model():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--depth", type=int, default=50, choices=(50, 101))
+    parser.add_argument("--size", default="600x800", help="height x width of the image")
+    parser.add_argument("--rois", type=int, default=512, help="regions of an image")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"),
+                        help="bfloat16: by autocast")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    print(f"`python tools/benchmark.py --depth {args.depth} --size {args.size} --rois {args.rois} "
+          f"--device {args.device} --dtype {args.dtype} --rounds {args.rounds}`\n")  # fmt: skip
+    args.size = tuple(map(int, args.size.split("x")))
+    names = list(CONTENDERS)
+    if importlib.util.find_spec("detectron2") is None:
+        names = [n for n in names if "Detectron2" not in n]
+        print("Detectron2 is not installed: left out, and the ratios are to the first line.\n")
+    where = f"{cpu_model()}, {args.threads} threads"
+    if args.device.startswith("cuda"):
+        where = torch.cuda.get_device_name()
+    torch.set_num_threads(args.threads)
+    load = f", load average {os.getloadavg()[0]:.1f} before" if hasattr(os, "getloadavg") else ""
+    print(f"{where}{load}; torch {torch.__version__}, commit {commit() or 'unknown'}. "
+          f"Medians of {args.rounds}, taken in turn.\n")  # fmt: skip
+
+    spawn = multiprocessing.get_context("spawn")
+    pipes = {}
+    for name in names:
+        pipes[name], end = spawn.Pipe()
+        spawn.Process(target=worker, args=(name, args, end), daemon=True).start()
+        end.close()
+
+    def ask(name, job, count=False):
+        pipes[name].send((job, count))
+        return pipes[name].recv()
+
+    rates = [matrix_rate(args)]
+    for job in JOBS:
+        adds = {name: ask(name, job, count=True) for name in names}
+        steps = {name: [] for name in names}
+        for _ in range(args.rounds):
+            for name in names:
+                steps[name].append(ask(name, job))
+        rates.append(matrix_rate(args))
+        print(f"## {job}\n\n| | images/s | ratio | peak GB | ratio | G multiply-adds |")
+        print("|---|---|---|---|---|---|")
+        seconds = {n: statistics.median(s for s, _ in steps[n]) for n in names}
+        peak = {n: max(p for _, p in steps[n]) for n in names}
+        for n in names:
+            print(f"| {n} | {1 / seconds[n]:.3f} | {seconds[names[0]] / seconds[n]:.2f} "
+                  f"| {peak[n] / 1e9:.2f} | {peak[n] / peak[names[0]]:.2f} "
+                  f"| {adds[n] / 1e9:.0f} |")  # fmt: skip
+        floor = max(rates[-2:]) / adds["embedded engine"]
+        print(f"\nThe floor: {floor:.3f} images/s, the embedded engine's multiply-adds at the "
+              f"{max(rates[-2:]) / 1e9:.0f} G/s of a large matrix product.\n", flush=True)  # fmt: skip
+    for pipe in pipes.values():
+        pipe.send((None, False))
+
+
+if __name__ == "__main__":
+    main()
