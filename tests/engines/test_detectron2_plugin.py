@@ -529,3 +529,39 @@ def test_zoo_mask_rcnn_config_with_our_backbone_changed_by_name_only():
 def test_registered_names_are_unique():
     names = [name for name, _ in BACKBONE_REGISTRY]
     assert len(names) == len(set(names)) >= 3 * len(NETS)
+
+
+@pytest.mark.parametrize(
+    "key, value, step",
+    [
+        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2", 2),
+        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool", 1),
+        ("MODEL.RESNETS.STRIDE_IN_1X1", False, 1),
+    ],
+)
+def test_fast_gives_the_same_regions(key, value, step):
+    """On in a foreign project, off by ``RESNET_DET.FAST``; parameters and regions stay."""
+    from resnet_det.config import add_resnet_det_config
+    from resnet_det.engines.with_detectron2 import StridedROIAlign
+
+    models = []
+    for fast in (None, False):
+        cfg = get_cfg()
+        cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", "paper_resnet50",
+                             "MODEL.ROI_HEADS.NAME", "PaperROIHeads", key, value])  # fmt: skip
+        if fast is not None:
+            add_resnet_det_config(cfg)
+            cfg.RESNET_DET.FAST = fast
+        torch.manual_seed(0)
+        models.append(build_model(cfg).eval())
+    fast, plain = models
+    pools = [m.roi_heads.pooler.level_poolers[0] for m in models]
+    assert [isinstance(p, StridedROIAlign) for p in pools] == [step == 2, False]
+    assert all(torch.equal(v, fast.state_dict()[k]) for k, v in plain.state_dict().items())
+    boxes = [Boxes(torch.tensor([[3.0, 5, 60, 50], [0, 0, 90, 65]]))]
+    with torch.no_grad():
+        x = torch.randn(1, 3, 65, 90)
+        ours, theirs = (
+            m.roi_heads._shared_roi_transform([m.backbone(x)["res4"]], boxes) for m in models
+        )
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
