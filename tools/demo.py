@@ -25,8 +25,12 @@ def parse(argv=None):
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--weights", required=True, metavar="FILE", help="a detector's checkpoint")
-    parser.add_argument("--output", default="output/demo", metavar="FOLDER")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score that is drawn")
+    parser.add_argument(
+        "--output", default="output/demo", metavar="FOLDER", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="least score that is drawn: %(default)s"
+    )
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
     return parser.parse_args(argv)
 

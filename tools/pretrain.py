@@ -28,7 +28,10 @@ def parse(argv=None):
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if any(word.startswith("--") for word in args.overrides):
+        parser.error("options such as --resume go before the KEY VALUE pairs")
+    return args
 
 
 def main(args, cfg):

@@ -32,7 +32,10 @@ def parse(argv=None):
     parser.add_argument("--machine-rank", type=int, default=0)
     parser.add_argument("--dist-url", default="auto", metavar="tcp://HOST:PORT")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if any(word.startswith("--") for word in args.overrides):
+        parser.error("options such as --resume go before the KEY VALUE pairs")
+    return args
 
 
 def main(args, cfg):

@@ -27,19 +27,23 @@ from ..training import distributed
 logger = logging.getLogger(__name__)
 
 
+def device_name(cfg):
+    """``MODEL.DEVICE``, or the CPU where that is a GPU and there is none."""
+    absent = cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()
+    return "cpu" if absent else cfg.MODEL.DEVICE
+
+
 def start(cfg):
     """Join the processes, log to the terminal, and draw the embedded scenes if they are asked for.
 
     Returns:
-        torch.device: the CPU where the config says "cuda" and there is no GPU.
+        torch.device, of :func:`device_name`.
     """
-    device = cfg.MODEL.DEVICE
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        device = "cpu"
-    device = distributed.init(device)
+    device = distributed.init(device_name(cfg))
+    again = logging.getLogger().hasHandlers()
     level = logging.INFO if distributed.is_main() else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    if device.type == "cpu" and cfg.MODEL.DEVICE != "cpu":
+    if device.type == "cpu" and cfg.MODEL.DEVICE != "cpu" and not again:
         logger.info("MODEL.DEVICE: %s, and there is none: using the CPU", cfg.MODEL.DEVICE)
     if any(name.startswith("scenes_") for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         if distributed.is_main():
@@ -62,7 +66,7 @@ def check_output(cfg, resume):
 
 
 def setup(cfg):
-    """Start, seed, and write ``config.yaml``.
+    """Start and seed.
 
     Returns:
         (torch.device, the seed: drawn where ``SEED`` is negative, the same in every process).
@@ -75,10 +79,6 @@ def setup(cfg):
     np.random.seed(own % 2**32)
     torch.manual_seed(own)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    if distributed.is_main():
-        output = Path(cfg.OUTPUT_DIR)
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "config.yaml").write_text(cfg.dump())
     return device, seed
 
 
@@ -177,7 +177,7 @@ def load_detector(model, path):
 def run_training(
     cfg, model, batches, state, checkpointer, device, seed, *, evaluate, classes, finish=None
 ):
-    """Build optimizer and schedule from ``SOLVER``, and train.
+    """Write ``config.yaml``, build optimizer and schedule from ``SOLVER``, and train.
 
     Args:
         model: takes a batch and returns a dict of losses; on ``device``.
@@ -190,6 +190,10 @@ def run_training(
     Returns:
         dict of the final metrics, checked against ``TEST.EXPECTED_RESULTS``.
     """
+    if distributed.is_main():
+        output = Path(cfg.OUTPUT_DIR)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "config.yaml").write_text(cfg.dump())
     solver = cfg.SOLVER
     optimizer = training.build_optimizer(
         model,

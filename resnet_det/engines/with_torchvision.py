@@ -226,7 +226,8 @@ def predictor(weights, overrides=()):
     if "config" not in facts:
         raise ConfigError(f"{weights}: carries no config; give a checkpoint of tools/train_net.py")
     cfg = parse_config(facts["config"], weights, ["MODEL.WEIGHTS", str(weights), *overrides])
-    device = common.start(cfg)
+    _check(cfg)
+    device = torch.device(common.device_name(cfg))
     model = build_model(cfg)
     _load_weights(model, cfg, whole=True)
     model.to(device).eval()
