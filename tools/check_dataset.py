@@ -16,7 +16,7 @@ from multiprocessing import get_context
 
 from tqdm import tqdm
 
-from resnet_det.data import DatasetError, ImageError, dataset_names, scan_dataset
+from resnet_det.data import DatasetError, ImageError, UnknownDataset, dataset_names, scan_dataset
 from resnet_det.data.pixels import image_header, read_image
 
 
@@ -87,7 +87,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         faults, known, counts = check(args.name, args.root, args.workers)
-    except KeyError as error:
+    except UnknownDataset as error:
         parser.error(str(error))
 
     for line in faults:

@@ -18,7 +18,7 @@ rank = distributed.get_rank()
 seen = {
     "who": [rank, distributed.get_world_size(), distributed.is_main()],
     "gathered": distributed.all_gather_objects({"rank": rank}),
-    "mean": distributed.reduce_mean({"b": float(rank), "a": 10.0 * rank}),
+    "mean": distributed.mean_over_ranks(torch.tensor([float(rank), 10.0 * rank])).tolist(),
 }
 
 model = distributed.wrap(Toy())
