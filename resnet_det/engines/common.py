@@ -99,15 +99,22 @@ def commit():
         return ""
 
 
-def conventions(cfg, classes, seed=None):
-    """The plain facts that a checkpoint carries: net, pixels, classes, and the whole config."""
+def pixel_facts(cfg):
+    """What a net's weights are tied to: the pixels that it saw and the place of its strides."""
     m = cfg.MODEL
     return {
-        "net": m.BACKBONE.NAME,
         "stride_in_1x1": m.RESNETS.STRIDE_IN_1X1,
         "format": cfg.INPUT.FORMAT,
         "pixel_mean": [float(x) for x in m.PIXEL_MEAN],
         "pixel_std": [float(x) for x in m.PIXEL_STD],
+    }
+
+
+def conventions(cfg, classes, seed=None):
+    """The plain facts that a checkpoint carries: net, pixels, classes, and the whole config."""
+    return {
+        "net": cfg.MODEL.BACKBONE.NAME,
+        **pixel_facts(cfg),
         "classes": list(classes),
         "config": embedded_part(cfg),
         "seed": seed,
@@ -129,7 +136,7 @@ def check_conventions(facts, cfg, path):
         "pixel_mean": "MODEL.PIXEL_MEAN",
         "pixel_std": "MODEL.PIXEL_STD",
     }
-    ours = conventions(cfg, ())
+    ours = pixel_facts(cfg)
     for fact, key in keys.items():
         if fact in facts and facts[fact] != ours[fact]:
             raise ConfigError(
