@@ -19,7 +19,7 @@ __all__ = ["NETS", "build_net"]
 
 if _find_spec("detectron2"):
     try:
-        from .engines import with_detectron2 as _registered  # noqa: F401
+        from .engines import detectron2_plugin as _registered  # noqa: F401
     except (ImportError, AttributeError, OSError) as _error:  # broken, or built for another torch
         import warnings
 

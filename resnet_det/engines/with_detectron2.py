@@ -1,25 +1,8 @@
-"""Detectron2: our nets in its registries, and its trainer on our datasets and evaluators.
-
-The upper half is the plugin that ``import resnet_det`` brings into any Detectron2 project. It asks
-for no config key beyond Detectron2's own:
-
-* backbones ``<name>`` (C4: ``MODEL.RESNETS.OUT_FEATURES``), ``<name>_fpn`` and
-  ``<name>_retinanet_fpn`` for every net of ``NETS``; the name says the depth, so
-  ``MODEL.RESNETS.DEPTH`` is not read;
-* RoI heads ``PaperROIHeads``: the head of the very net that ``MODEL.BACKBONE.NAME`` names.
-
-In a LazyConfig, ``L(PaperBackbone)(name="paper_resnet34", out_features=["res4"], freeze_at=2,
-norm="FrozenBN")`` and ``L(PaperROIHeads)(res5=L(build_head)(name="paper_resnet34", ...), ...)``.
-
-Both compute as :mod:`resnet_det.nets.fast` says unless ``RESNET_DET.FAST`` or ``fast`` is False.
-
-The lower half is the engine: ``load_config``, ``launch``, ``train``, ``evaluate``.
-"""
+"""The engine on Detectron2: its trainer on our nets, datasets and evaluators."""
 
 import argparse
 import difflib
 import logging
-import math
 import os
 import re
 import weakref
@@ -31,7 +14,7 @@ import torch
 import yaml
 from detectron2 import __version__ as detectron2_version
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import configurable, get_cfg
+from detectron2.config import get_cfg
 from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
@@ -50,283 +33,21 @@ from detectron2.engine import (
     default_setup,
 )
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
-from detectron2.layers import ROIAlign, ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN, ROI_HEADS_REGISTRY, Backbone, build_model
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
-from detectron2.modeling.roi_heads import Res5ROIHeads
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from ..config import ConfigError, add_resnet_det_config, flatten
 from ..data import Dataset, ImageError, Metadata, dataset_names, load_dataset, load_datasets
 from ..data.loader import with_usable_annotations
 from ..data.pixels import read_image
-from ..nets import NETS, Stages, build_net
-from ..nets.fast import channels_last_on_gpu, speed_up, take_stride
-from ..nets.roi_align import strided_roi_align
 from ..nets.weights import DETECTOR_PREFIXES, WeightsError, read, read_pickle
 from ..training import distributed
-from . import common
+from . import common, detectron2_plugin  # noqa: F401  (registers the nets)
 
 logger = logging.getLogger(__name__)
 
 
-# ---- the plugin: backbones
-
-
-class PaperBackbone(Stages, Backbone):
-    """The trunk of a net as a Detectron2 backbone, with Detectron2's parameter names.
-
-    Args:
-        name: a key of ``NETS``.
-        out_features: stages to return; default the one that the RoI heads start from.
-        freeze_at: number of stages to freeze, counted from the stem.
-        fast: :func:`resnet_det.nets.fast.speed_up`.
-        options: as for :func:`resnet_det.build_net`.
-    """
-
-    def __init__(self, name, out_features=None, freeze_at=0, fast=True, **options):
-        net = build_net(name, **options)
-        trunk, _ = net.split(out_features)
-        super().__init__(dict(trunk.named_children()), trunk.out_features)
-        self.freeze(freeze_at)
-        if fast:
-            speed_up(self)
-        self._shapes = {
-            f: ShapeSpec(channels=net.channels[f], stride=net.strides[f]) for f in self.out_features
-        }
-
-    def output_shape(self):
-        return dict(self._shapes)
-
-
-def _options(cfg):
-    """``build_net``'s options from Detectron2's keys; what our nets cannot honour is refused."""
-    resnets = cfg.MODEL.RESNETS
-    fixed = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "STEM_OUT_CHANNELS": 64}
-    for key, value in fixed.items():
-        if resnets[key] != value:
-            raise ConfigError(f"MODEL.RESNETS.{key}: {resnets[key]}: the paper's nets have {value}")
-    if any(resnets.DEFORM_ON_PER_STAGE):
-        raise ConfigError(
-            "MODEL.RESNETS.DEFORM_ON_PER_STAGE: the paper's nets have no deformable convolutions"
-        )
-    return {
-        "norm": resnets.NORM,
-        "stride_in_1x1": resnets.STRIDE_IN_1X1,
-        "res5_dilation": resnets.RES5_DILATION,
-    }
-
-
-def _fast(cfg):
-    """``RESNET_DET.FAST``; True in a foreign project, whose config has no such node."""
-    return cfg.get("RESNET_DET", {}).get("FAST", True)
-
-
-def _build_c4(cfg, name, input_shape):
-    if input_shape.channels != 3:
-        raise ConfigError(f"MODEL.PIXEL_MEAN: {name} takes 3 channels, not {input_shape.channels}")
-    features, options = cfg.MODEL.RESNETS.OUT_FEATURES, _options(cfg)
-    try:
-        return PaperBackbone(name, features, cfg.MODEL.BACKBONE.FREEZE_AT, _fast(cfg), **options)
-    except ValueError as error:
-        raise ConfigError(f"MODEL.RESNETS does not fit {name}: {error}") from error
-
-
-def _check_stock_heads(cfg, name):
-    """Refuse Detectron2's Res5ROIHeads on a net whose conv5_x it would build otherwise."""
-    if (cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME) != (
-        "GeneralizedRCNN",
-        "Res5ROIHeads",
-    ):
-        return
-    with torch.device("meta"):
-        _, head = build_net(name, **_options(cfg)).split()
-        theirs, _ = Res5ROIHeads._build_res5_block(cfg)
-    ours = {k: v.shape for k, v in head.state_dict().items()}
-    if ours != {f"res5.{k}": v.shape for k, v in theirs.state_dict().items()}:
-        raise ConfigError(
-            f"MODEL.ROI_HEADS.NAME: Res5ROIHeads always builds three bottleneck blocks with "
-            f"projections, and {name} has another head. Use PaperROIHeads"
-        )
-
-
-def _build_fpn(cfg, name, input_shape, retinanet):
-    bottom_up = _build_c4(cfg, name, input_shape)
-    shapes, in_features = bottom_up.output_shape(), cfg.MODEL.FPN.IN_FEATURES
-    missing = [f for f in in_features if f not in shapes]
-    if missing or not in_features:
-        raise ConfigError(
-            f"MODEL.FPN.IN_FEATURES: {in_features}: use names of MODEL.RESNETS.OUT_FEATURES, "
-            f"here {list(shapes)}"
-        )
-    last, channels = in_features[-1], cfg.MODEL.FPN.OUT_CHANNELS
-    if retinanet:
-        top = LastLevelP6P7(shapes[last].channels, channels, in_feature=last)
-    else:
-        top = LastLevelMaxPool()
-        top.in_feature = f"p{int(math.log2(shapes[last].stride))}"
-    return FPN(
-        bottom_up,
-        in_features,
-        channels,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=top,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
-
-
-def _register_backbones(name):
-    def c4(cfg, input_shape):
-        _check_stock_heads(cfg, name)
-        return _build_c4(cfg, name, input_shape)
-
-    def fpn(cfg, input_shape):
-        return _build_fpn(cfg, name, input_shape, retinanet=False)
-
-    def retinanet_fpn(cfg, input_shape):
-        return _build_fpn(cfg, name, input_shape, retinanet=True)
-
-    for suffix, build in (("", c4), ("_fpn", fpn), ("_retinanet_fpn", retinanet_fpn)):
-        build.__name__ = name + suffix  # what the registry takes as the entry's name
-        BACKBONE_REGISTRY.register(build)
-
-
-for _name in NETS:
-    _register_backbones(_name)
-
-
-# ---- the plugin: RoI heads
-
-
-def build_head(name, **options):
-    """The head of the net ``name`` (``NETS``) as :class:`Stages`; options as ``build_net``'s."""
-    return build_net(name, **options).split()[1]
-
-
-class StridedROIAlign(torch.nn.Module):
-    """Detectron2's ``ROIAlign`` at every ``step``-th bin of its grid."""
-
-    def __init__(self, pool, step):
-        super().__init__()
-        size = pool.output_size
-        size = size[0] if isinstance(size, tuple) else size
-        self.grid = (size, pool.spatial_scale, pool.sampling_ratio, pool.aligned, step)
-
-    def forward(self, x, rois):
-        return strided_roi_align(x, rois.to(x.dtype), *self.grid)
-
-
-@ROI_HEADS_REGISTRY.register()
-class PaperROIHeads(Res5ROIHeads):
-    """Fast R-CNN on a net's own head: conv5_x, a CIFAR net's last stage, or VGG-16's fc6 and fc7.
-
-    It is Detectron2's ``Res5ROIHeads`` (masks included) with another body. The parameters carry
-    the stages' own names: ``roi_heads.res5.0.conv1.weight``, ``roi_heads.fc6.weight``.
-
-    Args:
-        res5: the head, :class:`Stages` as of :func:`build_head`.
-        fast: :func:`resnet_det.nets.fast.speed_up`, and RoIAlign gives only what the head reads.
-        others: as Detectron2's ``Res5ROIHeads``.
-    """
-
-    @configurable
-    def __init__(self, *, res5, fast=True, **others):
-        super().__init__(res5=res5, **others)
-        del self.res5  # its stages stand here by their own names instead
-        if fast:
-            speed_up(res5, channels_last_on_gpu)
-            pool = self.pooler.level_poolers[0]
-            if type(pool) is ROIAlign:
-                step = take_stride(res5)
-                if step > 1:
-                    self.pooler.level_poolers[0] = StridedROIAlign(pool, step)
-        self.stage_names, self.layout = res5.names, res5.layout
-        for name, stage in res5.named_children():
-            self.add_module(name, stage)
-
-    @classmethod
-    def from_config(cls, cfg, input_shape):
-        name = cls._net_name(cfg)
-        with torch.device("meta"):
-            net = build_net(name, **_options(cfg))
-        cut, features = net.trunk_names[-1], list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
-        if features != [cut] or cut not in input_shape:
-            raise ConfigError(
-                f"MODEL.ROI_HEADS.IN_FEATURES: {features}, of the backbone's {list(input_shape)}: "
-                f"the head of {name} takes [{cut!r}]"
-            )
-        if net.head_names[0] == "fc6":
-            resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-            if resolution != net.pooled:
-                raise ConfigError(
-                    f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION: {resolution}: "
-                    f"fc6 of {name} takes {net.pooled}"
-                )
-            if cfg.MODEL.MASK_ON:
-                raise ConfigError(f"MODEL.MASK_ON: the head of {name} gives vectors, not maps")
-        return super().from_config(cfg, input_shape) | {"fast": _fast(cfg)}
-
-    @staticmethod
-    def _net_name(cfg):
-        name = cfg.MODEL.BACKBONE.NAME
-        if name == "build_resnet_backbone":  # Detectron2's own ResNet: ours of that depth fits it
-            name = f"paper_resnet{cfg.MODEL.RESNETS.DEPTH}"
-        if name not in NETS:
-            raise ConfigError(
-                f"MODEL.BACKBONE.NAME: {name}: PaperROIHeads needs a net of its own: "
-                f"build_resnet_backbone or one of {', '.join(NETS)}"
-            )
-        return name
-
-    @classmethod
-    def _build_res5_block(cls, cfg):
-        net = build_net(cls._net_name(cfg), **_options(cfg))
-        return net.split()[1], net.channels[net.stage_names[-1]]
-
-    def _shared_roi_transform(self, features, boxes):
-        x = self.pooler(features, boxes)
-        x = x if self.layout is None else self.layout(x)
-        for name in self.stage_names:
-            x = getattr(self, name)(x)
-        return x if x.dim() == 4 else x[:, :, None, None]  # whose mean over the map is itself
-
-
-# ---- the plugin: datasets
-
-
-def _metadata_of(meta):
-    """Ours as the fields that Detectron2's own evaluators and visualiser read."""
-    fields = {"thing_classes": list(meta.classes)}
-    if meta.kind == "voc":
-        return fields | {
-            "evaluator_type": "pascal_voc",
-            "dirname": meta.dirname,
-            "split": meta.split,
-            "year": meta.year,
-        }
-    return fields | {
-        "evaluator_type": "coco",
-        "json_file": meta.json_file,
-        "image_root": meta.image_root,
-        "thing_dataset_id_to_contiguous_id": {id: i for i, id in enumerate(meta.category_ids)},
-    }
-
-
-def _register_dataset(name):
-    def records():
-        dataset = load_dataset(name)
-        MetadataCatalog.get(name).set(**_metadata_of(dataset.metadata))
-        return dataset.records
-
-    DatasetCatalog.register(name, records)
-
-
-for _name in dataset_names():
-    if _name not in DatasetCatalog:
-        _register_dataset(_name)
-
-
-# ---- the engine: configuration and processes
+# ---- configuration and processes
 
 
 def load_config(path, overrides=()):
@@ -394,7 +115,7 @@ def _in_group(main, *args):
     return main(*args)
 
 
-# ---- the engine: data
+# ---- data
 
 
 def _load(cfg, names, skip_bad=False):
@@ -468,7 +189,7 @@ class Mapper(DatasetMapper):
         return None
 
 
-# ---- the engine: evaluation
+# ---- evaluation
 
 
 class Evaluator(DatasetEvaluator):
@@ -529,7 +250,7 @@ def _test(cfg, model):
     return common.publish(cfg, scored, facts) if scored else {}
 
 
-# ---- the engine: weights
+# ---- weights
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -585,7 +306,7 @@ class Checkpointer(DetectionCheckpointer):
         return found
 
 
-# ---- the engine: training and evaluation
+# ---- training and evaluation
 
 
 def _amp_dtype(device):

@@ -29,7 +29,7 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from resnet_det.engines.with_detectron2 import (
+from resnet_det.engines.detectron2_plugin import (
     PaperBackbone,
     PaperROIHeads,
     build_head,
@@ -543,7 +543,7 @@ def test_registered_names_are_unique():
 def test_fast_gives_the_same_regions(key, value, step):
     """On in a foreign project, off by ``RESNET_DET.FAST``; parameters and regions stay."""
     from resnet_det.config import add_resnet_det_config
-    from resnet_det.engines.with_detectron2 import StridedROIAlign
+    from resnet_det.engines.detectron2_plugin import StridedROIAlign
 
     models = []
     for fast in (None, False):
