@@ -1,0 +1,142 @@
+"""Every config in configs/ loads and builds in both engines; the paper's recipe is the paper's."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_det.config import load_config
+from resnet_det.data import dataset_names
+from resnet_det.engines import classifier, faster_rcnn
+from resnet_det.nets import build_net
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+DETECTORS = [c for c in CONFIGS if load_config(c).MODEL.META_ARCHITECTURE != "Classifier"]
+PAPER = sorted((ROOT / "configs").glob("faster_rcnn_*.yaml"))
+
+
+def name(path):
+    return str(path.relative_to(ROOT / "configs"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_loads_and_builds(path):
+    cfg = load_config(path)
+    with torch.device("meta"):
+        if cfg.MODEL.META_ARCHITECTURE == "Classifier":
+            classifier._check(cfg)
+            assert classifier._build(cfg, 10).linear.out_features == 10
+        else:
+            model = faster_rcnn.build_model(cfg)
+            scores = model.roi_heads.box_predictor.cls_score
+            assert scores.out_features == cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1
+
+
+@pytest.mark.parametrize("path", PAPER, ids=name)
+def test_the_papers_recipe(path):
+    """Sections 6.2 to 6.5 of the specification; the numbers are typed from there."""
+    cfg, coco = load_config(path), path.stem.endswith("_coco")
+    m, s, vgg = cfg.MODEL, cfg.SOLVER, "VGG16" in path.stem
+    assert (tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN) == ((600,), 1000)
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (600, 1000)
+    assert cfg.INPUT.RANDOM_FLIP == "horizontal" and cfg.INPUT.FORMAT == "BGR"
+    anchors = faster_rcnn.Anchors(
+        m.ANCHOR_GENERATOR.SIZES, m.ANCHOR_GENERATOR.ASPECT_RATIOS, [16], m.ANCHOR_GENERATOR.OFFSET
+    ).cell_anchors[0]
+    assert len(anchors) == (12 if coco else 9)
+    w, h = (anchors[:, 2:] - anchors[:, :2]).T
+    assert sorted({round(x) for x in (w * h).sqrt().tolist()}) == [64] * coco + [128, 256, 512]
+    assert sorted({round(x, 3) for x in (h / w).tolist()}) == [0.5, 1.0, 2.0]
+    rpn = m.RPN
+    assert rpn.BOUNDARY_THRESH == 0 and list(rpn.IOU_THRESHOLDS) == [0.3, 0.7]
+    assert (rpn.BATCH_SIZE_PER_IMAGE, rpn.POSITIVE_FRACTION, rpn.NMS_THRESH) == (256, 0.5, 0.7)
+    assert (rpn.PRE_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TRAIN) == (12000, 2000)
+    assert (rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST) == (6000, 300)
+    assert (rpn.CONV_DIMS[0], rpn.SMOOTH_L1_BETA, m.PROPOSAL_GENERATOR.MIN_SIZE) == (512, 1.0, 16)
+    heads, box = m.ROI_HEADS, m.ROI_BOX_HEAD
+    assert (heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION) == (64, 0.25)
+    assert list(heads.IOU_THRESHOLDS) == [0.5] and list(heads.IOU_LABELS) == [0, 1]
+    assert (heads.NMS_THRESH_TEST, heads.SCORE_THRESH_TEST) == (0.3, 0.05)
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 100
+    assert (box.POOLER_TYPE, box.POOLER_RESOLUTION) == ("ROIPool", 7 if vgg else 14)
+    assert box.SMOOTH_L1_BETA == 1.0 and not box.CLS_AGNOSTIC_BBOX_REG
+    assert [1 / x for x in box.BBOX_REG_WEIGHTS] == [0.1, 0.1, 0.2, 0.2]
+    assert m.RESNETS.NORM == "FrozenBN" and m.RESNETS.STRIDE_IN_1X1 and m.BACKBONE.FREEZE_AT == 2
+    assert (s.BASE_LR, s.GAMMA, s.MOMENTUM, s.WEIGHT_DECAY) == (0.001, 0.1, 0.9, 0.0005)
+    assert (s.BIAS_LR_FACTOR, s.WEIGHT_DECAY_BIAS, s.WARMUP_ITERS) == (2.0, 0.0, 0)
+    assert cfg.RESNET_DET.USE_DIFFICULT is False
+    if coco:
+        assert (s.IMS_PER_BATCH, tuple(s.STEPS), s.MAX_ITER) == (16, (240000,), 320000)
+        assert (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) == ("coco_2014_train", "coco_2014_val")
+        assert heads.NUM_CLASSES == 80
+    else:
+        assert heads.NUM_CLASSES == 20 and s.IMS_PER_BATCH == 2
+        twelve = path.stem.endswith("07pp12")
+        sets = {"voc_2007_trainval", "voc_2012_trainval"} | ({"voc_2007_test"} if twelve else set())
+        assert set(cfg.DATASETS.TRAIN) == sets
+        assert tuple(cfg.DATASETS.TEST) == ("voc_2012_test" if twelve else "voc_2007_test",)
+        # About 13 epochs of 16,551 or 21,503 images, eight elevenths of them at the first rate.
+        assert s.MAX_ITER * 2 / (21503 if twelve else 16551) == pytest.approx(13.2, abs=0.2)
+        assert s.STEPS[0] / s.MAX_ITER == pytest.approx(8 / 11, abs=0.02)
+
+
+def test_every_cell_of_tables_7_and_8_has_its_config():
+    for net in ("R101", "R50", "R34", "R18", "VGG16"):
+        for suffix in ("", "_07pp12", "_coco"):
+            cfg = load_config(ROOT / f"configs/faster_rcnn_{net}{suffix}.yaml")
+            net_name = "paper_vgg16" if net == "VGG16" else f"paper_resnet{net[1:]}"
+            assert cfg.MODEL.BACKBONE.NAME == net_name
+            assert cfg.MODEL.WEIGHTS == f"output/imagenet_{net}/model_final.pth"
+            assert cfg.OUTPUT_DIR == f"output/faster_rcnn_{net}{suffix}"
+
+
+def test_no_two_configs_write_to_one_folder_and_their_datasets_exist():
+    folders = [load_config(c).OUTPUT_DIR for c in CONFIGS if not c.stem.startswith("Base-")]
+    assert len(set(folders)) == len(folders)
+    for path in DETECTORS:
+        cfg = load_config(path)
+        assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= set(dataset_names()), path
+
+
+@pytest.mark.parametrize("beta", [1.0, 1 / 9])
+def test_beta_is_caffes_sigma(beta):
+    """Fast R-CNN's loss: sigma^2 x^2 / 2 below 1 / sigma^2, |x| - 1 / (2 sigma^2) beyond."""
+    x, sigma2 = torch.linspace(-2, 2, 401, dtype=torch.float64), 1 / beta
+    caffe = torch.where(x.abs() < 1 / sigma2, x**2 * sigma2 / 2, x.abs() - 0.5 / sigma2)
+    ours = torch.stack([faster_rcnn.smooth_l1(v.float(), torch.zeros(()), beta) for v in x])
+    assert torch.allclose(ours.double(), caffe, atol=1e-6)
+
+
+def test_min_size_is_exclusive_at_the_scale_of_the_input():
+    """As in Detectron2; the released code keeps the equal, and measures in the original image."""
+    cfg = load_config(ROOT / "configs/faster_rcnn_R18.yaml")
+    with torch.device("meta"):
+        rpn = faster_rcnn.build_model(cfg).proposal_generator
+    rpn.eval()
+    boxes = torch.tensor([[0.0, 0, 16, 40], [60, 0, 76.01, 40], [0, 60, 100, 75.9]])
+    kept, _ = rpn.filter_proposals(boxes[None], torch.tensor([3.0, 2, 1]), [(200, 200)], [3])
+    assert kept[0].tolist() == boxes[1:2].tolist()
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("path", DETECTORS, ids=name)
+def test_loads_and_builds_in_detectron2(path):
+    from detectron2.modeling import build_model
+
+    from resnet_det.engines import with_detectron2
+
+    cfg = with_detectron2.load_config(path, ["MODEL.DEVICE", "meta"])
+    with torch.device("meta"):
+        model = build_model(cfg)
+        ours = faster_rcnn.build_model(load_config(path))
+    shapes = {k: v.shape for k, v in ours.state_dict().items()}
+    assert {k: v.shape for k, v in model.state_dict().items()} == shapes
+
+
+def test_a_net_has_a_trunk_of_91_convolutions():
+    """Section 4.3 of ResNet-101: conv1 to conv4_x are 91 layers, projections not counted."""
+    with torch.device("meta"):
+        trunk, _ = build_net("paper_resnet101").split()
+    convs = [n for n, x in trunk.named_modules() if isinstance(x, torch.nn.Conv2d)]
+    assert len([n for n in convs if "shortcut" not in n]) == 91
