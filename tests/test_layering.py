@@ -15,7 +15,10 @@ ALONE = {
         "resnet_det/engines/detectron2_plugin.py",
         "resnet_det/engines/with_detectron2.py",
     },
-    "torchvision.models.detection": {"resnet_det/engines/faster_rcnn.py"},
+    "torchvision.models.detection": {
+        "resnet_det/engines/faster_rcnn.py",
+        "resnet_det/engines/rpn.py",
+    },
 }
 
 

@@ -10,7 +10,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from resnet_det.config import ConfigError, load_config
-from resnet_det.engines.faster_rcnn import RPN, Anchors, Pooler, build_model
+from resnet_det.engines.faster_rcnn import Pooler, build_model
+from resnet_det.engines.rpn import RPN, Anchors
 from resnet_det.nets import resnet
 
 
