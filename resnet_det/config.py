@@ -65,6 +65,12 @@ def add_resnet_det_config(cfg):
     cfg.RESNET_DET.SKIP_BAD_DATA = False
     # Zero pixels around a classifier's training image before the crop (4 on CIFAR, section 4.2).
     cfg.RESNET_DET.CROP_PADDING = 0
+    # Subtract the mean image of a classifier's training set (section 4.2) instead of PIXEL_MEAN,
+    # which must be its mean: a detector on these weights subtracts that. Checkpoints carry it.
+    cfg.RESNET_DET.PER_PIXEL_MEAN = False
+    # Warm-up by a rule (section 4.2, 110 layers): a classifier stays at WARMUP_FACTOR * BASE_LR
+    # until its running training error is below so many per cent. 0: by WARMUP_ITERS.
+    cfg.RESNET_DET.WARMUP_UNTIL_ERROR = 0.0
     # Fold constant batch norms, compute no cell that nobody reads, keep channels last: the same
     # results and checkpoints sooner (resnet_det/nets/fast.py). False to compare.
     cfg.RESNET_DET.FAST = True

@@ -27,6 +27,20 @@ from ..training import distributed
 logger = logging.getLogger(__name__)
 
 
+# Keys of RESNET_DET that a detector refuses.
+FOR_CLASSIFIERS = ("CROP_PADDING", "PER_PIXEL_MEAN", "WARMUP_UNTIL_ERROR")
+
+
+def refuse_classifier_keys(cfg):
+    """
+    Raises:
+        ConfigError: a detector's config sets a key that is for classifiers.
+    """
+    for key in FOR_CLASSIFIERS:
+        if cfg.RESNET_DET[key]:
+            raise ConfigError(f"RESNET_DET.{key}: is for classifiers")
+
+
 def device_name(cfg):
     """``MODEL.DEVICE``, or the CPU where that is a GPU and there is none."""
     absent = cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()
@@ -182,7 +196,18 @@ def load_detector(model, path):
 
 
 def run_training(
-    cfg, model, batches, state, checkpointer, device, seed, *, evaluate, classes, finish=None
+    cfg,
+    model,
+    batches,
+    state,
+    checkpointer,
+    device,
+    seed,
+    *,
+    evaluate,
+    classes,
+    finish=None,
+    facts=None,
 ):
     """Write ``config.yaml``, build optimizer and schedule from ``SOLVER``, and train.
 
@@ -193,6 +218,8 @@ def run_training(
         state: of the checkpoint to resume from, or None.
         evaluate: function of the model -> flat dict of metrics, or None.
         finish: called with the model after the last iteration, before it is saved.
+        facts: dict of tensors and plain values that each checkpoint carries in its "meta", beside
+            :func:`conventions`.
 
     Returns:
         dict of the final metrics, checked against ``TEST.EXPECTED_RESULTS``.
@@ -220,6 +247,7 @@ def run_training(
         warmup_iters=solver.WARMUP_ITERS,
         warmup_factor=solver.WARMUP_FACTOR,
         warmup_method=solver.WARMUP_METHOD,
+        until_error=cfg.RESNET_DET.WARMUP_UNTIL_ERROR,
     )
     clip = None
     if solver.CLIP_GRADIENTS.ENABLED:
@@ -257,7 +285,7 @@ def run_training(
         finish=finish,
         clip=clip,
         amp=solver.AMP.ENABLED,
-        meta=conventions(cfg, classes, seed),
+        meta=conventions(cfg, classes, seed) | (facts or {}),
     )
     if not final and distributed.is_main():  # everything was done before
         lines = training.read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json")

@@ -81,6 +81,7 @@ def load_config(path, overrides=()):
             raise ConfigError(f"{where}: not a readable YAML config: {error}") from error
     if cfg.MODEL.META_ARCHITECTURE == "Classifier":
         raise ConfigError("MODEL.META_ARCHITECTURE: Classifier: Detectron2 trains detectors only")
+    common.refuse_classifier_keys(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE: no CUDA device is usable here: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"

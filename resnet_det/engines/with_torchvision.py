@@ -64,8 +64,7 @@ def _check(cfg):
         raise ConfigError(
             "TEST.PRECISE_BN.ENABLED: the embedded engine has it for classifiers only"
         )
-    if cfg.RESNET_DET.CROP_PADDING:
-        raise ConfigError("RESNET_DET.CROP_PADDING: is for classifiers")
+    common.refuse_classifier_keys(cfg)
 
 
 def _test_mapper(cfg):

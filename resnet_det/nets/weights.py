@@ -72,14 +72,19 @@ class _ArraysOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def read_pickle(path):
-    """The content of a ``.pkl`` of numpy arrays (Detectron's, Detectron2's), running no code.
+def read_pickle(path, content=None):
+    """The content of a pickle of numpy arrays (Detectron's, Detectron2's), running no code.
+
+    Args:
+        path: the file.
+        content: its bytes, where they were read from elsewhere (an archive).
 
     Raises:
         WeightsError: the file is broken, or holds anything but arrays in plain containers.
     """
     try:
-        return _ArraysOnly(io.BytesIO(Path(path).read_bytes()), encoding="latin1").load()
+        content = Path(path).read_bytes() if content is None else content
+        return _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # a damaged pickle raises anything
         raise WeightsError(f"{path}: not a readable pickle of arrays: {error}") from error
 

@@ -58,7 +58,8 @@ def train(
             process. Those whose name starts with "loss" are summed and minimised, the others
             only logged. Already on ``device`` and through :func:`distributed.wrap`.
         batches: iterator of what ``model`` takes, positioned at the first iteration to run.
-        schedule: ``step()`` is called after every iteration.
+        schedule: from :func:`.schedule.build_schedule`; ``observe(values)``, with what ``model``
+            returned, and ``step()`` are called after every iteration.
         checkpointer: a :class:`~resnet_det.training.checkpoint.Checkpointer`.
         checkpoint_period: iterations from checkpoint to checkpoint.
         resume_from: a state from ``checkpointer.load_latest()``; training goes on at its
@@ -176,6 +177,7 @@ def train(
                 values["lr"] = optimizer.param_groups[0]["lr"]
                 scaler.step(optimizer)
                 scaler.update()
+                schedule.observe(values)
                 schedule.step()
 
                 values["time"] = time.perf_counter() - begin

@@ -1,10 +1,11 @@
 """Optimizer, learning rate by iteration and gradient clipping, with Detectron2's meaning of them.
 
-What the loop asks of a schedule is ``step()`` after each iteration, ``state_dict()`` and
-``load_state_dict()``; a schedule that follows a rule instead of a table fits in as well.
+What the loop asks of a schedule is ``observe(values)`` and ``step()`` after each iteration,
+``state_dict()`` and ``load_state_dict()``.
 """
 
 import logging
+import statistics
 from bisect import bisect_right
 
 import torch
@@ -79,6 +80,30 @@ def build_optimizer(
     )
 
 
+class Schedule(torch.optim.lr_scheduler.LambdaLR):
+    """Learning rates by ``multiplier(iteration)``; before that, where asked for, a warm-up by a rule.
+
+    The rule is the paper's for 110 layers (section 4.2): every learning rate is multiplied by
+    ``factor`` until the training error is below ``until_error`` per cent, here the mean over the
+    last 20 batches. From the next iteration on it is as if there had been no warm-up.
+    """
+
+    BATCHES = 20
+
+    def __init__(self, optimizer, multiplier, until_error=0.0, factor=1.0):
+        self.until_error, self.recent_errors = until_error, []
+        super().__init__(optimizer, lambda i: factor if self.until_error > 0 else multiplier(i))
+
+    def observe(self, values):
+        """Take the ``top1_error`` (per cent) of the iteration that has just run."""
+        if self.until_error > 0:
+            self.recent_errors = [*self.recent_errors, values["top1_error"]][-self.BATCHES :]
+            enough = len(self.recent_errors) == self.BATCHES
+            if enough and statistics.fmean(self.recent_errors) < self.until_error:
+                self.until_error = 0.0
+                logger.info("warm-up ends after iteration %d", self.last_epoch)
+
+
 def build_schedule(
     optimizer,
     *,
@@ -88,16 +113,24 @@ def build_schedule(
     warmup_iters=0,
     warmup_factor=0.001,
     warmup_method="linear",
+    until_error=0.0,
 ):
     """Detectron2's WarmupMultiStepLR, in iterations: what multiplies each group's learning rate.
 
     Iteration i (from 0) runs at ``gamma ** (number of steps <= i)``. The first ``warmup_iters``
     iterations run at ``warmup_factor`` ("constant") or climb from it to the value at
     ``warmup_iters`` ("linear"). Steps at or after ``max_iter`` have no effect: warned about.
+    With ``until_error`` the warm-up is at ``warmup_factor`` and ends by the rule of
+    :class:`Schedule` instead.
 
     Raises:
-        ValueError: unknown ``warmup_method``, or steps not increasing from 1.
+        ValueError: unknown ``warmup_method``, steps not increasing from 1, or two warm-ups.
     """
+    if until_error and warmup_iters:
+        raise ValueError(
+            f"warm-up until the training error is below {until_error} % and for {warmup_iters} "
+            "iterations: set RESNET_DET.WARMUP_UNTIL_ERROR or SOLVER.WARMUP_ITERS to 0"
+        )
     if warmup_method not in ("linear", "constant"):
         raise ValueError(f"warm-up method {warmup_method!r} is not one of 'linear', 'constant'")
     steps = [int(step) for step in steps]
@@ -119,7 +152,7 @@ def build_schedule(
         done = iteration / warmup_iters
         return warmup_factor * (1 - done) + decay(warmup_iters) * done
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier)
+    return Schedule(optimizer, multiplier, until_error, warmup_factor)
 
 
 def clip_gradients(parameters, *, kind, value, norm_type=2.0):

@@ -38,6 +38,8 @@ def test_every_key_and_default_of_the_embedded_config_is_detectron2s():
         "RESNET_DET.USE_DIFFICULT",
         "RESNET_DET.SKIP_BAD_DATA",
         "RESNET_DET.CROP_PADDING",
+        "RESNET_DET.PER_PIXEL_MEAN",
+        "RESNET_DET.WARMUP_UNTIL_ERROR",
         "RESNET_DET.FAST",
     }
     shared = ours.keys() - own

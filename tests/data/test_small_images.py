@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet_det.data.image_folder import SmallImages, read_folder
+from resnet_det.data.image_folder import read_folder
 from resnet_det.data.records import DatasetError
+from resnet_det.data.small_images import SmallImages
 
 
 @pytest.fixture
@@ -37,8 +38,8 @@ def test_faults_are_named(folder, tmp_path):
         read_folder(tmp_path / "absent")
     with pytest.raises(DatasetError, match="cat.*no folder of a class"):
         read_folder(folder / "cat")
-    with pytest.raises(ValueError, match="imagnet_train.*scenes_classification_train"):
-        SmallImages.read("imagnet_train", "RGB", [0.0] * 3, [1.0] * 3)
+    with pytest.raises(ValueError, match="cifar10_trian.*cifar10_train"):
+        SmallImages.read("cifar10_trian", "RGB")
 
 
 @pytest.fixture
