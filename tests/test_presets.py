@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from resnet_det.config import load_config
-from resnet_det.data import dataset_names
+from resnet_det.data import dataset_names, small_images
 from resnet_det.engines import classifier, faster_rcnn
 from resnet_det.nets import build_net
 
@@ -94,9 +94,32 @@ def test_every_cell_of_tables_7_and_8_has_its_config():
 def test_no_two_configs_write_to_one_folder_and_their_datasets_exist():
     folders = [load_config(c).OUTPUT_DIR for c in CONFIGS if not c.stem.startswith("Base-")]
     assert len(set(folders)) == len(folders)
-    for path in DETECTORS:
+    for path in CONFIGS:
         cfg = load_config(path)
-        assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= set(dataset_names()), path
+        known = dataset_names() if path in DETECTORS else small_images.dataset_names()
+        assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= set(known), path
+
+
+def test_the_papers_recipe_on_cifar10():
+    """Section 5.2 of the specification, for every net of Table 6 and Fig. 6."""
+    nets = {f"{kind}{d}" for kind in ("resnet", "plain") for d in (20, 32, 44, 56, 110)}
+    paths = {p.stem: p for p in (ROOT / "configs/cifar").glob("*.yaml")}
+    assert paths.keys() == nets | {"resnet1202", "Base-CIFAR10"}
+    for name in nets | {"resnet1202"}:
+        cfg = load_config(paths[name])
+        s, crop = cfg.SOLVER, cfg.INPUT.CROP
+        assert cfg.MODEL.BACKBONE.NAME == f"cifar_{name}" and cfg.MODEL.RESNETS.NORM == "BN"
+        assert (s.IMS_PER_BATCH, s.BASE_LR, s.GAMMA, s.MOMENTUM) == (128, 0.1, 0.1, 0.9)
+        assert (tuple(s.STEPS), s.MAX_ITER, s.NESTEROV) == ((32000, 48000), 64000, False)
+        assert (s.WEIGHT_DECAY, s.WEIGHT_DECAY_NORM, s.WEIGHT_DECAY_BIAS) == (0.0001, 0.0, 0.0)
+        assert (crop.ENABLED, crop.TYPE, list(crop.SIZE)) == (True, "absolute", [32, 32])
+        assert cfg.RESNET_DET.CROP_PADDING == 4 and cfg.INPUT.RANDOM_FLIP == "horizontal"
+        assert cfg.RESNET_DET.PER_PIXEL_MEAN and list(cfg.MODEL.PIXEL_STD) == [1.0, 1.0, 1.0]
+        assert (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) == ("cifar10_train", "cifar10_test")
+        warm = name in ("resnet110", "resnet1202")
+        assert cfg.RESNET_DET.WARMUP_UNTIL_ERROR == (80.0 if warm else 0.0)
+        assert s.WARMUP_ITERS == 0 and (not warm or s.WARMUP_FACTOR == 0.1)  # of 0.1
+        assert not cfg.TEST.PRECISE_BN.ENABLED
 
 
 @pytest.mark.parametrize("beta", [1.0, 1 / 9])

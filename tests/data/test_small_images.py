@@ -94,6 +94,20 @@ def test_test_batches_take_the_centre_of_every_image_once(data):
     assert torch.equal(images, centre)
 
 
+def test_mean_image_is_subtracted_where_the_pixels_were(data):
+    image = data.mean_image()
+    assert torch.allclose(image.double(), data.images.double().mean(0), atol=1e-5)
+    data.normalise_by(image, [1.0, 1.0, 1.0])
+    centred = torch.cat([x for x, _ in data.test_batches(size=8)])
+    assert torch.equal(centred, data.images.float() - image)
+    assert centred.double().mean(0).abs().max() < 1e-5
+    # A crop in training has the pixel's own mean subtracted, not that of the cell it ends up in.
+    images, labels = batches(data, 1, size=12, flip=False)[0]
+    assert torch.equal(images[0, :, 2:10, 2:10], centred[labels[0]])
+    with pytest.raises(ValueError, match=r"\(9, 8\) pixels, the images \(8, 8\)"):
+        data.normalise_by(torch.zeros(3, 9, 8), 1.0)
+
+
 def test_sizes_that_cannot_be(data):
     with pytest.raises(ValueError, match="IMS_PER_BATCH"):
         batches(data, 1, world=3)

@@ -40,7 +40,45 @@ def test_constant_warmup():
     assert lr == pytest.approx([0.1, 0.1, 0.1, 1, 1], rel=1e-12)
 
 
+def by_rule(errors, until=None):
+    """Learning rates of the paper's 110 layers under the given training errors, and the schedule."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    options = {"steps": [60], "gamma": 0.1, "max_iter": 80}
+    schedule = build_schedule(optimizer, **options, warmup_factor=0.1, until_error=80.0)
+    result = []
+    for i, error in enumerate(errors):
+        if i == until:  # a new process goes on from the checkpoint
+            states = optimizer.state_dict(), schedule.state_dict()
+            optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+            schedule = build_schedule(optimizer, **options, warmup_factor=0.1, until_error=80.0)
+            optimizer.load_state_dict(states[0])
+            schedule.load_state_dict(states[1])
+        result.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.observe({"top1_error": error})
+        schedule.step()
+    return result
+
+
+def test_warmup_until_the_training_error_is_below_80():
+    """0.01 while the mean over 20 batches is not below 80 %, then the schedule by iteration."""
+    # 30 batches at 90 %, then 70 %: after 11 of these the mean of the last 20 is 79 %. A later rise
+    # changes nothing.
+    errors = [90.0] * 30 + [70.0] * 15 + [95.0] * 35
+    lr = by_rule(errors)
+    assert lr == pytest.approx([0.01] * 41 + [0.1] * 19 + [0.01] * 20, rel=1e-12)
+    for at in (5, 35, 41, 50):  # resumed inside and behind it
+        assert by_rule(errors, until=at) == lr
+    # Lucky batches end nothing.
+    assert by_rule([0.0] * 19) == pytest.approx([0.01] * 19)
+    assert by_rule([0.0] * 2 + [90.0] * 38) == pytest.approx([0.01] * 40)
+    # As long as the rule has not fired, steps do not lower the rate of 0.01 further.
+    assert by_rule([90.0] * 80) == pytest.approx([0.01] * 80)
+
+
 def test_bad_schedules_are_refused():
+    with pytest.raises(ValueError, match="WARMUP_UNTIL_ERROR or SOLVER.WARMUP_ITERS"):
+        rates(1, steps=[], gamma=0.1, max_iter=5, warmup_iters=3, until_error=80.0)
     with pytest.raises(ValueError, match="cosine"):
         rates(1, steps=[], gamma=0.1, max_iter=5, warmup_method="cosine")
     with pytest.raises(ValueError, match=r"\[4, 3\]"):
