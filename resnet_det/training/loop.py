@@ -17,6 +17,7 @@ import torch
 
 from . import distributed
 from .checkpoint import rng_state, set_rng_state
+from .precision import amp_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def train(
         finish: called in every process with the unwrapped model after the last iteration, before
             ``model_final.pth`` is saved (precise BN).
         clip: called with the list of parameters after the backward pass.
-        amp: float16 mixed precision with loss scaling; needs a CUDA device.
+        amp: mixed precision, in the type of :func:`.precision.amp_dtype`.
         meta: dict of plain facts, kept in each checkpoint.
 
     Raises:
@@ -78,9 +79,9 @@ def train(
             images. The weights have not been touched by it, and no checkpoint is written.
     """
     device = torch.device(device)
-    if amp and device.type != "cuda":
-        raise ValueError(f"mixed precision (SOLVER.AMP) needs a CUDA device, not {device}")
-    scaler = torch.amp.GradScaler(device.type, enabled=amp)
+    dtype = amp_dtype(device) if amp else torch.float32
+    mixed = torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     plain_model = distributed.unwrap(model)
     start_iter, window = 0, collections.defaultdict(list)
@@ -94,7 +95,7 @@ def train(
         plain_model.load_state_dict(resume_from["model"])
         optimizer.load_state_dict(resume_from["optimizer"])
         schedule.load_state_dict(resume_from["schedule"])
-        if amp and resume_from["scaler"]:
+        if resume_from["scaler"]:
             scaler.load_state_dict(resume_from["scaler"])
         window.update({name: list(values) for name, values in resume_from["window"].items()})
     metrics = Metrics(output_dir, start_iter) if distributed.is_main() else None
@@ -153,7 +154,7 @@ def train(
                     ) from None
                 data_time = time.perf_counter() - begin
 
-                with torch.autocast(device.type, dtype=torch.float16, enabled=amp):
+                with mixed:
                     outputs = model(batch)
                 losses = {name: v for name, v in outputs.items() if name.startswith("loss")}
                 if not losses:

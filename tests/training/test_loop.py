@@ -2,13 +2,14 @@ import json
 import os
 import random
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from toy import Toy, batches, run, toy_optimizer
 
-from resnet_det.training import Checkpointer, read_metrics
+from resnet_det.training import Checkpointer, precision, read_metrics
 from resnet_det.training.loop import Metrics
 
 
@@ -228,10 +229,38 @@ def test_clip_is_applied_before_the_step(tmp_path):
 
 
 def test_what_the_loop_cannot_do_is_said(tmp_path):
-    with pytest.raises(ValueError, match="CUDA"):
-        run(tmp_path, amp=True)
     with pytest.raises(ValueError, match="ended at iteration 1 of 20"):
         run(tmp_path, stream=iter([next(batches())]))
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_mixed_precision_on_the_cpu(hardware, tmp_path, monkeypatch, caplog):
+    """bfloat16 where the CPU has it: other losses than float32's, by its 8 bits; else float32."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: hardware)
+    for name, amp in (("mixed", True), ("single", False)):
+        model = run(tmp_path / name, amp=amp)
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert ("bfloat16" in caplog.text) is not hardware
+    pairs = list(zip(timeless(tmp_path / "mixed"), timeless(tmp_path / "single"), strict=True))
+    differences = [abs(m["total_loss"] / s["total_loss"] - 1) for m, s in pairs]
+    assert (max(differences) > 1e-6) is hardware
+    assert max(differences) < 0.05
+
+
+def test_the_type_of_mixed_precision(monkeypatch):
+    types = {}
+    for hardware in (True, False):
+        monkeypatch.setattr(precision, "has_bfloat16", lambda device, has=hardware: has)
+        types[hardware] = [precision.amp_dtype(device) for device in ("cuda", "cuda:1", "cpu")]
+    assert types[True] == [torch.bfloat16] * 3
+    assert types[False] == [torch.float16, torch.float16, torch.float32]
+
+
+def test_the_hardware_says_itself_what_it_has():
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else None
+    if flags is None or "flags" not in flags:
+        pytest.skip("no /proc/cpuinfo of an x86 CPU")
+    assert precision.has_bfloat16("cpu") == any(f in flags for f in ("avx512_bf16", "amx_bf16"))
 
 
 @pytest.mark.gpu
@@ -264,7 +293,8 @@ def test_mixed_precision_trains_and_resumes(tmp_path):
     with pytest.raises(Crash):
         once(tmp_path / "parts", stop=12)
     once(tmp_path / "parts", state=Checkpointer(tmp_path / "parts").load_latest())
-    assert Checkpointer(tmp_path / "parts").load_latest()["scaler"]["scale"] > 0
+    scaled = bool(Checkpointer(tmp_path / "parts").load_latest()["scaler"])
+    assert scaled is not precision.has_bfloat16("cuda")
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 
