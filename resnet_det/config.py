@@ -59,6 +59,9 @@ def add_resnet_det_config(cfg):
     # Config of the classifier that MODEL.WEIGHTS comes from: it is trained first where that file
     # does not exist. Like all paths, relative to the working folder.
     cfg.RESNET_DET.PRETRAIN = ""
+    # Layers that start fresh, whatever MODEL.WEIGHTS holds: the first parts of their parameters'
+    # names, such as ("fc6", "fc7") or ("roi_heads.box_predictor",). Any other miss is an error.
+    cfg.RESNET_DET.NEW_LAYERS = ()
     # Train on objects that VOC marks as difficult. Detectron2 does, py-faster-rcnn does not.
     cfg.RESNET_DET.USE_DIFFICULT = True
     # Leave out broken training images and annotations, with a count, instead of ending the run.

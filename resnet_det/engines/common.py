@@ -177,11 +177,31 @@ _STAGES = ("stem.", "res2.", "res3.", "res4.", "res5.", "conv1.", "conv2.", "con
            "conv5.", "fc6.", "fc7.", "linear.")  # fmt: skip
 
 
-def load_detector(model, path):
+def new_layers(model, cfg):
+    """Names of the parameters and buffers that ``RESNET_DET.NEW_LAYERS`` lets start fresh.
+
+    An entry is the first part of a name, with or without "backbone." and "roi_heads.".
+
+    Raises:
+        ConfigError: an entry names nothing.
+    """
+    names = {key: (f"{key}.", f"{classifier_name(key)}.") for key in model.state_dict()}
+    found = set()
+    for layer in cfg.RESNET_DET.NEW_LAYERS:
+        start = layer.rstrip(".") + "."
+        fits = {key for key, forms in names.items() if any(n.startswith(start) for n in forms)}
+        if not fits:
+            raise ConfigError(f"RESNET_DET.NEW_LAYERS: {layer}: the net has no such layer")
+        found |= fits
+    return found
+
+
+def load_detector(model, path, fresh=()):
     """Load a detector's weights from another detector's file, or from a classifier's.
 
-    The classifier's trunk and head must all be there; new are the detector's own layers, and
-    stages that this detector does not have are left.
+    The classifier's trunk and head must all be there, but for ``fresh``, which are not read (of
+    :func:`new_layers`); new are the detector's own layers, and stages that this detector does not
+    have are left.
 
     Returns:
         Match
@@ -192,7 +212,7 @@ def load_detector(model, path):
     stages = {key: classifier_name(key) for key in model.state_dict()}
     new = [key for key, name in stages.items() if not name.startswith(_STAGES)]
     drop = [s for s in _STAGES if not any(name.startswith(s) for name in stages.values())]
-    return load(model, path, new=new, drop=drop)
+    return load(model, path, new=new, drop=drop, fresh=fresh)
 
 
 def run_training(

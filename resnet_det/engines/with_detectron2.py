@@ -42,6 +42,7 @@ from ..data.loader import with_usable_annotations
 from ..data.pixels import read_image
 from ..nets.weights import DETECTOR_PREFIXES, WeightsError, read, read_pickle
 from ..training import distributed
+from ..training.precision import amp_dtype
 from . import common, detectron2_plugin  # noqa: F401  (registers the nets)
 
 logger = logging.getLogger(__name__)
@@ -259,12 +260,13 @@ class Checkpointer(DetectionCheckpointer):
 
     Of a classifier's ``.pth`` every tensor but those of its linear layer must fit the detector's
     trunk and head. Any other file is Detectron2's business, but one of which nothing fits is
-    refused. ``meta`` are plain facts to save beside the weights.
+    refused. ``meta`` are plain facts to save beside the weights; ``fresh`` names the tensors that
+    weights alone leave as they are.
     """
 
-    def __init__(self, model, save_dir="", *, meta=None, **others):
+    def __init__(self, model, save_dir="", *, meta=None, fresh=(), **others):
         super().__init__(model, save_dir, **others)
-        self.meta = meta or {}
+        self.meta, self.fresh = meta or {}, fresh
 
     def load(self, path, checkpointables=None):
         """Load a whole checkpoint, or weights alone (``checkpointables=[]``).
@@ -277,11 +279,14 @@ class Checkpointer(DetectionCheckpointer):
         if checkpointables == [] and path.endswith(".pth") and "://" not in path:
             state, self.facts = read(path)
             if not any(k.startswith((*DETECTOR_PREFIXES, "proposal_generator.")) for k in state):
-                match = common.load_detector(self.model, path)
+                match = common.load_detector(self.model, path, self.fresh)
                 self.misfits = match.missing
                 logger.info("%s, a classifier's: %s", path, match)
                 return {}
+        fresh = self.fresh if checkpointables == [] else ()
+        kept = {k: v.clone() for k, v in self.model.state_dict().items() if k in fresh}
         rest = super().load(path, checkpointables)
+        self.model.load_state_dict(kept, strict=False)
         if checkpointables is None and "schedule" in rest:
             raise ConfigError(
                 f"{path}: was written by the embedded engine, so it cannot be resumed here: "
@@ -310,17 +315,6 @@ class Checkpointer(DetectionCheckpointer):
 # ---- training and evaluation
 
 
-def _amp_dtype(device):
-    """The type of SOLVER.AMP: bfloat16 where it is fast, float16 on older GPUs, else None.
-
-    A CPU without bfloat16 instructions emulates them many times slower than float32.
-    """
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else None
-
-
 def _autocast_in_training(model, dtype):
     """bfloat16 has float32's range: no loss scaling, so only the forward pass changes."""
     forward, device = model.forward, next(model.parameters()).device.type
@@ -335,8 +329,7 @@ def _autocast_in_training(model, dtype):
 class Trainer(DefaultTrainer):
     """Detectron2's trainer on our datasets and evaluators; it runs on the CPU too.
 
-    SOLVER.AMP.ENABLED: bfloat16 on GPUs and CPUs that have it in hardware, Detectron2's float16
-    with loss scaling on older GPUs, float32 with a warning on other CPUs.
+    ``SOLVER.AMP`` is in the type of :func:`..training.precision.amp_dtype`, float16 by AMPTrainer.
     """
 
     def __init__(self, cfg):
@@ -345,9 +338,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        dtype = _amp_dtype(cfg.MODEL.DEVICE) if cfg.SOLVER.AMP.ENABLED else torch.float32
-        if dtype is None:
-            logger.warning("SOLVER.AMP.ENABLED: bfloat16 is slow on this CPU: running in float32")
+        dtype = amp_dtype(cfg.MODEL.DEVICE) if cfg.SOLVER.AMP.ENABLED else torch.float32
         if dtype is torch.bfloat16:
             _autocast_in_training(model, dtype)
         gpu = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
@@ -359,6 +350,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             meta=common.conventions(cfg, self.classes),
+            fresh=common.new_layers(distributed.unwrap(model), cfg),
             trainer=weakref.proxy(self),
         )
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg

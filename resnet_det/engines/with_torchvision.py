@@ -35,7 +35,8 @@ def _load_weights(model, cfg, *, whole):
     """
     path = cfg.MODEL.WEIGHTS
     if path:
-        match = load(model, path) if whole else common.load_detector(model, path)
+        fresh = () if whole else common.new_layers(model, cfg)
+        match = load(model, path) if whole else common.load_detector(model, path, fresh)
         common.check_conventions(match.facts, cfg, path)
         logger.info("%s: %s", path, match)
     elif whole:

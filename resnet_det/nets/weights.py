@@ -162,7 +162,7 @@ def classifier_name(key):
     return next((key[len(p) :] for p in DETECTOR_PREFIXES if key.startswith(p)), key)
 
 
-def load(net, path, *, new=(), drop=(), partial=False):
+def load(net, path, *, new=(), drop=(), fresh=(), partial=False):
     """Load a weight file into a classifier or a detector, and say what matched.
 
     A classifier's file fills a detector's trunk and head by their common names.
@@ -172,6 +172,7 @@ def load(net, path, *, new=(), drop=(), partial=False):
         path: torchvision's, Detectron2's or our own ``.pth``.
         new: prefixes of the net's parameters that a file may lack, or hold in another shape.
         drop: prefixes of the file's parameters that the net need not have.
+        fresh: names of the net's parameters that stay as they are, whatever the file holds.
         partial: accept any other miss too, as long as something matches.
 
     Returns:
@@ -185,6 +186,9 @@ def load(net, path, *, new=(), drop=(), partial=False):
     detector_file = any(key.startswith(DETECTOR_PREFIXES) for key in state)
     target = {key if detector_file else classifier_name(key): key for key in own}
 
+    for key in [k for k in target if target[k] in fresh]:
+        state.pop(key, None)
+
     def counter(key):  # of batches, absent in frozen norms
         return key.endswith("num_batches_tracked")
 
@@ -197,7 +201,7 @@ def load(net, path, *, new=(), drop=(), partial=False):
     )
 
     faults = []
-    missing = [k for k in missing if not k.startswith(tuple(new))]
+    missing = [k for k in missing if not k.startswith(tuple(new)) and k not in fresh]
     unused = [k for k in unused if not k.startswith(tuple(drop))]
     wrong = [
         f"{k} {tuple(own[k].shape)}, in the file "

@@ -16,7 +16,8 @@ from resnet_det import data
 from resnet_det.data.scenes import write_scenes
 from resnet_det.evaluation import voc_ap
 from resnet_det.nets import build_net
-from resnet_det.nets.weights import WeightsError, read
+from resnet_det.nets.weights import WeightsError, classifier_name, read
+from resnet_det.training import precision
 
 detectron2 = pytest.importorskip("detectron2")
 
@@ -26,6 +27,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from resnet_det.engines import common
 from resnet_det.engines import with_detectron2 as engine
 
 pytestmark = pytest.mark.detectron2
@@ -219,8 +221,8 @@ def test_two_processes_on_the_cpu(how, config, tmp_path):
 def test_amp_is_bfloat16_where_the_cpu_has_it(config, monkeypatch):
     cfg = config("SOLVER.AMP.ENABLED", "True")
     seen = []
-    for dtype in (torch.bfloat16, None):
-        monkeypatch.setattr(engine, "_amp_dtype", lambda device, dtype=dtype: dtype)
+    for hardware in (True, False):
+        monkeypatch.setattr(precision, "has_bfloat16", lambda device, has=hardware: has)
         trainer = engine.Trainer(cfg)
         trainer.model.backbone.res2.register_forward_hook(lambda *a: seen.append(a[2].dtype))
         sample = next(iter(trainer.data_loader))
@@ -232,6 +234,29 @@ def test_amp_is_bfloat16_where_the_cpu_has_it(config, monkeypatch):
 
 
 # ---- weights
+
+
+def test_new_layers_start_fresh(config, tmp_path):
+    """Of a detector's file and of a classifier's; all the rest comes from the file."""
+    source = detector(config)
+    torch.save({"model": source.state_dict()}, tmp_path / "detector.pth")
+    net = build_net("cifar_resnet20", 10, norm="FrozenBN").state_dict()
+    without = {k: v for k, v in net.items() if not k.startswith(("res4.", "linear."))}
+    torch.save({"model": without}, tmp_path / "classifier.pth")
+    for file, layer in (("detector", "roi_heads.box_predictor"), ("classifier", "res4")):
+        cfg = config("RESNET_DET.NEW_LAYERS", f"('{layer}',)")
+        model = detector(config)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        fresh = common.new_layers(model, cfg)
+        assert fresh == {k for k in before if f"{layer}." in k}
+        loaded = engine.Checkpointer(model, fresh=fresh)
+        loaded.load(str(tmp_path / f"{file}.pth"), checkpointables=[])
+        after, given = model.state_dict(), torch.load(tmp_path / f"{file}.pth")["model"]
+        assert all(torch.equal(after[k], before[k]) for k in fresh)
+        rest = [k for k in after if k not in fresh and classifier_name(k) in given or k in given]
+        assert len(rest) > 50
+        for key in set(rest) - fresh:
+            assert torch.equal(after[key], given.get(key, given.get(classifier_name(key)))), key
 
 
 def detector(config, *overrides):

@@ -11,8 +11,11 @@ import torch
 
 from resnet_det.config import ConfigError, load_config
 from resnet_det.data import scenes
-from resnet_det.engines import classifier, pick, with_torchvision
+from resnet_det.engines import classifier, common, pick, with_torchvision
+from resnet_det.engines.faster_rcnn import build_model
 from resnet_det.nets import build_net
+from resnet_det.nets.weights import WeightsError, read
+from resnet_det.training import precision
 
 ROOT = Path(__file__).parent.parent.parent
 DETECTOR = """
@@ -168,6 +171,20 @@ def test_resumed_run_equals_the_uninterrupted_one(pretrained):
     assert a == b
 
 
+def test_mixed_precision_on_the_cpu(pretrained, monkeypatch):
+    """The whole detector in bfloat16: other losses than float32's, but close to them."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    first = []
+    for amp in (False, True):
+        overrides = ["SOLVER.AMP.ENABLED", amp, "OUTPUT_DIR", f"output/{amp}",
+                     "DATASETS.TEST", (), "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ()]  # fmt: skip
+        with_torchvision.train(load_config("detector.yaml", overrides))
+        first.append(lines(f"output/{amp}/metrics.json")[0])
+    for loss in ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"):
+        single, mixed = (line[loss] for line in first)
+        assert single != mixed and abs(mixed - single) < 0.02 * single, loss
+
+
 def test_two_processes_detect_the_same(pretrained):
     """Evaluation shared by two processes gives the same results; training runs and saves."""
     arguments = ["--engine", "torchvision", "--config-file", "detector.yaml"]
@@ -181,6 +198,31 @@ def test_two_processes_detect_the_same(pretrained):
         for o in ("detector", "one", "two")
     )
     assert trained == one == two
+
+
+def test_new_layers_start_fresh(pretrained):
+    """A file may lack them; what is in it is not read; no other may be missing."""
+    weights = Path("output/classifier/model_final.pth")
+    whole = read(weights)[0]
+    without = {k: v for k, v in whole.items() if not k.startswith("res4.2.")}
+    torch.save({"model": without}, "part.pth")
+    model = build_model(load_config("detector.yaml"))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(WeightsError, match="res4.2.conv1.weight"):
+        common.load_detector(model, "part.pth")
+    for file in ("part.pth", weights):
+        model.load_state_dict(before)
+        cfg = load_config("detector.yaml", ["RESNET_DET.NEW_LAYERS", ("res4.2",)])
+        match = common.load_detector(model, file, common.new_layers(model, cfg))
+        assert "roi_heads.res4.2.conv1.weight" in match.missing
+        after = model.state_dict()
+        for key in whole:
+            name = ("roi_heads." if key.startswith("res4.") else "backbone.") + key
+            if name in after:
+                expected = before[name] if key.startswith("res4.2.") else whole[key]
+                assert torch.equal(after[name], expected), key
+    with pytest.raises(ConfigError, match="NEW_LAYERS: res9"):
+        common.new_layers(model, load_config("detector.yaml", ["RESNET_DET.NEW_LAYERS", ("res9",)]))
 
 
 def test_frozen_norms_without_statistics_are_refused(folder):
@@ -200,7 +242,6 @@ def test_frozen_norms_without_statistics_are_refused(folder):
         (["MODEL.META_ARCHITECTURE", "Classifier"], "tools/pretrain.py"),
         (["DATASETS.TRAIN", ()], "DATASETS.TRAIN"),
         (["DATASETS.TEST", ("voc_2007_test",)], "VOC2007"),
-        (["SOLVER.AMP.ENABLED", True], "AMP"),
     ],
 )
 def test_mistakes_are_named(pretrained, overrides, words):
