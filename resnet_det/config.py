@@ -46,7 +46,7 @@ CHOICES = {
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR",),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
-    "TEST.AUG.ENABLED": (False,),
+    "TEST.AUG.ENABLED": (False, True),  # True: classifiers only
 }
 
 # Heads that MASK_ON and KEYPOINT_ON switch off: their keys say nothing here, as in Detectron2.
@@ -74,6 +74,13 @@ def add_resnet_det_config(cfg):
     # Warm-up by a rule (section 4.2, 110 layers): a classifier stays at WARMUP_FACTOR * BASE_LR
     # until its running training error is below so many per cent. 0: by WARMUP_ITERS.
     cfg.RESNET_DET.WARMUP_UNTIL_ERROR = 0.0
+    # AlexNet's colour augmentation of a classifier's training images (section 3.4).
+    cfg.RESNET_DET.COLOR_PCA = False
+    # Crops of a classifier's test image: 1 (the centre) or 10 (with the corners, and mirrored).
+    cfg.RESNET_DET.TEST_CROPS = 1
+    # Further classifiers, whose softmax is averaged with that of MODEL.WEIGHTS in a test (Table 5):
+    # checkpoints, each of which carries its config.
+    cfg.RESNET_DET.ENSEMBLE = ()
     # Fold constant batch norms, compute no cell that nobody reads, keep channels last: the same
     # results and checkpoints sooner (resnet_det/nets/fast.py). False to compare.
     cfg.RESNET_DET.FAST = True
@@ -164,7 +171,9 @@ def get_cfg():
     cfg.TEST.EXPECTED_RESULTS = []
     cfg.TEST.EVAL_PERIOD = 0
     cfg.TEST.DETECTIONS_PER_IMAGE = 100
-    cfg.TEST.AUG = CfgNode()
+    # Fully convolutional testing at several scales: classifiers only.
+    cfg.TEST.AUG = CfgNode({"FLIP": True})
+    cfg.TEST.AUG.MIN_SIZES = (400, 500, 600, 700, 800, 900, 1000, 1100, 1200)
     cfg.TEST.PRECISE_BN = CfgNode({"ENABLED": False, "NUM_ITER": 200})
 
     cfg.OUTPUT_DIR = "./output"

@@ -16,6 +16,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 FOLDERS = {
     "scenes_classification_train": "scenes/classification/train",
     "scenes_classification_val": "scenes/classification/val",
+    "imagenet_train": "imagenet/train",
+    "imagenet_val": "imagenet/val",
 }
 
 

@@ -32,6 +32,7 @@ def training_batches(
     num_workers=0,
     aspect_ratio_grouping=False,
     skip_bad=False,
+    collate=list,
 ):
     """Endless iterator of this process's share of each batch: a list of mapped samples.
 
@@ -50,6 +51,7 @@ def training_batches(
             filling two batches in turn; needs ``width`` and ``height`` in each record.
         skip_bad: use the next good record in place of one with an unusable image, and warn;
             otherwise such an image raises :class:`~resnet_det.data.pixels.ImageError`.
+        collate: makes a batch of the list of samples, in the worker.
 
     Raises:
         ValueError: no records, or ``total_batch`` not divisible by ``world``.
@@ -70,20 +72,23 @@ def training_batches(
         _Mapped(records, mapper, seed, skip_bad),
         batch_sampler=_Share(stream, start_iter, total_batch, rank * share, share),
         num_workers=num_workers,
+        collate=collate,
     )
     return _good_samples(loader, skip_bad)
 
 
-def test_batches(records, mapper, *, rank=0, world=1, num_workers=0):
-    """This process's contiguous share of the records in order, as lists of one mapped sample.
+def test_batches(records, mapper, *, rank=0, world=1, num_workers=0, batch=1, collate=list):
+    """This process's contiguous share of the records in order, as lists of ``batch`` samples.
 
     Over all processes every record comes exactly once. The result has a length.
     """
     shard = range(len(records) * rank // world, len(records) * (rank + 1) // world)
+    positions = [(i, i) for i in range(len(shard))]
     loader = _loader(
         _Mapped([records[i] for i in shard], mapper, seed=0, skip_bad=False),
-        batch_sampler=[[(i, i)] for i in range(len(shard))],
+        batch_sampler=[positions[i : i + batch] for i in range(0, len(positions), batch)],
         num_workers=num_workers,
+        collate=collate,
     )
     return _Sized(loader)
 
@@ -148,16 +153,22 @@ def with_usable_annotations(records, *, use_difficult=True):
     return kept
 
 
+def draw_size(sizes, sampling, rng):
+    """A length for the shorter edge: "choice" picks one of ``sizes``, "range" draws an integer from
+    a pair (low, high), both included."""
+    if sampling == "range":
+        return int(rng.integers(sizes[0], sizes[1], endpoint=True))
+    return sizes[rng.integers(len(sizes))]
+
+
 class DetectionMapper:
     """Record -> sample: reads the image, resizes it, mirrors it at random and its boxes with it.
 
     Pixels and boxes are exactly those of Detectron2's DatasetMapper.
 
     Args:
-        short_sizes: lengths of the shorter edge: "choice" picks one, "range" draws an integer
-            from a pair (low, high), both included. 0 leaves the image's size.
+        short_sizes, sampling: of the shorter edge, see :func:`draw_size`; 0 leaves the image's size.
         max_size: the longer edge is at most this.
-        sampling: "choice" or "range".
         flip: "horizontal" (half of the images) or "none".
         format: order of the channels, "BGR" or "RGB".
         train: False leaves out the annotations.
@@ -206,10 +217,7 @@ class DetectionMapper:
                 f"is {width} x {height} pixels, but its annotation says "
                 f"{expected[1]} x {expected[0]}",
             )
-        if self.sampling == "range":
-            short = int(rng.integers(self.short_sizes[0], self.short_sizes[1], endpoint=True))
-        else:
-            short = self.short_sizes[rng.integers(len(self.short_sizes))]
+        short = draw_size(self.short_sizes, self.sampling, rng)
         new_height, new_width = pixels.resized_shape(height, width, short, self.max_size)
         mirror = self.flip == "horizontal" and rng.random() < 0.5
         image = pixels.resize(image, new_height, new_width)
@@ -320,12 +328,24 @@ class _Share:
             yield [(index, first + i) for i, index in enumerate(batch[self.slice])]
 
 
-def _loader(dataset, *, batch_sampler, num_workers):
+class _Collate:
+    """[(sample, faults)] -> (collated samples, or None if one is missing; all faults)."""
+
+    def __init__(self, collate):
+        self.collate = collate
+
+    def __call__(self, pairs):
+        samples = [sample for sample, _ in pairs]
+        faults = [fault for _, faults in pairs for fault in faults]
+        return None if any(s is None for s in samples) else self.collate(samples), faults
+
+
+def _loader(dataset, *, batch_sampler, num_workers, collate):
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
         num_workers=num_workers,  # torch gives each worker one thread
-        collate_fn=list,
+        collate_fn=_Collate(collate),
         pin_memory=torch.cuda.is_available(),
         # Otherwise starting the workers would draw from torch's global generator.
         generator=torch.Generator(),
@@ -334,17 +354,16 @@ def _loader(dataset, *, batch_sampler, num_workers):
 
 def _good_samples(loader, skip_bad):
     bad = set()
-    for pairs in loader:
-        for sample, faults in pairs:
-            if faults and not skip_bad:
-                raise pixels.ImageError(*faults[0])
-            for file, what in faults:
-                if file not in bad:
-                    bad.add(file)
-                    logger.warning("skipped %s: %s (%d unusable so far)", file, what, len(bad))
-            if sample is None:
-                raise ValueError(f"none of the {len(bad)} images is usable; one is {file}: {what}")
-        yield [sample for sample, _ in pairs]
+    for batch, faults in loader:
+        if faults and not skip_bad:
+            raise pixels.ImageError(*faults[0])
+        for file, what in faults:
+            if file not in bad:
+                bad.add(file)
+                logger.warning("skipped %s: %s (%d unusable so far)", file, what, len(bad))
+        if batch is None:
+            raise ValueError(f"none of the {len(bad)} images is usable; one is {file}: {what}")
+        yield batch
 
 
 class _Sized:

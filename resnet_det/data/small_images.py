@@ -131,7 +131,8 @@ class SmallImages:
             yield images.permute(0, 3, 1, 2), self.labels[index]
 
     def test_batches(self, *, size, batch=256, rank=0, world=1):
-        """``(images, labels)`` of the central ``size`` pixels, every image once over all processes."""
+        """``([images], labels)``: every image once over all processes, in one view, the central
+        ``size`` pixels."""
         h, w = self.images.shape[2:]
         if min(h, w) < size:
             raise ValueError(
@@ -143,4 +144,4 @@ class SmallImages:
             part = slice(i, min(i + batch, end))
             images = self._normalised(part)[:, :, top : top + size, left : left + size]
             # As the training batches lie in memory: a fifth of a small net's time on a CPU.
-            yield images.contiguous(memory_format=torch.channels_last), self.labels[part]
+            yield [images.contiguous(memory_format=torch.channels_last)], self.labels[part]

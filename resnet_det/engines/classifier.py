@@ -2,17 +2,20 @@
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 import torch.nn.functional as F
 from torch import nn
 
 from .. import training
-from ..config import ConfigError, flatten, get_cfg, load_config
+from ..config import ConfigError, flatten, get_cfg, load_config, parse_config
+from ..data import large_images
+from ..data.large_images import LargeImages
 from ..data.small_images import SmallImages
-from ..evaluation.classification import count_errors
+from ..evaluation.classification import count_errors, write_results
 from ..nets import build_net, load
-from ..nets.weights import rename_parameters
+from ..nets.weights import read, rename_parameters
 from ..training import distributed, precise_bn
 from . import common
 
@@ -46,9 +49,35 @@ KEYS = (
     "MODEL.BACKBONE.NAME", "MODEL.RESNETS.NORM", "MODEL.RESNETS.STRIDE_IN_1X1",
     "MODEL.RESNETS.RES5_DILATION", "INPUT.FORMAT", "INPUT.RANDOM_FLIP", "INPUT.CROP.",
     "DATASETS.", "SOLVER.", "TEST.EXPECTED_RESULTS", "TEST.EVAL_PERIOD", "TEST.PRECISE_BN.",
-    "OUTPUT_DIR", "SEED", "CUDNN_BENCHMARK", "RESNET_DET.SKIP_BAD_DATA",
-    *(f"RESNET_DET.{key}" for key in common.FOR_CLASSIFIERS),
+    "OUTPUT_DIR", "SEED", "CUDNN_BENCHMARK", "RESNET_DET.SKIP_BAD_DATA", "RESNET_DET.ENSEMBLE",
+    "RESNET_DET.PER_PIXEL_MEAN", "RESNET_DET.WARMUP_UNTIL_ERROR",
 )  # fmt: skip
+# Further ones, by the kind of image.
+SMALL_KEYS = ("RESNET_DET.CROP_PADDING",)
+LARGE_KEYS = (
+    "INPUT.MIN_SIZE_", "DATALOADER.NUM_WORKERS", "TEST.AUG.ENABLED", "TEST.AUG.MIN_SIZES",
+    "TEST.AUG.FLIP", "RESNET_DET.TEST_CROPS", "RESNET_DET.COLOR_PCA",
+)  # fmt: skip
+
+
+def _check_keys(cfg):
+    names = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
+    large = [name in large_images.NAMES for name in names]
+    if len(set(large)) > 1:
+        raise ConfigError(f"DATASETS: {sorted(names)}: some are of small images, some of large")
+    own, others = (LARGE_KEYS, SMALL_KEYS) if any(large) else (SMALL_KEYS, LARGE_KEYS)
+    defaults = flatten(get_cfg())
+    for key, value in flatten(cfg).items():
+        if value != defaults[key] and key.startswith(others):
+            raise ConfigError(f"{key}: {value}: the images of {sorted(names)} do not use this key")
+        if value != defaults[key] and not key.startswith((*KEYS, *own)):
+            raise ConfigError(f"{key}: {value}: a classifier does not use this key")
+    if cfg.RESNET_DET.TEST_CROPS not in (1, 10):
+        raise ConfigError(f"RESNET_DET.TEST_CROPS: {cfg.RESNET_DET.TEST_CROPS}: is 1 or 10")
+    if cfg.RESNET_DET.TEST_CROPS > 1 and cfg.TEST.AUG.ENABLED:
+        raise ConfigError("TEST.AUG.ENABLED and RESNET_DET.TEST_CROPS: whole images or crops?")
+    if cfg.RESNET_DET.PER_PIXEL_MEAN and cfg.TEST.AUG.ENABLED:
+        raise ConfigError("TEST.AUG.ENABLED: whole images have no RESNET_DET.PER_PIXEL_MEAN")
 
 
 def _check(cfg):
@@ -57,10 +86,7 @@ def _check(cfg):
             f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} is no classifier: "
             "train it with tools/train_net.py"
         )
-    defaults = flatten(get_cfg())
-    for key, value in flatten(cfg).items():
-        if value != defaults[key] and not key.startswith(KEYS):
-            raise ConfigError(f"{key}: {value}: a classifier does not use this key")
+    _check_keys(cfg)
     crop = cfg.INPUT.CROP
     if not crop.ENABLED or crop.TYPE != "absolute" or len(set(crop.SIZE)) != 1:
         raise ConfigError(
@@ -75,7 +101,23 @@ def _check(cfg):
 
 
 def _read(name, cfg, device, skip_bad=False):
-    return SmallImages.read(name, cfg.INPUT.FORMAT, skip_bad=skip_bad).to(device)
+    if name not in large_images.NAMES:
+        return SmallImages.read(name, cfg.INPUT.FORMAT, skip_bad=skip_bad).to(device)
+    if cfg.TEST.AUG.ENABLED:
+        views = large_images.Scales(tuple(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.FLIP)
+    else:
+        views = large_images.Crops(cfg.INPUT.MIN_SIZE_TEST, cfg.RESNET_DET.TEST_CROPS)
+    data = LargeImages.read(
+        name,
+        cfg.INPUT.FORMAT,
+        short_sizes=tuple(cfg.INPUT.MIN_SIZE_TRAIN),
+        sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
+        color_pca=cfg.RESNET_DET.COLOR_PCA,
+        views=views,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        skip_bad=skip_bad,
+    )
+    return data.to(device)
 
 
 def _normalise(cfg, image, source, *datasets):
@@ -126,20 +168,47 @@ def _load(net, cfg, new=()):
     return match.facts.get("mean_image")
 
 
-def _evaluate(model, datasets, cfg):
-    metrics = {}
+def _member(path, cfg, classes, image):
+    """A further net of an ensemble: built by the config in its file, it must see the same pixels.
+
+    Raises:
+        ConfigError, WeightsError
+    """
+    _, facts = read(path)
+    if "config" not in facts:
+        raise ConfigError(
+            f"RESNET_DET.ENSEMBLE: {path}: carries no config: give checkpoints of tools/pretrain.py"
+        )
+    if tuple(facts.get("classes", ())) != tuple(classes):
+        raise ConfigError(f"RESNET_DET.ENSEMBLE: {path}: its classes are not those of the test set")
+    pixel = {key: facts[key] for key in facts if key != "stride_in_1x1"}
+    common.check_conventions(pixel, cfg, path)
+    own = parse_config(facts["config"], path, ["MODEL.WEIGHTS", str(path)])
+    net = _build(own, len(classes))
+    its_image = _load(net, own)
+    if (image is None) != (its_image is None) or (image is not None and not image.equal(its_image)):
+        raise ConfigError(f"RESNET_DET.ENSEMBLE: {path}: subtracts another mean image")
+    return net
+
+
+def _evaluate(nets, datasets, cfg):
+    """Errors of the nets' mean softmax on each set; ``inference/<dataset>/results.json`` too."""
+    metrics, size = {}, cfg.INPUT.CROP.SIZE[0]
+    models = [partial(net.dense, size=size) if cfg.TEST.AUG.ENABLED else net for net in nets]
     for name, data in datasets.items():
         batches = data.test_batches(
-            size=cfg.INPUT.CROP.SIZE[0],
-            rank=distributed.get_rank(),
-            world=distributed.get_world_size(),
+            size=size, rank=distributed.get_rank(), world=distributed.get_world_size()
         )
-        parts = distributed.all_gather_objects(count_errors(model, batches))
+        parts = distributed.all_gather_objects(count_errors(models, batches))
         total = sum(n for _, n in parts)
+        errors = {k: 100 * sum(wrong[k] for wrong, _ in parts) / total for k in parts[0][0]}
         prefix = f"{name}/" if len(datasets) > 1 else ""
-        for k in parts[0][0]:
-            wrong = sum(errors[k] for errors, _ in parts)
-            metrics[f"{prefix}classification/top{k}_error"] = 100 * wrong / total
+        metrics |= {f"{prefix}classification/top{k}_error": e for k, e in errors.items()}
+        if distributed.is_main():
+            facts = {"net": cfg.MODEL.BACKBONE.NAME, "nets": len(nets), "commit": common.commit()}
+            if name in large_images.NAMES:
+                facts["views"] = str(data.views)
+            write_results(Path(cfg.OUTPUT_DIR) / "inference" / name, errors, total, facts)
     return metrics
 
 
@@ -153,6 +222,8 @@ def train(cfg, resume=False):
         ConfigError, DatasetError: the config or the data is wrong.
     """
     _check(cfg)
+    if cfg.RESNET_DET.ENSEMBLE:
+        raise ConfigError("RESNET_DET.ENSEMBLE: is for tests: give --eval-only")
     common.check_output(cfg, resume)
     device, seed = common.setup(cfg)
     rank, world = distributed.get_rank(), distributed.get_world_size()
@@ -174,15 +245,18 @@ def train(cfg, resume=False):
     elif cfg.MODEL.WEIGHTS:
         image, source = _load(net, cfg, new=("linear.",)), cfg.MODEL.WEIGHTS
     elif cfg.RESNET_DET.PER_PIXEL_MEAN:
-        image = data.mean_image()
+        size = () if isinstance(data, SmallImages) else (cfg.INPUT.CROP.SIZE[0],)
+        image = data.mean_image(*size)
     _normalise(cfg, image, source, data, *tests.values())
     model = ClassifierLoss(net).to(device)
+
+    small = {"padding": cfg.RESNET_DET.CROP_PADDING} if isinstance(data, SmallImages) else {}
 
     def batches(start_iter, seed):
         return data.training_batches(
             total_batch=cfg.SOLVER.IMS_PER_BATCH,
             size=cfg.INPUT.CROP.SIZE[0],
-            padding=cfg.RESNET_DET.CROP_PADDING,
+            **small,
             flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
             seed=seed,
             rank=rank,
@@ -202,7 +276,7 @@ def train(cfg, resume=False):
         checkpointer,
         device,
         seed,
-        evaluate=lambda m: _evaluate(m.eval(), tests, cfg),
+        evaluate=lambda m: _evaluate([m.eval().net], tests, cfg),
         finish=finish,
         classes=data.classes,
         facts={} if image is None else {"mean_image": image.cpu()},
@@ -220,9 +294,12 @@ def evaluate(cfg):
     tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
     if not tests or not cfg.MODEL.WEIGHTS:
         raise ConfigError("DATASETS.TEST and MODEL.WEIGHTS: both are needed to evaluate")
-    net = _build(cfg, len(next(iter(tests.values())).classes))
-    _normalise(cfg, _load(net, cfg), cfg.MODEL.WEIGHTS, *tests.values())
-    metrics = _evaluate(ClassifierLoss(net).to(device).eval(), tests, cfg)
+    classes = next(iter(tests.values())).classes
+    net = _build(cfg, len(classes))
+    image = _load(net, cfg)
+    _normalise(cfg, image, cfg.MODEL.WEIGHTS, *tests.values())
+    others = [_member(path, cfg, classes, image) for path in cfg.RESNET_DET.ENSEMBLE]
+    metrics = _evaluate([net.to(device).eval() for net in [net, *others]], tests, cfg)
     common.check_expected(cfg, metrics)
     return metrics
 

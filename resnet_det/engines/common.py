@@ -15,7 +15,7 @@ import torch
 import torchvision
 
 from .. import training
-from ..config import ConfigError, embedded_part
+from ..config import ConfigError, embedded_part, get_cfg
 from ..data import datasets_root, pixels, scenes
 from ..evaluation import coco_ap, voc_ap
 from ..evaluation.report import write_report
@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 
 # Keys of RESNET_DET that a detector refuses.
-FOR_CLASSIFIERS = ("CROP_PADDING", "PER_PIXEL_MEAN", "WARMUP_UNTIL_ERROR")
+FOR_CLASSIFIERS = (
+    "CROP_PADDING", "PER_PIXEL_MEAN", "WARMUP_UNTIL_ERROR", "COLOR_PCA", "TEST_CROPS", "ENSEMBLE",
+)  # fmt: skip
 
 
 def refuse_classifier_keys(cfg):
@@ -36,8 +38,9 @@ def refuse_classifier_keys(cfg):
     Raises:
         ConfigError: a detector's config sets a key that is for classifiers.
     """
+    default = get_cfg().RESNET_DET
     for key in FOR_CLASSIFIERS:
-        if cfg.RESNET_DET[key]:
+        if cfg.RESNET_DET[key] != default[key]:
             raise ConfigError(f"RESNET_DET.{key}: is for classifiers")
 
 

@@ -65,6 +65,8 @@ def _check(cfg):
         raise ConfigError(
             "TEST.PRECISE_BN.ENABLED: the embedded engine has it for classifiers only"
         )
+    if cfg.TEST.AUG.ENABLED:
+        raise ConfigError("TEST.AUG.ENABLED: the embedded engine has it for classifiers only")
     common.refuse_classifier_keys(cfg)
 
 

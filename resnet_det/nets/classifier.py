@@ -1,5 +1,6 @@
 """The one cut: every net is a trunk shared by the image and a head run per region."""
 
+import torch.nn.functional as F
 from torch import nn
 
 from .layers import freeze
@@ -90,6 +91,17 @@ class Classifier(nn.Module):
     def forward(self, x):
         """Images (N, 3, H, W) -> logits (N, num_classes)."""
         return self.linear(self.pool(self.head(self.trunk(x))))
+
+    def dense(self, x, size):
+        """Images (N, 3, H, W) of any size -> the mean of the logits of every window (N, classes).
+
+        The net is applied fully convolutionally (section 4.1): its last maps, pooled over windows
+        as large as an image of ``size`` pixels has (7 x 7 of 224), go through ``linear`` one by
+        one. Pooling, ``linear`` and the mean commute, so ``linear`` runs once.
+        """
+        side = -(-size // self.strides[self.stage_names[-1]])
+        windows = F.avg_pool2d(self.head(self.trunk(x)), side, stride=1)
+        return self.linear(windows.mean((2, 3)))
 
     def split(self, out_features=None):
         """The net as a detector takes it: ``(trunk, head)``, two :class:`Stages`.

@@ -48,3 +48,11 @@ class VGG16(Classifier):
 
     def forward(self, x):
         return self.linear(self.head(F.max_pool2d(self.trunk(x), 2)))
+
+    def dense(self, x, size):
+        """As :meth:`Classifier.dense`: fc6 is a 7 x 7 convolution and fc7 a 1 x 1 (section 4.1)."""
+        maps = F.max_pool2d(self.trunk(x), 2)
+        for layer, side in ((self.fc6, self.pooled), (self.fc7, 1)):
+            weight = layer.weight.view(len(layer.weight), -1, side, side)
+            maps = F.relu(F.conv2d(maps, weight, layer.bias))
+        return self.linear(maps.mean((2, 3)))

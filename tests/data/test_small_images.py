@@ -88,7 +88,8 @@ def test_batches_do_not_depend_on_processes_or_interruptions(data):
 
 def test_test_batches_take_the_centre_of_every_image_once(data):
     parts = [list(data.test_batches(size=6, batch=2, rank=r, world=4)) for r in range(4)]
-    images, labels = (torch.cat([b[i] for part in parts for b in part]) for i in (0, 1))
+    images = torch.cat([image for part in parts for (image,), _ in part])
+    labels = torch.cat([label for part in parts for _, label in part])
     assert labels.tolist() == list(range(6))
     centre = (data.images[:, :, 1:7, 1:7].float() - data.mean) / data.std
     assert torch.equal(images, centre)

@@ -383,7 +383,7 @@ def test_metrics_of_several_processes_are_those_of_the_saved_classifier(folder):
     "overrides, words",
     [
         (["INPUT.FORMAT", "RGB"], "INPUT.FORMAT BGR, but the config says RGB"),
-        (["DATALOADER.NUM_WORKERS", 2], "DATALOADER.NUM_WORKERS.*classifier does not use"),
+        (["DATALOADER.NUM_WORKERS", 2], "DATALOADER.NUM_WORKERS.*do not use"),
         (["INPUT.CROP.ENABLED", False], "INPUT.CROP"),
         (["MODEL.RESNETS.NORM", "FrozenBN"], "learns no statistics"),
         (["MODEL.RESNETS.RES5_DILATION", 2], "cifar_resnet20 has no conv5_x"),
