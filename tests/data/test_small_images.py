@@ -99,7 +99,7 @@ def test_mean_image_is_subtracted_where_the_pixels_were(data):
     image = data.mean_image()
     assert torch.allclose(image.double(), data.images.double().mean(0), atol=1e-5)
     data.normalise_by(image, [1.0, 1.0, 1.0])
-    centred = torch.cat([x for x, _ in data.test_batches(size=8)])
+    centred = torch.cat([x for (x,), _ in data.test_batches(size=8)])
     assert torch.equal(centred, data.images.float() - image)
     assert centred.double().mean(0).abs().max() < 1e-5
     # A crop in training has the pixel's own mean subtracted, not that of the cell it ends up in.
