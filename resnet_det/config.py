@@ -17,11 +17,11 @@ class ConfigError(ValueError):
 # Values that the embedded engine honours, where it does not honour all; the first is the default.
 CHOICES = {
     "VERSION": (2,),
-    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "Classifier"),
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "ProposalNetwork", "Classifier"),
     "MODEL.MASK_ON": (False,),
     "MODEL.KEYPOINT_ON": (False,),
-    "MODEL.LOAD_PROPOSALS": (False,),
-    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
+    "MODEL.LOAD_PROPOSALS": (False, True),
+    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN", "PrecomputedProposals"),
     "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
     "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
     "MODEL.RPN.IOU_LABELS": ([0, -1, 1],),
@@ -84,6 +84,9 @@ def add_resnet_det_config(cfg):
     # Fold constant batch norms, compute no cell that nobody reads, keep channels last: the same
     # results and checkpoints sooner (resnet_det/nets/fast.py). False to compare.
     cfg.RESNET_DET.FAST = True
+    # Iterations of the 4 steps of alternating training (tools/train_alternating.py): RPN, Fast
+    # R-CNN, RPN, Fast R-CNN. The released code's for VOC 07.
+    cfg.RESNET_DET.ALTERNATING = (80000, 40000, 80000, 40000)
 
 
 def get_cfg():
@@ -145,6 +148,10 @@ def get_cfg():
     cfg.INPUT.CROP = CfgNode({"SIZE": [0.9, 0.9]})
 
     cfg.DATASETS = CfgNode({"TRAIN": (), "TEST": ()})
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN = ()
+    cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN = 2000
+    cfg.DATASETS.PROPOSAL_FILES_TEST = ()
+    cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = 1000
     cfg.DATALOADER = CfgNode({"NUM_WORKERS": 4})
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = True
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
@@ -252,6 +259,19 @@ def check_values(cfg):
             raise ConfigError(
                 f"MODEL.{name}.IOU_LABELS {head.IOU_LABELS}: needs one more entry than "
                 f"MODEL.{name}.IOU_THRESHOLDS {head.IOU_THRESHOLDS}"
+            )
+    if m.LOAD_PROPOSALS != (m.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals"):
+        raise ConfigError(
+            f"MODEL.LOAD_PROPOSALS: {m.LOAD_PROPOSALS} does not fit "
+            f"MODEL.PROPOSAL_GENERATOR.NAME: {m.PROPOSAL_GENERATOR.NAME}"
+        )
+    if m.LOAD_PROPOSALS and m.META_ARCHITECTURE != "GeneralizedRCNN":
+        raise ConfigError(f"MODEL.LOAD_PROPOSALS: {m.META_ARCHITECTURE} takes no proposals")
+    for split in ("TRAIN", "TEST") if m.LOAD_PROPOSALS else ():
+        names, files = cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
+        if len(names) != len(files):
+            raise ConfigError(
+                f"DATASETS.PROPOSAL_FILES_{split}: {len(files)} files for {len(names)} datasets"
             )
     for least, keys in (
         (1, ("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD")),

@@ -8,6 +8,7 @@ import torch
 from resnet_det.config import load_config
 from resnet_det.data import dataset_names, small_images
 from resnet_det.engines import classifier, faster_rcnn
+from resnet_det.engines import rpn as rpn_module
 from resnet_det.nets import build_net
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +42,7 @@ def test_the_papers_recipe(path):
     assert (tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN) == ((600,), 1000)
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (600, 1000)
     assert cfg.INPUT.RANDOM_FLIP == "horizontal" and cfg.INPUT.FORMAT == "BGR"
-    anchors = faster_rcnn.Anchors(
+    anchors = rpn_module.Anchors(
         m.ANCHOR_GENERATOR.SIZES, m.ANCHOR_GENERATOR.ASPECT_RATIOS, [16], m.ANCHOR_GENERATOR.OFFSET
     ).cell_anchors[0]
     assert len(anchors) == (12 if coco else 9)

@@ -19,9 +19,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from resnet_det.engines import ENGINES, classifier, pick
 
 
-def parse(argv=None):
+def parse(argv=None, description=__doc__):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--engine", default="auto", choices=ENGINES)
@@ -46,8 +46,8 @@ def main(args, cfg):
     return engine.train(cfg, args.resume)
 
 
-if __name__ == "__main__":
-    args = parse()
+def run(main, args):
+    """``main(args, cfg)`` in every process that the options ask for."""
     try:
         engine = pick(args.engine)
         engine.launch(
@@ -61,3 +61,7 @@ if __name__ == "__main__":
         )
     except ValueError as error:  # what the user gave is wrong, and the message says what
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    run(main, parse())

@@ -4,7 +4,7 @@ import difflib
 import os
 from dataclasses import dataclass, field
 
-from . import coco, voc
+from . import coco, proposals, voc
 from .records import DatasetError
 
 # name -> (folder, split, year); voc_2012_test has no public annotations.
@@ -75,11 +75,36 @@ def datasets_root(root=None):
     return os.path.expanduser(root or os.environ.get("DETECTRON2_DATASETS") or "datasets")
 
 
+def ensure_made(names, root=None, workers=1):
+    """Compose the sets among ``names`` that programs make, where they are absent.
+
+    Args:
+        workers: processes to draw with; more than one needs a guarded main module.
+
+    Raises:
+        DatasetError: a set of another version of its drawing, or what it is made of is absent.
+    """
+    root = datasets_root(root)
+    if any(name.startswith("scenes_") for name in names):
+        from . import scenes
+
+        scenes.ensure_scenes(root, workers)
+
+
+def _voc_classes(name):
+    """Class names of a dataset in VOC's format."""
+    if name.startswith("scenes_"):
+        from .scenes import CLASSES
+    else:
+        return voc.CLASSES
+    return CLASSES
+
+
 def scan_dataset(name, root=None):
     """``(metadata, scan)``: ``scan`` yields every ``(record, faults)`` of the dataset.
 
-    For loading and checking alike; see ``voc.scan`` and ``coco.read``. Scenes are made first
-    where they are absent.
+    For loading and checking alike; see ``voc.scan`` and ``coco.read``. A set that a program makes
+    is made first where it is absent.
 
     Raises:
         UnknownDataset: names the nearest ones.
@@ -90,15 +115,11 @@ def scan_dataset(name, root=None):
         near = difflib.get_close_matches(name, dataset_names(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {dataset_names()}"
         raise UnknownDataset(f"unknown dataset {name!r}; {hint}")
-    embedded = name.startswith("scenes_")
-    if embedded:
-        from . import scenes
-
-        scenes.ensure_scenes(root)
+    ensure_made([name], root)
 
     if name in _VOC:
         folder, split, year = _VOC[name]
-        classes = scenes.CLASSES if embedded else voc.CLASSES
+        classes = _voc_classes(name)
         dirname = os.path.join(root, folder)
         annotated = name != "voc_2012_test"
         metadata = Metadata(
@@ -108,7 +129,10 @@ def scan_dataset(name, root=None):
 
     image_root, json_file = (os.path.join(root, path) for path in _COCO[name])
     classes, category_ids, scan = coco.read(
-        json_file, image_root, official=not embedded, repeated_ids="minival" in name
+        json_file,
+        image_root,
+        official=not name.startswith("scenes_"),
+        repeated_ids="minival" in name,
     )
     metadata = Metadata(
         name,
@@ -152,8 +176,10 @@ def load_dataset(name, root=None, skip_bad=False):
     return dataset
 
 
-def load_datasets(names, root=None, skip_bad=False):
+def load_datasets(names, root=None, skip_bad=False, proposal_files=()):
     """The union of several datasets of the same classes, in order, under the first's metadata.
+
+    With ``proposal_files``, one for each name, the records carry their precomputed proposals.
 
     The paper trains on such unions: 07+12 is ``("voc_2007_trainval", "voc_2012_trainval")``,
     07++12 also has ``voc_2007_test``.
@@ -163,6 +189,8 @@ def load_datasets(names, root=None, skip_bad=False):
     for part in parts[1:]:
         if part.metadata.classes != first.metadata.classes:
             raise ValueError(f"{first.name} and {part.name} differ in classes: no union of them")
+    for part, file in zip(parts, proposal_files):
+        part.records = proposals.attach(part.records, file)
     return Dataset(
         "+".join(names),
         [record for part in parts for record in part.records],

@@ -173,10 +173,11 @@ class DetectionMapper:
         format: order of the channels, "BGR" or "RGB".
         train: False leaves out the annotations.
         use_difficult: train on objects that VOC marks difficult, as Detectron2 does.
+        proposals: number of precomputed proposals to keep of each image, the best; None takes none.
 
     The sample: ``file_name``, ``image_id``, ``height``, ``width`` (of the original), ``image``
     (uint8 tensor (3, h, w)) and in training ``boxes`` (float32 (N, 4), XYXY in the resized image)
-    and ``classes`` (int64 (N,)). Crowds are left out; boxes are clipped, empty ones dropped.
+    and ``classes`` (int64 (N,)); with precomputed ones, ``proposals`` (float32 (N, 4)). Crowds are left out; boxes are clipped, empty ones dropped.
     """
 
     def __init__(
@@ -189,6 +190,7 @@ class DetectionMapper:
         format="BGR",
         train,
         use_difficult=True,
+        proposals=None,
     ):
         short_sizes = [short_sizes] if isinstance(short_sizes, int) else list(short_sizes)
         if sampling not in ("choice", "range"):
@@ -206,6 +208,7 @@ class DetectionMapper:
         self.format = format
         self.train = train
         self.use_difficult = use_difficult
+        self.proposals = proposals
 
     def __call__(self, record, rng):
         image = pixels.read_image(record["file_name"], self.format, stored_upright=self.train)
@@ -230,13 +233,21 @@ class DetectionMapper:
             "width": width,
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
         }
-        if self.train:
-            used = [a for a in record["annotations"] if _usable(a, self.use_difficult)]
-            boxes = _xyxy(used) * np.tile([new_width / width, new_height / height], 2)
+
+        def moved(boxes, least):
+            """Boxes of the original image in the sample, and which of them are not empty."""
+            boxes = boxes * np.tile([new_width / width, new_height / height], 2)
             if mirror:
                 boxes = pixels.flip_boxes(boxes, new_width)
             boxes = boxes.clip(0, [new_width, new_height] * 2).astype(np.float32)
-            kept = ((boxes[:, 2:] - boxes[:, :2]) > _EMPTY).all(axis=1)
+            return boxes, ((boxes[:, 2:] - boxes[:, :2]) > least).all(axis=1)
+
+        if self.proposals is not None:
+            boxes, kept = moved(_proposals(record), 0)
+            sample["proposals"] = torch.from_numpy(boxes[kept][: self.proposals])
+        if self.train:
+            used = [a for a in record["annotations"] if _usable(a, self.use_difficult)]
+            boxes, kept = moved(_xyxy(used), _EMPTY)
             classes = np.array([a["category_id"] for a in used], dtype=np.int64)
             sample["boxes"] = torch.from_numpy(boxes[kept])
             sample["classes"] = torch.from_numpy(classes[kept])
@@ -257,6 +268,14 @@ def _xyxy(annotations):
         if annotation["bbox_mode"] == BoxMode.XYWH_ABS:
             box[:] = box.astype(np.float32)  # Detectron2 adds in single precision
             box[2:] = (box[2:] + box[:2]).astype(np.float32)
+    return boxes
+
+
+def _proposals(record):
+    """The boxes (N, 4) that :func:`resnet_det.data.proposals.attach` put into a record."""
+    boxes = record["proposal_boxes"].astype(np.float64)
+    if record["proposal_bbox_mode"] == BoxMode.XYWH_ABS:
+        boxes[:, 2:] += boxes[:, :2]
     return boxes
 
 

@@ -19,6 +19,7 @@ Every image depends on (seed, its split, its number) alone, never on the number 
 other images. Another build of numpy or Pillow may change single grey levels.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -116,7 +117,7 @@ def _pattern(rng, height, width):
     return surface * (1 + rng.uniform(0.1, 0.5) * (grain - 0.5))
 
 
-def _background(rng, height, width):
+def background(rng, height, width):
     """One surface, or two that meet at an uneven horizon."""
     surface = _pattern(rng, height, width)
     if rng.random() < 0.5:
@@ -405,7 +406,7 @@ def _scene(rng, height, width, sizes, counts=(1, 5), clutter=(1, 5)):
     Objects are dicts: class index, box (x0, y0, x1, y1) of the visible pixels, their number,
     difficult, truncated.
     """
-    canvas = _background(rng, height, width)
+    canvas = background(rng, height, width)
     for _ in range(rng.integers(clutter[0], clutter[1])):
         place = rng.uniform(0, width), rng.uniform(0, height)
         _paste(
@@ -477,7 +478,7 @@ def _write_scene(folder, seed, size, job):
     canvas, objects = _scene(rng, height, width, sizes=(0.17 * short, 0.5 * short))
     name = f"{_STREAMS[split]}{number:05d}"
     _save(rng, canvas, os.path.join(folder, "voc", "JPEGImages", f"{name}.jpg"))
-    xml = _voc_xml(name, height, width, objects)
+    xml = voc_xml(name, height, width, objects)
     with open(os.path.join(folder, "voc", "Annotations", f"{name}.xml"), "w") as file:
         file.write(xml)
     return {"name": name, "height": height, "width": width, "objects": objects}
@@ -488,7 +489,7 @@ def _write_crop(folder, seed, job):
     split, number = job
     rng = np.random.default_rng([seed, VERSION, _STREAMS[split], number])
     index = number % len(CLASSES)
-    canvas = _background(rng, CROP, CROP)
+    canvas = background(rng, CROP, CROP)
     for _ in range(int(rng.integers(0, 3))):
         place = rng.uniform(0, CROP, 2)
         _paste(rng, canvas, _sprite(rng, _clutter, *place, rng.uniform(8, 30)))
@@ -501,7 +502,8 @@ def _write_crop(folder, seed, job):
     _save(rng, canvas, os.path.join(folder, "classification", split, CLASSES[index], name))
 
 
-def _voc_xml(name, height, width, objects):
+def voc_xml(name, height, width, objects, classes=CLASSES):
+    """The XML of an image; ``objects`` as of :func:`_scene`."""
     lines = [
         "<annotation>",
         f"  <folder>voc</folder><filename>{name}.jpg</filename>",
@@ -512,7 +514,7 @@ def _voc_xml(name, height, width, objects):
         x0, y0, x1, y1 = item["box"]
         lines += [
             "  <object>",
-            f"    <name>{CLASSES[item['class']]}</name><pose>Unspecified</pose>",
+            f"    <name>{classes[item['class']]}</name><pose>Unspecified</pose>",
             f"    <truncated>{item['truncated']}</truncated>",
             f"    <difficult>{item['difficult']}</difficult>",
             f"    <bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin>",
@@ -567,10 +569,7 @@ def write_scenes(
     Returns:
         The folder. Where another process finished it first, that one's is kept.
     """
-    target = os.path.join(root, "scenes")
-    os.makedirs(root, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix=".scenes-", dir=root)
-    try:
+    with whole_folder(os.path.join(root, "scenes")) as folder:
         for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
             os.makedirs(os.path.join(folder, "voc", part))
         os.makedirs(os.path.join(folder, "coco"))
@@ -597,13 +596,26 @@ def write_scenes(
         about |= {"test": test, "train_crops": train_crops, "val_crops": val_crops}
         with open(os.path.join(folder, "about.json"), "w") as file:
             json.dump(about, file)
+    return os.path.join(root, "scenes")
+
+
+@contextlib.contextmanager
+def whole_folder(target):
+    """A folder to fill that takes the name ``target`` when it is complete, or is removed.
+
+    Where another process finished first, that one's folder is kept.
+    """
+    root = os.path.dirname(target)
+    os.makedirs(root, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=f".{os.path.basename(target)}-", dir=root)
+    try:
+        yield folder
         os.chmod(folder, 0o755)  # mkdtemp's folder is private
         try:
             os.rename(folder, target)
         except OSError:
             if not os.path.isdir(target):
                 raise
-        return target
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -629,13 +641,23 @@ def ensure_scenes(root, workers=1):
     target = os.path.join(root, "scenes")
     if not os.path.isdir(target):
         write_scenes(root, workers=workers)
+    check_version(target, VERSION)
+    return target
+
+
+def check_version(target, expected):
+    """Refuse a composed set of another version of its drawing.
+
+    Raises:
+        DatasetError
+    """
     about = os.path.join(target, "about.json")
     try:
         with open(about) as file:
             version = json.load(file)["version"]
     except (OSError, ValueError, KeyError, TypeError):
         version = None
-    if version != VERSION:
-        what = f"not the scenes of drawing version {VERSION}; delete {target}, to draw them again"
+    if version != expected:
+        name = os.path.basename(target)
+        what = f"not the {name} of drawing version {expected}; delete {target}, to draw them again"
         raise DatasetError(about, what)
-    return target

@@ -16,12 +16,12 @@ import torchvision
 
 from .. import training
 from ..config import ConfigError, embedded_part, get_cfg
-from ..data import datasets_root, pixels, scenes
+from ..data import ensure_made, pixels
 from ..evaluation import coco_ap, voc_ap
 from ..evaluation.report import write_report
 from ..evaluation.tables import as_json, class_table, summary_table
 from ..nets import load, without_statistics
-from ..nets.weights import classifier_name
+from ..nets.weights import WeightsError, classifier_name
 from ..training import distributed
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def device_name(cfg):
 
 
 def start(cfg):
-    """Join the processes, log to the terminal, and draw the embedded scenes if they are asked for.
+    """Join the processes, log to the terminal, and make the datasets of programs if they are asked for.
 
     Returns:
         torch.device, of :func:`device_name`.
@@ -62,10 +62,10 @@ def start(cfg):
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if device.type == "cpu" and cfg.MODEL.DEVICE != "cpu" and not again:
         logger.info("MODEL.DEVICE: %s, and there is none: using the CPU", cfg.MODEL.DEVICE)
-    if any(name.startswith("scenes_") for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
-        if distributed.is_main():
-            scenes.ensure_scenes(datasets_root(), workers=min(os.cpu_count() or 1, 4))
-        distributed.barrier()
+    if distributed.is_main():
+        names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+        ensure_made(names, workers=min(os.cpu_count() or 1, 4))
+    distributed.barrier()
     return device
 
 
@@ -79,6 +79,18 @@ def check_output(cfg, resume):
         raise ConfigError(
             f"OUTPUT_DIR: {cfg.OUTPUT_DIR} holds the checkpoints of an earlier run: give --resume "
             "to go on, or another OUTPUT_DIR, or remove it"
+        )
+
+
+def check_testable(cfg):
+    """Refuse test sets for a net that proposes regions and detects nothing.
+
+    Raises:
+        ConfigError
+    """
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" and cfg.DATASETS.TEST:
+        raise ConfigError(
+            f"DATASETS.TEST: {cfg.DATASETS.TEST}: a ProposalNetwork detects no objects: give ()"
         )
 
 
@@ -180,6 +192,9 @@ _STAGES = ("stem.", "res2.", "res3.", "res4.", "res5.", "conv1.", "conv2.", "con
            "conv5.", "fc6.", "fc7.", "linear.")  # fmt: skip
 
 
+_PARTS = ("proposal_generator.", "roi_heads.")  # a detector's, which another may lack
+
+
 def new_layers(model, cfg):
     """Names of the parameters and buffers that ``RESNET_DET.NEW_LAYERS`` lets start fresh.
 
@@ -203,8 +218,9 @@ def load_detector(model, path, fresh=()):
     """Load a detector's weights from another detector's file, or from a classifier's.
 
     The classifier's trunk and head must all be there, but for ``fresh``, which are not read (of
-    :func:`new_layers`); new are the detector's own layers, and stages that this detector does not
-    have are left.
+    :func:`new_layers`). New are the detector's own layers that the file lacks, and the class layers
+    of a detector of other classes (COCO to VOC in Tables 10 and 11: they are made afresh, all else
+    is kept); both are logged. Parts and stages that this detector does not have are left.
 
     Returns:
         Match
@@ -215,7 +231,26 @@ def load_detector(model, path, fresh=()):
     stages = {key: classifier_name(key) for key in model.state_dict()}
     new = [key for key, name in stages.items() if not name.startswith(_STAGES)]
     drop = [s for s in _STAGES if not any(name.startswith(s) for name in stages.values())]
-    return load(model, path, new=new, drop=drop, fresh=fresh)
+    drop += [p for p in _PARTS if not any(key.startswith(p) for key in stages)]
+    match = load(model, path, new=new, drop=drop, fresh=fresh)
+    check_remade(match.mismatched, path)
+    made = [key for key in match.missing if key in new]
+    if made:
+        logger.info("%s: made afresh, the file lacks them: %s", path, ", ".join(made))
+    return match
+
+
+def check_remade(keys, path):
+    """Log the layers that are made afresh because the file has them in another shape.
+
+    Raises:
+        WeightsError: one of them is not a layer of the classes.
+    """
+    wrong = [key for key in keys if "predictor." not in key]
+    if wrong:
+        raise WeightsError(f"{path}: has {', '.join(wrong)} in other shapes than the config asks")
+    if keys:
+        logger.info("%s: is of other classes; made afresh: %s", path, ", ".join(keys))
 
 
 def run_training(

@@ -179,7 +179,8 @@ class FasterRCNN(nn.Module):
     Training mode takes a list of dicts ``image`` (uint8 (3, h, w)), ``boxes`` (N, 4) and
     ``classes`` (N,), and returns a dict of losses. Evaluation mode takes ``image``, ``height`` and
     ``width`` and returns a list of dicts ``boxes`` (N, 4) in pixels of the original image,
-    ``scores`` (N,), ``classes`` (N,).
+    ``scores`` (N,), ``classes`` (N,). Without a proposal generator both modes take ``proposals``
+    (M, 4) too, in pixels of the input.
     """
 
     def __init__(self, backbone, proposal_generator, roi_heads, *, rpn_in, roi_in, mean, std):
@@ -201,19 +202,24 @@ class FasterRCNN(nn.Module):
         batch = [F.pad(x, (0, w - x.shape[-1], 0, h - x.shape[-2])) for x in images]
         return ImageList(torch.stack(batch), sizes)
 
+    def targets(self, batch):
+        """What torchvision's parts take in training: boxes, and labels from 1."""
+        if not self.training:
+            return None
+        device = self.pixel_mean.device
+        return [
+            {"boxes": x["boxes"].to(device), "labels": x["classes"].to(device) + 1} for x in batch
+        ]
+
     def forward(self, batch):
-        images = self.preprocess([x["image"] for x in batch])
-        targets = None
-        if self.training:
-            device = images.tensors.device
-            targets = [
-                {"boxes": x["boxes"].to(device), "labels": x["classes"].to(device) + 1}
-                for x in batch
-            ]
+        images, targets = self.preprocess([x["image"] for x in batch]), self.targets(batch)
         features = self.backbone(images.tensors)
-        proposals, rpn_losses = self.proposal_generator(
-            images, [features[f] for f in self.rpn_in], targets
-        )
+        if self.proposal_generator is None:
+            proposals, rpn_losses = [x["proposals"].to(images.tensors) for x in batch], {}
+        else:
+            proposals, rpn_losses = self.proposal_generator(
+                images, [features[f] for f in self.rpn_in], targets
+            )
         detections, losses = self.roi_heads(
             [features[f] for f in self.roi_in], proposals, images.image_sizes, targets
         )
@@ -235,6 +241,24 @@ class FasterRCNN(nn.Module):
             "scores": detection["scores"][keep],
             "classes": detection["labels"][keep] - 1,
         }
+
+
+class ProposalNetwork(FasterRCNN):
+    """Trunk and RPN alone: its losses in training, else a list of dicts ``boxes``, ``logits``."""
+
+    def forward(self, batch):
+        images, targets = self.preprocess([x["image"] for x in batch]), self.targets(batch)
+        features = self.backbone(images.tensors)
+        proposals, logits, losses = self.proposal_generator.propose(
+            images, [features[f] for f in self.rpn_in], targets
+        )
+        if self.training:
+            return losses
+        found = []
+        for boxes, scores, size, x in zip(proposals, logits, images.image_sizes, batch):
+            scale = boxes.new_tensor([x["width"] / size[1], x["height"] / size[0]]).repeat(2)
+            found.append({"boxes": boxes * scale, "logits": scores})
+        return found
 
 
 def net_name(cfg):
@@ -286,6 +310,10 @@ def build_model(cfg):
         channels = dict.fromkeys(strides, cfg.MODEL.FPN.OUT_CHANNELS)
     rpn_in, roi_in = list(cfg.MODEL.RPN.IN_FEATURES), list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
     rpn_strides = _strides(rpn_in, strides, "MODEL.RPN.IN_FEATURES")
+    pixels = {"mean": cfg.MODEL.PIXEL_MEAN, "std": cfg.MODEL.PIXEL_STD}
+    rpn = None if cfg.MODEL.LOAD_PROPOSALS else RPN(cfg, channels[rpn_in[0]], rpn_strides)
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+        return ProposalNetwork(trunk, rpn, None, rpn_in=rpn_in, roi_in=[], **pixels)
     roi_strides = _strides(roi_in, strides, "MODEL.ROI_HEADS.IN_FEATURES")
 
     if cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads":
@@ -325,12 +353,4 @@ def build_model(cfg):
     roi_heads = RoIHeads(cfg, pooler, head, head_channels)
     if cfg.MODEL.ROI_HEADS.NAME != "StandardROIHeads":
         rename_parameters(roi_heads, {f"box_head.{n}.": f"{n}." for n in head.names})
-    return FasterRCNN(
-        trunk,
-        RPN(cfg, channels[rpn_in[0]], rpn_strides),
-        roi_heads,
-        rpn_in=rpn_in,
-        roi_in=roi_in,
-        mean=cfg.MODEL.PIXEL_MEAN,
-        std=cfg.MODEL.PIXEL_STD,
-    )
+    return FasterRCNN(trunk, rpn, roi_heads, rpn_in=rpn_in, roi_in=roi_in, **pixels)

@@ -104,6 +104,11 @@ class RPN(RegionProposalNetwork):
 
     def forward(self, images, features, targets=None):
         """-> (list of proposals (N, 4) in pixels of the input, dict of losses)."""
+        proposals, _, losses = self.propose(images, features, targets)
+        return proposals, losses
+
+    def propose(self, images, features, targets=None):
+        """-> (list of proposals (N, 4), the best first; list of their logits; dict of losses)."""
         objectness, deltas = self.head(features)
         counts = [x[0].numel() for x in objectness]
         anchors = self.anchor_generator(images, features)
@@ -111,9 +116,9 @@ class RPN(RegionProposalNetwork):
         exact = torch.promote_types(deltas.dtype, torch.float32)  # under autocast: not half
         proposals = self.box_coder.decode(deltas.detach().to(exact), anchors)
         proposals = proposals.view(len(anchors), -1, 4)
-        proposals, _ = self.filter_proposals(proposals, objectness, images.image_sizes, counts)
+        proposals, logits = self.filter_proposals(proposals, objectness, images.image_sizes, counts)
         if not self.training:
-            return proposals, {}
+            return proposals, logits, {}
         labels, boxes = self.assign_targets_to_anchors(anchors, targets)
         if self.boundary_thresh >= 0:
             for label, anchor, (h, w) in zip(labels, anchors, images.image_sizes):
@@ -124,7 +129,7 @@ class RPN(RegionProposalNetwork):
                 )
                 label[low | high.any(1)] = -1
         targets = self.box_coder.encode(boxes, anchors)
-        return proposals, self.compute_loss(objectness, deltas, labels, targets)
+        return proposals, logits, self.compute_loss(objectness, deltas, labels, targets)
 
     def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
         logits = objectness.detach().float().view(len(image_shapes), -1)

@@ -7,7 +7,7 @@ import os
 import re
 import weakref
 from functools import partial
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import torch
@@ -37,7 +37,15 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from ..config import ConfigError, add_resnet_det_config, flatten
-from ..data import Dataset, ImageError, Metadata, dataset_names, load_dataset, load_datasets
+from ..data import (
+    Dataset,
+    ImageError,
+    Metadata,
+    dataset_names,
+    load_dataset,
+    load_datasets,
+    proposals,
+)
 from ..data.loader import with_usable_annotations
 from ..data.pixels import read_image
 from ..nets.weights import DETECTOR_PREFIXES, WeightsError, read, read_pickle
@@ -120,17 +128,29 @@ def _in_group(main, *args):
 # ---- data
 
 
-def _load(cfg, names, skip_bad=False):
-    """Our reading of our datasets (faults named, "difficult" known); Detectron2's of all others."""
+def _load(cfg, names, skip_bad=False, files=()):
+    """Our reading of our datasets (faults named, "difficult" known); Detectron2's of all others.
+
+    With MODEL.LOAD_PROPOSALS their records carry the precomputed proposals of ``files``.
+    """
+    files = tuple(files) if cfg.MODEL.LOAD_PROPOSALS else ()
+    if files and len(files) != len(names):
+        raise ConfigError(
+            f"DATASETS.PROPOSAL_FILES_*: {len(files)} files for {len(names)} datasets"
+        )
     unknown = [n for n in names if n not in DatasetCatalog]
     if unknown:
         load_dataset(unknown[0])  # which names the nearest ones
     if set(names) <= set(dataset_names()):
-        dataset = load_datasets(names, skip_bad=skip_bad)
+        dataset = load_datasets(names, skip_bad=skip_bad, proposal_files=files)
         for line in dataset.skipped:
             logger.warning("left out: %s", line)
     else:
         dataset = _foreign(names)
+        if files:
+            parts = (get_detection_dataset_dicts([name], filter_empty=False) for name in names)
+            parts = (proposals.attach(*pair) for pair in zip(parts, files))
+            dataset.records = list(chain.from_iterable(parts))
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and count != len(dataset.metadata.classes):
         raise ConfigError(
@@ -238,8 +258,10 @@ class Evaluator(DatasetEvaluator):
 def _test(cfg, model):
     """Evaluate on every DATASETS.TEST, and publish; flat metrics in the main process, else {}."""
     scored = {}
-    for name in cfg.DATASETS.TEST:
-        evaluator = Evaluator(_load(cfg, [name]), f"{cfg.OUTPUT_DIR}/inference/{name}")
+    files = cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else ()
+    for name, file in zip_longest(cfg.DATASETS.TEST, files):
+        dataset = _load(cfg, [name], files=[file] if file else ())
+        evaluator = Evaluator(dataset, f"{cfg.OUTPUT_DIR}/inference/{name}")
         loader = build_detection_test_loader(
             evaluator.dataset.records,
             mapper=Mapper(cfg, False),
@@ -307,6 +329,7 @@ class Checkpointer(DetectionCheckpointer):
         missing = {*found.missing_keys, *(key for key, *_ in found.incorrect_shapes)}
         own = [k for k in self.model.state_dict() if not k.endswith("num_batches_tracked")]
         self.misfits = [key for key in own if key in missing]
+        common.check_remade([key for key, *_ in found.incorrect_shapes], "the file")
         if self.misfits == own:
             raise WeightsError("no tensor of the file fits the model: the log names them")
         return found
@@ -358,9 +381,14 @@ class Trainer(DefaultTrainer):
 
     def build_train_loader(self, cfg):
         mapper = Mapper(cfg, True)
-        dataset = _load(cfg, cfg.DATASETS.TRAIN, cfg.RESNET_DET.SKIP_BAD_DATA)
+        dataset = _load(
+            cfg,
+            cfg.DATASETS.TRAIN,
+            cfg.RESNET_DET.SKIP_BAD_DATA,
+            cfg.DATASETS.PROPOSAL_FILES_TRAIN,
+        )
         records, self.classes = dataset.records, dataset.metadata.classes
-        if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS:
+        if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
             for key, default in (("USE_DIFFICULT", True), ("SKIP_BAD_DATA", False)):
                 if cfg.RESNET_DET[key] != default:
                     raise ConfigError(f"RESNET_DET.{key}: is for detectors of boxes alone")
@@ -443,6 +471,7 @@ def evaluate(cfg):
 
 
 def _setup(cfg):
+    common.check_testable(cfg)
     here = comm.get_local_size()
     if cfg.MODEL.DEVICE.startswith("cuda") and here > torch.cuda.device_count():
         raise ConfigError(

@@ -1,5 +1,6 @@
 """The embedded engine: trains and evaluates the detector of :mod:`.faster_rcnn` by itself."""
 
+import itertools
 import logging
 
 import numpy as np
@@ -8,7 +9,7 @@ from tqdm import tqdm
 
 from .. import training
 from ..config import ConfigError, load_config, parse_config
-from ..data import load_dataset, load_datasets
+from ..data import load_dataset, load_datasets, proposals
 from ..data.loader import (
     DetectionMapper,
     test_batches,
@@ -54,11 +55,12 @@ def _check_classes(cfg, dataset, key):
 
 
 def _check(cfg):
-    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+    if cfg.MODEL.META_ARCHITECTURE == "Classifier":
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} is no detector: "
             "train it with tools/pretrain.py"
         )
+    common.check_testable(cfg)
     if cfg.INPUT.CROP.ENABLED:
         raise ConfigError("INPUT.CROP.ENABLED: the embedded engine does not crop for detectors")
     if cfg.TEST.PRECISE_BN.ENABLED:
@@ -72,14 +74,25 @@ def _check(cfg):
 
 def _test_mapper(cfg):
     return DetectionMapper(
-        cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, format=cfg.INPUT.FORMAT, train=False
+        cfg.INPUT.MIN_SIZE_TEST,
+        cfg.INPUT.MAX_SIZE_TEST,
+        format=cfg.INPUT.FORMAT,
+        train=False,
+        proposals=_proposals(cfg, "TEST"),
     )
+
+
+def _proposals(cfg, split):
+    """How many precomputed proposals of an image to use, or None."""
+    topk = cfg.DATASETS[f"PRECOMPUTED_PROPOSAL_TOPK_{split}"]
+    return topk if cfg.MODEL.LOAD_PROPOSALS else None
 
 
 def _datasets(names, cfg, key):
     sets = {}
-    for name in names:
-        sets[name] = load_dataset(name)
+    files = cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else ()
+    for name, file in itertools.zip_longest(names, files):
+        sets[name] = load_datasets([name], proposal_files=[file] if file else [])
         _check_classes(cfg, sets[name], key)
         for line in sets[name].skipped:
             logger.warning("left out: %s", line)
@@ -108,6 +121,22 @@ def detect(model, dataset, cfg):
             mine.append({"image_id": sample["image_id"], **prediction})
     parts = distributed.all_gather_objects(mine)
     return [p for part in parts for p in part] if distributed.is_main() else []
+
+
+def propose(cfg, name, path):
+    """Write the proposals of a ``ProposalNetwork`` (``MODEL.WEIGHTS``) for a dataset to ``path``.
+
+    Detectron2's proposal file format; as many as the RPN gives at test.
+    """
+    _check(cfg)
+    device, _ = common.setup(cfg)
+    dataset = load_dataset(name, skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA)
+    model = build_model(cfg)
+    _load_weights(model, cfg, whole=True)
+    found = detect(model.to(device), dataset, cfg)
+    if distributed.is_main():
+        proposals.write(path, [(x["image_id"], x["boxes"], x["logits"]) for x in found])
+    distributed.barrier()
 
 
 def _evaluate(model, sets, cfg):
@@ -142,7 +171,11 @@ def train(cfg, resume=False):
     device, seed = common.setup(cfg)
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN: name at least one dataset")
-    dataset = load_datasets(cfg.DATASETS.TRAIN, skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA)
+    dataset = load_datasets(
+        cfg.DATASETS.TRAIN,
+        skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else (),
+    )
     _check_classes(cfg, dataset, "DATASETS.TRAIN")
     for line in dataset.skipped:
         logger.warning("left out: %s", line)
@@ -166,6 +199,7 @@ def train(cfg, resume=False):
         format=cfg.INPUT.FORMAT,
         train=True,
         use_difficult=cfg.RESNET_DET.USE_DIFFICULT,
+        proposals=_proposals(cfg, "TRAIN"),
     )
 
     def batches(start_iter, seed):

@@ -92,7 +92,7 @@ def test_boxes_are_what_shows(monkeypatch):
         return f, np.ones((3, *f.shape), np.float32)
 
     monkeypatch.setattr(scenes, "_DRAW", dict.fromkeys(scenes.CLASSES, disc))
-    monkeypatch.setattr(scenes, "_background", lambda rng, h, w: np.zeros((3, h, w), np.float32))
+    monkeypatch.setattr(scenes, "background", lambda rng, h, w: np.zeros((3, h, w), np.float32))
     truncated = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)

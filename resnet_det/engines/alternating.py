@@ -1,0 +1,158 @@
+"""The 4-step alternating training of Faster R-CNN, in Detectron2's own language.
+
+1. RPN from the classifier (``META_ARCHITECTURE: ProposalNetwork``), and its proposals to a file.
+2. Fast R-CNN from the classifier on these (``LOAD_PROPOSALS``, ``PrecomputedProposals``).
+3. RPN from step 2, the trunk frozen (``FREEZE_AT``), and its proposals.
+4. Fast R-CNN from step 2 on these, the trunk frozen.
+
+Steps 3 and 4 share step 2's trunk, so the RPN of the one and the regions of the other are one
+detector: ``model_final.pth`` of ``OUTPUT_DIR``, like a jointly trained one's.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from .. import training
+from ..config import ConfigError, embedded_part, parse_config
+from ..nets import build_net
+from ..nets.weights import read
+from ..training import distributed
+from . import common, with_torchvision
+from .faster_rcnn import net_name
+
+logger = logging.getLogger(__name__)
+
+STEPS = ("step1_rpn", "step2_fast_rcnn", "step3_rpn", "step4_fast_rcnn")
+
+
+def step_config(cfg, index):
+    """The config of step ``index`` (from 0), from the joint one.
+
+    An RPN step takes half of the images an iteration (the released code: 1 against 2; the paper on
+    COCO: 8 against 16), the learning rate drops after three quarters of ``RESNET_DET.ALTERNATING``
+    iterations, and nothing is evaluated.
+    """
+    output, rpn = Path(cfg.OUTPUT_DIR), index % 2 == 0
+    iterations = cfg.RESNET_DET.ALTERNATING[index]
+    images = cfg.SOLVER.IMS_PER_BATCH
+    step = [
+        "OUTPUT_DIR", str(output / STEPS[index]),
+        "DATASETS.TEST", (), "TEST.EXPECTED_RESULTS", [], "RESNET_DET.PRETRAIN", "",
+        "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", (iterations * 3 // 4,),
+        "SOLVER.IMS_PER_BATCH", max(images // 2, distributed.get_world_size()) if rpn else images,
+    ]  # fmt: skip
+    if index != 1:  # nothing of step 2's file starts afresh, and an RPN has no such layers
+        step += ["RESNET_DET.NEW_LAYERS", ()]
+    if index >= 2:
+        with torch.device("meta"):
+            net = build_net(net_name(cfg)[0])
+        step += ["MODEL.WEIGHTS", str(output / STEPS[1] / "model_final.pth"),
+                 "MODEL.BACKBONE.FREEZE_AT", len(net.trunk_names)]  # fmt: skip
+    if rpn:
+        step += ["MODEL.META_ARCHITECTURE", "ProposalNetwork"]
+    else:
+        files = tuple(str(proposal_file(cfg, index - 1, name)) for name in cfg.DATASETS.TRAIN)
+        step += ["MODEL.LOAD_PROPOSALS", True, "DATASETS.PROPOSAL_FILES_TRAIN", files,
+                 "MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals",
+                 "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN", cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN]  # fmt: skip
+    return _with(cfg, step)
+
+
+def proposal_file(cfg, index, name):
+    """Where the proposals of RPN step ``index`` for the dataset ``name`` lie."""
+    return Path(cfg.OUTPUT_DIR) / STEPS[index] / f"{name}_proposals.pkl"
+
+
+def _with(cfg, overrides):
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list(overrides)
+    cfg.freeze()
+    return cfg
+
+
+def _is_done(cfg):
+    """Is the last checkpoint of a run its final one?"""
+    try:
+        return (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text().strip() == "model_final.pth"
+    except FileNotFoundError:
+        return False
+
+
+def _propose(cfg, step):
+    """The proposals of a finished RPN step for all training images, as many as training takes.
+
+    By the embedded engine whichever has trained: from the same weights both propose the same.
+    """
+    rpn = cfg.MODEL.RPN
+    step = _with(step, [
+        "MODEL.WEIGHTS", f"{step.OUTPUT_DIR}/model_final.pth",
+        "MODEL.RPN.PRE_NMS_TOPK_TEST", rpn.PRE_NMS_TOPK_TRAIN,
+        "MODEL.RPN.POST_NMS_TOPK_TEST", rpn.POST_NMS_TOPK_TRAIN,
+    ])  # fmt: skip
+    index = STEPS.index(Path(step.OUTPUT_DIR).name)
+    for name in cfg.DATASETS.TRAIN:
+        path = proposal_file(cfg, index, name)
+        if not distributed.all_gather_objects(path.exists())[0]:
+            embedded = parse_config(embedded_part(step), step.OUTPUT_DIR)
+            with_torchvision.propose(embedded, name, str(path))
+            logger.info("wrote %s", path)
+
+
+def _join(cfg):
+    """Save the one detector of steps 3 and 4 to ``OUTPUT_DIR``.
+
+    Raises:
+        ConfigError: their trunks differ, so they are not of one run.
+    """
+    (rpn, _), (heads, facts) = (
+        read(Path(cfg.OUTPUT_DIR) / STEPS[i] / "model_final.pth") for i in (2, 3)
+    )
+    for key, value in rpn.items():
+        if key.startswith("backbone.") and not torch.equal(value, heads[key]):
+            raise ConfigError(f"OUTPUT_DIR: {cfg.OUTPUT_DIR}: {key} differs in steps 3 and 4")
+    whole = heads | {k: v for k, v in rpn.items() if k.startswith("proposal_generator.")}
+    training.Checkpointer(cfg.OUTPUT_DIR).save(
+        "model_final",
+        model=whole,
+        iteration=sum(cfg.RESNET_DET.ALTERNATING),
+        meta=common.conventions(cfg, facts["classes"], facts["seed"]),
+    )
+
+
+def train(engine, cfg, resume=False):
+    """Run the steps that are not done yet, join them, and evaluate the detector.
+
+    Args:
+        engine: module of :func:`resnet_det.engines.pick`.
+        cfg: a detector's config for joint training, of that engine.
+        resume: go on in an ``OUTPUT_DIR`` that holds steps already, within a step too.
+
+    Returns:
+        dict of the metrics in the main process.
+
+    Raises:
+        ConfigError: the config has a pyramid, or four numbers of iterations are not given; and as
+            the engine's ``train``.
+    """
+    if net_name(cfg)[1]:
+        raise ConfigError("MODEL.BACKBONE.NAME: alternating training shares a trunk, not a pyramid")
+    if len(cfg.RESNET_DET.ALTERNATING) != 4:
+        raise ConfigError(f"RESNET_DET.ALTERNATING: {cfg.RESNET_DET.ALTERNATING}: give four")
+    steps = [step_config(cfg, index) for index in range(4)]
+    for step in (*steps, cfg):
+        common.check_output(step, resume)
+    for index, step in enumerate(steps):
+        if not distributed.all_gather_objects(_is_done(step))[0]:
+            logger.info("%s: %d iterations", STEPS[index], step.SOLVER.MAX_ITER)
+            engine.train(step, resume=True)
+        if index % 2 == 0:
+            _propose(cfg, step)
+    if distributed.is_main() and not _is_done(cfg):
+        _join(cfg)
+    distributed.barrier()
+    if not cfg.DATASETS.TEST:
+        return {}
+    return engine.evaluate(_with(cfg, ["MODEL.WEIGHTS", f"{cfg.OUTPUT_DIR}/model_final.pth"]))
