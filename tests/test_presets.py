@@ -24,6 +24,8 @@ def name(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_loads_and_builds(path):
     cfg = load_config(path)
+    if path.stem.startswith("Base-"):  # it may name no net
+        return
     with torch.device("meta"):
         if cfg.MODEL.META_ARCHITECTURE == "Classifier":
             classifier._check(cfg)
