@@ -11,6 +11,7 @@ setup(
         "torchvision>=0.19",
         "pycocotools>=2.0.7",
         "fvcore",
+        "matplotlib",
         "numpy",
         "Pillow>=10.1",
         "tensorboard",

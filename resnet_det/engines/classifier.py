@@ -1,5 +1,6 @@
 """Classification pretraining: the weights that a detector starts from."""
 
+import json
 import logging
 import os
 from functools import partial
@@ -13,6 +14,7 @@ from ..config import ConfigError, flatten, get_cfg, load_config, parse_config
 from ..data import large_images
 from ..data.large_images import LargeImages
 from ..data.small_images import SmallImages
+from ..evaluation import responses
 from ..evaluation.classification import count_errors, write_results
 from ..nets import build_net, load
 from ..nets.weights import read, rename_parameters
@@ -302,6 +304,32 @@ def evaluate(cfg):
     metrics = _evaluate([net.to(device).eval() for net in [net, *others]], tests, cfg)
     common.check_expected(cfg, metrics)
     return metrics
+
+
+def layer_responses(folder):
+    """Responses of a finished run's layers on its test set, as :mod:`..evaluation.responses`.
+
+    Kept beside the weights, in ``responses.json``, and computed again where these are newer.
+
+    Raises:
+        ConfigError, WeightsError: the folder holds no finished classifier.
+    """
+    weights, kept = Path(folder) / "model_final.pth", Path(folder) / "responses.json"
+    if kept.exists() and kept.stat().st_mtime >= weights.stat().st_mtime:
+        return json.loads(kept.read_text())
+    _, facts = read(weights)
+    if "config" not in facts:
+        raise ConfigError(f"{weights}: carries no config of a classifier of ours")
+    cfg = parse_config(facts["config"], weights, ["MODEL.WEIGHTS", str(weights)])
+    _check(cfg)
+    device = common.start(cfg)
+    data = _read(cfg.DATASETS.TEST[0], cfg, device)
+    net = _build(cfg, len(data.classes))
+    _normalise(cfg, _load(net, cfg), weights, data)
+    images = (views[0] for views, _ in data.test_batches(size=cfg.INPUT.CROP.SIZE[0]))
+    result = responses.layer_responses(net.to(device), images)
+    kept.write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
 def ensure_weights(cfg):

@@ -50,13 +50,43 @@ def write_report(output_dir, results, read_image, metrics=(), facts=None, title=
         body.append(_classes(evaluation, records, predictions, classes))
         body.append(_examples(evaluation, records, predictions, classes, read_image, examples))
         body.append("</section>")
-    page = _PAGE.format(title=_text(title), style=_STYLE, body="\n".join(body))
-    path = Path(output_dir) / "report.html"
+    return write_page(Path(output_dir) / "report.html", title, "\n".join(body))
+
+
+def write_page(path, title, body):
+    """Write a page in the report's style, whole or not at all; returns its path.
+
+    ``body`` is HTML, of the functions here; the folder is made if absent.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".html.part")
+    page = _PAGE.format(title=_text(title), style=_STYLE, body=body)
     part.write_text(page, encoding="utf-8")
     os.replace(part, path)
     return path
+
+
+def table_section(title, rows, header, note=""):
+    """A heading and a table of plain cells."""
+    head = "".join(f"<th>{_text(name)}</th>" for name in header)
+    body = "".join(
+        f"<tr><th>{_text(first)}</th>{''.join(f'<td>{_text(cell)}</td>' for cell in rest)}</tr>"
+        for first, *rest in rows
+    )
+    return (
+        f"<header><h1>{_text(title)}</h1></header><div class='wide'><table><thead><tr>{head}</tr>"
+        f"</thead><tbody>{body}</tbody></table></div><p class='note'>{_text(note)}</p>"
+    )
+
+
+def figure_section(caption, svg):
+    """A drawing, from the .svg file that it is in."""
+    data = base64.b64encode(Path(svg).read_bytes()).decode()
+    return (
+        f'<section><h2>{_text(caption)}</h2><img alt="{_text(caption)}" style="max-width:100%;'
+        f'background:#fff" src="data:image/svg+xml;base64,{data}"></section>'
+    )
 
 
 # ---- parts of the page

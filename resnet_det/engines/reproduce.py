@@ -1,0 +1,366 @@
+"""The paper's tables by one resumable command (tools/reproduce.py).
+
+A table is a list of cells. A cell is the runs that make its network, each a command of tools/ with
+an output folder of its own, and the numbers that are read from the last run's ``metrics.json``.
+The tables themselves are data: :mod:`.paper`.
+"""
+
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+import yaml
+
+from ..config import ConfigError, load_config
+from ..evaluation.report import figure_section, table_section, write_page
+from ..evaluation.tables import markdown_table
+from ..training import read_metrics
+from ..training.checkpoint import load
+
+ROOT = Path(__file__).parents[2]
+WARM_UP = 12  # iterations that a prediction measures
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run: ``tools/<tool> --config-file <config>``.
+
+    name: of its output folder. Cells that share a step (a pretraining) name it alike, and it runs
+        once; a seed is added to the name.
+    overrides: KEY VALUE pairs; "{previous}" stands for the step before's ``model_final.pth``.
+    """
+
+    tool: str
+    config: str
+    name: str
+    overrides: tuple = ()
+
+
+@dataclass(frozen=True)
+class Number:
+    """``key`` of the last step's metrics, what to call it, the paper's value of it and a remark."""
+
+    key: str
+    label: str
+    paper: float | None
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row of the table: ``name`` for --cells, ``label`` to read, its steps and its numbers.
+
+    by_default: False for a cell that runs only where --cells names it.
+    """
+
+    name: str
+    label: str
+    steps: tuple[Step, ...]
+    numbers: tuple[Number, ...]
+    by_default: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper.
+
+    figures: function of {cell name: folders of its finished runs, one a seed} and an output folder
+        that draws what belongs to the table: {caption: path of a .png that has a .svg beside it}.
+    """
+
+    name: str
+    title: str
+    cells: tuple[Cell, ...]
+    figures: Callable[[dict, Path], dict] | None = None
+
+
+@dataclass(eq=False)
+class Run:
+    """A step with a seed, where it writes, and how long it is."""
+
+    step: Step
+    folder: Path
+    command: list
+    iterations: int
+    of: int  # iterations of the whole schedule
+    keys: tuple  # that its last evaluation must have
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def weights(self):
+        return self.folder / "model_final.pth"
+
+    def metrics(self):
+        """The final evaluation, or None where the run is not finished.
+
+        Raises:
+            ConfigError: the folder holds a run of another length.
+        """
+        try:
+            length = yaml.safe_load((self.folder / "config.yaml").read_text())["SOLVER"]["MAX_ITER"]
+        except FileNotFoundError:
+            return None
+        if length != self.iterations:
+            raise ConfigError(
+                f"{self.folder}: holds a run of {length} iterations, not of {self.iterations}: "
+                "give another --output, or remove it"
+            )
+        if not self.weights.exists():
+            return None
+        if not self.keys:
+            return {}
+        for line in reversed(read_metrics(self.folder / "metrics.json")):
+            if line["iteration"] >= self.iterations - 1 and all(key in line for key in self.keys):
+                return line
+        return None
+
+    def commit(self):
+        return load(self.weights).get("meta", {}).get("commit") or "unknown"
+
+
+def shortened(cfg, fraction):
+    """KEY VALUE pairs that cut a config's schedule to ``fraction`` of its iterations.
+
+    Steps and warm-up are cut alike; checkpoints come four times at least and evaluations, where
+    there are any on the way, five times.
+    """
+    solver = cfg.SOLVER
+    last = max(1, round(fraction * solver.MAX_ITER))
+    steps = sorted({max(1, round(fraction * step)) for step in solver.STEPS})
+    return [
+        "SOLVER.MAX_ITER", last,
+        "SOLVER.STEPS", tuple(step for step in steps if step < last),
+        "SOLVER.WARMUP_ITERS", round(fraction * solver.WARMUP_ITERS),
+        "SOLVER.CHECKPOINT_PERIOD", min(solver.CHECKPOINT_PERIOD, -(-last // 4)),
+        "TEST.EVAL_PERIOD", cfg.TEST.EVAL_PERIOD and min(cfg.TEST.EVAL_PERIOD, -(-last // 5)),
+    ]  # fmt: skip
+
+
+def plan(table, seeds, fraction, output):
+    """The runs of a table.
+
+    Returns:
+        dict (cell, seed) -> list of Run, in order. A step that cells share is one Run.
+    """
+    runs, plan = {}, {}
+    for cell in table.cells:
+        for seed in seeds:
+            chain, previous = [], None
+            for step in cell.steps:
+                folder = Path(output) / f"{step.name}-seed{seed}"
+                last = step is cell.steps[-1]
+                overrides = [str(x).format(previous=previous) for x in step.overrides]
+                cfg = load_config(ROOT / step.config, overrides)
+                shorter = shortened(cfg, fraction) if fraction != 1 else []
+                options = [*overrides, "SEED", seed, *shorter, "OUTPUT_DIR", folder]
+                command = [step.tool, "--config-file", step.config, "--resume", *map(str, options)]
+                whole = cfg.SOLVER.MAX_ITER
+                if folder not in runs:
+                    length = shorter[1] if shorter else whole
+                    runs[folder] = Run(step, folder, command, length, whole, ())
+                if last:
+                    runs[folder].keys = tuple(n.key for n in cell.numbers)
+                chain.append(runs[folder])
+                previous = runs[folder].weights
+            plan[cell, seed] = chain
+    return plan
+
+
+def chosen(table, plan, names):
+    """The part of a plan that is to be run: the named cells, or without names the default ones.
+
+    Raises:
+        ConfigError: the table has no such cell.
+    """
+    known = [cell.name for cell in table.cells]
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f"--cells {name}: {table.name} has {', '.join(known)}")
+    return {
+        (cell, seed): chain
+        for (cell, seed), chain in plan.items()
+        if (cell.name in names if names else cell.by_default)
+    }
+
+
+class Runner:
+    """Runs commands of tools/, some at once; ends them gently when it is told to stop."""
+
+    def __init__(self, jobs, say=print):
+        self.jobs, self.say = jobs, say
+        self.running, self.stopped = set(), False
+
+    def execute(self, command, log):
+        """Run ``tools/...`` with its output in the file ``log``; True if it succeeded."""
+        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+        tool, *options = command
+        with open(log, "a") as file:
+            file.write(f"$ {shlex.join(['python', *command])}\n")
+            file.flush()
+            process = subprocess.Popen(
+                [sys.executable, ROOT / tool, "--config-file", ROOT / options[1], *options[2:]],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+            self.running.add(process)
+            try:
+                return process.wait() == 0
+            finally:
+                self.running.discard(process)
+
+    def chain(self, runs):
+        """Run what is not finished of a cell's runs; returns the log of one that failed, or None."""
+        for run in runs:
+            with run.lock:  # another cell may share it
+                if self.stopped:
+                    return None
+                if run.metrics() is not None:
+                    continue
+                log = run.folder.with_name(run.folder.name + ".log")
+                log.parent.mkdir(parents=True, exist_ok=True)
+                self.say(f"{run.folder}: {run.iterations} iterations, log in {log}")
+                if not self.execute(run.command, log) or run.metrics() is None:
+                    return log
+                self.say(f"{run.folder}: finished")
+        return None
+
+    def all(self, plan):
+        """Run a plan, ``jobs`` cells at a time; returns the logs of those that failed."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            try:
+                return [log for log in pool.map(self.chain, plan.values()) if log]
+            except BaseException:
+                self.stopped = True
+                for process in list(self.running):
+                    process.terminate()  # it saves a checkpoint
+                raise
+
+
+def last_line(log):
+    lines = [line for line in Path(log).read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it wrote nothing"
+
+
+def predict(plan, runner):
+    """Measure the first iterations of each run that is not finished.
+
+    Returns:
+        rows (name, iterations, seconds or None, remark); runs of one step are measured once.
+    """
+    rows, measured = [], {}
+    for run in dict.fromkeys(run for chain in plan.values() for run in chain):
+        if run.metrics() is not None:
+            rows.append([run.folder.name, run.iterations, 0.0, "finished"])
+            continue
+        if run.step not in measured:
+            measured[run.step] = _measure(run, runner)
+        seconds, remark = measured[run.step]
+        total = None if seconds is None else seconds * run.iterations
+        rows.append([run.folder.name, run.iterations, total, remark])
+    return rows
+
+
+def _measure(run, runner):
+    """(seconds an iteration or None, what it rests on)."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [x for x in run.command if x != "--resume"]
+        short = ["SOLVER.MAX_ITER", WARM_UP, "SOLVER.STEPS", (), "DATASETS.TEST", ()]
+        short += ["TEST.PRECISE_BN.ENABLED", False, "OUTPUT_DIR", f"{folder}/run"]
+        if not runner.execute([*command, *map(str, short)], f"{folder}/log"):
+            return None, last_line(f"{folder}/log")
+        lines = read_metrics(Path(folder) / "run/metrics.json")
+        seconds = lines[-1]["time"]
+    return seconds, f"{seconds:.3f} s an iteration"
+
+
+def table_rows(table, plan, fraction):
+    """``(header, rows)`` of the table: every cell, whether it was run or not."""
+    header = ["", "number", "paper", "ours", "difference", "iterations", "commit", "command"]
+    seeds = list(dict.fromkeys(seed for _, seed in plan))
+    options = f" --fraction {fraction}" if fraction != 1 else ""
+    options += f" --seeds {' '.join(map(str, seeds))}" if seeds != [1] else ""
+    rows = []
+    for cell in table.cells:
+        ends = [chain[-1] for (other, _), chain in plan.items() if other is cell]
+        done = [(run, run.metrics()) for run in ends if run.metrics() is not None]
+        command = f"tools/reproduce.py {table.name} --cells {cell.name}{options}"
+        for number in cell.numbers:
+            paper = "–" if number.paper is None else f"{number.paper:.2f}"
+            ours, difference, length, commits = "not run", "–", "–", "–"
+            if done:
+                values = [metrics[number.key] for _, metrics in done]
+                ours = f"{statistics.fmean(values):.2f}"
+                if len(values) > 1:
+                    ours += f" ± {statistics.stdev(values):.2f}"
+                ours += f" ({len(values)} seed{'s' * (len(values) > 1)})"
+                if number.paper is not None:
+                    difference = f"{statistics.fmean(values) - number.paper:+.2f}"
+                length = f"{done[0][0].iterations:,} of {done[0][0].of:,}"
+                commits = " ".join(dict.fromkeys(run.commit() for run, _ in done))
+            rows.append([
+                cell.label, number.label, paper + number.remark, ours, difference, length, commits,
+                command,
+            ])  # fmt: skip
+    return header, rows
+
+
+def facts():
+    """What the numbers were measured with."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores, {gpu}; Python "
+        f"{platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def publish(table, plan, fraction, output):
+    """Write ``<table>.md`` and ``<table>.html`` with the figures; returns the Markdown's path."""
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    header, rows = table_rows(table, plan, fraction)
+    title = table.title
+    if fraction != 1:
+        title += f" – schedule shortened to {fraction} of the paper's iterations"
+    runs = {}
+    for (cell, _), chain in plan.items():
+        if chain[-1].metrics() is not None:
+            runs.setdefault(cell.name, []).append(chain[-1].folder)
+    figures = table.figures(runs, output) if table.figures and runs else {}
+    markdown = [f"# {title}", "", markdown_table(rows, header), f"Machine: {facts()}.", ""]
+    for caption, path in figures.items():
+        markdown += [f"![{caption}]({Path(path).name})", "", caption, ""]
+    path = output / f"{table.name}.md"
+    path.write_text("\n".join(markdown))
+    body = table_section(title, rows, header, note=f"Machine: {facts()}.")
+    body += "".join(figure_section(c, Path(p).with_suffix(".svg")) for c, p in figures.items())
+    write_page(output / f"{table.name}.html", title, body)
+    return path
+
+
+def as_time(seconds):
+    return "–" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+def parse_fraction(text):
+    """ "1/32" or "0.05" -> Fraction in (0, 1]."""
+    try:
+        fraction = Fraction(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"--fraction {text}: give a number such as 1/32 or 0.05") from error
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"--fraction {text}: give a number above 0 and up to 1")
+    return fraction

@@ -1,0 +1,147 @@
+"""A table by one command: the plan, what is read from runs, and runs that are shared and resumed."""
+
+import json
+import os
+import statistics
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_det.config import ConfigError
+from resnet_det.data import scenes
+from resnet_det.engines import paper, reproduce
+from resnet_det.engines.reproduce import Cell, Number, Step, Table
+
+ERROR = Number("classification/top1_error", "test error %", 8.0)
+CLASSIFIER = "configs/quickstart_classifier.yaml"
+SHORT = ("MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 8, "TEST.PRECISE_BN.ENABLED", False)
+
+
+def test_table_6_is_the_papers():
+    """The numbers of section 5.1 of the specification, and the schedule of section 5.2."""
+    cells = {cell.name: cell for cell in paper.TABLES["table6"].cells}
+    published = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.61, 1202: 7.93}
+    assert {name: c.numbers[0].paper for name, c in cells.items()} == {
+        **{f"resnet{depth}": error for depth, error in published.items()},
+        **{f"plain{depth}": None for depth in (20, 32, 44, 56, 110)},
+    }
+    plan = reproduce.plan(paper.TABLES["table6"], [1, 2], Fraction(1), "out")
+    assert {run.iterations for (run,) in plan.values()} == {64000}
+    chosen = reproduce.chosen(paper.TABLES["table6"], plan, None)
+    assert len(chosen) == 2 * 10  # 1,202 layers run only where they are asked for
+    with pytest.raises(ConfigError, match="resnet21: table6 has plain20"):
+        reproduce.chosen(paper.TABLES["table6"], plan, ["resnet21"])
+
+
+def test_a_fraction_cuts_the_schedule():
+    plan = reproduce.plan(paper.TABLES["table6"], [3], Fraction(1, 64), "out")
+    run = next(chain[0] for (cell, _), chain in plan.items() if cell.name == "resnet110")
+    options = dict(zip(run.command[4::2], run.command[5::2]))
+    assert run.command[:4] == [
+        "tools/pretrain.py", "--config-file", "configs/cifar/resnet110.yaml", "--resume",
+    ]  # fmt: skip
+    assert options["SOLVER.MAX_ITER"] == "1000" and options["SOLVER.STEPS"] == "(500, 750)"
+    assert options["SEED"] == "3" and options["OUTPUT_DIR"] == "out/resnet110-seed3"
+    assert (run.iterations, run.of) == (1000, 64000)
+    for text in ("0", "2", "1/0", "half"):
+        with pytest.raises(ConfigError, match="--fraction"):
+            reproduce.parse_fraction(text)
+    assert reproduce.parse_fraction("0.05") == Fraction(1, 20)
+
+
+def finished(folder, error, iterations=10, commit="abc", evaluated=True):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"SOLVER: {{MAX_ITER: {iterations}}}")
+    torch.save({"meta": {"commit": commit}}, folder / "model_final.pth")
+    lines = [{"iteration": 4, ERROR.key: 90.0}, {"iteration": iterations - 1, "total_loss": 1.0}]
+    if evaluated:
+        lines.append({"iteration": iterations - 1, ERROR.key: error})
+    (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def table(monkeypatch):
+    cells = [
+        Cell(name, name.upper(), (Step("tools/pretrain.py", CLASSIFIER, name),), (ERROR,))
+        for name in "abc"
+    ]
+    return Table("tiny", "Tiny | <b>", tuple(cells))
+
+
+def test_the_table_tells_what_the_runs_say(tmp_path, table):
+    fraction = Fraction(1, 30)  # of 300 iterations
+    errors = (9.1, 8.7, 9.5)
+    for seed, error in enumerate(errors, 1):
+        finished(tmp_path / f"a-seed{seed}", error, commit="one" if seed < 3 else "two")
+    finished(tmp_path / "b-seed1", 7.0, evaluated=False)  # killed before its final evaluation
+    plan = reproduce.plan(table, [1, 2, 3], fraction, tmp_path)
+    _, rows = reproduce.table_rows(table, plan, fraction)
+    mean, spread = statistics.mean(errors), statistics.stdev(errors)
+    command = "tools/reproduce.py tiny --cells a --fraction 1/30 --seeds 1 2 3"
+    assert rows[0] == [
+        "A", "test error %", "8.00", f"{mean:.2f} ± {spread:.2f} (3 seeds)", f"{mean - 8:+.2f}",
+        "10 of 300", "one two", command,
+    ]  # fmt: skip
+    assert [row[3] for row in rows] == [rows[0][3], "not run", "not run"]
+    text = reproduce.publish(table, plan, fraction, tmp_path).read_text()
+    assert "shortened to 1/30" in text and "not run" in text
+    page = (tmp_path / "tiny.html").read_text()
+    assert "&lt;b&gt;" in page and "<b>" not in page and f"{mean:.2f} ± {spread:.2f}" in page
+
+    finished(tmp_path / "c-seed1", 7.0, iterations=300)
+    with pytest.raises(ConfigError, match="c-seed1: holds a run of 300 iterations, not of 10"):
+        reproduce.table_rows(table, plan, fraction)
+
+
+def commands(log):
+    return [line for line in Path(log).read_text().splitlines() if line.startswith("$ ")]
+
+
+def test_runs_are_shared_resumed_and_left_alone(tmp_path, monkeypatch):
+    """Two cells on one pretraining, at once; then a cell that was killed, and a cell that fails."""
+    scenes.write_scenes(tmp_path / "data", trainval=1, test=1, train_crops=16, val_crops=8)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    monkeypatch.setenv("PYTHONPATH", str(reproduce.ROOT) + os.pathsep + os.environ["PYTHONPATH"]
+                       if "PYTHONPATH" in os.environ else str(reproduce.ROOT))  # fmt: skip
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    start = Step("tools/pretrain.py", CLASSIFIER, "start", SHORT)
+    more = ("MODEL.WEIGHTS", "{previous}")
+    cells = [
+        Cell(name, name, (start, Step("tools/pretrain.py", CLASSIFIER, name, SHORT + extra)),
+             (ERROR,))
+        for name, extra in (("a", more), ("b", more))
+    ]  # fmt: skip
+    table = Table("tiny", "Tiny", tuple(cells))
+    out = tmp_path / "out"
+    plan = reproduce.plan(table, [1], Fraction(1, 50), out)
+    said = []
+    runner = reproduce.Runner(2, said.append)
+    assert runner.all(plan) == []
+    for name in ("start", "a", "b"):
+        assert len(commands(out / f"{name}-seed1.log")) == 1, name
+    assert str(out / "start-seed1/model_final.pth") in commands(out / "a-seed1.log")[0]
+    _, rows = reproduce.table_rows(table, plan, Fraction(1, 50))
+    assert all("(1 seed)" in row[3] and row[5] == "6 of 300" for row in rows)
+
+    # Killed after a checkpoint: only that run goes on, to the same weights.
+    whole = torch.load(out / "b-seed1/model_final.pth", weights_only=True)["model"]
+    (out / "b-seed1/model_final.pth").unlink()
+    (out / "b-seed1/last_checkpoint").write_text("model_0000003.pth")
+    assert runner.all(plan) == []
+    again = torch.load(out / "b-seed1/model_final.pth", weights_only=True)["model"]
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+    counts = [len(commands(out / f"{name}-seed1.log")) for name in ("start", "a", "b")]
+    assert counts == [1, 1, 2]
+
+    # What fails is named by its log, and a prediction says why it cannot be made.
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "absent"))
+    lost = Step("tools/pretrain.py", "configs/cifar/resnet20.yaml", "lost")
+    plan = reproduce.plan(
+        Table("t", "T", (Cell("lost", "lost", (lost,), (ERROR,)),)), [1], Fraction(1, 64000), out
+    )
+    (log,) = runner.all(plan)
+    assert "holds no CIFAR-10" in reproduce.last_line(log)
+    ((name, iterations, seconds, remark),) = reproduce.predict(plan, runner)
+    assert (name, iterations, seconds) == ("lost-seed1", 1, None) and "no CIFAR-10" in remark
