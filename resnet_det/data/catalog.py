@@ -15,6 +15,8 @@ _VOC = {
 }
 _VOC["scenes_voc_trainval"] = ("scenes/voc", "trainval", 2007)
 _VOC["scenes_voc_test"] = ("scenes/voc", "test", 2007)
+_VOC["miniature_voc_trainval"] = ("miniature/voc", "trainval", 2007)
+_VOC["miniature_voc_test"] = ("miniature/voc", "test", 2007)
 
 # name -> (folder of the images, json)
 _COCO = {
@@ -89,12 +91,18 @@ def ensure_made(names, root=None, workers=1):
         from . import scenes
 
         scenes.ensure_scenes(root, workers)
+    if any(name.startswith("miniature_") for name in names):
+        from . import miniature
+
+        miniature.ensure(root)
 
 
 def _voc_classes(name):
     """Class names of a dataset in VOC's format."""
     if name.startswith("scenes_"):
         from .scenes import CLASSES
+    elif name.startswith("miniature_"):
+        from .miniature import CLASSES
     else:
         return voc.CLASSES
     return CLASSES
