@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Fetch PASCAL VOC, COCO 2014 or CIFAR-10 and lay it out as datasets/README.md says.
+
+    python tools/get_data.py voc
+    python tools/get_data.py coco cifar10 --root /data/detection
+
+Goes on where it was cut, checks checksums where they are published, and leaves alone what is
+there. Without a network it says what to fetch and where to put it. VOC 2012's test images come
+from the evaluation server, after registering.
+"""
+
+import argparse
+import sys
+
+from resnet_det.data import datasets_root
+from resnet_det.data.download import SETS, get
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sets", nargs="+", choices=SETS)
+    parser.add_argument("--root", help="default: $DETECTRON2_DATASETS, or ./datasets")
+    return parser.parse_args(argv)
+
+
+def main(args):
+    root = datasets_root(args.root)
+    faults = []
+    for archive in (archive for name in args.sets for archive in SETS[name]):
+        try:
+            done = get(archive, root)
+            print(f"{archive.name}: {'laid out' if done else 'was there already'} in {root}")
+        except ValueError as error:
+            faults.append(error)
+            print(f"error: {error}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse()))
