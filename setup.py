@@ -14,8 +14,9 @@ setup(
         "matplotlib",
         "numpy",
         "Pillow>=10.1",
+        "safetensors>=0.4",
         "tensorboard",
         "tqdm",
     ],
-    extras_require={"test": ["pytest", "ruff"]},
+    extras_require={"test": ["pytest", "ruff", "timm"]},
 )

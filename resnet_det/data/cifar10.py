@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from ..nets.weights import WeightsError, read_pickle
+from ..nets.weight_files import WeightsError, read_pickle
 from .records import DatasetError
 
 CLASSES = (
@@ -109,6 +109,7 @@ def _parse_python(content, path):
     if not isinstance(batch, dict) or not {"data", "labels"} <= batch.keys():
         raise DatasetError(path, "holds no 'data' and 'labels'")
     data, labels = batch["data"], batch["labels"]
+    data = data.numpy() if hasattr(data, "numpy") else data
     if getattr(data, "shape", None) != (PER_FILE, PIXELS) or data.dtype != np.uint8:
         raise DatasetError(path, f"'data' is no uint8 array of {PER_FILE} x {PIXELS}")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):

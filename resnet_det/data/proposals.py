@@ -9,7 +9,7 @@ import pickle
 
 import numpy as np
 
-from ..nets.weights import WeightsError, read_pickle
+from ..nets.weight_files import WeightsError, read_pickle
 from .records import BoxMode, DatasetError
 
 

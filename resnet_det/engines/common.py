@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import operator
 import os
 import platform
 import random
@@ -21,6 +22,7 @@ from ..evaluation import coco_ap, voc_ap
 from ..evaluation.report import write_report
 from ..evaluation.tables import as_json, class_table, summary_table
 from ..nets import load, without_statistics
+from ..nets.weight_formats import same_mean
 from ..nets.weights import WeightsError, classifier_name
 from ..training import distributed
 
@@ -128,6 +130,15 @@ def commit():
         return ""
 
 
+# The facts that a net's weights are tied to, and the keys that say them.
+CONVENTIONS = {
+    "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
+    "format": "INPUT.FORMAT",
+    "pixel_mean": "MODEL.PIXEL_MEAN",
+    "pixel_std": "MODEL.PIXEL_STD",
+}
+
+
 def pixel_facts(cfg):
     """What a net's weights are tied to: the pixels that it saw and the place of its strides."""
     m = cfg.MODEL
@@ -154,23 +165,28 @@ def conventions(cfg, classes, seed=None):
 def check_conventions(facts, cfg, path):
     """Refuse weights that were trained on other pixels or with the stride elsewhere.
 
-    Loading them gives no error of its own, and silently loses accuracy.
+    Loading them gives no error of its own, and silently loses accuracy. What a file does not say
+    is a line in the log.
 
     Raises:
         ConfigError: names the file, the key, and both values.
     """
-    keys = {
-        "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
-        "format": "INPUT.FORMAT",
-        "pixel_mean": "MODEL.PIXEL_MEAN",
-        "pixel_std": "MODEL.PIXEL_STD",
-    }
     ours = pixel_facts(cfg)
-    for fact, key in keys.items():
-        if fact in facts and facts[fact] != ours[fact]:
+    for fact, key in CONVENTIONS.items():
+        if fact not in facts:
+            continue
+        same = same_mean if fact == "pixel_mean" else operator.eq
+        if not same(facts[fact], ours[fact]):
             raise ConfigError(
                 f"{path}: was trained with {key} {facts[fact]}, but the config says {ours[fact]}"
             )
+    unsaid = [f"{CONVENTIONS[f]} {ours[f]}" for f in CONVENTIONS if f not in facts]
+    if "pixel_mean" not in facts:
+        logger.warning(
+            "%s does not say what it was trained with; the config's is believed: %s",
+            path,
+            ", ".join(unsaid),
+        )
 
 
 def check_statistics(model):

@@ -48,7 +48,7 @@ from ..data import (
 )
 from ..data.loader import with_usable_annotations
 from ..data.pixels import read_image
-from ..nets.weights import DETECTOR_PREFIXES, WeightsError, read, read_pickle
+from ..nets.weights import SUFFIXES, WeightsError, read
 from ..training import distributed
 from ..training.precision import amp_dtype
 from . import common, detectron2_plugin  # noqa: F401  (registers the nets)
@@ -278,9 +278,9 @@ def _test(cfg, model):
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's, which also reads our classifiers and torchvision's.
+    """Detectron2's, which also reads classifiers of any format of :mod:`..nets.weight_formats`.
 
-    Of a classifier's ``.pth`` every tensor but those of its linear layer must fit the detector's
+    Of a classifier's file every tensor but those of its linear layer must fit the detector's
     trunk and head. Any other file is Detectron2's business, but one of which nothing fits is
     refused. ``meta`` are plain facts to save beside the weights; ``fresh`` names the tensors that
     weights alone leave as they are.
@@ -298,9 +298,9 @@ class Checkpointer(DetectionCheckpointer):
         """
         self.misfits = list(self.model.state_dict())  # tensors that the file does not give
         self.facts = {}  # that the file tells about itself
-        if checkpointables == [] and path.endswith(".pth") and "://" not in path:
+        if checkpointables == [] and path.endswith(SUFFIXES) and "://" not in path:
             state, self.facts = read(path)
-            if not any(k.startswith((*DETECTOR_PREFIXES, "proposal_generator.")) for k in state):
+            if "stem.conv1.weight" in state or "conv1.1.weight" in state:
                 match = common.load_detector(self.model, path, self.fresh)
                 self.misfits = match.missing
                 logger.info("%s, a classifier's: %s", path, match)
@@ -317,8 +317,11 @@ class Checkpointer(DetectionCheckpointer):
         return rest
 
     def _load_file(self, filename):
-        if filename.endswith(".pkl"):
-            read_pickle(filename)  # refuses what would run code; Detectron2's reading would not
+        if filename.endswith((".pkl", ".safetensors")):
+            # Refuses what would run code; Detectron2's reading of a .pkl would not.
+            state, self.facts = read(filename)
+            if filename.endswith(".safetensors"):
+                return {"model": state}
         return super()._load_file(filename)
 
     def save(self, name, **kwargs):

@@ -1,139 +1,77 @@
-"""Foreign weights in and out: files into nets, by name, with every miss reported."""
+"""Weight files into nets, by name, with every miss reported."""
 
-import io
-import pickle
-import re
+import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+
+from .weight_files import SUFFIXES, WeightsError, read_file
+from .weight_formats import to_our_names
+
+__all__ = [
+    "DETECTOR_PREFIXES",
+    "SUFFIXES",
+    "Match",
+    "WeightsError",
+    "classifier_name",
+    "load",
+    "read",
+    "rename_parameters",
+]
 
 # A detector's parameter names, stripped of these, are the classifier's.
 DETECTOR_PREFIXES = ("backbone.bottom_up.", "backbone.", "roi_heads.")
 
-_TORCHVISION = (
-    (r"^fc\.", "linear."),
-    (r"^(conv1|bn1)\.", r"stem.\1."),
-    (r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}."),
-    (r"\.downsample\.0\.", ".shortcut."),
-    (r"\.downsample\.1\.", ".shortcut.norm."),
-    (r"\.bn(\d)\.", r".conv\1.norm."),
-)
-_TORCHVISION_VGG_CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-_VGG_CONVS = [f"conv{i + 1}.{j + 1}." for i, n in enumerate((2, 2, 3, 3, 3)) for j in range(n)]
-_TORCHVISION_VGG = (
-    *((rf"^features\.{t}\.", ours) for t, ours in zip(_TORCHVISION_VGG_CONVS, _VGG_CONVS)),
-    (r"^classifier\.0\.", "fc6."),
-    (r"^classifier\.3\.", "fc7."),
-    (r"^classifier\.6\.", "linear."),
-)
-
-
-class WeightsError(ValueError):
-    """A weight file that cannot be read, or that does not fit the net."""
-
-
-def from_torchvision(state):
-    """torchvision's parameter names of a ResNet or VGG-16 -> ours."""
-    patterns = _TORCHVISION_VGG if "features.0.weight" in state else _TORCHVISION
-    renamed = {}
-    for key, value in state.items():
-        for pattern, replacement in patterns:
-            key = re.sub(pattern, replacement, key)
-        renamed[key] = value
-    return renamed
-
-
-# What torchvision's and timm's ImageNet weights were trained on, in Detectron2's scale.
-TORCHVISION_FACTS = {
-    "format": "RGB",
-    "pixel_mean": [123.675, 116.28, 103.53],
-    "pixel_std": [58.395, 57.12, 57.375],
+# Facts that a file of ours may carry, and the types that are believed.
+_FACTS = {
+    "net": str,
+    "stride_in_1x1": bool,
+    "format": str,
+    "pixel_mean": list,
+    "pixel_std": list,
+    "classes": list,
+    "config": str,
+    "mean_image": torch.Tensor,
 }
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Reads plain containers and numpy arrays, and refuses whatever else a pickle may call."""
-
-    allowed = frozenset({
-        ("collections", "OrderedDict"),
-        ("numpy", "dtype"),
-        ("numpy", "ndarray"),
-        ("_codecs", "encode"),
-        *((f"numpy.{core}.multiarray", name) for core in ("core", "_core")
-          for name in ("_reconstruct", "scalar")),
-        ("numpy._core.numeric", "_frombuffer"),
-        ("numpy.core.numeric", "_frombuffer"),
-    })  # fmt: skip
-
-    def find_class(self, module, name):
-        if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"it would call {module}.{name}, which is refused")
-        return super().find_class(module, name)
-
-
-def read_pickle(path, content=None):
-    """The content of a pickle of numpy arrays (Detectron's, Detectron2's), running no code.
-
-    Args:
-        path: the file.
-        content: its bytes, where they were read from elsewhere (an archive).
-
-    Raises:
-        WeightsError: the file is broken, or holds anything but arrays in plain containers.
-    """
-    try:
-        content = Path(path).read_bytes() if content is None else content
-        return _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle raises anything
-        raise WeightsError(f"{path}: not a readable pickle of arrays: {error}") from error
-
-
-def _tensors(content):
-    """Arrays of a ``.pkl`` as tensors; what is not an array stays."""
-    if not isinstance(content, dict):
-        return content
-    return {
-        k: torch.from_numpy(v) if type(v).__name__ == "ndarray" else v for k, v in content.items()
-    }
+def _checked(facts, path):
+    if not isinstance(facts, dict):
+        raise WeightsError(f"{path}: 'meta' is no dictionary of facts")
+    for name, kind in _FACTS.items():
+        value = facts.get(name, kind())
+        fits = type(value) is kind
+        if fits and name.startswith("pixel_"):
+            fits = all(type(x) in (int, float) and math.isfinite(x) for x in value)
+        if fits and name == "classes":
+            fits = all(type(x) is str for x in value)
+        if fits and name == "mean_image" and name in facts:
+            fits = value.dim() == 3 and len(value) == 3
+        if not fits:
+            raise WeightsError(f"{path}: its fact {name!r} is not what it should be, {kind}")
+    return facts
 
 
 def read(path):
-    """Read a ``.pth``, or a ``.pkl`` in Detectron2's names, without running code from it.
+    """Read a weight file of any known format, without running code from it.
+
+    ``.pth``, ``.safetensors`` and ``.pkl``, with the names of torchvision, timm, Detectron2,
+    Detectron and MSRA (Caffe2's blobs), VGG-16 in Caffe, or our own.
 
     Returns:
-        (dict name -> tensor in our names, dict of the facts stored beside them). torchvision's
-        files carry none, but their names tell them.
+        (dict name -> tensor in our names, dict of the facts about them: those stored in the file,
+        and those that its format tells: ``format``, ``pixel_mean``, ``pixel_std``,
+        ``stride_in_1x1``).
 
     Raises:
         WeightsError: the file is missing, cut short, hostile, or holds no tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file; give a .pth or .pkl file of weights")
-    if path.suffix == ".pkl":
-        content = read_pickle(path)
-    else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises anything from EOFError to RuntimeError here
-            raise WeightsError(f"{path}: not a readable weight file: {error}") from error
-    facts = {}
-    if isinstance(content, dict):
-        facts = content.get("meta", {})
-        content = content.get("model", content.get("state_dict", content))
-    if path.suffix == ".pkl":
-        content = _tensors(content)
-    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
-        raise WeightsError(f"{path}: holds no dictionary of tensors, neither bare nor as 'model'")
-    if not content:
-        raise WeightsError(f"{path}: holds no tensor")
-    if any(k.startswith(("layer1.", "features.0.")) for k in content):
-        facts = dict(TORCHVISION_FACTS)
-        if "layer1.0.conv3.weight" in content:  # a bottleneck's stride is on its 3x3
-            facts["stride_in_1x1"] = False
-        content = from_torchvision(content)
-    return content, facts
+    content, beside = read_file(path)
+    try:
+        state, known = to_our_names(content, beside.get("__author__", ""))
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return state, known | _checked(beside.get("meta", {}), path)
 
 
 @dataclass(frozen=True)
@@ -169,7 +107,7 @@ def load(net, path, *, new=(), drop=(), fresh=(), partial=False):
 
     Args:
         net: module with Detectron2's parameter names.
-        path: torchvision's, Detectron2's or our own ``.pth``.
+        path: a file that :func:`read` can read.
         new: prefixes of the net's parameters that a file may lack, or hold in another shape.
         drop: prefixes of the file's parameters that the net need not have.
         fresh: names of the net's parameters that stay as they are, whatever the file holds.
@@ -217,6 +155,9 @@ def load(net, path, *, new=(), drop=(), fresh=(), partial=False):
         faults.append(f"other shapes: {_some(wrong)}")
     if not fits or (faults and not partial):
         raise WeightsError(f"{path}: does not fit the net ({match}): {'; '.join(faults)}")
+    for key in fits:
+        if state[key].is_floating_point() and not bool(state[key].isfinite().all()):
+            raise WeightsError(f"{path}: {key} holds values that are not finite")
     net.load_state_dict({target[k]: state[k] for k in fits}, strict=False)
     return match
 

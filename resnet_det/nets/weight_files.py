@@ -1,0 +1,322 @@
+"""Weight files as they lie on the disk: ``.pth``, ``.pkl`` and ``.safetensors``. None runs code."""
+
+import io
+import json
+import os
+import pickle
+import pickletools
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+SUFFIXES = (".pth", ".pkl", ".safetensors")
+
+
+class WeightsError(ValueError):
+    """A weight file that cannot be read, or that does not fit the net."""
+
+
+# ---- pickles of numpy arrays
+
+_DTYPES = {
+    "f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "b1": torch.bool,
+    "u1": torch.uint8, "i1": torch.int8, "i2": torch.int16, "i4": torch.int32, "i8": torch.int64,
+}  # fmt: skip
+
+
+class _Dtype:
+    """In the place of ``numpy.dtype``."""
+
+    def __init__(self, code, *_):
+        if code not in _DTYPES:
+            raise pickle.UnpicklingError(f"arrays of type {code!r} are no weights")
+        self.torch = _DTYPES[code]
+
+    def __setstate__(self, state):
+        if state[1] == ">":
+            raise pickle.UnpicklingError("arrays with the high byte first are not read")
+
+
+class _Array:
+    """In the place of ``numpy.ndarray``: becomes a tensor of exactly the bytes in the file."""
+
+    tensor = None
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, data = state
+        if isinstance(data, str):  # Python 2's bytes
+            data = data.encode("latin1")
+        self.fill(data, dtype, shape, "F" if fortran else "C")
+
+    def fill(self, data, dtype, shape, order):
+        if not isinstance(data, bytes | bytearray) or any(type(n) is not int for n in shape):
+            raise pickle.UnpicklingError("an array without its bytes or its shape")
+        flat = torch.frombuffer(bytearray(data), dtype=dtype.torch) if data else torch.empty(0)
+        if order == "F":
+            flat = flat.reshape(tuple(shape)[::-1]).permute(*reversed(range(len(shape))))
+        self.tensor = flat.to(dtype.torch).reshape(tuple(shape)).contiguous()
+
+
+def _scalar(dtype, data):
+    array = _Array()
+    array.fill(data.encode("latin1") if isinstance(data, str) else data, dtype, (), "C")
+    return array.tensor.item()
+
+
+def _from_buffer(data, dtype, shape, order):
+    array = _Array()
+    array.fill(data, dtype, shape, order)
+    return array
+
+
+def _encode(text, encoding):
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes as {encoding!r}")
+    return text.encode("latin1")
+
+
+_STAND_INS = {
+    ("collections", "OrderedDict"): dict,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): _Array,
+    ("_codecs", "encode"): _encode,
+}
+for _core in ("numpy.core", "numpy._core"):
+    _STAND_INS[f"{_core}.multiarray", "_reconstruct"] = lambda *_: _Array()
+    _STAND_INS[f"{_core}.multiarray", "scalar"] = _scalar
+    _STAND_INS[f"{_core}.numeric", "_frombuffer"] = _from_buffer
+
+
+class _ArraysOnly(pickle._Unpickler):
+    """Reads plain containers and numpy arrays, and refuses whatever else a pickle may call.
+
+    numpy's own constructors allocate what a file asks for and trust its states, and the C
+    unpickler allocates what a memo index asks for: nothing of numpy is called here, and this is
+    the unpickler in Python.
+    """
+
+    def find_class(self, module, name):
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(f"it would call {module}.{name}, which is refused")
+        return _STAND_INS[module, name]
+
+    def load_bytearray8(self):  # Python's own allocates the size before it reads
+        size = int.from_bytes(self.read(8), "little")
+        self.append(bytearray(self.read(size)))
+
+    dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: load_bytearray8}
+
+
+def _finished(value, done):
+    """``value`` with its arrays as tensors; ``done``: id -> result, for what is shared."""
+    if isinstance(value, _Array):
+        return value.tensor
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if id(value) not in done:
+        done[id(value)] = value
+        if isinstance(value, tuple):
+            done[id(value)] = tuple(_finished(item, done) for item in value)
+        else:
+            for key in value if isinstance(value, dict) else range(len(value)):
+                value[key] = _finished(value[key], done)
+    return done[id(value)]
+
+
+def read_pickle(path, content=None):
+    """The content of a pickle of numpy arrays (Detectron's, Detectron2's), running no code.
+
+    Args:
+        path: the file.
+        content: its bytes, where they were read from elsewhere (an archive).
+
+    Returns:
+        its plain containers, with tensors for the arrays.
+
+    Raises:
+        WeightsError: the file is broken, or holds anything but arrays in plain containers.
+    """
+    try:
+        content = Path(path).read_bytes() if content is None else content
+        return _finished(_ArraysOnly(io.BytesIO(content), encoding="latin1").load(), {})
+    except Exception as error:  # a damaged pickle raises anything
+        raise WeightsError(f"{path}: not a readable pickle of arrays: {_reason(error)}") from error
+
+
+# ---- torch's files
+
+# What torch's files of weights call. Its own weights_only allows more, and some of that takes as
+# much memory as a file asks for.
+_TORCH_CALLS = frozenset({
+    "collections OrderedDict", "collections Counter", "_codecs encode", "torch Size",
+    "torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter", "torch.nn.parameter Parameter",
+    "torch.storage UntypedStorage", "torch.storage TypedStorage",
+})  # fmt: skip
+
+
+def _check_calls(file):
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "STACK_GLOBAL":
+            raise pickle.UnpicklingError("it would call what it does not name, which is refused")
+        if opcode.name in ("GLOBAL", "INST"):
+            plain = argument.startswith("torch ") and (
+                argument.endswith("Storage")
+                or isinstance(getattr(torch, argument[6:], None), torch.dtype)
+            )
+            if not plain and argument not in _TORCH_CALLS:
+                name = argument.replace(" ", ".")
+                raise pickle.UnpicklingError(f"it would call {name}, which is refused")
+
+
+def check_torch(path):
+    """Refuse a ``.pth`` that calls anything but tensors, or is larger inside than outside.
+
+    Raises:
+        WeightsError
+    """
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+            if zipped:
+                with zipfile.ZipFile(file) as archive:
+                    inside = archive.infolist()
+                    if any(i.compress_type != zipfile.ZIP_STORED for i in inside) or (
+                        sum(i.file_size for i in inside) > os.path.getsize(path)
+                    ):
+                        raise zipfile.BadZipFile("compressed, which torch never writes")
+                    for name in archive.namelist():
+                        if name.endswith(".pkl"):
+                            with archive.open(name) as content:
+                                _check_calls(content)
+            else:  # before torch 1.6: pickles in a row, the tensors' bytes behind them
+                file.seek(0)
+                for _ in range(5):
+                    _check_calls(file)
+    except Exception as error:  # a damaged file raises anything
+        raise WeightsError(f"{path}: not a readable weight file: {_reason(error)}") from error
+
+
+def read_torch(path):
+    """The content of a ``.pth``, on the CPU.
+
+    Raises:
+        WeightsError: the file is broken, or would run code.
+    """
+    check_torch(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from EOFError to RuntimeError here
+        raise WeightsError(f"{path}: not a readable weight file: {_reason(error)}") from error
+
+
+def _reason(error):
+    """Its type and its first line, for torch adds advice on how to let a file run code."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:300]}"
+
+
+# ---- safetensors
+
+
+def read_safetensors(path):
+    """-> dict ``model``: name -> tensor, ``meta``: facts, if the file is one of ours.
+
+    Raises:
+        WeightsError: the file is broken.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            meta = json.loads((file.metadata() or {}).get("meta", "{}"))
+    except Exception as error:  # of Rust, of json
+        raise WeightsError(f"{path}: not a readable safetensors file: {_reason(error)}") from error
+    return {"model": tensors, "meta": meta}
+
+
+# ---- any of them
+
+
+def read_file(path):
+    """What a weight file holds, by its suffix.
+
+    Returns:
+        (dict name -> tensor, dict of what is stored beside it: ``meta``, ``__author__``...)
+
+    Raises:
+        WeightsError: missing, broken or hostile, or no dictionary of tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; give a .pth, .pkl or .safetensors file")
+    readers = {".pkl": read_pickle, ".safetensors": read_safetensors}
+    content = readers.get(path.suffix, read_torch)(path)
+    beside = {}
+    if isinstance(content, dict):
+        key = next((k for k in ("model", "state_dict", "blobs") if k in content), None)
+        if key is not None:
+            beside, content = content, content[key]
+    if not isinstance(content, dict) or not all(
+        type(k) is str and isinstance(v, torch.Tensor) for k, v in content.items()
+    ):
+        raise WeightsError(f"{path}: holds no dictionary of tensors, neither bare nor as 'model'")
+    if not content:
+        raise WeightsError(f"{path}: holds no tensor")
+    size = path.stat().st_size
+    for name, value in content.items():
+        plain = value.layout is torch.strided and value.device.type == "cpu"
+        if not plain or value.is_complex() or value.is_quantized:
+            raise WeightsError(f"{path}: {name} is no tensor of plain numbers")
+        if value.untyped_storage().nbytes() > size:
+            raise WeightsError(f"{path}: {name} claims more bytes than the file has")
+    beside = {k: v for k, v in beside.items() if v is not content}
+    for name in [k for k in content if k.startswith("meta.")]:  # of write_file
+        if isinstance(beside.get("meta"), dict):
+            beside["meta"][name.removeprefix("meta.")] = content.pop(name)
+    return content, beside
+
+
+def write_file(path, tensors, meta, *, bare=False):
+    """Write tensors and the facts about them, in the kind of file that the suffix names.
+
+    A ``.pkl`` is Detectron2's. An interruption leaves no half of a file.
+
+    Args:
+        meta: dict of plain values and of tensors, which another file than a ``.pth`` holds among
+            the tensors as ``meta.<name>``.
+        bare: a ``.pth`` of the tensors alone, as torchvision's.
+
+    Raises:
+        WeightsError: another suffix, or values that the file cannot hold.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    if path.suffix != ".pth" and not bare:
+        apart = {k for k, v in meta.items() if isinstance(v, torch.Tensor)}
+        tensors = tensors | {f"meta.{k}": meta[k] for k in apart}
+        meta = {k: v for k, v in meta.items() if k not in apart}
+    tensors = {k: v.detach().contiguous() for k, v in tensors.items()}
+    try:
+        if path.suffix == ".pth":
+            torch.save(tensors if bare else {"model": tensors, "meta": meta}, temporary)
+        elif path.suffix == ".safetensors":
+            held = {} if bare else {"meta": json.dumps(meta)}
+            save_file(tensors, temporary, {"format": "pt", **held})
+        elif path.suffix == ".pkl":
+            content = {
+                "model": {k: v.numpy() for k, v in tensors.items()},
+                "__author__": "resnet_det",
+                "matching_heuristics": True,  # Detectron2: match by the ends of the names
+                "meta": meta,
+            }
+            temporary.write_bytes(pickle.dumps(content, protocol=4))
+        else:
+            raise WeightsError(f"{path}: name a .pth, .pkl or .safetensors file")
+        os.replace(temporary, path)
+    except (TypeError, RuntimeError) as error:
+        raise WeightsError(f"{path}: cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

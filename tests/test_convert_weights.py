@@ -1,0 +1,132 @@
+"""tools/convert_weights.py: nothing changes on the way, and what would change in silence is refused."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_det.config import ConfigError
+from resnet_det.nets import build_net, load
+from resnet_det.nets.weights import WeightsError, read
+
+TOOL = Path(__file__).parent.parent / "tools/convert_weights.py"
+_spec = importlib.util.spec_from_file_location("convert_weights", TOOL)
+tool = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tool)
+
+TORCHVISIONS = {
+    "format": "RGB",
+    "pixel_mean": [123.675, 116.28, 103.53],
+    "pixel_std": [58.395, 57.12, 57.375],
+}
+
+
+def save(path, name, meta, **options):
+    net = build_net(name, 11, **options)
+    for key, value in net.state_dict().items():
+        if key.endswith(("running_mean", "norm.bias")):
+            value.normal_()
+    torch.save({"model": net.state_dict(), "meta": meta}, path)
+    return net.state_dict()
+
+
+def same(a, b):
+    return set(a) == set(b) and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+@pytest.mark.parametrize("name, more", [
+    ("paper_resnet18", {}), ("paper_resnet50", {"stride_in_1x1": False}),
+])  # fmt: skip
+def test_round_trip_is_bit_identical(name, more, tmp_path, monkeypatch):
+    """Own -> Detectron2 -> torchvision -> timm -> safetensors -> own: every tensor, every fact."""
+    monkeypatch.chdir(tmp_path)
+    facts = TORCHVISIONS | more
+    state = save("own.pth", name, facts | {"classes": ["é", "b"], "seed": 3}, **more)
+    tool.convert("own.pth", "detectron2.pkl")
+    assert read("detectron2.pkl")[1] == read("own.pth")[1]
+    tool.convert("detectron2.pkl", "torchvision.pth", "torchvision")
+    assert "layer1.0.conv1.weight" in torch.load("torchvision.pth", weights_only=True)
+    tool.convert("torchvision.pth", "timm.safetensors", "timm")
+    tool.convert("timm.safetensors", "own.safetensors")
+    tool.convert("own.safetensors", "again.pth")
+    for path in ("detectron2.pkl", "torchvision.pth", "timm.safetensors", "again.pth"):
+        assert same(read(path)[0], state), path
+        assert facts.items() <= read(path)[1].items(), path
+    net = build_net(name, 11, **more)
+    assert not load(net, "own.safetensors").missing
+
+
+def test_a_mean_image_goes_along(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = torch.rand(3, 32, 32)
+    state = save("own.pth", "cifar_resnet20", TORCHVISIONS | {"mean_image": image, "seed": 3})
+    for target in ("it.safetensors", "it.pkl", "it.pth"):
+        tool.convert("own.pth", target)
+        again, facts = read(target)
+        assert same(again, state) and facts.pop("mean_image").equal(image)
+        assert facts == TORCHVISIONS | {"seed": 3}
+    save("own.pth", "paper_resnet18", TORCHVISIONS | {"mean_image": image})
+    with pytest.raises(WeightsError, match="own.pth: was trained with RESNET_DET.PER_PIXEL_MEAN"):
+        tool.convert("own.pth", "no.pth", "timm")
+
+
+def test_a_detectors_file_goes_to_detectron2_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = build_net("cifar_resnet20")
+    state = {f"backbone.{k}": v for k, v in net.state_dict().items()}
+    torch.save({"model": state, "meta": TORCHVISIONS | {"stride_in_1x1": True}}, "detector.pth")
+    tool.convert("detector.pth", "detector.pkl")
+    assert same(read("detector.pkl")[0], state)
+    with pytest.raises(WeightsError, match="detector.pth: torchvision has no such net"):
+        tool.convert("detector.pth", "no.pth", "torchvision")
+    assert not Path("no.pth").exists()
+
+
+def test_what_a_file_does_not_say_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    state = build_net("paper_resnet50", 11, stride_in_1x1=False).state_dict()
+    torch.save(state, "bare.pth")
+    with pytest.raises(WeightsError, match=r"bare.pth: does not say MODEL.RESNETS.STRIDE_IN_1X1"):
+        tool.convert("bare.pth", "no.pth", "torchvision")
+    tool.convert("bare.pth", "own.pth")
+    assert "INPUT.FORMAT" in capsys.readouterr().err
+    said = ["MODEL.RESNETS.STRIDE_IN_1X1", "False", "INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN",
+            "[123.675, 116.28, 103.53]", "MODEL.PIXEL_STD", "[58.395, 57.12, 57.375]"]  # fmt: skip
+    assert tool.convert("bare.pth", "torchvision.pth", "torchvision", said) == TORCHVISIONS | {
+        "stride_in_1x1": False
+    }
+    assert same(read("torchvision.pth")[0], state)
+    with pytest.raises(
+        ConfigError, match="torchvision.pth: was trained with INPUT.FORMAT RGB.*BGR"
+    ):
+        tool.convert("torchvision.pth", "no.pth", "own", ["INPUT.FORMAT", "BGR"])
+    with pytest.raises(ConfigError, match="SEED"):
+        tool.convert("bare.pth", "no.pth", "own", ["SEED", "3"])
+
+
+def test_strides_and_suffixes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save("paper.pth", "paper_resnet50", TORCHVISIONS | {"stride_in_1x1": True})
+    with pytest.raises(WeightsError, match="paper.pth: was trained with .*STRIDE_IN_1X1 True"):
+        tool.convert("paper.pth", "no.pth", "torchvision")
+    for target, format in (("no.npz", "own"), ("no.pkl", "timm"), ("nowhere/no.pth", "own")):
+        with pytest.raises(WeightsError, match=target):
+            tool.convert("paper.pth", target, format)
+    assert sorted(p.name for p in Path().iterdir()) == ["paper.pth"]
+
+
+def test_command(tmp_path):
+    save(tmp_path / "own.pth", "cifar_resnet20", TORCHVISIONS)
+
+    def run(*args):
+        return subprocess.run(
+            [sys.executable, TOOL, *args], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+
+    done = run("own.pth", "it.pkl")
+    assert done.returncode == 0 and "INPUT.FORMAT 'RGB'" in done.stdout, done.stderr
+    done = run("--to", "timm", "own.pth", "it.pth")
+    assert done.returncode == 1 and done.stderr.startswith("error: own.pth: timm has no such net")
