@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -188,7 +189,7 @@ def test_train_resume_and_evaluate(config, tmp_path):
 
 
 MAIN = """
-import sys
+import json, sys
 from resnet_det.engines import with_detectron2 as engine
 
 def main(args):
@@ -197,23 +198,38 @@ def main(args):
     print("metrics", sorted(metrics)[:1])
 
 if __name__ == "__main__":
-    engine.launch(main, sys.argv[2:], num_gpus=int(sys.argv[1]))
+    engine.launch(main, sys.argv[2:], **json.loads(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize("how", ["torchrun", "num_gpus"])
+@pytest.mark.parametrize("how", ["torchrun", "num_gpus", "machines"])
 def test_two_processes_on_the_cpu(how, config, tmp_path):
+    """By torchrun, as two of one machine, and as two machines (on the loopback device)."""
     script = tmp_path / "main.py"
     script.write_text(MAIN)
-    start = [sys.executable, "-W", "ignore"]
+    start, processes = [sys.executable, "-W", "ignore"], [{"num_gpus": 2}]
     if how == "torchrun":
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    if how == "machines":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        processes = [{"num_machines": 2, "machine_rank": rank, "dist_url": url} for rank in (0, 1)]
     out = tmp_path / "out"
-    command = [*start, script, "2", config.path, "OUTPUT_DIR", out, "SOLVER.MAX_ITER", "2"]
-    done = subprocess.run([str(x) for x in command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    printed = sorted(line for line in done.stdout.splitlines() if line.startswith("metrics"))
-    assert printed == ["metrics ['bbox/AP']", "metrics []"]
+    rest = [config.path, "OUTPUT_DIR", out, "SOLVER.MAX_ITER", "2"]
+    running = [
+        subprocess.Popen(
+            [str(x) for x in (*start, script, json.dumps(options), *rest)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for options in processes
+    ]  # fmt: skip
+    printed = []
+    for each in running:
+        told, faults = each.communicate()
+        assert each.returncode == 0, faults[-3000:]
+        printed += [line for line in told.splitlines() if line.startswith("metrics")]
+    assert sorted(printed) == ["metrics ['bbox/AP']", "metrics []"]
     assert "World size: 2" in (out / "log.txt").read_text()
     assert (out / "report.html").exists()
 
