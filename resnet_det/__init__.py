@@ -11,6 +11,7 @@ Where Detectron2 is installed, ``import resnet_det`` registers every net as a ba
 its RoI heads: ``MODEL.BACKBONE.NAME: paper_resnet101``, ``MODEL.ROI_HEADS.NAME: PaperROIHeads``.
 """
 
+import warnings as _warnings
 from importlib.util import find_spec as _find_spec
 
 from .nets import NETS, build_net
@@ -19,8 +20,8 @@ __all__ = ["NETS", "build_net"]
 
 if _find_spec("detectron2"):
     try:
-        from .engines import detectron2_plugin as _registered  # noqa: F401
+        with _warnings.catch_warnings():  # of torch, about what fvcore does as it is imported
+            _warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+            from .engines import detectron2_plugin as _registered  # noqa: F401
     except (ImportError, AttributeError, OSError) as _error:  # broken, or built for another torch
-        import warnings
-
-        warnings.warn(f"Detectron2 is here but cannot be used: {_error}", stacklevel=2)
+        _warnings.warn(f"Detectron2 is here but cannot be used: {_error}", stacklevel=2)

@@ -373,7 +373,8 @@ def run_training(
 def score(dataset, predictions, folder):
     """Evaluate predictions on a dataset and write them as the devkit or the server wants them.
 
-    VOC's own metric goes by the year: 11-point in 2007, area later; both AP50 are given.
+    VOC's own metric goes by the year: 11-point in 2007, area later; the other one's AP50 is given
+    besides.
 
     Args:
         folder: gets ``results.json``, and the submission files.
@@ -392,8 +393,7 @@ def score(dataset, predictions, folder):
         result, other = (
             voc_ap.evaluate(records, predictions, meta.classes, metric) for metric in metrics
         )
-        for metric, evaluation in zip(metrics, (result.metrics["AP50"], other.metrics["AP50"])):
-            result.metrics[f"AP50_{metric.replace('-', '')}"] = evaluation
+        result.metrics[f"AP50_{metrics[1].replace('-', '')}"] = other.metrics["AP50"]
     else:
         coco_ap.write_submission(
             folder / "detections.json", records, predictions, meta.category_ids

@@ -236,7 +236,7 @@ def _chart(series, smooth=False, top=None, width=520, height=260):
     """Line chart of {name: [(x, y), ...]} as a legend and inline SVG; empty without points."""
     if not series:
         return ""
-    left, right, upper, lower = 48, 12, 8, 34
+    left, right, upper, lower = 60, 20, 8, 34
     xs = [x for points in series.values() for x, _ in points]
     x_ticks = _ticks(min(xs), max(xs), 6)
     x0, x1 = min(xs), max(max(xs), min(xs) + 1)
