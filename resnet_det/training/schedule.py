@@ -66,7 +66,10 @@ def build_optimizer(
     bias_lr_factor=1.0,
     nesterov=False,
 ):
-    """SGD over :func:`parameter_groups`: ``v <- momentum * v + g``, ``w <- w - lr * v``."""
+    """SGD over :func:`parameter_groups`: ``v <- momentum * v + g``, ``w <- w - lr * v``.
+
+    In one pass over the memory (``fused``) instead of five, which gives the same numbers.
+    """
     groups = parameter_groups(
         model,
         lr=lr,
@@ -76,7 +79,7 @@ def build_optimizer(
         bias_lr_factor=bias_lr_factor,
     )
     return torch.optim.SGD(
-        groups, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov
+        groups, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True
     )
 
 

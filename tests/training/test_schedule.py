@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -227,3 +229,29 @@ def test_clipping_is_per_parameter():
     assert one.grad.tolist() == pytest.approx([1.5, -2.0], abs=1e-5)
     with pytest.raises(ValueError, match="full_model"):
         clip_gradients([one], kind="full_model", value=1.0)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_in_one_pass_gives_torchs_numbers(nesterov):
+    """The fused kernel against torch's loop, over five steps with momentum and both decays."""
+    torch.manual_seed(0)
+    start = nn.Sequential(nn.Linear(300, 200), nn.BatchNorm1d(200))
+    models = [copy.deepcopy(start) for _ in range(2)]
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-2, "nesterov": nesterov}
+    ours = build_optimizer(models[0], **options, weight_decay_norm=0.0, bias_lr_factor=2.0)
+    theirs = torch.optim.SGD(
+        [{k: g[k] for k in ("params", "lr", "weight_decay")} for g in ours.param_groups],
+        momentum=0.9, nesterov=nesterov,
+    )  # fmt: skip
+    for mine, other in zip(ours.param_groups, theirs.param_groups, strict=True):
+        other["params"] = [dict(zip(models[0].parameters(), models[1].parameters()))[p]
+                           for p in mine["params"]]  # fmt: skip
+    for _ in range(5):
+        for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        ours.step()
+        theirs.step()
+    for a, b, old in zip(*(m.parameters() for m in (*models, start)), strict=True):
+        assert not torch.equal(a, old)
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
