@@ -13,7 +13,7 @@ import argparse
 import signal
 import sys
 
-from resnet_det.engines import reproduce
+from resnet_det.engines import cost, reproduce
 from resnet_det.engines.paper import TABLES
 from resnet_det.evaluation.tables import markdown_table
 
@@ -24,7 +24,9 @@ def parse(argv=None):
     )
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--cells", nargs="+", metavar="CELL", help="default: the whole table")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="SEED")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, metavar="SEED", help="default: 1 (miniature: 1 2 3)"
+    )
     parser.add_argument(
         "--fraction", default="1", help="of each schedule, such as 1/32; the table says so"
     )
@@ -41,17 +43,19 @@ def main(args):
     table, fraction = TABLES[args.table], reproduce.parse_fraction(args.fraction)
     suffix = "" if fraction == 1 else f"_{fraction.numerator}-{fraction.denominator}"
     output = args.output or f"output/{table.name}{suffix}"
-    plan = reproduce.plan(table, args.seeds, fraction, output)
+    plan = reproduce.plan(table, args.seeds or table.seeds, fraction, output)
     chosen = reproduce.chosen(table, plan, args.cells)
     runner = reproduce.Runner(args.jobs)
     if args.dry_run:
-        rows = reproduce.predict(chosen, runner)
-        header = ["run", "iterations", "time", "measured"]
-        print(markdown_table([[n, i, reproduce.as_time(t), r] for n, i, t, r in rows], header))
-        total = sum(t for _, _, t, _ in rows if t is not None)
+        rows = cost.predict(chosen, runner)
+        header = ["run", "iterations", "time", "measured", "data"]
+        total = sum(t for _, _, t, *_ in rows if t is not None)
+        rows = [[n, i, reproduce.as_time(t), *rest] for n, i, t, *rest in rows]
+        print(markdown_table(rows, header))
         print(
-            f"Training one after another, without evaluations: {reproduce.as_time(total)}"
-            f" ({reproduce.facts()})"
+            f"Training one after another, without evaluations: {reproduce.as_time(total)} = "
+            f"{total / 3600:.1f} hours of this device ({reproduce.facts()}); on N of its kind the "
+            "same device-hours in an Nth of the time, at best."
         )
         return 0
     failed = runner.all(chosen)

@@ -15,6 +15,7 @@ from .catalog import (
     ensure_made,
     load_dataset,
     load_datasets,
+    missing,
     scan_dataset,
 )
 from .pixels import ImageError
@@ -32,5 +33,6 @@ __all__ = [
     "ensure_made",
     "load_dataset",
     "load_datasets",
+    "missing",
     "scan_dataset",
 ]

@@ -35,6 +35,7 @@ _COCO = {
     "scenes_coco_train": ("scenes/voc/JPEGImages", "scenes/coco/instances_train.json"),
     "scenes_coco_test": ("scenes/voc/JPEGImages", "scenes/coco/instances_test.json"),
 }
+_CIFAR10 = ("batches-py", "batches-bin", "python.tar.gz", "binary.tar.gz")  # any one will do
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,29 @@ def _voc_classes(name):
     else:
         return voc.CLASSES
     return CLASSES
+
+
+def missing(name, root=None):
+    """The first path of a dataset that is absent, or None; a cheap look that reads no annotation.
+
+    Sets that programs make need nothing, or CIFAR-10; names of classification sets give None.
+    """
+    root = datasets_root(root)
+    if name.startswith("scenes_"):
+        return None
+    if name.startswith("miniature_"):
+        made = ("miniature", *(f"cifar-10-{x}" for x in _CIFAR10))
+        there = any(os.path.exists(os.path.join(root, path)) for path in made)
+        return None if there else os.path.join(root, made[1])
+    paths = ()
+    if name in _VOC:
+        folder, split, _ = _VOC[name]
+        paths = f"{folder}/ImageSets/Main/{split}.txt", f"{folder}/JPEGImages"
+        paths += () if name == "voc_2012_test" else (f"{folder}/Annotations",)
+    elif name in _COCO:
+        paths = _COCO[name]
+    paths = [os.path.join(root, path) for path in paths]
+    return next((path for path in paths if not os.path.exists(path)), None)
 
 
 def scan_dataset(name, root=None):

@@ -60,4 +60,86 @@ TABLE_6 = Table(
     _figures_6_and_7,
 )
 
-TABLES = {table.name: table for table in (TABLE_6,)}
+# A detector's command trains the classifier that it starts from where that is absent.
+_MAP, _AP = "bbox/AP50", "bbox/AP"
+
+
+def _voc(net, label, paper07, paper12):
+    return tuple(
+        Cell(
+            f"{net}{suffix}",
+            f"{label}, {data}",
+            (Step("tools/train_net.py", f"configs/faster_rcnn_{net}{suffix}.yaml", net + suffix),),
+            (Number(key, f"mAP % on {test}", paper, remark),),
+            paper07 is not None,
+        )
+        for suffix, data, test, key, paper, remark in (
+            ("", "07+12", "VOC 07 test", _MAP, paper07, ""),
+            ("_07pp12", "07++12", "VOC 12 test", None, paper12, ", by the evaluation server"),
+        )
+    )
+
+
+TABLE_7 = Table(
+    "table7",
+    "Table 7: Faster R-CNN on PASCAL VOC",
+    (
+        *_voc("VGG16", "VGG-16", 73.2, 70.4),
+        *_voc("R101", "ResNet-101", 76.4, 73.8),
+        *_voc("R50", "ResNet-50", None, None),
+        *_voc("R34", "ResNet-34", None, None),
+        *_voc("R18", "ResNet-18", None, None),
+    ),
+)
+
+
+def _coco(net, label, ap50=None, ap=None):
+    step = Step("tools/train_net.py", f"configs/faster_rcnn_{net}_coco.yaml", f"{net}_coco")
+    numbers = Number(_MAP, "mAP@.5 %", ap50), Number(_AP, "mAP@[.5, .95] %", ap)
+    return Cell(net, label, (step,), numbers, ap is not None)
+
+
+TABLE_8 = Table(
+    "table8",
+    "Table 8: Faster R-CNN on COCO 2014 val",
+    (
+        _coco("VGG16", "VGG-16", 41.5, 21.2),
+        _coco("R101", "ResNet-101", 48.4, 27.2),
+        _coco("R50", "ResNet-50"),
+        _coco("R34", "ResNet-34"),
+        _coco("R18", "ResNet-18"),
+    ),
+)
+
+
+def _miniature(name, label, by_default=True):
+    pretrain = Step(
+        "tools/pretrain.py", f"configs/miniature/{name}_classifier.yaml", f"{name}_classifier"
+    )
+    detect = Step(
+        "tools/train_net.py",
+        f"configs/miniature/{name}.yaml",
+        name,
+        ("MODEL.WEIGHTS", "{previous}"),
+    )
+    error = Number("classification/top1_error", "test error % on CIFAR-10", None)
+    numbers = Number(_MAP, "mAP@.5 % (11-point)", None), Number(_AP, "AP %", None)
+    return (
+        Cell(f"{name}_classifier", f"{label}, classifier", (pretrain,), (error,), by_default),
+        Cell(name, f"{label}, detector", (pretrain, detect), numbers, by_default),
+    )
+
+
+MINIATURE = Table(
+    "miniature",
+    "Do better classifiers make better detectors? Tables 7 and 8 in miniature, on CIFAR-10",
+    (
+        *_miniature("plain20", "plain-20"),
+        *_miniature("resnet20", "ResNet-20"),
+        *_miniature("resnet56", "ResNet-56"),
+        *_miniature("resnet110", "ResNet-110", by_default=False),
+    ),
+    seeds=(1, 2, 3),
+)
+
+TABLES = {table.name: table for table in (TABLE_6, TABLE_7, TABLE_8, MINIATURE)}

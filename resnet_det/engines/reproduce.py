@@ -11,7 +11,6 @@ import shlex
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +29,6 @@ from ..training import read_metrics
 from ..training.checkpoint import load
 
 ROOT = Path(__file__).parents[2]
-WARM_UP = 12  # iterations that a prediction measures
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Number:
-    """``key`` of the last step's metrics, what to call it, the paper's value of it and a remark."""
+    """``key`` of the last step's metrics, what to call it, the paper's value of it and a remark.
 
-    key: str
+    Without a key nothing here measures it: the run leaves files for an evaluation server.
+    """
+
+    key: str | None
     label: str
     paper: float | None
     remark: str = ""
@@ -84,6 +85,7 @@ class Table:
     title: str
     cells: tuple[Cell, ...]
     figures: Callable[[dict, Path], dict] | None = None
+    seeds: tuple[int, ...] = (1,)
 
 
 @dataclass(eq=False)
@@ -171,7 +173,7 @@ def plan(table, seeds, fraction, output):
                     length = shorter[1] if shorter else whole
                     runs[folder] = Run(step, folder, command, length, whole, ())
                 if last:
-                    runs[folder].keys = tuple(n.key for n in cell.numbers)
+                    runs[folder].keys = tuple(n.key for n in cell.numbers if n.key)
                 chain.append(runs[folder])
                 previous = runs[folder].weights
             plan[cell, seed] = chain
@@ -255,44 +257,12 @@ def last_line(log):
     return lines[-1] if lines else "it wrote nothing"
 
 
-def predict(plan, runner):
-    """Measure the first iterations of each run that is not finished.
-
-    Returns:
-        rows (name, iterations, seconds or None, remark); runs of one step are measured once.
-    """
-    rows, measured = [], {}
-    for run in dict.fromkeys(run for chain in plan.values() for run in chain):
-        if run.metrics() is not None:
-            rows.append([run.folder.name, run.iterations, 0.0, "finished"])
-            continue
-        if run.step not in measured:
-            measured[run.step] = _measure(run, runner)
-        seconds, remark = measured[run.step]
-        total = None if seconds is None else seconds * run.iterations
-        rows.append([run.folder.name, run.iterations, total, remark])
-    return rows
-
-
-def _measure(run, runner):
-    """(seconds an iteration or None, what it rests on)."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [x for x in run.command if x != "--resume"]
-        short = ["SOLVER.MAX_ITER", WARM_UP, "SOLVER.STEPS", (), "DATASETS.TEST", ()]
-        short += ["TEST.PRECISE_BN.ENABLED", False, "OUTPUT_DIR", f"{folder}/run"]
-        if not runner.execute([*command, *map(str, short)], f"{folder}/log"):
-            return None, last_line(f"{folder}/log")
-        lines = read_metrics(Path(folder) / "run/metrics.json")
-        seconds = lines[-1]["time"]
-    return seconds, f"{seconds:.3f} s an iteration"
-
-
 def table_rows(table, plan, fraction):
     """``(header, rows)`` of the table: every cell, whether it was run or not."""
     header = ["", "number", "paper", "ours", "difference", "iterations", "commit", "command"]
     seeds = list(dict.fromkeys(seed for _, seed in plan))
     options = f" --fraction {fraction}" if fraction != 1 else ""
-    options += f" --seeds {' '.join(map(str, seeds))}" if seeds != [1] else ""
+    options += f" --seeds {' '.join(map(str, seeds))}" if seeds != list(table.seeds) else ""
     rows = []
     for cell in table.cells:
         ends = [chain[-1] for (other, _), chain in plan.items() if other is cell]
@@ -301,7 +271,9 @@ def table_rows(table, plan, fraction):
         for number in cell.numbers:
             paper = "–" if number.paper is None else f"{number.paper:.2f}"
             ours, difference, length, commits = "not run", "–", "–", "–"
-            if done:
+            if done and number.key is None:
+                ours = f"{done[0][0].folder}/inference"
+            elif done:
                 values = [metrics[number.key] for _, metrics in done]
                 ours = f"{statistics.fmean(values):.2f}"
                 if len(values) > 1:
@@ -309,6 +281,7 @@ def table_rows(table, plan, fraction):
                 ours += f" ({len(values)} seed{'s' * (len(values) > 1)})"
                 if number.paper is not None:
                     difference = f"{statistics.fmean(values) - number.paper:+.2f}"
+            if done:
                 length = f"{done[0][0].iterations:,} of {done[0][0].of:,}"
                 commits = " ".join(dict.fromkeys(run.commit() for run, _ in done))
             rows.append([

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_det.config import ConfigError
+from resnet_det.config import ConfigError, load_config
 from resnet_det.data import scenes
-from resnet_det.engines import paper, reproduce
+from resnet_det.engines import cost, paper, reproduce
 from resnet_det.engines.reproduce import Cell, Number, Step, Table
 
 ERROR = Number("classification/top1_error", "test error %", 8.0)
@@ -143,5 +143,45 @@ def test_runs_are_shared_resumed_and_left_alone(tmp_path, monkeypatch):
     )
     (log,) = runner.all(plan)
     assert "holds no CIFAR-10" in reproduce.last_line(log)
-    ((name, iterations, seconds, remark),) = reproduce.predict(plan, runner)
+    ((name, iterations, seconds, remark, _),) = cost.predict(plan, runner)
     assert (name, iterations, seconds) == ("lost-seed1", 1, None) and "no CIFAR-10" in remark
+
+
+def test_tables_7_and_8_and_the_miniature_are_the_papers():
+    """Section 6.3 of the specification; every cell's config exists and every number has its place."""
+    numbers = {c.name: [n.paper for n in c.numbers] for c in paper.TABLES["table7"].cells}
+    assert numbers["VGG16"] + numbers["VGG16_07pp12"] == [73.2, 70.4]
+    assert numbers["R101"] + numbers["R101_07pp12"] == [76.4, 73.8]
+    assert reproduce.plan(paper.TABLES["table7"], [1], Fraction(1), "out")
+    coco = {cell.name: [n.paper for n in cell.numbers] for cell in paper.TABLES["table8"].cells}
+    assert (coco["VGG16"], coco["R101"]) == ([41.5, 21.2], [48.4, 27.2])
+    runs = reproduce.plan(paper.TABLES["miniature"], [1, 2], Fraction(1, 4), "out")
+    chain = next(
+        chain for (cell, seed), chain in runs.items() if (cell.name, seed) == ("plain20", 2)
+    )
+    assert [run.iterations for run in chain] == [200, 100]
+    assert "out/plain20_classifier-seed2/model_final.pth" in chain[1].command
+
+
+def test_a_cell_for_the_evaluation_server_tells_where_its_files_are(tmp_path):
+    table = paper.TABLES["table7"]
+    folder = tmp_path / "R101_07pp12-seed1"
+    finished(folder, 0.0, iterations=140000)
+    plan = reproduce.plan(table, [1], Fraction(1), tmp_path)
+    _, rows = reproduce.table_rows(table, plan, Fraction(1))
+    row = next(row for row in rows if "07++12" in row[0] and "101" in row[0])
+    assert row[2] == "73.80, by the evaluation server" and row[3] == f"{folder}/inference"
+
+
+def test_a_dry_run_measures_a_detector_and_names_what_is_absent(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    step = Step("tools/train_net.py", "configs/quickstart.yaml", "d")
+    table = Table("t", "T", (Cell("d", "d", (step,), (ERROR,)),))
+    plan = reproduce.plan(table, [1], Fraction(1, 4), tmp_path / "out")
+    ((_, iterations, seconds, remark, data),) = cost.predict(plan, reproduce.Runner(1))
+    assert iterations == 300 and seconds > 0 and "GiB for one image, 4 an iteration" in remark
+    assert "configs/quickstart_classifier.yaml trains it first" in data
+    cfg = load_config(reproduce.ROOT / "configs/faster_rcnn_R18_coco.yaml")
+    for name in ("coco_2014_train", "coco_2014_val", "imagenet_R18"):
+        assert f"lacks {tmp_path}/coco" in cost.needs(cfg) and name in cost.needs(cfg)
