@@ -85,12 +85,15 @@ def test_the_papers_recipe(path):
 
 
 def test_every_cell_of_tables_7_and_8_has_its_config():
-    for net in ("R101", "R50", "R34", "R18", "VGG16"):
+    nets = {"R101": "resnet101", "R50": "resnet50", "R34": "resnet34", "R18": "resnet18_a",
+            "VGG16": "vgg16"}  # fmt: skip
+    for net, name in nets.items():
         for suffix in ("", "_07pp12", "_coco"):
             cfg = load_config(ROOT / f"configs/faster_rcnn_{net}{suffix}.yaml")
-            net_name = "paper_vgg16" if net == "VGG16" else f"paper_resnet{net[1:]}"
-            assert cfg.MODEL.BACKBONE.NAME == net_name
-            assert cfg.MODEL.WEIGHTS == f"output/imagenet_{net}/model_final.pth"
+            assert cfg.MODEL.BACKBONE.NAME == f"paper_{name}"
+            trained = name + "_b" * (net == "R34")  # the same net; the paper has it as option B
+            assert cfg.MODEL.WEIGHTS == f"output/imagenet_{trained}/model_final.pth"
+            assert cfg.RESNET_DET.PRETRAIN == f"configs/imagenet/{trained}.yaml"
             assert cfg.OUTPUT_DIR == f"output/faster_rcnn_{net}{suffix}"
 
 

@@ -183,5 +183,5 @@ def test_a_dry_run_measures_a_detector_and_names_what_is_absent(tmp_path, monkey
     assert iterations == 300 and seconds > 0 and "GiB for one image, 4 an iteration" in remark
     assert "configs/quickstart_classifier.yaml trains it first" in data
     cfg = load_config(reproduce.ROOT / "configs/faster_rcnn_R18_coco.yaml")
-    for name in ("coco_2014_train", "coco_2014_val", "imagenet_R18"):
+    for name in ("coco_2014_train", "coco_2014_val", "imagenet_resnet18_a"):
         assert f"lacks {tmp_path}/coco" in cost.needs(cfg) and name in cost.needs(cfg)
