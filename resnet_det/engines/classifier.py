@@ -315,7 +315,7 @@ def layer_responses(folder):
         ConfigError, WeightsError: the folder holds no finished classifier.
     """
     weights, kept = Path(folder) / "model_final.pth", Path(folder) / "responses.json"
-    if kept.exists() and kept.stat().st_mtime >= weights.stat().st_mtime:
+    if kept.exists() and kept.stat().st_mtime > weights.stat().st_mtime:
         return json.loads(kept.read_text())
     _, facts = read(weights)
     if "config" not in facts:

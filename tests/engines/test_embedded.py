@@ -304,6 +304,14 @@ def test_the_mean_image_travels_with_the_checkpoint(folder, mean_image, monkeypa
             )
         )
 
+    # Responses of its layers, by the config and the mean image that it carries; kept, then read.
+    responses = classifier.layer_responses("output/classifier")
+    assert len(responses) == 19 and min(responses.values()) > 0
+    Path("output/classifier/responses.json").write_text('{"kept": 1.0}')
+    assert classifier.layer_responses("output/classifier") == {"kept": 1.0}
+    os.utime("output/classifier/model_final.pth")
+    assert classifier.layer_responses("output/classifier") == responses
+
     # One line of config makes it a detector's backbone; the detector subtracts the mean of the mean.
     mean = [round(x, 3) for x in mean_image.mean((1, 2)).tolist()]
     with pytest.raises(ConfigError, match="was trained with MODEL.PIXEL_MEAN"):
