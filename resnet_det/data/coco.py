@@ -149,7 +149,8 @@ def _object_fault(annotation, contiguous, record):
 
 
 def _is_number(value):
-    return type(value) in (int, float)
+    # JSON has integers of any length, of which the longest are no coordinates and no floats.
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def _missing(entry, keys):
