@@ -4,10 +4,13 @@ Names, defaults and meaning are Detectron2's. What Detectron2 cannot say lives i
 """
 
 import difflib
+import logging
 from pathlib import Path
 
 import yaml
 from fvcore.common.config import CfgNode
+
+logger = logging.getLogger(__name__)
 
 
 class ConfigError(ValueError):
@@ -332,11 +335,27 @@ def parse_config(text, where, overrides=()):
     return _finish(cfg, overrides)
 
 
+def check_batch(cfg, images, overrides):
+    """Warn where the command line changes the batch of ``images`` and leaves the learning rate.
+
+    Linear scaling keeps what a recipe was tuned for: the step an image, and the number of epochs.
+    """
+    now = cfg.SOLVER.IMS_PER_BATCH
+    if now != images and "SOLVER.BASE_LR" not in overrides[::2]:
+        factor = now / images
+        logger.warning(
+            "SOLVER.IMS_PER_BATCH: %d instead of the file's %d, with its BASE_LR %g: the linear "
+            "rule says SOLVER.BASE_LR %g, and MAX_ITER and STEPS times %g",
+            now, images, cfg.SOLVER.BASE_LR, cfg.SOLVER.BASE_LR * factor, 1 / factor,
+        )  # fmt: skip
+
+
 def _finish(cfg, overrides):
-    overrides = list(overrides)
+    overrides, images = list(overrides), cfg.SOLVER.IMS_PER_BATCH
     if len(overrides) % 2:
         raise ConfigError(f"overrides {overrides}: give pairs KEY VALUE")
     _merge(cfg, dict(zip(overrides[::2], overrides[1::2])), "command line")
     check_values(cfg)
+    check_batch(cfg, images, overrides)
     cfg.freeze()
     return cfg

@@ -14,8 +14,14 @@ def pytest_configure(config):
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config, items):
     reasons = {}
+    if not config.getoption("--slow"):
+        reasons["slow"] = "takes minutes: pytest --slow runs it"
     if importlib.util.find_spec("detectron2") is None:
         reasons["detectron2"] = "Detectron2 is not installed"
     if not torch.cuda.is_available():

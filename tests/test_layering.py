@@ -13,6 +13,7 @@ MODULES = sorted((ROOT / "resnet_det").rglob("*.py"))
 ALONE = {
     "detectron2": {
         "resnet_det/engines/detectron2_plugin.py",
+        "resnet_det/engines/detectron2_resume.py",
         "resnet_det/engines/with_detectron2.py",
     },
     "torchvision.models.detection": {

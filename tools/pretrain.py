@@ -16,7 +16,7 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from resnet_det.config import load_config
-from resnet_det.engines import classifier
+from resnet_det.engines import classifier, common
 from resnet_det.training.distributed import launch
 
 
@@ -27,6 +27,9 @@ def parse(argv=None):
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    parser.add_argument(
+        "--replay", metavar="FILE", help="the iteration that not_finite_*.pth is of"
+    )
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     args = parser.parse_args(argv)
     if any(word.startswith("--") for word in args.overrides):
@@ -35,7 +38,11 @@ def parse(argv=None):
 
 
 def main(args, cfg):
-    return classifier.evaluate(cfg) if args.eval_only else classifier.train(cfg, args.resume)
+    if args.eval_only:
+        return classifier.evaluate(cfg)
+    if args.replay:
+        return classifier.train(common.replayed(cfg, args.replay), resume=True)
+    return classifier.train(cfg, args.resume)
 
 
 if __name__ == "__main__":

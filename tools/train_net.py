@@ -16,7 +16,7 @@ import sys
 # Before torch is loaded: its threads must not spin on the cores that the data workers need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from resnet_det.engines import ENGINES, classifier, pick
+from resnet_det.engines import ENGINES, classifier, common, pick
 
 
 def parse(argv=None, description=__doc__):
@@ -27,6 +27,9 @@ def parse(argv=None, description=__doc__):
     parser.add_argument("--engine", default="auto", choices=ENGINES)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    parser.add_argument(
+        "--replay", metavar="FILE", help="the iteration that not_finite_*.pth is of"
+    )
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0)
@@ -42,6 +45,8 @@ def main(args, cfg):
     engine = pick(args.engine)
     if args.eval_only:
         return engine.evaluate(cfg)
+    if args.replay:
+        return engine.train(common.replayed(cfg, args.replay), resume=True)
     classifier.ensure_weights(cfg)
     return engine.train(cfg, args.resume)
 

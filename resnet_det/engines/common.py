@@ -7,6 +7,7 @@ import operator
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,30 @@ def check_testable(cfg):
         raise ConfigError(
             f"DATASETS.TEST: {cfg.DATASETS.TEST}: a ProposalNetwork detects no objects: give ()"
         )
+
+
+def replayed(cfg, path):
+    """The config that, resumed, runs again the one iteration of a ``not_finite_<iteration>.pth``.
+
+    Its output goes to a folder beside the file. Give as many processes as the run had.
+
+    Raises:
+        ConfigError: not such a file.
+    """
+    path = Path(path).resolve()
+    number = re.fullmatch(r"not_finite_(\d+)", path.stem)
+    if not number or not path.is_file():
+        raise ConfigError(f"--replay {path}: give a file not_finite_<iteration>.pth of a run")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(path.with_suffix(".replay"))
+    cfg.SOLVER.MAX_ITER = int(number[1]) + 1
+    cfg.DATASETS.TEST = ()
+    cfg.TEST.PRECISE_BN.ENABLED = False
+    cfg.freeze()
+    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+    (Path(cfg.OUTPUT_DIR) / "last_checkpoint").write_text(str(path))
+    return cfg
 
 
 def setup(cfg):

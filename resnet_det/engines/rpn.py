@@ -140,8 +140,6 @@ class RPN(RegionProposalNetwork):
         for boxes, scores, index, shape in zip(proposals, logits, top, image_shapes):
             boxes, scores, levels = boxes[index].float(), scores[index], level[index]
             finite = boxes.isfinite().all(1) & scores.isfinite()
-            if not finite.all() and self.training:
-                raise FloatingPointError("the RPN predicts infinite or NaN boxes: it has diverged")
             boxes = clip_boxes_to_image(boxes, shape)
             keep = finite & ((boxes[:, 2:] - boxes[:, :2]) > self.min_size).all(1)
             boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
@@ -160,6 +158,9 @@ class RPN(RegionProposalNetwork):
             ),
             "loss_rpn_loc": smooth_l1(pred_bbox_deltas[positive], targets[positive], self.beta),
         }
+        # Proposals that are not finite were left out: the loss says so, whatever anchors were drawn.
+        finite = pred_bbox_deltas.isfinite().all() & objectness.isfinite().all()
+        losses["loss_rpn_loc"] = torch.where(finite, losses["loss_rpn_loc"], math.nan)
         normaliser = self.fg_bg_sampler.batch_size_per_image * len(regression_targets)
         return {k: v * (self.weights[k] / normaliser) for k, v in losses.items()}
 

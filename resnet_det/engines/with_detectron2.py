@@ -25,18 +25,17 @@ from detectron2.data import (
 )
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.engine import (
-    AMPTrainer,
     DefaultTrainer,
-    SimpleTrainer,
     TrainerBase,
     create_ddp_model,
     default_setup,
+    hooks,
 )
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 
-from ..config import ConfigError, add_resnet_det_config, flatten
+from ..config import ConfigError, add_resnet_det_config, check_batch, flatten
 from ..data import (
     Dataset,
     ImageError,
@@ -49,9 +48,12 @@ from ..data import (
 from ..data.loader import with_usable_annotations
 from ..data.pixels import read_image
 from ..nets.weights import SUFFIXES, WeightsError, read
+from ..training import Checkpointer as Files
 from ..training import distributed
+from ..training.loop import undisturbed
 from ..training.precision import amp_dtype
 from . import common, detectron2_plugin  # noqa: F401  (registers the nets)
+from .detectron2_resume import AMP, Batches, Resumable, Simple
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +84,14 @@ def load_config(path, overrides=()):
         (path, lambda: cfg.merge_from_file(str(path), allow_unsafe=False)),
         ("command line", lambda: cfg.merge_from_list(overrides)),
     ):
+        images = cfg.SOLVER.IMS_PER_BATCH
         try:
             merge()
         except (KeyError, ValueError, AssertionError, TypeError, AttributeError, OSError) as error:
             raise ConfigError(f"{where}: {_explained(str(error.args[0]), known)}") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"{where}: not a readable YAML config: {error}") from error
+    check_batch(cfg, images, overrides)
     if cfg.MODEL.META_ARCHITECTURE == "Classifier":
         raise ConfigError("MODEL.META_ARCHITECTURE: Classifier: Detectron2 trains detectors only")
     common.refuse_classifier_keys(cfg)
@@ -178,37 +182,16 @@ def _foreign(names):
 
 
 class Mapper(DatasetMapper):
-    """Detectron2's, except that a broken image is named, or left out if ``skip_bad``."""
-
-    skip_bad = False
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.bad = set()  # files that were left out, of this process
+    """Detectron2's, except that a broken image is named."""
 
     def __call__(self, dataset_dict):
         try:
             return super().__call__(dataset_dict)
-        except Exception as error:
-            fault = self._fault(dataset_dict["file_name"], error)
-            if fault is None:
-                raise
-            if not self.skip_bad:
-                raise fault from error
-            if fault.file not in self.bad:
-                self.bad.add(fault.file)
-                logger.warning("left out: %s (%d unusable so far)", fault, len(self.bad))
-            return None  # Detectron2's loader then takes another image
-
-    @staticmethod
-    def _fault(file_name, error):
-        if isinstance(error, SizeMismatchError):
-            return ImageError(file_name, str(error))
-        try:
-            read_image(file_name)
-        except ImageError as fault:
-            return fault
-        return None
+        except SizeMismatchError as error:
+            raise ImageError(dataset_dict["file_name"], str(error)) from error
+        except Exception:
+            read_image(dataset_dict["file_name"])  # which says what is wrong with it
+            raise
 
 
 # ---- evaluation
@@ -324,8 +307,12 @@ class Checkpointer(DetectionCheckpointer):
                 return {"model": state}
         return super()._load_file(filename)
 
-    def save(self, name, **kwargs):
-        super().save(name, meta=self.meta, **kwargs)
+    def save(self, name, **others):
+        """Write a checkpoint so that no interruption leaves less than the one before."""
+        if self.save_dir and self.save_to_disk:
+            state = {name: part.state_dict() for name, part in self.checkpointables.items()}
+            model = self.model.state_dict()
+            Files(self.save_dir).save(name, model=model, meta=self.meta, **state, **others)
 
     def _load_model(self, checkpoint):
         found = super()._load_model(checkpoint)
@@ -361,6 +348,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg):
         TrainerBase.__init__(self)  # DefaultTrainer's asks DistributedDataParallel for a GPU
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
@@ -369,7 +357,7 @@ class Trainer(DefaultTrainer):
             _autocast_in_training(model, dtype)
         gpu = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=gpu)
-        loop = AMPTrainer if dtype is torch.float16 else SimpleTrainer
+        loop = AMP if dtype is torch.float16 else Simple
         self._trainer = loop(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
@@ -398,25 +386,63 @@ class Trainer(DefaultTrainer):
             cfg.DATASETS.PROPOSAL_FILES_TRAIN,
         )
         records, self.classes = dataset.records, dataset.metadata.classes
+        filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        difficult = cfg.RESNET_DET.USE_DIFFICULT
         if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
             for key, default in (("USE_DIFFICULT", True), ("SKIP_BAD_DATA", False)):
                 if cfg.RESNET_DET[key] != default:
                     raise ConfigError(f"RESNET_DET.{key}: is for detectors of boxes alone")
-            return build_detection_train_loader(cfg, mapper)  # ours reads boxes only
-        difficult = cfg.RESNET_DET.USE_DIFFICULT
-        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+            proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN
+            records = get_detection_dataset_dicts(  # ours reads boxes only
+                cfg.DATASETS.TRAIN,
+                filter_empty=filter_empty,
+                min_keypoints=least if cfg.MODEL.KEYPOINT_ON else 0,
+                proposal_files=proposals if cfg.MODEL.LOAD_PROPOSALS else None,
+            )
+        elif filter_empty:
             records = with_usable_annotations(records, use_difficult=difficult)
         if not difficult:
             records = [
                 r | {"annotations": [a for a in r["annotations"] if not a.get("difficult")]}
                 for r in records
             ]
-        mapper.skip_bad = cfg.RESNET_DET.SKIP_BAD_DATA
-        return build_detection_train_loader(cfg, mapper, dataset=records)
+        if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+            logger.warning(
+                "DATALOADER.SAMPLER_TRAIN: %s: a resumed run starts this sampler anew",
+                cfg.DATALOADER.SAMPLER_TRAIN,
+            )
+            return build_detection_train_loader(cfg, mapper, dataset=records)
+        return Batches(
+            self,
+            records,
+            mapper,
+            total_batch=cfg.SOLVER.IMS_PER_BATCH,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA,
+        )
+
+    def build_hooks(self):
+        """Detectron2's, with :class:`Resumable` in the place of its checkpoints."""
+        built = [h for h in super().build_hooks() if not isinstance(h, hooks.PeriodicCheckpointer)]
+        resumable = Resumable(self, self.cfg)
+        at = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+        built.insert(at, resumable)
+        self._trainer.resumable = resumable
+        period, images = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.PRECISE_BN.NUM_ITER
+        for hook in built:
+            if isinstance(hook, hooks.PreciseBN) and period:  # each goes on where the last stopped
+                hook._data_loader.first = lambda: self.start_iter // period * images
+            elif isinstance(hook, hooks.PreciseBN):
+                hook._data_loader.first = lambda: 0
+        return built
 
     @classmethod
     def test(cls, cfg, model):
-        return _test(cfg, model)
+        distributed.share_buffers(model)  # evaluate what is saved
+        with undisturbed(model, torch.device(cfg.MODEL.DEVICE)):
+            return _test(cfg, model)
 
 
 def train(cfg, resume=False):
@@ -436,10 +462,15 @@ def train(cfg, resume=False):
     _setup(cfg)
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN: name at least one dataset")
-    if comm.is_main_process() and not resume:
+    latest = Files(cfg.OUTPUT_DIR).latest() if resume else None
+    if comm.is_main_process() and not latest:
         (Path(cfg.OUTPUT_DIR) / "metrics.json").unlink(missing_ok=True)
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume)
+    if latest:
+        trainer.checkpointer.load(str(latest))
+        trainer.start_iter = trainer.iter + 1
+    else:
+        trainer.checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
     common.check_conventions(trainer.checkpointer.facts, cfg, cfg.MODEL.WEIGHTS)
     common.check_statistics(trainer.checkpointer.model)
     TrainerBase.train(trainer, trainer.start_iter, trainer.max_iter)

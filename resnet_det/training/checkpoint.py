@@ -29,19 +29,14 @@ class Checkpointer:
     """Saves to and finds in one folder.
 
     Args:
-        folder: created when absent.
-        keep: number of ``model_<iteration>.pth`` files to keep, the newest; None, as in
-            Detectron2, keeps all. ``model_final.pth`` always stays.
+        folder: created when absent. Every checkpoint stays in it, as in Detectron2.
     """
 
-    def __init__(self, folder, keep=None):
-        if keep is not None and keep < 1:
-            raise ValueError(f"keep must be at least 1 or None, not {keep}")
+    def __init__(self, folder):
         self.folder = Path(folder)
-        self.keep = keep
 
-    def save(self, name, **state):
-        """Write ``<name>.pth`` and name it in ``last_checkpoint``; returns the path.
+    def save(self, name, newest=True, **state):
+        """Write ``<name>.pth`` and, if ``newest``, name it in ``last_checkpoint``; returns the path.
 
         Whenever this is interrupted, ``last_checkpoint`` names a whole file.
 
@@ -54,17 +49,14 @@ class Checkpointer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write_atomically(path, lambda file: torch.save(state, file))
-            _write_atomically(
-                self.folder / "last_checkpoint", lambda file: file.write(path.name.encode())
-            )
+            if newest:
+                _write_atomically(
+                    self.folder / "last_checkpoint", lambda file: file.write(path.name.encode())
+                )
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             previous = self._named()
             intact = f"the previous one, {previous}, is intact" if previous else "none exists yet"
             raise OSError(f"cannot write the checkpoint {path}: {error}; {intact}") from error
-        if self.keep is not None:
-            for old in self._periodic()[self.keep :]:
-                if old != path:
-                    old.unlink(missing_ok=True)
         return path
 
     def latest(self):

@@ -5,7 +5,9 @@ Without torchrun every function below still works: there is one process, rank 0 
 
 import inspect
 import os
+import re
 import socket
+import sys
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -40,11 +42,16 @@ def launch_info():
     return Launch(*(int(os.environ[name]) for name in names))
 
 
+# What gloo says when the other end of a connection is gone.
+_LOST = re.compile("Connection (closed|reset|refused)|Broken pipe|Socket closed")
+
+
 def launch(main, *args, num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto"):
     """Run ``main(*args)`` in ``num_gpus`` processes on each of ``num_machines``, as Detectron2's.
 
     Under torchrun, or with one process, it is called here and its result returned; otherwise the
-    processes get torchrun's environment. A process that fails ends the others.
+    processes get torchrun's environment. A process that fails ends the others, and this one with
+    its exit code and, where it was killed, a message.
 
     Args:
         dist_url: "tcp://host:port" of machine 0; "auto" picks a free port of this machine.
@@ -53,7 +60,17 @@ def launch(main, *args, num_gpus=1, num_machines=1, machine_rank=0, dist_url="au
         ValueError: "auto" with several machines, or another form of ``dist_url``.
     """
     if "RANK" in os.environ or num_gpus * num_machines == 1:
-        result = main(*args)
+        try:
+            result = main(*args)
+        except ConnectionError as error:
+            sys.exit(f"error: {error}")
+        except RuntimeError as error:
+            if get_world_size() > 1 and _LOST.search(str(error)):
+                sys.exit(
+                    f"error: process {get_rank()} of {get_world_size()} stops because another has "
+                    "ended, whose own message says why; --resume goes on from the last checkpoint"
+                )
+            raise
         shutdown()
         return result
     if dist_url == "auto":
@@ -73,12 +90,23 @@ def launch(main, *args, num_gpus=1, num_machines=1, machine_rank=0, dist_url="au
         "LOCAL_WORLD_SIZE": str(num_gpus),
     }
     first = machine_rank * num_gpus
-    torch.multiprocessing.spawn(_launched, (main, args, environment, first), nprocs=num_gpus)
+    try:
+        torch.multiprocessing.spawn(_launched, (main, args, environment, first), nprocs=num_gpus)
+    except torch.multiprocessing.ProcessExitedException as error:
+        if error.signal_name is None:
+            sys.exit(error.exit_code)
+        sys.exit(
+            f"error: process {first + error.error_index} was killed by {error.signal_name}, and "
+            "the others were ended; --resume goes on from the last checkpoint"
+        )
 
 
 def _launched(local_rank, main, args, environment, first):
     os.environ |= environment | {"LOCAL_RANK": str(local_rank), "RANK": str(first + local_rank)}
-    launch(main, *args)
+    try:
+        launch(main, *args)
+    except ValueError as error:  # what the user gave is wrong: the same in every process
+        sys.exit(f"error: {error}" if local_rank == 0 else 1)
 
 
 def init(device="cuda"):
@@ -91,7 +119,8 @@ def init(device="cuda"):
         torch.device: ``cuda:<local rank>`` or ``cpu``.
 
     Raises:
-        RuntimeError: no CUDA device, fewer devices than processes, or no connection.
+        RuntimeError: no CUDA device, or fewer devices than processes.
+        ConnectionError: the processes cannot meet.
     """
     rank, world, local_rank = launch_info()
     device = torch.device(device)
@@ -113,9 +142,9 @@ def init(device="cuda"):
             dist.init_process_group(backend, rank=rank, world_size=world)
         except (RuntimeError, ValueError) as error:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            raise RuntimeError(
+            raise ConnectionError(
                 f"process {rank} of {world} could not meet the others at {address} ({error}); "
-                "if the port is taken, give torchrun another --master-port"
+                "if the port is taken, give another: torchrun --master-port, or --dist-url"
             ) from error
     return device
 

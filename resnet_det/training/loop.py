@@ -45,8 +45,9 @@ def train(
     """Train up to iteration ``max_iter`` and leave ``model_final.pth``.
 
     A run that was interrupted and resumed gives bit for bit the weights and the metrics (but for
-    times) of one that was not, provided that ``batches`` does too. After SIGTERM the iteration in
-    progress is finished, a checkpoint is saved and the process exits with code 143.
+    times) of one that was not, provided that ``batches`` does too. After SIGTERM or SIGUSR1 (Slurm's
+    warning) the iteration in progress is finished, a checkpoint is saved and the process exits
+    with 128 + the signal's number.
 
     ``metrics.json`` (appended to, one object a line, Detectron2's keys) gets every ``log_period``
     iterations ``iteration`` (the last one run, from 0), ``total_loss``, each loss, ``lr``,
@@ -75,8 +76,9 @@ def train(
         meta: dict of plain facts, kept in each checkpoint.
 
     Raises:
-        FloatingPointError: a loss is NaN or infinite; names the iteration, the losses and the
-            images. The weights have not been touched by it, and no checkpoint is written.
+        FloatingPointError: a loss is NaN or infinite; names the iteration, the losses, the images
+            and the file ``not_finite_<iteration>.pth``: a checkpoint from just before that
+            iteration, which ``last_checkpoint`` does not name.
     """
     device = torch.device(device)
     dtype = amp_dtype(device) if amp else torch.float32
@@ -100,12 +102,14 @@ def train(
         window.update({name: list(values) for name, values in resume_from["window"].items()})
     metrics = Metrics(output_dir, start_iter) if distributed.is_main() else None
 
-    def save(name, iteration):
+    def save(name, iteration, rng=None):
+        """``rng``: save the state before the iteration after ``iteration``, which failed."""
         distributed.share_buffers(plain_model)
-        states = distributed.all_gather_objects(rng_state(device))
+        states = distributed.all_gather_objects(rng or rng_state(device))
         if distributed.is_main():
             path = checkpointer.save(
                 name,
+                newest=rng is None,
                 model=plain_model.state_dict(),
                 optimizer=optimizer.state_dict(),
                 schedule=schedule.state_dict(),
@@ -120,7 +124,7 @@ def train(
 
     def run_evaluation(iteration):
         distributed.share_buffers(plain_model)
-        with _undisturbed(plain_model, device):
+        with undisturbed(plain_model, device):
             results = evaluate(plain_model)
         if metrics is not None:
             metrics.write(iteration, results)
@@ -136,14 +140,14 @@ def train(
     model.train()
     try:
         if resume_from is not None:
-            _restore_rng(resume_from["rng"], device)
+            restore_rng(resume_from["rng"], device)
             # The run may have ended between its checkpoint and the evaluation that follows it.
             done = distributed.all_gather_objects(metrics and metrics.last_evaluation)[0]
             if evaluation_due(start_iter - 1) and done != start_iter - 1:
                 run_evaluation(start_iter - 1)
             elif start_iter >= max_iter:
                 logger.info("all %d iterations are done already", max_iter)
-        with _sigterm() as stop:
+        with stop_signals() as stop:
             for iteration in range(start_iter, max_iter):
                 begin = time.perf_counter()
                 try:
@@ -153,6 +157,7 @@ def train(
                         f"the batches ended at iteration {iteration} of {max_iter}"
                     ) from None
                 data_time = time.perf_counter() - begin
+                before = rng_state(device)
 
                 with mixed:
                     outputs = model(batch)
@@ -165,12 +170,16 @@ def train(
 
                 # One transfer from the device and one exchange between processes an iteration;
                 # a stop or a NaN anywhere reaches every process in it, so that all act alike.
-                packed = [total, *outputs.values(), torch.tensor(float(stop.is_set()))]
+                packed = [total, *outputs.values(), torch.tensor(float(bool(stop)))]
                 packed = torch.stack([v.detach().to(device, torch.float64) for v in packed])
                 *values, stopping = distributed.mean_over_ranks(packed).tolist()
                 values = dict(zip(["total_loss", *outputs], values))
                 if not all(math.isfinite(values[name]) for name in ["total_loss", *losses]):
-                    raise FloatingPointError(_not_finite(iteration, losses, batch))
+                    name = f"not_finite_{iteration:07d}"
+                    save(name, iteration - 1, before)
+                    raise FloatingPointError(
+                        not_finite(iteration, losses, batch, checkpointer.folder / f"{name}.pth")
+                    )
 
                 if clip is not None:
                     scaler.unscale_(optimizer)
@@ -199,12 +208,12 @@ def train(
                 if last or stopping or (iteration + 1) % checkpoint_period == 0:
                     save("model_final" if last else f"model_{iteration:07d}", iteration)
                 if stopping:
-                    logger.warning("SIGTERM: stopped after iteration %d; can resume", iteration)
-                    raise SystemExit(128 + signal.SIGTERM)
+                    logger.warning("stopped by a signal after iteration %d; can resume", iteration)
+                    raise SystemExit(exit_code(stop))
                 if evaluation_due(iteration):
                     run_evaluation(iteration)
-            if stop.is_set():  # it came during the last evaluation
-                raise SystemExit(128 + signal.SIGTERM)
+            if stop:  # it came during the last evaluation
+                raise SystemExit(exit_code(stop))
     finally:
         if metrics is not None:
             metrics.close()
@@ -264,7 +273,7 @@ def read_metrics(path):
 
 
 @contextlib.contextmanager
-def _undisturbed(model, device):
+def undisturbed(model, device):
     """Put the random states and every module's training mode back afterwards."""
     state, modes = rng_state(device), [(module, module.training) for module in model.modules()]
     try:
@@ -276,20 +285,31 @@ def _undisturbed(model, device):
 
 
 @contextlib.contextmanager
-def _sigterm():
-    """An event that SIGTERM sets, in place of ending the process at once."""
-    event = threading.Event()
+def stop_signals():
+    """A list to which SIGTERM and SIGUSR1 add their numbers, in place of ending the process."""
+    received = []
     if threading.current_thread() is not threading.main_thread():
-        yield event  # Python delivers signals to the main thread only
+        yield received  # Python delivers signals to the main thread only
         return
-    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    previous = {
+        number: signal.signal(number, lambda number, _: received.append(int(number)))
+        for number in (signal.SIGTERM, signal.SIGUSR1)
+    }
     try:
-        yield event
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def _restore_rng(states, device):
+def exit_code(received):
+    """Of a process that stops for :func:`stop_signals`; another process may have got the signal."""
+    return 128 + (received[0] if received else signal.SIGTERM)
+
+
+def restore_rng(states, device):
+    """Put this process's of the saved random states back; warns where the number of processes
+    is another."""
     if len(states) == distributed.get_world_size():
         set_rng_state(states[distributed.get_rank()], device)
     else:
@@ -301,8 +321,11 @@ def _restore_rng(states, device):
         )
 
 
-def _not_finite(iteration, losses, batch):
-    """Message of the error that ends all processes together: each tells its losses and images."""
+def not_finite(iteration, losses, batch, path):
+    """Message of the error that ends all processes together: each tells its losses and images.
+
+    ``path``: the file that :func:`train` saved for it.
+    """
     mine = ""
     if not all(math.isfinite(loss.item()) for loss in losses.values()):
         mine = ", ".join(f"{name} = {loss.item():g}" for name, loss in losses.items())
@@ -311,7 +334,8 @@ def _not_finite(iteration, losses, batch):
     reports = [report for report in distributed.all_gather_objects(mine) if report]
     return (
         f"a loss is not finite in iteration {iteration}: {' | '.join(reports)}. "
-        "A lower learning rate, a longer warm-up or gradient clipping may help"
+        "A lower learning rate, a longer warm-up or gradient clipping may help. "
+        f"The same command with --replay {path} runs this iteration again"
     )
 
 
