@@ -128,6 +128,28 @@ def test_the_papers_recipe_on_cifar10():
         assert not cfg.TEST.PRECISE_BN.ENABLED
 
 
+def test_the_papers_recipe_on_imagenet():
+    """Sections 3 and 4.3 of the specification."""
+    nets = {"plain18", "plain34", "resnet18_a", "resnet34_a", "resnet34_b", "resnet34_c",
+            "resnet50", "resnet101", "resnet152", "vgg16"}  # fmt: skip
+    paths = {p.stem: p for p in (ROOT / "configs/imagenet").glob("*.yaml")}
+    assert paths.keys() == nets | {"Base-ImageNet"}
+    for name in nets:
+        cfg = load_config(paths[name])
+        s, vgg = cfg.SOLVER, name == "vgg16"
+        assert cfg.MODEL.BACKBONE.NAME == f"paper_{name}" and cfg.MODEL.RESNETS.STRIDE_IN_1X1
+        assert (s.IMS_PER_BATCH, s.MAX_ITER, s.MOMENTUM, s.GAMMA) == (256, 600_000, 0.9, 0.1)
+        assert (s.BASE_LR, s.WEIGHT_DECAY) == ((0.01, 0.0005) if vgg else (0.1, 0.0001))
+        assert (s.WEIGHT_DECAY_NORM, s.WEIGHT_DECAY_BIAS, s.WARMUP_ITERS) == (0.0, 0.0, 0)
+        assert list(cfg.INPUT.MIN_SIZE_TRAIN) == [256, 480] and cfg.INPUT.MIN_SIZE_TEST == 256
+        assert cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
+        assert list(cfg.INPUT.CROP.SIZE) == [224, 224] and cfg.INPUT.RANDOM_FLIP == "horizontal"
+        assert list(cfg.MODEL.PIXEL_STD) == [1.0, 1.0, 1.0] and cfg.RESNET_DET.COLOR_PCA
+        assert cfg.RESNET_DET.TEST_CROPS == 10
+        assert list(cfg.TEST.AUG.MIN_SIZES) == [224, 256, 384, 480, 640] and cfg.TEST.AUG.FLIP
+        assert cfg.TEST.PRECISE_BN.ENABLED != vgg
+
+
 @pytest.mark.parametrize("beta", [1.0, 1 / 9])
 def test_beta_is_caffes_sigma(beta):
     """Fast R-CNN's loss: sigma^2 x^2 / 2 below 1 / sigma^2, |x| - 1 / (2 sigma^2) beyond."""

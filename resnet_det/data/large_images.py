@@ -56,6 +56,7 @@ class RandomCrop:
 
     def __call__(self, record, rng):
         file, label = record
+        mirror = self.flip and rng.random() < 0.5
 
         def place(height, width):
             short = loader.draw_size(self.short_sizes, self.sampling, rng)
@@ -63,9 +64,7 @@ class RandomCrop:
             top = int(rng.integers(height - self.size + 1))
             return height, width, top, int(rng.integers(width - self.size + 1))
 
-        image = pixels.read_crop(file, place, self.size, self.format)
-        if self.flip and rng.random() < 0.5:
-            image = pixels.flip_image(image)
+        image = pixels.read_crop(file, place, self.size, self.format, mirror=mirror)
         shift = color_shift(rng) if self.color_pca else np.zeros(3, np.float32)
         return image, label, shift if self.format == "RGB" else shift[::-1].copy()
 
@@ -191,9 +190,10 @@ class LargeImages:
     def _normalised(self, images, shift=None):
         """uint8 (N, h, w, 3) -> float (N, 3, h, w) on the device, channels last."""
         images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
+        mean = self.mean
         if shift is not None:
-            images += shift.to(self.device, non_blocking=True)[:, :, None, None]
-        return images.sub_(self.mean).div_(self.std)
+            mean = mean - shift.to(self.device, non_blocking=True)[:, :, None, None]
+        return images.sub_(mean).div_(self.std)
 
     def _check_sizes(self, size, shorts, key):
         if min(shorts) < size:

@@ -48,11 +48,10 @@ def read_image(path, format="BGR", stored_upright=False):
         method = _UPRIGHT.get(orientation)
         if method is not None:
             image = image.transpose(method)
-        pixels = np.array(image.convert("RGB"))
-    return np.ascontiguousarray(pixels[:, :, ::-1]) if format == "BGR" else pixels
+        return _as_array(image.convert("RGB"), format)
 
 
-def read_crop(path, place, size, format="BGR", scaled=True):
+def read_crop(path, place, size, format="BGR", *, mirror=False, scaled=True):
     """A square crop of a resized image: no more is resized, and little more decoded, than it needs.
 
     Without ``scaled``, to a grey level the pixels of :func:`read_image`, :func:`resize` and a
@@ -64,6 +63,7 @@ def read_crop(path, place, size, format="BGR", scaled=True):
         place: function of (height, width) -> (height, width, top, left): the size to resize to,
             and the crop's corner in that.
         size: side of the crop.
+        mirror: left and right, after cropping.
 
     Returns:
         uint8 array (size, size, 3), contiguous and writable.
@@ -83,8 +83,16 @@ def read_crop(path, place, size, format="BGR", scaled=True):
             image = image.convert("RGB")
         x, y = image.width / new_width, image.height / new_height
         box = (left * x, top * y, (left + size) * x, (top + size) * y)
-        crop = np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
-    return np.ascontiguousarray(crop[:, :, ::-1]) if format == "BGR" else crop
+        crop = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        if mirror:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return _as_array(crop, format)
+
+
+def _as_array(image, format):
+    """Pillow reorders the channels and mirrors several times faster than numpy's strides."""
+    content = bytearray(image.tobytes("raw", format))
+    return np.frombuffer(content, np.uint8).reshape(image.height, image.width, 3)
 
 
 def image_header(path):

@@ -59,6 +59,10 @@ def test_a_crop_is_a_slice_of_the_resized_image(tmp_path, mode, format):
         crop = pixels.read_crop(file, lambda h, w: (97, 130, top, left), 64, format, scaled=False)  # noqa: B023
         assert crop.shape == (64, 64, 3) and crop.flags["C_CONTIGUOUS"] and crop.flags["WRITEABLE"]
         assert abs(crop - whole[top : top + 64, left : left + 64]).max() <= 1
+    mirrored = pixels.read_crop(
+        file, lambda h, w: (97, 130, 11, 30), 64, format, scaled=False, mirror=True
+    )
+    assert (mirrored == crop[:, ::-1]).all()
 
 
 def test_a_turned_image_is_cropped_upright(tmp_path):

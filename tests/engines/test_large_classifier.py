@@ -1,0 +1,227 @@
+"""A classifier of large images from end to end: processes, workers, resume, every way of testing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resnet_det.config import load_config
+from resnet_det.data import pixels
+from resnet_det.engines import classifier
+from resnet_det.evaluation import classification
+from resnet_det.nets import build_net
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = """
+MODEL:
+  META_ARCHITECTURE: Classifier
+  DEVICE: cpu
+  BACKBONE: {NAME: cifar_resnet20}
+  RESNETS: {NORM: BN}
+  PIXEL_STD: [57.375, 57.120, 58.395]
+INPUT:
+  MIN_SIZE_TRAIN: [36, 48]
+  MIN_SIZE_TRAIN_SAMPLING: range
+  MIN_SIZE_TEST: 36
+  CROP: {ENABLED: True, TYPE: absolute, SIZE: [32, 32]}
+DATASETS: {TRAIN: [imagenet_train], TEST: [imagenet_val]}
+DATALOADER: {NUM_WORKERS: 1}
+SOLVER:
+  IMS_PER_BATCH: 8
+  BASE_LR: 0.05
+  MAX_ITER: 20
+  STEPS: []
+  WARMUP_ITERS: 0
+  CHECKPOINT_PERIOD: 10
+TEST:
+  PRECISE_BN: {ENABLED: True, NUM_ITER: 4}
+  AUG: {MIN_SIZES: [32, 48]}
+RESNET_DET: {COLOR_PCA: True}
+SEED: 3
+"""
+WEIGHTS = "output/a/model_final.pth"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three classes of one colour each, 8 training and 3 test images of differing sizes; trained."""
+    folder = tmp_path_factory.mktemp("large")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3)):
+        for label, color in enumerate(((200, 60, 60), (60, 200, 60), (60, 60, 200))):
+            where = folder / "imagenet" / split / f"n{label}"
+            where.mkdir(parents=True)
+            for i in range(count):
+                noise = rng.normal(0, 40, (40 + 4 * i, 60 - 3 * i, 3))
+                image = (np.array(color) + noise).clip(0, 255).astype(np.uint8)
+                Image.fromarray(image).save(where / f"{i}.JPEG")
+    (folder / "c.yaml").write_text(CONFIG)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("DETECTRON2_DATASETS", str(folder))
+        classifier.train(load_config("c.yaml", ["OUTPUT_DIR", "output/a"]))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(folder))
+
+
+def pretrain(folder, *overrides):
+    """In two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+               "--standalone", str(ROOT / "tools" / "pretrain.py"), "--config-file", "c.yaml"]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*command, *overrides], check=False, cwd=folder, env=environment, capture_output=True,
+        text=True, timeout=200,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+def weights(name):
+    return torch.load(f"output/{name}/model_final.pth", weights_only=True)["model"]
+
+
+def test_it_learns_and_the_results_are_written():
+    lines = [json.loads(x) for x in Path("output/a/metrics.json").read_text().splitlines()]
+    assert lines[-1]["classification/top1_error"] <= 100 / 3  # 2/3 by chance
+    results = json.loads(Path("output/a/inference/imagenet_val/results.json").read_text())
+    assert results["images"] == 9 and results["views"] == "Crops(short=36, count=1)"
+    assert results["top1_error"] == lines[-1]["classification/top1_error"]
+
+
+def test_resumed_is_uninterrupted_with_other_workers(folder):
+    """From the checkpoint of iteration 10, as if it had been stopped there."""
+    name = "model_0000009.pth"
+    (folder / "output/b").mkdir()
+    (folder / "output/b" / name).write_bytes((folder / "output/a" / name).read_bytes())
+    (folder / "output/b/last_checkpoint").write_text(name)
+    cfg = load_config("c.yaml", ["OUTPUT_DIR", "output/b", "DATALOADER.NUM_WORKERS", 2])
+    classifier.train(cfg, resume=True)
+    a, b = weights("a"), weights("b")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_two_processes_share_uneven_tests(folder):
+    """9 test images over 2 processes: the errors are those of one process on the saved weights."""
+    pretrain(folder, "SOLVER.MAX_ITER", "4", "OUTPUT_DIR", "output/two")
+    results = json.loads(Path("output/two/inference/imagenet_val/results.json").read_text())
+    weights = ["MODEL.WEIGHTS", "output/two/model_final.pth", "OUTPUT_DIR", "output/t"]
+    metrics = classifier.evaluate(load_config("c.yaml", weights))
+    assert results["images"] == 9
+    assert results["top1_error"] == metrics["classification/top1_error"]
+
+
+def by_hand(nets, see):
+    """Softmax averaged over nets and over what ``see`` makes of each test image."""
+    mean, std = [103.530, 116.280, 123.675], [57.375, 57.120, 58.395]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
+    rows = []
+    for file in sorted(Path("imagenet/val").glob("*/*.JPEG")):
+        scores = []
+        for view, forward in see(pixels.read_image(file)):
+            x = (torch.from_numpy(view.copy()).permute(2, 0, 1)[None].float() - mean) / std
+            scores += [forward(net, x).softmax(1) for net in nets]
+        rows.append(sum(scores) / len(scores))
+    return torch.cat(rows)
+
+
+def resized(image, short):
+    return pixels.resize(image, *pixels.resized_shape(*image.shape[:2], short, float("inf")))
+
+
+def centre(image):
+    image = resized(image, 36)
+    y, x = (image.shape[0] - 32) // 2, (image.shape[1] - 32) // 2
+    return [(image[y : y + 32, x : x + 32], lambda net, v: net(v))]
+
+
+def ten(image):
+    whole = resized(image, 36)
+    h, w = whole.shape[0] - 32, whole.shape[1] - 32
+    for y, x in ((0, 0), (0, w), (h, 0), (h, w), (h // 2, w // 2)):
+        crop = whole[y : y + 32, x : x + 32]
+        yield from ((v, lambda net, v: net(v)) for v in (crop, crop[:, ::-1]))
+
+
+def scales(image):
+    for short in (32, 48):
+        whole = resized(image, short)
+        yield from ((v, lambda net, v: net.dense(v, 32)) for v in (whole, whole[:, ::-1]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize(
+    "overrides, see",
+    [([], centre), (["RESNET_DET.TEST_CROPS", 10], ten), (["TEST.AUG.ENABLED", True], scales)],
+)
+def test_every_way_of_testing_is_what_it_is_by_hand(overrides, see, members, monkeypatch):
+    """On random nets, which are not sure of anything."""
+    meta = torch.load(WEIGHTS, weights_only=True)["meta"]
+    nets, files = [], []
+    for seed in range(members):
+        torch.manual_seed(seed)
+        nets.append(build_net("cifar_resnet20", 3).eval())
+        nets[-1].linear.weight *= 0.05
+        files.append(f"output/{seed}.pth")
+        torch.save({"model": nets[-1].state_dict(), "meta": meta}, files[-1])
+    seen, count = [], classification.errors_at
+    monkeypatch.setattr(
+        classification, "errors_at", lambda s, *rest: seen.append(s) or count(s, *rest)
+    )
+    keys = ["MODEL.WEIGHTS", files[0], "RESNET_DET.ENSEMBLE", tuple(files[1:])]
+    cfg = load_config("c.yaml", ["OUTPUT_DIR", "output/t", *keys, *overrides])
+    metrics = classifier.evaluate(cfg)
+    expected = by_hand(nets, see)
+    assert torch.allclose(torch.cat(seen).float(), expected, atol=1e-5)
+    assert expected.std(0).min() > 1e-3 and expected.max() < 0.99
+    wrong = (expected.argmax(1) != torch.arange(9) // 3).float().mean().item()
+    assert metrics["classification/top1_error"] == pytest.approx(100 * wrong)
+    results = json.loads(Path("output/t/inference/imagenet_val/results.json").read_text())
+    assert results["nets"] == members and results["top1_error"] == pytest.approx(100 * wrong)
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["RESNET_DET.CROP_PADDING", 4], "CROP_PADDING.*do not use"),
+        (["INPUT.MAX_SIZE_TRAIN", 500], "MAX_SIZE_TRAIN.*classifier does not use"),
+        (["DATASETS.TEST", ["scenes_classification_val"]], "some are of small images"),
+        (["RESNET_DET.TEST_CROPS", 5], "TEST_CROPS: 5: is 1 or 10"),
+        (["RESNET_DET.TEST_CROPS", 10, "TEST.AUG.ENABLED", True], "whole images or crops"),
+        (["RESNET_DET.PER_PIXEL_MEAN", True, "TEST.AUG.ENABLED", True], "PER_PIXEL_MEAN"),
+        (["RESNET_DET.ENSEMBLE", (WEIGHTS,)], "ENSEMBLE.*--eval-only"),
+        (["INPUT.MIN_SIZE_TRAIN", (30, 40)], "crop of 32 pixels.*MIN_SIZE_TRAIN"),
+        (["RESNET_DET.PER_PIXEL_MEAN", True], "PIXEL_MEAN.*must be the mean of the mean image"),
+    ],
+)
+def test_mistakes_are_named(overrides, words):
+    with pytest.raises(ValueError, match=words):
+        classifier.train(load_config("c.yaml", ["OUTPUT_DIR", "output/m", *overrides]))
+
+
+def test_members_that_do_not_fit_are_named(tmp_path):
+    ours = torch.load(WEIGHTS, weights_only=True)
+    for change, words in (
+        ({"classes": ["cat"]}, "classes are not those"),
+        ({"format": "RGB"}, "INPUT.FORMAT RGB"),
+        ({"mean_image": torch.zeros(3, 32, 32)}, "another mean image"),
+        (None, "carries no config"),
+    ):
+        meta = {} if change is None else ours["meta"] | change
+        torch.save({"model": ours["model"], "meta": meta}, tmp_path / "x.pth")
+        cfg = load_config(
+            "c.yaml", ["MODEL.WEIGHTS", WEIGHTS, "RESNET_DET.ENSEMBLE", (str(tmp_path / "x.pth"),)]
+        )
+        with pytest.raises(ValueError, match=words):
+            classifier.evaluate(cfg)
