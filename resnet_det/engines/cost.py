@@ -32,6 +32,9 @@ def predict(plan, runner):
         if run.metrics() is not None:
             rows.append([run.folder.name, run.iterations, 0.0, "finished", "–"])
             continue
+        if run.tested:
+            rows.append([run.folder.name, 0, None, f"a test of {run.tested.folder.name}", "–"])
+            continue
         cfg = load_config(ROOT / run.step.config)
         if run.step not in measured:
             detector = cfg.MODEL.META_ARCHITECTURE != "Classifier"

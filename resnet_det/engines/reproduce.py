@@ -5,6 +5,7 @@ an output folder of its own, and the numbers that are read from the last run's `
 The tables themselves are data: :mod:`.paper`.
 """
 
+import json
 import os
 import platform
 import shlex
@@ -38,12 +39,14 @@ class Step:
     name: of its output folder. Cells that share a step (a pretraining) name it alike, and it runs
         once; a seed is added to the name.
     overrides: KEY VALUE pairs; "{previous}" stands for the step before's ``model_final.pth``.
+    test_only: the step before's detector is tested as the config says, and nothing is trained.
     """
 
     tool: str
     config: str
     name: str
     overrides: tuple = ()
+    test_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,12 @@ class Run:
     iterations: int
     of: int  # iterations of the whole schedule
     keys: tuple  # that its last evaluation must have
+    tested: "Run | None" = None  # the run whose detector this one only tests
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def weights(self):
-        return self.folder / "model_final.pth"
+        return self.tested.weights if self.tested else self.folder / "model_final.pth"
 
     def metrics(self):
         """The final evaluation, or None where the run is not finished.
@@ -110,6 +114,10 @@ class Run:
         Raises:
             ConfigError: the folder holds a run of another length.
         """
+        if self.tested:
+            results = list(self.folder.glob("inference/*/results.json"))
+            found = {f"bbox/{k}": v for path in results for k, v in _read(path).items()}
+            return found if results and all(key in found for key in self.keys) else None
         try:
             length = yaml.safe_load((self.folder / "config.yaml").read_text())["SOLVER"]["MAX_ITER"]
         except FileNotFoundError:
@@ -130,6 +138,11 @@ class Run:
 
     def commit(self):
         return load(self.weights).get("meta", {}).get("commit") or "unknown"
+
+
+def _read(results):
+    """The metrics of a ``results.json``, without those of single classes."""
+    return {k: v for k, v in json.loads(results.read_text()).items() if k != "classes"}
 
 
 def shortened(cfg, fraction):
@@ -167,11 +180,13 @@ def plan(table, seeds, fraction, output):
                 cfg = load_config(ROOT / step.config, overrides)
                 shorter = shortened(cfg, fraction) if fraction != 1 else []
                 options = [*overrides, "SEED", seed, *shorter, "OUTPUT_DIR", folder]
-                command = [step.tool, "--config-file", step.config, "--resume", *map(str, options)]
+                how = "--eval-only" if step.test_only else "--resume"
+                command = [step.tool, "--config-file", step.config, how, *map(str, options)]
                 whole = cfg.SOLVER.MAX_ITER
+                length = shorter[1] if shorter else whole
+                tested = chain[-1] if step.test_only else None
                 if folder not in runs:
-                    length = shorter[1] if shorter else whole
-                    runs[folder] = Run(step, folder, command, length, whole, ())
+                    runs[folder] = Run(step, folder, command, length, whole, (), tested)
                 if last:
                     runs[folder].keys = tuple(n.key for n in cell.numbers if n.key)
                 chain.append(runs[folder])

@@ -185,3 +185,24 @@ def test_a_dry_run_measures_a_detector_and_names_what_is_absent(tmp_path, monkey
     cfg = load_config(reproduce.ROOT / "configs/faster_rcnn_R18_coco.yaml")
     for name in ("coco_2014_train", "coco_2014_val", "imagenet_resnet18_a"):
         assert f"lacks {tmp_path}/coco" in cost.needs(cfg) and name in cost.needs(cfg)
+
+
+def test_a_step_that_only_tests_reads_its_results(tmp_path):
+    """It names the weights of the run before, trains nothing, and is done when its results are."""
+    quick = "configs/quickstart.yaml"
+    train = Step("tools/train_net.py", quick, "trained")
+    test = Step("tools/train_net.py", quick, "tested", ("MODEL.WEIGHTS", "{previous}"), True)
+    cell = Cell("c", "C", (train, test), (Number("bbox/AP50", "AP50", 50.0),))
+    table = Table("t", "T", (cell,))
+    plan = reproduce.plan(table, [1], Fraction(1), tmp_path)
+    ((first, second),) = plan.values()
+    weights = str(tmp_path / "trained-seed1/model_final.pth")
+    assert second.command[3] == "--eval-only" and "--resume" not in second.command
+    assert second.command[second.command.index("MODEL.WEIGHTS") + 1] == weights
+    finished(tmp_path / "trained-seed1", 0.0, iterations=1200)
+    assert first.metrics() is not None and second.metrics() is None
+    folder = tmp_path / "tested-seed1/inference/scenes_voc_test"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"AP50": 51.5, "classes": {"star": {}}}))
+    _, (row,) = reproduce.table_rows(table, plan, Fraction(1))
+    assert row[2:7] == ["50.00", "51.50 (1 seed)", "+1.50", "1,200 of 1,200", "abc"]
