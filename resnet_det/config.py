@@ -81,8 +81,8 @@ def add_resnet_det_config(cfg):
     cfg.RESNET_DET.COLOR_PCA = False
     # Crops of a classifier's test image: 1 (the centre) or 10 (with the corners, and mirrored).
     cfg.RESNET_DET.TEST_CROPS = 1
-    # Further classifiers, whose softmax is averaged with that of MODEL.WEIGHTS in a test (Table 5):
-    # checkpoints, each of which carries its config.
+    # Further checkpoints, each of which carries its config, for a test together with MODEL.WEIGHTS:
+    # classifiers (Table 5: the mean of their softmax) or detectors (Appendix B).
     cfg.RESNET_DET.ENSEMBLE = ()
     # Fold constant batch norms, compute no cell that nobody reads, keep channels last: the same
     # results and checkpoints sooner (resnet_det/nets/fast.py). False to compare.
@@ -90,6 +90,11 @@ def add_resnet_det_config(cfg):
     # Iterations of the 4 steps of alternating training (tools/train_alternating.py): RPN, Fast
     # R-CNN, RPN, Fast R-CNN. The released code's for VOC 07.
     cfg.RESNET_DET.ALTERNATING = (80000, 40000, 80000, 40000)
+    # Appendix B (Table 9), see resnet_det/engines/appendix.py. Context is a part of the net, for
+    # training and test; the others are for the test alone.
+    cfg.RESNET_DET.GLOBAL_CONTEXT = False
+    cfg.RESNET_DET.BOX_REFINEMENT = False
+    cfg.RESNET_DET.MULTI_SCALE_TEST = ()  # shorter sides, ascending; the paper's 200, 400 ... 1000
 
 
 def get_cfg():

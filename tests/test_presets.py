@@ -39,7 +39,7 @@ def test_loads_and_builds(path):
 @pytest.mark.parametrize("path", PAPER, ids=name)
 def test_the_papers_recipe(path):
     """Sections 6.2 to 6.5 of the specification; the numbers are typed from there."""
-    cfg, coco = load_config(path), path.stem.endswith("_coco")
+    cfg, coco = load_config(path), "_coco" in path.stem
     m, s, vgg = cfg.MODEL, cfg.SOLVER, "VGG16" in path.stem
     assert (tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN) == ((600,), 1000)
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (600, 1000)
@@ -95,6 +95,24 @@ def test_every_cell_of_tables_7_and_8_has_its_config():
             assert cfg.MODEL.WEIGHTS == f"output/imagenet_{trained}/model_final.pth"
             assert cfg.RESNET_DET.PRETRAIN == f"configs/imagenet/{trained}.yaml"
             assert cfg.OUTPUT_DIR == f"output/faster_rcnn_{net}{suffix}"
+
+
+def test_the_rows_of_table_9():
+    """Each adds one improvement; those of the test alone take the detector of the row above."""
+    rows = ["", "_refine", "_context", "_multiscale"]
+    paths = [ROOT / f"configs/faster_rcnn_R101_coco{row}.yaml" for row in rows]
+    baseline, refine, context, multiscale = map(load_config, paths)
+    keys = ("BOX_REFINEMENT", "GLOBAL_CONTEXT", "MULTI_SCALE_TEST")
+    sides = (200, 400, 600, 800, 1000)
+    assert [tuple(cfg.RESNET_DET[k] for k in keys) for cfg in (baseline, refine, context, multiscale)] == [
+        (False, False, ()), (True, False, ()), (True, True, ()), (True, True, sides)
+    ]  # fmt: skip
+    assert refine.MODEL.WEIGHTS == f"{baseline.OUTPUT_DIR}/model_final.pth"
+    assert context.MODEL.WEIGHTS == baseline.MODEL.WEIGHTS
+    assert multiscale.MODEL.WEIGHTS == f"{context.OUTPUT_DIR}/model_final.pth"
+    numbers = [("AP 29.9", "AP50 49.9"), ("AP 30.0", "AP50 51.1"), ("AP 32.5", "AP50 53.8")]
+    for path, (ap, ap50) in zip(paths[1:], numbers):
+        assert f"Expected: {ap}, {ap50}" in path.read_text()
 
 
 def test_no_two_configs_write_to_one_folder_and_their_datasets_exist():

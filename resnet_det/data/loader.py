@@ -174,10 +174,12 @@ class DetectionMapper:
         train: False leaves out the annotations.
         use_difficult: train on objects that VOC marks difficult, as Detectron2 does.
         proposals: number of precomputed proposals to keep of each image, the best; None takes none.
+        scales: further shorter edges, beside the one size of a test.
 
     The sample: ``file_name``, ``image_id``, ``height``, ``width`` (of the original), ``image``
     (uint8 tensor (3, h, w)) and in training ``boxes`` (float32 (N, 4), XYXY in the resized image)
-    and ``classes`` (int64 (N,)); with precomputed ones, ``proposals`` (float32 (N, 4)). Crowds are left out; boxes are clipped, empty ones dropped.
+    and ``classes`` (int64 (N,)); with precomputed ones, ``proposals`` (float32 (N, 4)); with
+    ``scales`` a list of images. Crowds are left out; boxes are clipped, empty ones dropped.
     """
 
     def __init__(
@@ -191,6 +193,7 @@ class DetectionMapper:
         train,
         use_difficult=True,
         proposals=None,
+        scales=(),
     ):
         short_sizes = [short_sizes] if isinstance(short_sizes, int) else list(short_sizes)
         if sampling not in ("choice", "range"):
@@ -209,6 +212,7 @@ class DetectionMapper:
         self.train = train
         self.use_difficult = use_difficult
         self.proposals = proposals
+        self.scales = tuple(scales)
 
     def __call__(self, record, rng):
         image = pixels.read_image(record["file_name"], self.format, stored_upright=self.train)
@@ -223,6 +227,7 @@ class DetectionMapper:
         short = draw_size(self.short_sizes, self.sampling, rng)
         new_height, new_width = pixels.resized_shape(height, width, short, self.max_size)
         mirror = self.flip == "horizontal" and rng.random() < 0.5
+        others = pixels.at_scales(image, self.scales, self.short_sizes[0], self.max_size)
         image = pixels.resize(image, new_height, new_width)
         if mirror:
             image = pixels.flip_image(image)
@@ -231,8 +236,10 @@ class DetectionMapper:
             "image_id": record["image_id"],
             "height": height,
             "width": width,
-            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            "image": _channels_first(image),
         }
+        if self.scales:
+            sample["scales"] = [_channels_first(other) for other in others]
 
         def moved(boxes, least):
             """Boxes of the original image in the sample, and which of them are not empty."""
@@ -252,6 +259,10 @@ class DetectionMapper:
             sample["boxes"] = torch.from_numpy(boxes[kept])
             sample["classes"] = torch.from_numpy(classes[kept])
         return sample
+
+
+def _channels_first(image):
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def _usable(annotation, use_difficult):

@@ -161,6 +161,14 @@ def resize(image, height, width):
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
+def at_scales(image, shorts, short, longest):
+    """The image (h, w, 3) at further shorter edges: a list of arrays.
+
+    Their longer edges are at most ``longest`` in proportion, which goes with the edge ``short``.
+    """
+    return [resize(image, *resized_shape(*image.shape[:2], s, longest * s / short)) for s in shorts]
+
+
 def flip_image(image):
     """Mirror left and right: array (h, w, 3) to a contiguous copy."""
     return np.ascontiguousarray(image[:, ::-1])

@@ -224,8 +224,6 @@ def train(cfg, resume=False):
         ConfigError, DatasetError: the config or the data is wrong.
     """
     _check(cfg)
-    if cfg.RESNET_DET.ENSEMBLE:
-        raise ConfigError("RESNET_DET.ENSEMBLE: is for tests: give --eval-only")
     common.check_output(cfg, resume)
     device, seed = common.setup(cfg)
     rank, world = distributed.get_rank(), distributed.get_world_size()

@@ -24,7 +24,7 @@ from ..evaluation.report import write_report
 from ..evaluation.tables import as_json, class_table, summary_table
 from ..nets import load, without_statistics
 from ..nets.weight_formats import same_mean
-from ..nets.weights import WeightsError, classifier_name
+from ..nets.weights import WeightsError, classifier_name, read
 from ..training import distributed
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 # Keys of RESNET_DET that a detector refuses.
 FOR_CLASSIFIERS = (
-    "CROP_PADDING", "PER_PIXEL_MEAN", "WARMUP_UNTIL_ERROR", "COLOR_PCA", "TEST_CROPS", "ENSEMBLE",
+    "CROP_PADDING", "PER_PIXEL_MEAN", "WARMUP_UNTIL_ERROR", "COLOR_PCA", "TEST_CROPS",
 )  # fmt: skip
 
 
@@ -73,11 +73,13 @@ def start(cfg):
 
 
 def check_output(cfg, resume):
-    """Refuse to write over the checkpoints of an earlier run.
+    """Refuse to write over the checkpoints of an earlier run, and to train an ensemble.
 
     Raises:
         ConfigError
     """
+    if cfg.RESNET_DET.ENSEMBLE:
+        raise ConfigError("RESNET_DET.ENSEMBLE: is for tests: give --eval-only")
     if not resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists():
         raise ConfigError(
             f"OUTPUT_DIR: {cfg.OUTPUT_DIR} holds the checkpoints of an earlier run: give --resume "
@@ -177,9 +179,11 @@ def pixel_facts(cfg):
 
 def conventions(cfg, classes, seed=None):
     """The plain facts that a checkpoint carries: net, pixels, classes, and the whole config."""
+    heads = {"global_context": cfg.RESNET_DET.GLOBAL_CONTEXT}
     return {
         "net": cfg.MODEL.BACKBONE.NAME,
         **pixel_facts(cfg),
+        **(heads if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" else {}),
         "classes": list(classes),
         "config": embedded_part(cfg),
         "seed": seed,
@@ -188,16 +192,17 @@ def conventions(cfg, classes, seed=None):
 
 
 def check_conventions(facts, cfg, path):
-    """Refuse weights that were trained on other pixels or with the stride elsewhere.
+    """Refuse weights that were trained on other pixels, with the stride elsewhere, or a detector
+    with or without global context where the config's is not.
 
-    Loading them gives no error of its own, and silently loses accuracy. What a file does not say
-    is a line in the log.
+    Loading them may give no error of its own, and silently loses accuracy. What a file does not
+    say is a line in the log.
 
     Raises:
         ConfigError: names the file, the key, and both values.
     """
-    ours = pixel_facts(cfg)
-    for fact, key in CONVENTIONS.items():
+    ours = pixel_facts(cfg) | {"global_context": cfg.RESNET_DET.GLOBAL_CONTEXT}
+    for fact, key in (CONVENTIONS | {"global_context": "RESNET_DET.GLOBAL_CONTEXT"}).items():
         if fact not in facts:
             continue
         same = same_mean if fact == "pixel_mean" else operator.eq
@@ -212,6 +217,42 @@ def check_conventions(facts, cfg, path):
             path,
             ", ".join(unsaid),
         )
+
+
+def ensemble(cfg):
+    """The further detectors of a test, ``RESNET_DET.ENSEMBLE``.
+
+    Returns:
+        list of (checkpoint, its config as YAML, the overrides KEY, VALUE... of this test).
+
+    Raises:
+        ConfigError: a file carries no config, or other classes or another order of the channels
+            than ``MODEL.WEIGHTS``.
+    """
+    paths = list(cfg.RESNET_DET.ENSEMBLE)
+    own = read(cfg.MODEL.WEIGHTS)[1] if paths else {}
+    ours = {"format": cfg.INPUT.FORMAT, "classes": own.get("classes")}
+    members = []
+    for path in paths:
+        facts = read(path)[1]
+        if "config" not in facts:
+            raise ConfigError(
+                f"RESNET_DET.ENSEMBLE: {path}: carries no config; give checkpoints of "
+                "tools/train_net.py"
+            )
+        for fact, value in ours.items():
+            if value is not None and facts[fact] != value:
+                raise ConfigError(
+                    f"RESNET_DET.ENSEMBLE: {path}: was trained with the {fact} {facts[fact]}, "
+                    f"MODEL.WEIGHTS with {value}"
+                )
+        overrides = {
+            "MODEL.WEIGHTS": str(path),
+            "MODEL.DEVICE": cfg.MODEL.DEVICE,
+            "RESNET_DET.ENSEMBLE": (),
+        }
+        members.append((path, facts["config"], [x for pair in overrides.items() for x in pair]))
+    return members
 
 
 def check_statistics(model):
@@ -255,13 +296,14 @@ def new_layers(model, cfg):
     return found
 
 
-def load_detector(model, path, fresh=()):
+def load_detector(model, path, fresh=(), check=None):
     """Load a detector's weights from another detector's file, or from a classifier's.
 
     The classifier's trunk and head must all be there, but for ``fresh``, which are not read (of
     :func:`new_layers`). New are the detector's own layers that the file lacks, and the class layers
     of a detector of other classes (COCO to VOC in Tables 10 and 11: they are made afresh, all else
     is kept); both are logged. Parts and stages that this detector does not have are left.
+    ``check`` as for :func:`resnet_det.nets.load`.
 
     Returns:
         Match
@@ -273,7 +315,7 @@ def load_detector(model, path, fresh=()):
     new = [key for key, name in stages.items() if not name.startswith(_STAGES)]
     drop = [s for s in _STAGES if not any(name.startswith(s) for name in stages.values())]
     drop += [p for p in _PARTS if not any(key.startswith(p) for key in stages)]
-    match = load(model, path, new=new, drop=drop, fresh=fresh)
+    match = load(model, path, new=new, drop=drop, fresh=fresh, check=check)
     check_remade(match.mismatched, path)
     made = [key for key in match.missing if key in new]
     if made:

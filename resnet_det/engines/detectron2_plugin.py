@@ -8,6 +8,10 @@ It asks for no config key beyond Detectron2's own:
 * RoI heads ``PaperROIHeads``: the head of the very net that ``MODEL.BACKBONE.NAME`` names;
 * our datasets.
 
+Where a project's config has the node ``RESNET_DET`` (``resnet_det.config.add_resnet_det_config``),
+its GLOBAL_CONTEXT is honoured by ``PaperROIHeads``, and ``improved(cfg, model)`` is the model as
+BOX_REFINEMENT, MULTI_SCALE_TEST and ENSEMBLE test it.
+
 In a LazyConfig, ``L(PaperBackbone)(name="paper_resnet34", out_features=["res4"], freeze_at=2,
 norm="FrozenBN")`` and ``L(PaperROIHeads)(res5=L(build_head)(name="paper_resnet34", ...), ...)``.
 
@@ -15,20 +19,29 @@ Both compute as :mod:`resnet_det.nets.fast` says unless ``RESNET_DET.FAST`` or `
 """
 
 import math
+from functools import partial
 
 import torch
 from detectron2.config import configurable
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import ROIAlign, ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN, ROI_HEADS_REGISTRY, Backbone
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    FPN,
+    ROI_HEADS_REGISTRY,
+    Backbone,
+    GeneralizedRCNN,
+)
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
-from detectron2.modeling.roi_heads import Res5ROIHeads
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, Res5ROIHeads
+from detectron2.structures import Boxes, Instances
 
 from ..config import ConfigError
 from ..data import dataset_names, load_dataset
 from ..nets import NETS, Stages, build_net
 from ..nets.fast import channels_last_on_gpu, speed_up, take_stride
 from ..nets.roi_align import strided_roi_align
+from . import appendix
 
 # ---- backbones
 
@@ -77,17 +90,19 @@ def _options(cfg):
     }
 
 
-def _fast(cfg):
-    """``RESNET_DET.FAST``; True in a foreign project, whose config has no such node."""
-    return cfg.get("RESNET_DET", {}).get("FAST", True)
+def _own(cfg, key, default):
+    """``RESNET_DET.<key>``; the default in a foreign project, whose config has no such node."""
+    return cfg.get("RESNET_DET", {}).get(key, default)
 
 
 def _build_c4(cfg, name, input_shape):
+    appendix.check(cfg)
     if input_shape.channels != 3:
         raise ConfigError(f"MODEL.PIXEL_MEAN: {name} takes 3 channels, not {input_shape.channels}")
     features, options = cfg.MODEL.RESNETS.OUT_FEATURES, _options(cfg)
+    fast = _own(cfg, "FAST", True)
     try:
-        return PaperBackbone(name, features, cfg.MODEL.BACKBONE.FREEZE_AT, _fast(cfg), **options)
+        return PaperBackbone(name, features, cfg.MODEL.BACKBONE.FREEZE_AT, fast, **options)
     except ValueError as error:
         raise ConfigError(f"MODEL.RESNETS does not fit {name}: {error}") from error
 
@@ -186,12 +201,15 @@ class PaperROIHeads(Res5ROIHeads):
     Args:
         res5: the head, :class:`Stages` as of :func:`build_head`.
         fast: :func:`resnet_det.nets.fast.speed_up`, and RoIAlign gives only what the head reads.
+        context: the whole image's vector stands behind each region's (:mod:`.appendix`), so
+            ``box_predictor`` takes twice as many numbers.
         others: as Detectron2's ``Res5ROIHeads``.
     """
 
     @configurable
-    def __init__(self, *, res5, fast=True, **others):
+    def __init__(self, *, res5, fast=True, context=False, **others):
         super().__init__(res5=res5, **others)
+        self.context = context
         del self.res5  # its stages stand here by their own names instead
         if fast:
             speed_up(res5, channels_last_on_gpu)
@@ -224,7 +242,12 @@ class PaperROIHeads(Res5ROIHeads):
                 )
             if cfg.MODEL.MASK_ON:
                 raise ConfigError(f"MODEL.MASK_ON: the head of {name} gives vectors, not maps")
-        return super().from_config(cfg, input_shape) | {"fast": _fast(cfg)}
+        appendix.check(cfg)
+        own = {"fast": _own(cfg, "FAST", True), "context": _own(cfg, "GLOBAL_CONTEXT", False)}
+        if own["context"]:
+            channels = 2 * net.channels[net.stage_names[-1]]
+            own["box_predictor"] = FastRCNNOutputLayers(cfg, ShapeSpec(channels=channels))
+        return super().from_config(cfg, input_shape) | own
 
     @staticmethod
     def _net_name(cfg):
@@ -249,6 +272,71 @@ class PaperROIHeads(Res5ROIHeads):
         for name in self.stage_names:
             x = getattr(self, name)(x)
         return x if x.dim() == 4 else x[:, :, None, None]  # whose mean over the map is itself
+
+    def forward(self, images, features, proposals, targets=None):
+        if not self.context:
+            return super().forward(images, features, proposals, targets)
+        if self.training:
+            proposals = self.label_and_sample_proposals(proposals, targets)
+        boxes = [p.proposal_boxes.tensor for p in proposals]
+        x = appendix.with_context(partial(self.regions, features), boxes, images.image_sizes)
+        predictions = self.box_predictor(x)
+        if self.training:
+            return [], self.box_predictor.losses(predictions, proposals)
+        return self.box_predictor.inference(predictions, proposals)[0], {}
+
+    def regions(self, features, boxes):
+        """Maps by name, boxes (N_i, 4) of each image -> the vectors of all regions (sum N_i, C)."""
+        maps = [features[f] for f in self.in_features]
+        return self._shared_roi_transform(maps, [Boxes(b) for b in boxes]).mean((2, 3))
+
+    def classify(self, vectors, boxes):
+        """-> of each image scores (N_i, K), without the background, and boxes (N_i, K, 4)."""
+        predictor = self.box_predictor
+        predictions = predictor(vectors)
+        regions = [Instances((0, 0), proposal_boxes=Boxes(b)) for b in boxes]
+        scores = [s[:, :-1] for s in predictor.predict_probs(predictions, regions)]
+        found = predictor.predict_boxes(predictions, regions)
+        found = [b.view(len(b), b.shape[1] // 4, 4) for b in found]
+        return scores, [b.expand(-1, self.num_classes, -1) for b in found]
+
+
+class _Parts(torch.nn.Module):
+    """A ``GeneralizedRCNN`` with ``PaperROIHeads``, as :class:`.appendix.Improved` asks for it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.training = model, model.training
+        heads = model.roi_heads
+        self.context, self.regions, self.classify = heads.context, heads.regions, heads.classify
+
+    def trunk(self, pictures):
+        images = self.model.preprocess_image([{"image": p} for p in pictures])
+        return images, self.model.backbone(images.tensor)
+
+    def propose(self, images, features, batch):
+        if self.model.proposal_generator is None:
+            found = [x["proposals"].to(self.model.device) for x in batch]
+        else:
+            found, _ = self.model.proposal_generator(images, features, None)
+        return [p.proposal_boxes.tensor for p in found]
+
+    @staticmethod
+    def finish(batch, sizes, found):
+        results = [
+            Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+            for size, (boxes, scores, classes) in zip(sizes, found)
+        ]
+        return GeneralizedRCNN._postprocess(results, batch, sizes)
+
+
+def improved(cfg, model, others=()):
+    """A detector, with the ``others`` of its ensemble, as ``RESNET_DET`` tests it.
+
+    With MULTI_SCALE_TEST a sample needs ``scales`` beside ``image``:
+    :class:`resnet_det.engines.with_detectron2.Mapper` gives them.
+    """
+    return appendix.Improved([_Parts(m) for m in (model, *others)], cfg)
 
 
 # ---- datasets

@@ -5,13 +5,14 @@ Detectron2's, so that a checkpoint of one engine loads in the other.
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
-from torchvision.ops import batched_nms, box_area, clip_boxes_to_image, roi_align, roi_pool
+from torchvision.ops import box_area, clip_boxes_to_image, roi_align, roi_pool
 
 from ..config import ConfigError
 from ..nets import Stages, build_net
@@ -20,6 +21,7 @@ from ..nets.fpn import FPN
 from ..nets.layers import FullyConnected
 from ..nets.roi_align import strided_roi_align
 from ..nets.weights import rename_parameters
+from . import appendix
 from .rpn import RPN, smooth_l1
 
 DETECTRON2_BACKBONES = ("build_resnet_backbone", "build_resnet_fpn_backbone")
@@ -97,10 +99,11 @@ class RoIHeads(TorchvisionRoIHeads):
 
     def __init__(self, cfg, pooler, box_head, channels):
         heads, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
+        context = cfg.RESNET_DET.GLOBAL_CONTEXT
         super().__init__(
             pooler,
             box_head,
-            Predictor(channels, heads.NUM_CLASSES, box.CLS_AGNOSTIC_BBOX_REG),
+            Predictor(channels * (1 + context), heads.NUM_CLASSES, box.CLS_AGNOSTIC_BBOX_REG),
             fg_iou_thresh=heads.IOU_THRESHOLDS[-1],
             bg_iou_thresh=heads.IOU_THRESHOLDS[0],
             batch_size_per_image=heads.BATCH_SIZE_PER_IMAGE,
@@ -110,6 +113,7 @@ class RoIHeads(TorchvisionRoIHeads):
             nms_thresh=heads.NMS_THRESH_TEST,
             detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
         )
+        self.context = context
         self.append_gt = heads.PROPOSAL_APPEND_GT
         # Fast R-CNN's [0.1, 0.5): the low overlaps are ignored, those between are background.
         self.background_between = list(heads.IOU_LABELS) == [-1, 0, 1]
@@ -130,38 +134,40 @@ class RoIHeads(TorchvisionRoIHeads):
         return matched, labels
 
     def forward(self, features, proposals, image_shapes, targets=None):
-        """-> (list of dicts boxes, labels from 1, scores; dict of losses)."""
+        """-> (of each image boxes, scores and classes; dict of losses)."""
         if self.training:
             proposals, _, labels, box_targets = self.select_training_samples(proposals, targets)
-        x = self.box_roi_pool(features, proposals, image_shapes)
-        (x,) = self.box_head(x).values()
-        logits, deltas = self.box_predictor(x.mean((2, 3)) if x.dim() == 4 else x)
+        vectors = partial(self.regions, features)
+        if self.context:
+            x = appendix.with_context(vectors, proposals, image_shapes)
+        else:
+            x = vectors(proposals)
         if self.training:
+            logits, deltas = self.box_predictor(x)
             return [], self.losses(
                 logits.float(), deltas, torch.cat(labels), torch.cat(box_targets)
             )
-        detections = self.postprocess_detections(
-            logits.float(), deltas.float(), proposals, image_shapes
-        )
-        return [
-            dict(zip(("boxes", "scores", "labels"), d, strict=True)) for d in zip(*detections)
-        ], {}
+        # torchvision's own drops boxes thinner than 0.01 pixels, Detectron2's keeps them here.
+        rules = {
+            "least": self.score_thresh,
+            "nms": self.nms_thresh,
+            "most": self.detections_per_img,
+        }
+        found = zip(*self.classify(x, proposals), image_shapes)
+        return [appendix.select(*of_image, **rules) for of_image in found], {}
 
-    def postprocess_detections(self, class_logits, box_regression, proposals, image_shapes):
-        # torchvision's drops boxes thinner than 0.01 pixels, Detectron2's keeps them here.
-        counts = [len(p) for p in proposals]
-        all_boxes = self.box_coder.decode(box_regression, proposals).split(counts)
-        all_scores = F.softmax(class_logits, -1).split(counts)
-        detections = []
-        for boxes, scores, shape in zip(all_boxes, all_scores, image_shapes):
-            finite = boxes.flatten(1).isfinite().all(1) & scores.isfinite().all(1)
-            boxes, scores = clip_boxes_to_image(boxes[finite], shape), scores[finite]
-            region, label = torch.nonzero(scores[:, 1:] > self.score_thresh, as_tuple=True)
-            label = label + 1
-            boxes, scores = boxes[region, label], scores[region, label]
-            keep = batched_nms(boxes, scores, label, self.nms_thresh)[: self.detections_per_img]
-            detections.append((boxes[keep], scores[keep], label[keep]))
-        return tuple(map(list, zip(*detections)))
+    def regions(self, features, boxes):
+        """List of maps, list of boxes (N_i, 4) -> the vectors of all regions (sum N_i, C)."""
+        (x,) = self.box_head(self.box_roi_pool(features, boxes, None)).values()
+        return x.mean((2, 3)) if x.dim() == 4 else x
+
+    def classify(self, vectors, boxes):
+        """-> of each image scores (N_i, K), without the background, and boxes (N_i, K, 4)."""
+        logits, deltas = self.box_predictor(vectors)
+        counts = [len(b) for b in boxes]
+        scores = F.softmax(logits.float(), -1)[:, 1:]
+        found = self.box_coder.decode(deltas.float(), boxes).view(-1, logits.shape[1], 4)[:, 1:]
+        return scores.split(counts), found.split(counts)
 
     def losses(self, logits, deltas, labels, box_targets):
         foreground = torch.nonzero(labels > 0)[:, 0]
@@ -214,33 +220,51 @@ class FasterRCNN(nn.Module):
     def forward(self, batch):
         images, targets = self.preprocess([x["image"] for x in batch]), self.targets(batch)
         features = self.backbone(images.tensors)
-        if self.proposal_generator is None:
-            proposals, rpn_losses = [x["proposals"].to(images.tensors) for x in batch], {}
-        else:
-            proposals, rpn_losses = self.proposal_generator(
-                images, [features[f] for f in self.rpn_in], targets
-            )
-        detections, losses = self.roi_heads(
+        proposals, rpn_losses = self._propose(images, features, batch, targets)
+        found, losses = self.roi_heads(
             [features[f] for f in self.roi_in], proposals, images.image_sizes, targets
         )
         if self.training:
             return rpn_losses | losses
-        return [
-            self.postprocess(d, size, x["height"], x["width"])
-            for d, size, x in zip(detections, images.image_sizes, batch)
-        ]
+        return self.finish(batch, images.image_sizes, found)
+
+    def _propose(self, images, features, batch, targets=None):
+        """-> (boxes of each image, losses); precomputed ones without a proposal generator."""
+        if self.proposal_generator is None:
+            return [x["proposals"].to(images.tensors) for x in batch], {}
+        return self.proposal_generator(images, [features[f] for f in self.rpn_in], targets)
 
     @staticmethod
-    def postprocess(detection, size, height, width):
+    def finish(batch, sizes, found):
         """Boxes from pixels of the input to pixels of the original image; empty ones go."""
-        scale = detection["boxes"].new_tensor([width / size[1], height / size[0]]).repeat(2)
-        boxes = clip_boxes_to_image(detection["boxes"] * scale, (height, width))
-        keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        return {
-            "boxes": boxes[keep],
-            "scores": detection["scores"][keep],
-            "classes": detection["labels"][keep] - 1,
-        }
+        outputs = []
+        for x, (h, w), (boxes, scores, classes) in zip(batch, sizes, found):
+            height, width = x["height"], x["width"]
+            scale = boxes.new_tensor([width / w, height / h]).repeat(2)
+            boxes = clip_boxes_to_image(boxes * scale, (height, width))
+            keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
+            kept = {"boxes": boxes[keep], "scores": scores[keep], "classes": classes[keep]}
+            outputs.append(kept)
+        return outputs
+
+    # The parts, as appendix.Improved asks for them.
+
+    @property
+    def context(self):
+        return self.roi_heads.context
+
+    def trunk(self, pictures):
+        images = self.preprocess(pictures)
+        return images, self.backbone(images.tensors)
+
+    def propose(self, images, features, batch):
+        return self._propose(images, features, batch)[0]
+
+    def regions(self, features, boxes):
+        return self.roi_heads.regions([features[f] for f in self.roi_in], boxes)
+
+    def classify(self, vectors, boxes):
+        return self.roi_heads.classify(vectors, boxes)
 
 
 class ProposalNetwork(FasterRCNN):
@@ -285,6 +309,7 @@ def build_model(cfg):
     Raises:
         ConfigError: names the config key that does not fit the net.
     """
+    appendix.check(cfg)
     name, pyramid = net_name(cfg)
     resnets, box = cfg.MODEL.RESNETS, cfg.MODEL.ROI_BOX_HEAD
     try:

@@ -46,13 +46,15 @@ from ..data import (
     proposals,
 )
 from ..data.loader import with_usable_annotations
-from ..data.pixels import read_image
+from ..data.pixels import at_scales, read_image
 from ..nets.weights import SUFFIXES, WeightsError, read
 from ..training import Checkpointer as Files
 from ..training import distributed
 from ..training.loop import undisturbed
 from ..training.precision import amp_dtype
-from . import common, detectron2_plugin  # noqa: F401  (registers the nets)
+from . import common
+from .appendix import check, in_test
+from .detectron2_plugin import improved
 from .detectron2_resume import AMP, Batches, Resumable, Simple
 
 logger = logging.getLogger(__name__)
@@ -182,11 +184,24 @@ def _foreign(names):
 
 
 class Mapper(DatasetMapper):
-    """Detectron2's, except that a broken image is named."""
+    """Detectron2's, except that a broken image is named.
+
+    In a test with RESNET_DET.MULTI_SCALE_TEST the sample also holds ``scales``, a list of images.
+    """
+
+    def __init__(self, cfg, is_train):
+        super().__init__(cfg, is_train)
+        self.scales = () if is_train else cfg.RESNET_DET.MULTI_SCALE_TEST
+        self.size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
 
     def __call__(self, dataset_dict):
         try:
-            return super().__call__(dataset_dict)
+            sample = super().__call__(dataset_dict)
+            if self.scales:
+                image = read_image(sample["file_name"], self.image_format)
+                others = at_scales(image, self.scales, *self.size)
+                sample["scales"] = [torch.from_numpy(x.transpose(2, 0, 1).copy()) for x in others]
+            return sample
         except SizeMismatchError as error:
             raise ImageError(dataset_dict["file_name"], str(error)) from error
         except Exception:
@@ -240,7 +255,7 @@ class Evaluator(DatasetEvaluator):
 
 def _test(cfg, model):
     """Evaluate on every DATASETS.TEST, and publish; flat metrics in the main process, else {}."""
-    scored = {}
+    scored, model = {}, _in_test(model, cfg)
     files = cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else ()
     for name, file in zip_longest(cfg.DATASETS.TEST, files):
         dataset = _load(cfg, [name], files=[file] if file else ())
@@ -495,6 +510,14 @@ def evaluate(cfg):
         raise ConfigError("DATASETS.TEST: name at least one dataset")
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
+    metrics = _test(cfg, _trained(cfg))
+    if comm.is_main_process():
+        common.check_expected(cfg, metrics)
+    return metrics
+
+
+def _trained(cfg):
+    """The detector MODEL.WEIGHTS."""
     model = build_model(cfg)
     checkpointer = Checkpointer(model)
     checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
@@ -505,10 +528,21 @@ def evaluate(cfg):
             f"{checkpointer.misfits[0]} (and {len(checkpointer.misfits) - 1} more)"
         )
     common.check_statistics(model)
-    metrics = _test(cfg, model)
-    if comm.is_main_process():
-        common.check_expected(cfg, metrics)
-    return metrics
+    return model
+
+
+def _in_test(model, cfg):
+    """The model as the config tests it: itself, or with the appendix's improvements."""
+    if not in_test(cfg):
+        return model
+    others = []
+    for _, text, overrides in common.ensemble(cfg):
+        member = get_cfg()
+        add_resnet_det_config(member)
+        pairs = flatten(yaml.safe_load(text)).items()
+        member.merge_from_list([*chain.from_iterable(pairs), *overrides])
+        others.append(_trained(member))
+    return improved(cfg, distributed.unwrap(model), others)
 
 
 def _setup(cfg):
@@ -521,6 +555,7 @@ def _setup(cfg):
         )
     if cfg.TEST.AUG.ENABLED:
         raise ConfigError("TEST.AUG.ENABLED: this engine evaluates at one scale")
+    check(cfg)
     default_setup(cfg, argparse.Namespace())
     # Detectron2's logger has its files and its format; ours speaks through the same.
     ours = logging.getLogger("resnet_det")

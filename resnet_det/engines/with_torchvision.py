@@ -21,6 +21,7 @@ from ..nets.weights import read
 from ..training import distributed
 from ..training.distributed import launch
 from . import common
+from .appendix import Improved, in_test
 from .faster_rcnn import build_model
 
 __all__ = ["evaluate", "launch", "load_config", "predictor", "train"]
@@ -36,9 +37,14 @@ def _load_weights(model, cfg, *, whole):
     """
     path = cfg.MODEL.WEIGHTS
     if path:
-        fresh = () if whole else common.new_layers(model, cfg)
-        match = load(model, path) if whole else common.load_detector(model, path, fresh)
-        common.check_conventions(match.facts, cfg, path)
+
+        def check(facts):
+            common.check_conventions(facts, cfg, path)
+
+        if whole:
+            match = load(model, path, check=check)
+        else:
+            match = common.load_detector(model, path, common.new_layers(model, cfg), check)
         logger.info("%s: %s", path, match)
     elif whole:
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
@@ -79,6 +85,7 @@ def _test_mapper(cfg):
         format=cfg.INPUT.FORMAT,
         train=False,
         proposals=_proposals(cfg, "TEST"),
+        scales=cfg.RESNET_DET.MULTI_SCALE_TEST,
     )
 
 
@@ -86,6 +93,22 @@ def _proposals(cfg, split):
     """How many precomputed proposals of an image to use, or None."""
     topk = cfg.DATASETS[f"PRECOMPUTED_PROPOSAL_TOPK_{split}"]
     return topk if cfg.MODEL.LOAD_PROPOSALS else None
+
+
+def _trained(cfg, device):
+    """The detector ``MODEL.WEIGHTS``."""
+    model = build_model(cfg)
+    _load_weights(model, cfg, whole=True)
+    return model.to(device)
+
+
+def _in_test(model, cfg, device):
+    """The model as the config tests it: itself, or with the appendix's improvements."""
+    if not in_test(cfg):
+        return model
+    others = [_trained(parse_config(text, path, keys), device)
+              for path, text, keys in common.ensemble(cfg)]  # fmt: skip
+    return Improved([model, *others], cfg)
 
 
 def _datasets(names, cfg, key):
@@ -131,15 +154,14 @@ def propose(cfg, name, path):
     _check(cfg)
     device, _ = common.setup(cfg)
     dataset = load_dataset(name, skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA)
-    model = build_model(cfg)
-    _load_weights(model, cfg, whole=True)
-    found = detect(model.to(device), dataset, cfg)
+    found = detect(_trained(cfg, device), dataset, cfg)
     if distributed.is_main():
         proposals.write(path, [(x["image_id"], x["boxes"], x["logits"]) for x in found])
     distributed.barrier()
 
 
-def _evaluate(model, sets, cfg):
+def _evaluate(model, sets, cfg, device):
+    model = _in_test(model, cfg, device)
     scored = {}
     for name, dataset in sets.items():
         predictions = detect(model, dataset, cfg)
@@ -224,7 +246,7 @@ def train(cfg, resume=False):
         checkpointer,
         device,
         seed,
-        evaluate=lambda m: _evaluate(m, tests, cfg),
+        evaluate=lambda m: _evaluate(m, tests, cfg, device),
         classes=dataset.metadata.classes,
     )
 
@@ -240,9 +262,7 @@ def evaluate(cfg):
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST: name at least one dataset")
     tests = _datasets(cfg.DATASETS.TEST, cfg, "DATASETS.TEST")
-    model = build_model(cfg)
-    _load_weights(model, cfg, whole=True)
-    metrics = _evaluate(model.to(device), tests, cfg)
+    metrics = _evaluate(_trained(cfg, device), tests, cfg, device)
     if distributed.is_main():
         common.check_expected(cfg, metrics)
     return metrics
@@ -264,9 +284,7 @@ def predictor(weights, overrides=()):
     cfg = parse_config(facts["config"], weights, ["MODEL.WEIGHTS", str(weights), *overrides])
     _check(cfg)
     device = torch.device(common.device_name(cfg))
-    model = build_model(cfg)
-    _load_weights(model, cfg, whole=True)
-    model.to(device).eval()
+    model = _in_test(_trained(cfg, device), cfg, device).eval()
     mapper = _test_mapper(cfg)
 
     @torch.no_grad()

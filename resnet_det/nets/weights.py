@@ -100,7 +100,7 @@ def classifier_name(key):
     return next((key[len(p) :] for p in DETECTOR_PREFIXES if key.startswith(p)), key)
 
 
-def load(net, path, *, new=(), drop=(), fresh=(), partial=False):
+def load(net, path, *, new=(), drop=(), fresh=(), partial=False, check=None):
     """Load a weight file into a classifier or a detector, and say what matched.
 
     A classifier's file fills a detector's trunk and head by their common names.
@@ -112,6 +112,7 @@ def load(net, path, *, new=(), drop=(), fresh=(), partial=False):
         drop: prefixes of the file's parameters that the net need not have.
         fresh: names of the net's parameters that stay as they are, whatever the file holds.
         partial: accept any other miss too, as long as something matches.
+        check: called with the facts that the file carries, before anything is loaded.
 
     Returns:
         Match
@@ -120,6 +121,8 @@ def load(net, path, *, new=(), drop=(), fresh=(), partial=False):
         WeightsError: unreadable file, or a miss that was not asked for.
     """
     state, facts = read(path)
+    if check is not None:
+        check(facts)
     own = net.state_dict()
     detector_file = any(key.startswith(DETECTOR_PREFIXES) for key in state)
     target = {key if detector_file else classifier_name(key): key for key in own}

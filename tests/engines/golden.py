@@ -72,6 +72,16 @@ CASES = {
         "MODEL.ROI_HEADS.IOU_LABELS": [-1, 0, 1],
     },
     "R50-FPN": {"MODEL.BACKBONE.NAME": "paper_resnet50_fpn", **_FPN},
+    # Appendix B: the last row of a single model in Table 9.
+    "R18-C4-appendix": {
+        "MODEL.BACKBONE.NAME": "paper_resnet18",
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIPool",
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.3,
+        "MODEL.PIXEL_STD": [1000.0] * 3,  # scores that differ, not all of them 1
+        "RESNET_DET.GLOBAL_CONTEXT": True,
+        "RESNET_DET.BOX_REFINEMENT": True,
+        "RESNET_DET.MULTI_SCALE_TEST": (96, 160, 224, 320),
+    },
 }  # fmt: skip
 
 
@@ -134,8 +144,15 @@ def in_double(model):
     return model
 
 
-def batch():
-    """Two training samples, which test alike: image, boxes, classes, original size."""
+def at_side(image, side):
+    """The image with the shorter side ``side``, by the nearest pixels."""
+    h, w = side, side * WIDTH // HEIGHT
+    rows, columns = torch.arange(h) * HEIGHT // h, torch.arange(w) * WIDTH // w
+    return image[:, rows][:, :, columns]
+
+
+def batch(sides=()):
+    """Two training samples, which test alike: image, boxes, classes, original size, scales."""
     samples = []
     for i, (boxes, classes) in enumerate(
         [
@@ -154,6 +171,7 @@ def batch():
                 "classes": torch.tensor(classes),
             }
         )
+        samples[-1]["scales"] = [at_side(samples[-1]["image"], side) for side in sides]
     return samples
 
 
@@ -167,38 +185,52 @@ def _plain(losses, proposals, detections):
     }
 
 
-def embedded_model(case):
+def embedded_config(case):
     from resnet_det.config import get_cfg
-    from resnet_det.engines.faster_rcnn import build_model
 
     cfg = get_cfg()
     cfg.merge_from_list(overrides(case))
-    return build_model(cfg)
+    return cfg
 
 
-def detectron2_model(case, fast=True):
+def embedded_model(case):
+    from resnet_det.engines.faster_rcnn import build_model
+
+    return build_model(embedded_config(case))
+
+
+def detectron2_config(case, fast=True):
     from detectron2.config import get_cfg
-    from detectron2.modeling import build_model
 
-    from resnet_det.config import add_resnet_det_config  # and registers the nets
+    from resnet_det.config import add_resnet_det_config
 
     cfg = get_cfg()
     add_resnet_det_config(cfg)
     cfg.RESNET_DET.FAST = fast
     cfg.merge_from_list(overrides(case))
-    return build_model(cfg)
+    return cfg
+
+
+def detectron2_model(case, fast=True):
+    from detectron2.modeling import build_model
+
+    return build_model(detectron2_config(case, fast))
 
 
 @torch.no_grad()
 def with_torchvision(case):
     """The embedded engine's losses, proposals and detections of a case."""
+    from resnet_det.engines.with_torchvision import _in_test
+
+    cfg = embedded_config(case)
     model = in_double(fill(embedded_model(case))).train()
     losses = model(batch())
     model.eval()
     images = model.preprocess([s["image"] for s in batch()])
     features = model.backbone(images.tensors)
     proposals, _ = model.proposal_generator(images, [features[f] for f in model.rpn_in])
-    detections = [(d["boxes"], d["scores"], d["classes"]) for d in model(batch())]
+    found = _in_test(model, cfg, "cpu")(batch(cfg.RESNET_DET.MULTI_SCALE_TEST))
+    detections = [(d["boxes"], d["scores"], d["classes"]) for d in found]
     return _plain(losses, proposals, detections)
 
 
@@ -208,6 +240,9 @@ def with_detectron2(case, fast=True):
     from detectron2.structures import Boxes, Instances
     from detectron2.utils.events import EventStorage
 
+    from resnet_det.engines.with_detectron2 import _in_test
+
+    cfg = detectron2_config(case, fast)
     model = in_double(fill(detectron2_model(case, fast))).train()
     samples = batch()
     for sample in samples:
@@ -219,7 +254,8 @@ def with_detectron2(case, fast=True):
     model.eval()
     images = model.preprocess_image(samples)
     proposals, _ = model.proposal_generator(images, model.backbone(images.tensor))
-    found = [r["instances"] for r in model(samples)]
+    found = _in_test(model, cfg)(batch(cfg.RESNET_DET.MULTI_SCALE_TEST))
+    found = [r["instances"] for r in found]
     detections = [(f.pred_boxes.tensor, f.scores, f.pred_classes) for f in found]
     return _plain(losses, [p.proposal_boxes.tensor for p in proposals], detections)
 

@@ -67,7 +67,7 @@ def assert_same_tensors(one, other):
 
 
 @pytest.mark.detectron2
-@pytest.mark.parametrize("case", ["R18-C4", "R50-C4", "R101-C4", "VGG16", "R50-FPN"])
+@pytest.mark.parametrize("case", golden.CASES)
 def test_a_checkpoint_of_one_engine_loads_in_the_other(case, tmp_path):
     from resnet_det.engines.with_detectron2 import Checkpointer
 

@@ -9,28 +9,10 @@ import torch.nn.functional as F
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from resnet_det.config import ConfigError, load_config
+from resnet_det.config import ConfigError
 from resnet_det.engines.faster_rcnn import Pooler, build_model
 from resnet_det.engines.rpn import RPN, Anchors
 from resnet_det.nets import resnet
-
-
-@pytest.fixture
-def config(tmp_path):
-    """``config(KEY, VALUE, ...)``: a small C4 detector on a CIFAR net, with fresh norms."""
-
-    def build(*overrides):
-        path = tmp_path / "config.yaml"
-        path.write_text(
-            "MODEL: {BACKBONE: {NAME: cifar_resnet20, FREEZE_AT: 0},"
-            " RESNETS: {OUT_FEATURES: [res3], NORM: BN},"
-            " ANCHOR_GENERATOR: {SIZES: [[16, 32]]}, RPN: {IN_FEATURES: [res3]},"
-            " ROI_HEADS: {IN_FEATURES: [res3], NUM_CLASSES: 3, BATCH_SIZE_PER_IMAGE: 16},"
-            " ROI_BOX_HEAD: {POOLER_RESOLUTION: 8}}"
-        )
-        return load_config(path, overrides)
-
-    return build
 
 
 def sample(height=48, width=64, seed=0):
