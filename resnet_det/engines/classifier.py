@@ -300,6 +300,7 @@ def evaluate(cfg):
     _normalise(cfg, image, cfg.MODEL.WEIGHTS, *tests.values())
     others = [_member(path, cfg, classes, image) for path in cfg.RESNET_DET.ENSEMBLE]
     metrics = _evaluate([net.to(device).eval() for net in [net, *others]], tests, cfg)
+    logger.info("results: %s", ", ".join(f"{key} {value:.2f}" for key, value in metrics.items()))
     common.check_expected(cfg, metrics)
     return metrics
 
