@@ -5,6 +5,7 @@ Names, defaults and meaning are Detectron2's. What Detectron2 cannot say lives i
 
 import difflib
 import logging
+import math
 from pathlib import Path
 
 import yaml
@@ -216,17 +217,75 @@ def flatten(node, prefix=""):
     return flat
 
 
+MOST_BYTES = 2**16  # of a config: YAML's parser takes the square of some files' lengths
+
+
+class _Small(CfgNode):
+    """Opens files, not devices or addresses, of a config's size; those of ``_BASE_`` too."""
+
+    @classmethod
+    def _open_cfg(cls, filename):
+        path = Path(filename)
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+            raise OSError(f"{filename} is no file of at most {MOST_BYTES} bytes")
+        return open(path, encoding="utf-8")
+
+
 def _read(path):
     """The YAML file with its ``_BASE_`` chain merged, as a dict of dotted key -> value."""
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such config file")
     try:
-        content = CfgNode.load_yaml_with_base(str(path))
-    except (yaml.YAMLError, AssertionError, OSError, UnicodeDecodeError, TypeError) as error:
-        raise ConfigError(f"{path}: not a readable YAML config: {error}") from error
+        content = _Small.load_yaml_with_base(str(path))
+    except Exception as error:  # of yaml, of what it constructs, of the merge with the base
+        raise ConfigError(f"{path}: not a readable YAML config: {_short(error)}") from error
+    return {k: v for k, v in _flat(content, path).items() if not k.startswith(SWITCHED_OFF)}
+
+
+MOST_VALUES = 10_000  # in one config
+
+
+def _flat(content, where):
+    """What YAML gave, as :func:`flatten`; anchors can make a few lines hold themselves or millions."""
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: not a YAML config: give keys and values such as MODEL: ...")
-    return {k: v for k, v in flatten(content).items() if not k.startswith(SWITCHED_OFF)}
+        raise ConfigError(f"{where}: not a YAML config: give keys and values such as MODEL: ...")
+    stack, count = [content], 0
+    while stack:
+        value, count = stack.pop(), count + 1
+        if count > MOST_VALUES:
+            raise ConfigError(f"{where}: holds itself, or more than {MOST_VALUES} values")
+        if isinstance(value, dict):
+            stack += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            stack += value
+        elif isinstance(value, str):
+            if len(value) > MOST_VALUES or not value.isascii() and _unprintable(value):
+                raise ConfigError(f"{where}: holds a text that is too long or no Unicode")
+        elif value is not None and type(value) not in (bool, int, float):
+            raise ConfigError(f"{where}: holds a {type(value).__name__}, which no key takes")
+        elif type(value) is int and abs(value) >= 2**63:
+            raise ConfigError(f"{where}: holds a number of more than 63 bits")
+    return flatten(content)
+
+
+def _unprintable(text):
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _short(error):
+    return ascii(str(error))[1:-1][:500] if _unprintable(str(error)) else str(error)[:500]
+
+
+def _fits(value, default):
+    """Whether a value is built as the default: numbers (finite), texts, lists of them, None."""
+    if isinstance(default, list | tuple):
+        if not isinstance(value, list | tuple):
+            return False
+        return all(_fits(v, default[0]) for v in value) if default else True
+    if isinstance(default, bool | str):
+        return type(value) is type(default)
+    finite = type(value) in (int, float) and math.isfinite(value)
+    return finite or (default is None and value is None)
 
 
 def check_keys(flat, known, where):
@@ -300,15 +359,18 @@ def check_values(cfg):
 
 def _merge(cfg, content, where):
     """Merge dotted keys and values into ``cfg``, refusing what it does not know."""
-    defaults = flatten(cfg)
+    defaults, built = flatten(cfg), flatten(get_cfg())
     check_keys(content, defaults, where)
     for key, value in content.items():
         if value in (None, "None") and defaults[key] is not None:
             raise ConfigError(f"{where}: {key}: has no value")
     try:
         cfg.merge_from_list([x for pair in content.items() for x in pair])
-    except (ValueError, AssertionError) as error:
-        raise ConfigError(f"{where}: {error}") from error
+        for key, value in flatten(cfg).items():
+            if not _fits(value, built[key]):
+                raise ConfigError(f"{key}: {value!r} is not built as its default")
+    except Exception as error:  # yacs asserts, and evaluates texts as Python's literals
+        raise ConfigError(f"{where}: {_short(error)}") from error
 
 
 def load_config(path, overrides=()):
@@ -336,7 +398,11 @@ def embedded_part(cfg):
 def parse_config(text, where, overrides=()):
     """The config that :func:`embedded_part` wrote, as :func:`load_config`; ``where`` names its source."""
     cfg = get_cfg()
-    _merge(cfg, flatten(yaml.safe_load(text)), where)
+    try:
+        content = yaml.safe_load(text[:MOST_BYTES])
+    except Exception as error:  # of yaml, of what it constructs
+        raise ConfigError(f"{where}: its config is no YAML: {_short(error)}") from error
+    _merge(cfg, _flat(content, where), where)
     return _finish(cfg, overrides)
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 
-from .records import BoxMode, DatasetError, box_fault
+from .records import LONGEST_SIDE, BoxMode, DatasetError, box_fault, name_fault
 
 # train2014 and train2017 hold one object of no height in each of these two images
 # (github.com/cocodataset/cocoapi issue 355): the only such boxes in the official files.
@@ -47,7 +47,7 @@ def read(json_file, image_root, official=False, repeated_ids=False):
 def _load(json_file):
     try:
         with open(json_file, "rb") as file:
-            data = json.load(file)
+            data = json.load(file, object_pairs_hook=_object)
     except OSError as error:
         what = (
             f"cannot read the annotations ({error.strerror}); datasets/README.md shows the layout"
@@ -66,6 +66,15 @@ def _load(json_file):
     return data
 
 
+def _object(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return found
+
+
 def _scan(data, json_file, image_root, category_ids, official, repeated_ids):
     def error(what, known=False):
         return DatasetError(json_file, what, known)
@@ -75,6 +84,10 @@ def _scan(data, json_file, image_root, category_ids, official, repeated_ids):
         fault = _missing(image, {"id": int, "file_name": str, "height": int, "width": int})
         if not fault and min(image["height"], image["width"]) < 1:
             fault = f"height {image['height']} and width {image['width']} must be positive"
+        if not fault and max(image["height"], image["width"]) > LONGEST_SIDE:
+            fault = f"height and width must be at most {LONGEST_SIDE}"
+        if not fault:
+            fault = name_fault(image["file_name"])
         if fault:
             stray.append(error(f"image {_name(image)}: {fault}"))
         elif image["id"] in found:

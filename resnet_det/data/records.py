@@ -1,6 +1,7 @@
 """What the readers share: box modes, the error that names the file, and the checks of a box."""
 
 import math
+import os
 from enum import IntEnum
 
 
@@ -23,7 +24,20 @@ class DatasetError(ValueError):
         self.file, self.what, self.known = str(file), what, known
 
     def __str__(self):
-        return f"{self.file}: {self.what}"
+        text = f"{self.file}: {self.what}"
+        return text.encode(errors="backslashreplace").decode()  # json's half surrogates too
+
+
+LONGEST_SIDE = 10**6  # pixels of an image
+
+
+def name_fault(name):
+    """What is wrong with an image's name in a dataset, or None: it must stay in its folder."""
+    if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in name):
+        return f"{name!r} is no name of a file"
+    if os.path.isabs(name) or ".." in name.replace("\\", "/").split("/"):
+        return f"{name!r} leaves the folder of the images"
+    return None
 
 
 def box_fault(x0, y0, x1, y1, width, height, slack=0.0):

@@ -5,7 +5,7 @@ import os
 import xml.etree.ElementTree as ET
 
 from .pixels import ImageError, image_header
-from .records import BoxMode, DatasetError, box_fault
+from .records import LONGEST_SIDE, BoxMode, DatasetError, box_fault, name_fault
 
 # Alphabetical, as in the devkit; a class's place here is its category_id.
 CLASSES = (
@@ -68,6 +68,8 @@ def _read_list(path):
     for name in names:
         if len(name.split()) > 1:
             raise DatasetError(path, f"expected one image name a line, found {name!r}")
+        if fault := name_fault(name):
+            raise DatasetError(path, fault)
     return names
 
 
@@ -94,8 +96,12 @@ def _read_annotation(path, class_ids, record):
         text = root.findtext(f"size/{key}")
         if text is None:
             return [DatasetError(path, f"no <size> with a <{key}>")]
-        if not text.strip().isdecimal() or int(text) == 0:
-            return [DatasetError(path, f"<{key}> is {text!r}, not a positive whole number")]
+        digits = text.strip()
+        if not digits.isdecimal() or len(digits) > 9 or not 0 < int(digits) <= LONGEST_SIDE:
+            what = (
+                f"<{key}> is {text[:99]!r}, not a positive whole number of at most {LONGEST_SIDE}"
+            )
+            return [DatasetError(path, what)]
         size[key] = int(text)
     record.update(height=size["height"], width=size["width"], annotations=[])
 

@@ -16,11 +16,15 @@ import logging
 import os
 import random
 import re
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from ..nets.weight_files import check_torch
 
 logger = logging.getLogger(__name__)
 
@@ -115,10 +119,11 @@ def load(path):
     Raises:
         RuntimeError: not a checkpoint, or damaged; names the file.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(path)
     try:
+        check_torch(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
     except Exception as error:  # torch raises whatever the damage happens to trigger
         raise RuntimeError(f"cannot read the checkpoint {path}: {error}") from error
 
@@ -169,13 +174,20 @@ def _write_atomically(path, write):
         os.close(folder)
 
 
+# What zipfile raises of a damaged file: of another method or a password, of names, of offsets.
+_BROKEN_ZIP = (
+    OSError, EOFError, RuntimeError, ValueError, LookupError, zipfile.BadZipFile, zlib.error,
+    struct.error,
+)  # fmt: skip
+
+
 def _damage(path):
     """What is wrong with the file, or None: reads it all and compares its checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
         return f"the checksum of {bad} does not match" if bad else None
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
+    except _BROKEN_ZIP as error:
         return str(error)
 
 
