@@ -341,16 +341,22 @@ def check_values(cfg):
                 f"DATASETS.PROPOSAL_FILES_{split}: {len(files)} files for {len(names)} datasets"
             )
     for least, keys in (
-        (1, ("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD")),
-        (0, ("MODEL.BACKBONE.FREEZE_AT", "DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD")),
-    ):
+        (1, ("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD",
+             "TEST.PRECISE_BN.NUM_ITER")),
+        (0, ("MODEL.BACKBONE.FREEZE_AT", "DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD",
+             "SOLVER.BASE_LR", "RESNET_DET.CROP_PADDING", "RESNET_DET.WARMUP_UNTIL_ERROR")),
+    ):  # fmt: skip
         for key in keys:
             if flat[key] < least:
                 raise ConfigError(f"{key}: {flat[key]}: must be at least {least}")
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         if len(flat[key]) != 3:
             raise ConfigError(f"{key}: {flat[key]}: give three numbers, in the order INPUT.FORMAT")
-    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(cfg.INPUT.MIN_SIZE_TRAIN) != 2:
+    if min(flat["MODEL.PIXEL_STD"]) <= 0:
+        raise ConfigError(f"MODEL.PIXEL_STD: {flat['MODEL.PIXEL_STD']}: must be above 0")
+    sizes = list(cfg.INPUT.MIN_SIZE_TRAIN)
+    pair = len(sizes) == 2 and sizes == sorted(sizes)
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not pair:
         raise ConfigError(
             f"INPUT.MIN_SIZE_TRAIN: {cfg.INPUT.MIN_SIZE_TRAIN}: "
             "the sampling 'range' takes two sizes, the least and the greatest"
