@@ -14,8 +14,18 @@ from .loader import global_batches
 
 
 def dataset_names():
-    """Every name that ``SmallImages.read`` knows."""
+    """Every name of a classification dataset, those of :mod:`.large_images` too."""
     return [*FOLDERS, *cifar10.SPLITS]
+
+
+def check_name(name):
+    """Raises UnknownDataset, with the nearest names, where :func:`dataset_names` lacks it."""
+    known = dataset_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+        raise UnknownDataset(
+            f"unknown classification dataset {name!r}; did you mean {' or '.join(near)}?"
+        )
 
 
 class SmallImages:
@@ -42,22 +52,17 @@ class SmallImages:
         Raises:
             UnknownDataset, DatasetError, ImageError.
         """
+        check_name(name)
         root = datasets_root(root)
         if name in cifar10.SPLITS:
             images, labels = cifar10.read(name, root)
             classes = cifar10.CLASSES
-        elif name in FOLDERS:
+        else:
             if name.startswith("scenes_"):
                 from . import scenes
 
                 scenes.ensure_scenes(root)
             images, labels, classes = read_images(os.path.join(root, FOLDERS[name]), skip_bad)
-        else:
-            known = dataset_names()
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-            raise UnknownDataset(
-                f"unknown classification dataset {name!r}; did you mean {' or '.join(near)}?"
-            )
         if format == "BGR":
             images = images[:, ::-1]
         return cls(

@@ -11,7 +11,7 @@ from torch import nn
 
 from .. import training
 from ..config import ConfigError, flatten, get_cfg, load_config, parse_config
-from ..data import large_images
+from ..data import large_images, small_images
 from ..data.large_images import LargeImages
 from ..data.small_images import SmallImages
 from ..evaluation import responses
@@ -50,7 +50,7 @@ KEYS = (
     "VERSION", "MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.META_ARCHITECTURE", "MODEL.PIXEL_",
     "MODEL.BACKBONE.NAME", "MODEL.RESNETS.NORM", "MODEL.RESNETS.STRIDE_IN_1X1",
     "MODEL.RESNETS.RES5_DILATION", "INPUT.FORMAT", "INPUT.RANDOM_FLIP", "INPUT.CROP.",
-    "DATASETS.", "SOLVER.", "TEST.EXPECTED_RESULTS", "TEST.EVAL_PERIOD", "TEST.PRECISE_BN.",
+    "DATASETS.TRAIN", "DATASETS.TEST", "SOLVER.", "TEST.EXPECTED_RESULTS", "TEST.EVAL_PERIOD", "TEST.PRECISE_BN.",
     "OUTPUT_DIR", "SEED", "CUDNN_BENCHMARK", "RESNET_DET.SKIP_BAD_DATA", "RESNET_DET.ENSEMBLE",
     "RESNET_DET.PER_PIXEL_MEAN", "RESNET_DET.WARMUP_UNTIL_ERROR",
 )  # fmt: skip
@@ -64,6 +64,8 @@ LARGE_KEYS = (
 
 def _check_keys(cfg):
     names = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
+    for name in names:
+        small_images.check_name(name)
     large = [name in large_images.NAMES for name in names]
     if len(set(large)) > 1:
         raise ConfigError(f"DATASETS: {sorted(names)}: some are of small images, some of large")
@@ -90,7 +92,8 @@ def _check(cfg):
         )
     _check_keys(cfg)
     crop = cfg.INPUT.CROP
-    if not crop.ENABLED or crop.TYPE != "absolute" or len(set(crop.SIZE)) != 1:
+    whole = all(type(side) is int and side > 0 for side in crop.SIZE)
+    if not crop.ENABLED or crop.TYPE != "absolute" or len(set(crop.SIZE)) != 1 or not whole:
         raise ConfigError(
             "INPUT.CROP: a classifier takes square crops of a size in pixels: "
             "ENABLED: True, TYPE: absolute, SIZE: [32, 32]"
@@ -167,7 +170,17 @@ def _load(net, cfg, new=()):
     match = load(net, cfg.MODEL.WEIGHTS, new=new)
     common.check_conventions(match.facts, cfg, cfg.MODEL.WEIGHTS)
     logger.info("%s: %s", cfg.MODEL.WEIGHTS, match)
-    return match.facts.get("mean_image")
+    return match.facts
+
+
+def _check_classes(tests, classes, source):
+    """
+    Raises:
+        ConfigError: a test set has other classes, or in another order, than ``source``.
+    """
+    for name, test in tests.items():
+        if tuple(test.classes) != tuple(classes):
+            raise ConfigError(f"DATASETS.TEST: {name}: its classes are not those of {source}")
 
 
 def _member(path, cfg, classes, image):
@@ -187,7 +200,7 @@ def _member(path, cfg, classes, image):
     common.check_conventions(pixel, cfg, path)
     own = parse_config(facts["config"], path, ["MODEL.WEIGHTS", str(path)])
     net = _build(own, len(classes))
-    its_image = _load(net, own)
+    its_image = _load(net, own).get("mean_image")
     if (image is None) != (its_image is None) or (image is not None and not image.equal(its_image)):
         raise ConfigError(f"RESNET_DET.ENSEMBLE: {path}: subtracts another mean image")
     return net
@@ -231,11 +244,7 @@ def train(cfg, resume=False):
         raise ConfigError(f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN}: a classifier trains on one set")
     data = _read(cfg.DATASETS.TRAIN[0], cfg, device, cfg.RESNET_DET.SKIP_BAD_DATA)
     tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
-    for name, test in tests.items():
-        if test.classes != data.classes:
-            raise ConfigError(
-                f"DATASETS.TEST: {name}: its classes are not {cfg.DATASETS.TRAIN[0]}'s"
-            )
+    _check_classes(tests, data.classes, cfg.DATASETS.TRAIN[0])
     net = _build(cfg, len(data.classes))
     checkpointer = training.Checkpointer(cfg.OUTPUT_DIR)
     state = checkpointer.load_latest() if resume else None
@@ -243,7 +252,8 @@ def train(cfg, resume=False):
     if state is not None:
         image, source = state["meta"].get("mean_image"), cfg.OUTPUT_DIR
     elif cfg.MODEL.WEIGHTS:
-        image, source = _load(net, cfg, new=("linear.",)), cfg.MODEL.WEIGHTS
+        image = _load(net, cfg, new=("linear.",)).get("mean_image")
+        source = cfg.MODEL.WEIGHTS
     elif cfg.RESNET_DET.PER_PIXEL_MEAN:
         size = () if isinstance(data, SmallImages) else (cfg.INPUT.CROP.SIZE[0],)
         image = data.mean_image(*size)
@@ -264,7 +274,7 @@ def train(cfg, resume=False):
             start_iter=start_iter,
         )
 
-    def finish(model):
+    def finish(model, seed):
         if cfg.TEST.PRECISE_BN.ENABLED:
             precise_bn.update(model, batches(0, seed), cfg.TEST.PRECISE_BN.NUM_ITER)
 
@@ -296,7 +306,9 @@ def evaluate(cfg):
         raise ConfigError("DATASETS.TEST and MODEL.WEIGHTS: both are needed to evaluate")
     classes = next(iter(tests.values())).classes
     net = _build(cfg, len(classes))
-    image = _load(net, cfg)
+    facts = _load(net, cfg)
+    _check_classes(tests, facts.get("classes", classes), cfg.MODEL.WEIGHTS)
+    image = facts.get("mean_image")
     _normalise(cfg, image, cfg.MODEL.WEIGHTS, *tests.values())
     others = [_member(path, cfg, classes, image) for path in cfg.RESNET_DET.ENSEMBLE]
     metrics = _evaluate([net.to(device).eval() for net in [net, *others]], tests, cfg)
@@ -321,10 +333,12 @@ def layer_responses(folder):
         raise ConfigError(f"{weights}: carries no config of a classifier of ours")
     cfg = parse_config(facts["config"], weights, ["MODEL.WEIGHTS", str(weights)])
     _check(cfg)
+    if not cfg.DATASETS.TEST:
+        raise ConfigError(f"{weights}: its config has no DATASETS.TEST to take the responses on")
     device = common.start(cfg)
     data = _read(cfg.DATASETS.TEST[0], cfg, device)
     net = _build(cfg, len(data.classes))
-    _normalise(cfg, _load(net, cfg), weights, data)
+    _normalise(cfg, _load(net, cfg).get("mean_image"), weights, data)
     images = (views[0] for views, _ in data.test_batches(size=cfg.INPUT.CROP.SIZE[0]))
     result = responses.layer_responses(net.to(device), images)
     kept.write_text(json.dumps(result, indent=1) + "\n")

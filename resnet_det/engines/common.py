@@ -358,7 +358,8 @@ def run_training(
         seed: from :func:`setup`; a resumed run keeps the seed that it began with.
         state: of the checkpoint to resume from, or None.
         evaluate: function of the model -> flat dict of metrics, or None.
-        finish: called with the model after the last iteration, before it is saved.
+        finish: called with the model and the run's seed after the last iteration, before the model
+            is saved.
         facts: dict of tensors and plain values that each checkpoint carries in its "meta", beside
             :func:`conventions`.
 
@@ -423,7 +424,7 @@ def run_training(
         resume_from=state,
         evaluate=evaluate_and_keep if cfg.DATASETS.TEST else None,
         eval_period=cfg.TEST.EVAL_PERIOD,
-        finish=finish,
+        finish=None if finish is None else lambda model: finish(model, seed),
         clip=clip,
         amp=solver.AMP.ENABLED,
         meta=conventions(cfg, classes, seed) | (facts or {}),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from resnet_det.config import load_config
@@ -16,6 +17,7 @@ from resnet_det.data import pixels
 from resnet_det.engines import classifier
 from resnet_det.evaluation import classification
 from resnet_det.nets import build_net
+from resnet_det.training import precision
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = """
@@ -100,15 +102,30 @@ def test_it_learns_and_the_results_are_written():
 
 
 def test_resumed_is_uninterrupted_with_other_workers(folder):
-    """From the checkpoint of iteration 10, as if it had been stopped there."""
+    """From the checkpoint of iteration 10, as if it had been stopped there; it carries the seed."""
     name = "model_0000009.pth"
     (folder / "output/b").mkdir()
     (folder / "output/b" / name).write_bytes((folder / "output/a" / name).read_bytes())
     (folder / "output/b/last_checkpoint").write_text(name)
-    cfg = load_config("c.yaml", ["OUTPUT_DIR", "output/b", "DATALOADER.NUM_WORKERS", 2])
+    more = ["DATALOADER.NUM_WORKERS", 2, "SEED", -1]
+    cfg = load_config("c.yaml", ["OUTPUT_DIR", "output/b", *more])
     classifier.train(cfg, resume=True)
     a, b = weights("a"), weights("b")
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_mixed_precision(monkeypatch):
+    """In bfloat16: another loss than float32's, but close to it; the weights stay float32."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    losses = []
+    for amp in (False, True):
+        overrides = ["SOLVER.AMP.ENABLED", amp, "OUTPUT_DIR", f"output/amp{amp}",
+                     "DATASETS.TEST", (), "SOLVER.MAX_ITER", 1]  # fmt: skip
+        classifier.train(load_config("c.yaml", overrides))
+        line = json.loads(Path(f"output/amp{amp}/metrics.json").read_text().splitlines()[0])
+        losses.append(line["loss_cls"])
+    assert losses[0] != losses[1] and abs(losses[1] - losses[0]) < 0.05 * losses[0]
+    assert all(v.dtype != torch.bfloat16 for v in weights("ampTrue").values())
 
 
 def test_two_processes_share_uneven_tests(folder):
@@ -197,6 +214,9 @@ def test_every_way_of_testing_is_what_it_is_by_hand(overrides, see, members, mon
         (["RESNET_DET.CROP_PADDING", 4], "CROP_PADDING.*do not use"),
         (["INPUT.MAX_SIZE_TRAIN", 500], "MAX_SIZE_TRAIN.*classifier does not use"),
         (["DATASETS.TEST", ["scenes_classification_val"]], "some are of small images"),
+        (["DATASETS.TEST", ["imagenet_va"]], "'imagenet_va'; did you mean imagenet_val"),
+        (["DATASETS.PROPOSAL_FILES_TRAIN", ("a.pkl",)], "PROPOSAL_FILES_TRAIN.*does not use"),
+        (["INPUT.CROP.SIZE", (32.5, 32.5)], "INPUT.CROP: .*a size in pixels"),
         (["RESNET_DET.TEST_CROPS", 5], "TEST_CROPS: 5: is 1 or 10"),
         (["RESNET_DET.TEST_CROPS", 10, "TEST.AUG.ENABLED", True], "whole images or crops"),
         (["RESNET_DET.PER_PIXEL_MEAN", True, "TEST.AUG.ENABLED", True], "PER_PIXEL_MEAN"),
@@ -208,6 +228,25 @@ def test_every_way_of_testing_is_what_it_is_by_hand(overrides, see, members, mon
 def test_mistakes_are_named(overrides, words):
     with pytest.raises(ValueError, match=words):
         classifier.train(load_config("c.yaml", ["OUTPUT_DIR", "output/m", *overrides]))
+
+
+def test_weights_of_other_classes_are_named(tmp_path):
+    ours = torch.load(WEIGHTS, weights_only=True)
+    assert ours["meta"]["classes"] == ["n0", "n1", "n2"]
+    turned = ours["meta"] | {"classes": ["n2", "n1", "n0"]}
+    torch.save({"model": ours["model"], "meta": turned}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="imagenet_val: its classes are not those of .*x.pth"):
+        classifier.evaluate(load_config("c.yaml", ["MODEL.WEIGHTS", str(tmp_path / "x.pth")]))
+
+
+def test_responses_without_a_test_set_are_refused(tmp_path):
+    ours = torch.load(WEIGHTS, weights_only=True)
+    config = yaml.safe_load(ours["meta"]["config"])
+    config["DATASETS"]["TEST"] = []
+    ours["meta"]["config"] = yaml.safe_dump(config)
+    torch.save(ours, tmp_path / "model_final.pth")
+    with pytest.raises(ValueError, match="model_final.pth: its config has no DATASETS.TEST"):
+        classifier.layer_responses(tmp_path)
 
 
 def test_members_that_do_not_fit_are_named(tmp_path):
