@@ -18,5 +18,5 @@ setup(
         "tensorboard",
         "tqdm",
     ],
-    extras_require={"test": ["pytest", "ruff", "timm"]},
+    extras_require={"test": ["hypothesis", "pytest", "ruff", "timm"]},
 )

@@ -1,4 +1,4 @@
-"""Fixtures and the reasons for skipping: Detectron2, a GPU, real photographs."""
+"""Fixtures, the settings of hypothesis, and the reasons for skipping."""
 
 import importlib.util
 import os
@@ -6,12 +6,18 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests start processes beside this one
 
+import hypothesis
 import pytest
 import torch
 
 
 def pytest_configure(config):
     torch.set_num_threads(min(2, torch.get_num_threads()))
+    # The same examples every time, whatever the machine's load.
+    hypothesis.settings.register_profile(
+        "suite", derandomize=True, max_examples=50, deadline=None, database=None
+    )
+    hypothesis.settings.load_profile("suite")
 
 
 def pytest_addoption(parser):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
@@ -69,6 +71,37 @@ def test_cross_boundary_anchors_are_ignored(config):
     assert (labels[0][~inside] == -1).all()
     assert torch.equal(labels[0][inside], labels[-1][inside])
     assert (labels[-1][~inside] != -1).any()
+
+
+CORNER, SIDE = st.floats(-500, 1500, width=32), st.floats(1, 1000, width=32)
+BOX = st.tuples(CORNER, CORNER, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("stage, weights", [("rpn", (1, 1, 1, 1)), ("heads", (10, 10, 5, 5))])
+def test_box_coder(config, stage, weights):
+    """Faster R-CNN's eqn. 2 in double precision; decoding undoes it, up to sides of 1000 / 16
+    times those of the anchor or proposal."""
+    model = build_model(config())
+    coder = (model.proposal_generator if stage == "rpn" else model.roi_heads).box_coder
+
+    @given(st.lists(st.tuples(BOX, BOX), min_size=1, max_size=5))
+    def holds(pairs):
+        x, y, w, h = np.array(pairs).transpose(2, 0, 1)
+        corners = np.stack((x, y, x + w, y + h), 2).astype(np.float32)
+        anchors, boxes = (torch.from_numpy(corners[:, n].copy()) for n in (0, 1))
+        (deltas,) = coder.encode([boxes], [anchors])
+        (a, b), sizes = corners.astype(float).swapaxes(0, 1), corners[..., 2:] - corners[..., :2]
+        shift = (b[:, :2] + b[:, 2:] - a[:, :2] - a[:, 2:]) / 2 / sizes[:, 0]
+        want = np.hstack((shift, np.log(sizes[:, 1] / sizes[:, 0]))) * weights
+        np.testing.assert_allclose(deltas.numpy(), want, rtol=1e-4, atol=3e-3)
+        again = coder.decode(deltas, [anchors])[:, 0].numpy()
+        ratio = sizes[:, 1] / sizes[:, 0]
+        same = (ratio < 62).all(1)
+        np.testing.assert_allclose(again[same], boxes.numpy()[same], rtol=1e-4, atol=0.02)
+        largest = (again[:, 2:] - again[:, :2]) / sizes[:, 0]
+        assert (largest <= 62.6).all()
+
+    holds()
 
 
 def reference_roi_pool(features, box, size, scale):
