@@ -28,6 +28,7 @@ def predict(plan, runner):
         once, a detector on a random image of its config's size.
     """
     rows, measured = [], {}
+    made = {str(run.weights) for chain in plan.values() for run in chain}
     for run in dict.fromkeys(run for chain in plan.values() for run in chain):
         if run.metrics() is not None:
             rows.append([run.folder.name, run.iterations, 0.0, "finished", "–"])
@@ -35,25 +36,25 @@ def predict(plan, runner):
         if run.tested:
             rows.append([run.folder.name, 0, None, f"a test of {run.tested.folder.name}", "–"])
             continue
-        cfg = load_config(ROOT / run.step.config)
+        cfg = load_config(ROOT / run.step.config, run.command[4:])
         if run.step not in measured:
             detector = cfg.MODEL.META_ARCHITECTURE != "Classifier"
             measured[run.step] = _measure_detector(cfg) if detector else _measure(run, runner)
         seconds, remark = measured[run.step]
         total = None if seconds is None else seconds * run.iterations
-        rows.append([run.folder.name, run.iterations, total, remark, needs(cfg)])
+        rows.append([run.folder.name, run.iterations, total, remark, needs(cfg, made)])
     return rows
 
 
-def needs(cfg):
-    """What a run reads and does not find: datasets, and weights that nothing trains first."""
+def needs(cfg, made=()):
+    """What a run reads and does not find: datasets, and weights but for those that are ``made`` first."""
     absent = []
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         path = missing(name)
         if path:
             absent.append(f"{name} lacks {path}")
     weights, pretrain = cfg.MODEL.WEIGHTS, cfg.RESNET_DET.PRETRAIN
-    if weights and not Path(weights).exists():
+    if weights and weights not in made and not Path(weights).exists():
         if pretrain and (ROOT / pretrain).exists():
             absent.append(f"{weights}: {pretrain} trains it first (not counted here)")
         else:

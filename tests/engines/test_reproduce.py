@@ -163,6 +163,23 @@ def test_tables_7_and_8_and_the_miniature_are_the_papers():
     assert "out/plain20_classifier-seed2/model_final.pth" in chain[1].command
 
 
+def test_a_dry_run_knows_what_the_steps_before_make(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    measured = []
+    monkeypatch.setattr(cost, "_measure", lambda run, runner: (0.5, "half a second"))
+    monkeypatch.setattr(
+        cost, "_measure_detector", lambda cfg: measured.append(cfg) or (2.0, "two seconds")
+    )
+    table = paper.TABLES["miniature"]
+    plan = reproduce.plan(table, [1], Fraction(1, 4), tmp_path / "out")
+    plan = reproduce.chosen(table, plan, ["plain20"])
+    first, second = cost.predict(plan, reproduce.Runner(1))
+    assert first[:4] == ["plain20_classifier-seed1", 200, 100.0, "half a second"]
+    assert second[:4] == ["plain20-seed1", 100, 200.0, "two seconds"]
+    assert "lacks" in second[4] and "trains it first" not in second[4]
+    assert measured[0].OUTPUT_DIR == str(tmp_path / "out/plain20-seed1")
+
+
 def test_a_cell_for_the_evaluation_server_tells_where_its_files_are(tmp_path):
     table = paper.TABLES["table7"]
     folder = tmp_path / "R101_07pp12-seed1"
