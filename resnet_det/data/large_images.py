@@ -184,7 +184,8 @@ class LargeImages:
         step = -(-len(self) // MEAN_IMAGES)
         short = (min(self.short_sizes) + max(self.short_sizes)) // 2
         part = replace(self, records=self.records[::step], views=Crops(short)).to(self.device)
-        total = sum(views[0].double().sum(0) for views, _ in part.test_batches(size=size))
+        batches = part.test_batches(size=size, skip_bad=self.skip_bad)
+        total = sum(views[0].double().sum(0) for views, _ in batches)
         return (total / len(part)).float()
 
     def _normalised(self, images, shift=None):
@@ -225,9 +226,10 @@ class LargeImages:
             images = self._normalised(images, shift if self.color_pca else None)
             yield images, labels.to(self.device, non_blocking=True)
 
-    def test_batches(self, *, size, rank=0, world=1):
+    def test_batches(self, *, size, rank=0, world=1, skip_bad=False):
         """``(views, labels)``, every image once over all processes: ``views`` is a list of float
-        (N, 3, h, w), the same N images seen in as many ways."""
+        (N, 3, h, w), the same N images seen in as many ways. ``skip_bad`` puts the next good image
+        in the place of an unreadable one, with a warning, instead of raising: not for a test."""
         self._check_sizes(size, self.views.sizes, "INPUT.MIN_SIZE_TEST or TEST.AUG.MIN_SIZES")
         stream = loader.test_batches(
             self.records,
@@ -236,6 +238,7 @@ class LargeImages:
             world=world,
             num_workers=self.num_workers,
             batch=self.views.batch,
+            skip_bad=skip_bad,
             collate=default_collate,
         )
         for views, labels in stream:

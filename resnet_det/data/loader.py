@@ -77,20 +77,23 @@ def training_batches(
     return _good_samples(loader, skip_bad)
 
 
-def test_batches(records, mapper, *, rank=0, world=1, num_workers=0, batch=1, collate=list):
+def test_batches(
+    records, mapper, *, rank=0, world=1, num_workers=0, batch=1, skip_bad=False, collate=list
+):
     """This process's contiguous share of the records in order, as lists of ``batch`` samples.
 
-    Over all processes every record comes exactly once. The result has a length.
+    Over all processes every record comes exactly once. The result has a length. ``skip_bad`` as
+    for :func:`training_batches`: then a record comes a second time in place of a bad one.
     """
     shard = range(len(records) * rank // world, len(records) * (rank + 1) // world)
     positions = [(i, i) for i in range(len(shard))]
     loader = _loader(
-        _Mapped([records[i] for i in shard], mapper, seed=0, skip_bad=False),
+        _Mapped([records[i] for i in shard], mapper, seed=0, skip_bad=skip_bad),
         batch_sampler=[positions[i : i + batch] for i in range(0, len(positions), batch)],
         num_workers=num_workers,
         collate=collate,
     )
-    return _Sized(loader)
+    return _Sized(loader, skip_bad)
 
 
 test_batches.__test__ = False  # not one of pytest's
@@ -399,11 +402,11 @@ def _good_samples(loader, skip_bad):
 class _Sized:
     """The batches of a finite loader."""
 
-    def __init__(self, loader):
-        self.loader = loader
+    def __init__(self, loader, skip_bad):
+        self.loader, self.skip_bad = loader, skip_bad
 
     def __len__(self):
         return len(self.loader)
 
     def __iter__(self):
-        return _good_samples(self.loader, skip_bad=False)
+        return _good_samples(self.loader, self.skip_bad)
