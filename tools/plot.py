@@ -37,14 +37,27 @@ def parse(argv=None):
     return args
 
 
+def labelled(runs):
+    """Label -> folder: its name, or its path where another has the same name."""
+    names = [Path(run).name for run in runs]
+    return {run if names.count(name) > 1 else name: Path(run) for run, name in zip(runs, names)}
+
+
+def lines(folder):
+    """Raises ValueError where the folder is none of a run."""
+    if not (folder / "metrics.json").is_file():
+        raise ValueError(f"{folder}: holds no metrics.json: give the output folder of a run")
+    return read_metrics(folder / "metrics.json")
+
+
 def main(args):
     if args.figure == "responses":
-        nets = {Path(run).name: classifier.layer_responses(run) for run in args.runs}
+        nets = {k: classifier.layer_responses(folder) for k, folder in labelled(args.runs).items()}
         return figures.responses(nets, args.output)
     panels = {}
     for runs in (args.runs, *args.beside):
-        lines = {Path(run).name: read_metrics(Path(run) / "metrics.json") for run in runs}
-        panels[f"{len(panels) + 1}" if args.beside else ""] = lines
+        curves = {label: lines(folder) for label, folder in labelled(runs).items()}
+        panels[f"{len(panels) + 1}" if args.beside else ""] = curves
     return figures.error_curves(panels, args.output, args.top)
 
 
