@@ -1,12 +1,14 @@
 """Official archives: fetched with resume and checksum, unpacked safely, laid out whole."""
 
 import hashlib
+import http.client
 import os
 import shutil
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -127,7 +129,7 @@ def fetch(url, file):
     except urllib.error.HTTPError as error:
         if error.code != 416:  # nothing is left to send: it was whole already
             raise DatasetError(url, _advice(error, file)) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise DatasetError(url, _advice(error, file)) from error
     os.replace(part, file)
 
@@ -148,6 +150,12 @@ def md5(file):
     return digest.hexdigest()
 
 
+# What tarfile and zipfile raise of a damaged file: of a method, a password, a compressed block.
+_BROKEN = (
+    OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, ValueError, RuntimeError,
+)  # fmt: skip
+
+
 def unpack(archive, file, root):
     """Unpack beside the layout, check, and move every file into it.
 
@@ -162,7 +170,7 @@ def unpack(archive, file, root):
     try:
         with whole_folder(target) as folder:
             _extract(file, folder)
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, ValueError) as error:
+    except _BROKEN as error:
         raise DatasetError(file, f"cannot be unpacked: {error}: remove it and try again") from error
     try:
         source = os.path.join(target, archive.strip)

@@ -1,6 +1,7 @@
 """Fetching against a server on this machine that can cut, resume and lie."""
 
 import hashlib
+import http.client
 import http.server
 import io
 import tarfile
@@ -141,6 +142,26 @@ def test_a_bad_archive_leaves_no_layout(server, tmp_path, content, words):
         get(archive(server, content), root)
     assert [p.name for p in root.iterdir()] == ["voc.tar"]
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_damaged_block_of_a_zip_names_the_file(server, tmp_path):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("val.json", "0123456789" * 1000)
+    content = bytearray(buffer.getvalue())
+    content[40:60] = b"\xff" * 20  # of the deflated data: zlib itself stops
+    wanted = archive(server, bytes(content), "val.zip", gives=("val.json",), strip="", md5="")
+    with pytest.raises(DatasetError, match="val.zip: cannot be unpacked: Error -3"):
+        get(wanted, tmp_path)
+
+
+def test_an_answer_that_is_no_http_names_the_address(monkeypatch, tmp_path):
+    def broken(*_, **__):
+        raise http.client.IncompleteRead(b"", 9)
+
+    monkeypatch.setattr("urllib.request.urlopen", broken)
+    with pytest.raises(DatasetError, match="http://there/a.*put it at"):
+        fetch("http://there/a", str(tmp_path / "a"))
 
 
 def test_another_checksum_is_refused(server, tmp_path):
