@@ -8,6 +8,7 @@ import os
 import pickle
 
 import numpy as np
+import torch
 
 from ..nets.weight_files import WeightsError, read_pickle
 from .records import BoxMode, DatasetError
@@ -50,16 +51,19 @@ def read(path):
     if missing:
         raise DatasetError(path, f"lacks {', '.join(sorted(missing))}")
     ids, boxes, logits = (content[k] for k in ("ids", "boxes", "objectness_logits"))
+    if not all(isinstance(x, list | tuple) or np.ndim(x) for x in (ids, boxes, logits)):
+        raise DatasetError(path, "ids, boxes and objectness_logits must be lists")
+    ids = [i.item() if isinstance(i, torch.Tensor) and not i.ndim else i for i in ids]
     if not len(ids) == len(boxes) == len(logits):
         raise DatasetError(
             path, f"has {len(ids)} ids, {len(boxes)} arrays of boxes, {len(logits)} of logits"
         )
     mode = content.get("bbox_mode", BoxMode.XYXY_ABS)
-    if mode not in list(BoxMode):
+    if np.ndim(mode) or mode not in list(BoxMode):
         raise DatasetError(path, f"bbox_mode {mode!r} is not one of {[int(m) for m in BoxMode]}")
     found = {}
     for image_id, box, logit in zip(ids, boxes, logits):
-        box, logit = np.asarray(box), np.asarray(logit)
+        box, logit = _numbers(path, image_id, box), _numbers(path, image_id, logit)
         if box.ndim != 2 or box.shape[1] != 4 or logit.shape != box.shape[:1]:
             raise DatasetError(
                 path, f"image {image_id!r}: boxes {box.shape} and logits {logit.shape}"
@@ -67,8 +71,18 @@ def read(path):
         if not (np.isfinite(box).all() and np.isfinite(logit).all()):
             raise DatasetError(path, f"image {image_id!r}: a number is not finite")
         order = np.argsort(-logit, kind="stable")
-        found[str(image_id)] = box[order], logit[order], BoxMode(mode)
+        found[str(image_id)] = box[order], logit[order], BoxMode(int(mode))
     return found
+
+
+def _numbers(path, image_id, values):
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        array = np.array(None)
+    if array.dtype.kind not in "iuf":
+        raise DatasetError(path, f"image {image_id!r}: boxes and logits must be arrays of numbers")
+    return array
 
 
 def attach(records, path):

@@ -1,6 +1,7 @@
 """4-step alternating training in miniature, on a few scenes, in both engines."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from test_embedded import CLASSIFIER, DETECTOR
 
 from resnet_det.config import ConfigError, load_config
-from resnet_det.data import load_dataset, proposals, scenes
+from resnet_det.data import DatasetError, load_dataset, proposals, scenes
 from resnet_det.engines import alternating, classifier, pick
 
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
@@ -169,6 +170,22 @@ def test_a_file_of_proposals_comes_back_and_is_checked(folder):
     proposals.write("short.pkl", [("a", boxes, [0.5])])
     Path("code.pkl").write_bytes(b"cposix\nsystem\n(S'touch ran'\ntR.")
     Path("list.pkl").write_bytes(b"\x80\x04]\x94.")
+    whole = {
+        "ids": np.array([3, 7]),
+        "boxes": np.stack([boxes] * 2),
+        "objectness_logits": [[1.0, 2]] * 2,
+    }
+    Path("whole.pkl").write_bytes(pickle.dumps(whole))
+    assert list(proposals.read("whole.pkl")) == ["3", "7"]
+    for key, value, words in (
+        ("ids", 3, "must be lists"),
+        ("boxes", [boxes.tolist(), [[1, 2, 3, 4], [1]]], "image 7.*arrays of numbers"),
+        ("objectness_logits", [["a", "b"]] * 2, "image 3.*arrays of numbers"),
+        ("bbox_mode", np.array([0, 1]), "bbox_mode"),
+    ):
+        Path("odd.pkl").write_bytes(pickle.dumps(whole | {key: value}))
+        with pytest.raises(DatasetError, match=f"odd.pkl: .*{words}"):
+            proposals.read("odd.pkl")
     for path, words in (("nan.pkl", "not finite"), ("short.pkl", "logits"),
                         ("code.pkl", "refused"), ("list.pkl", "dictionary")):  # fmt: skip
         with pytest.raises(ValueError, match=f"{path}.*{words}"):
