@@ -99,6 +99,22 @@ def check_testable(cfg):
         )
 
 
+def test_files(cfg):
+    """[(name, its files of proposals: one, or none)] of each of DATASETS.TEST.
+
+    Raises:
+        ConfigError: not as many files as datasets.
+    """
+    names, files = cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return [(name, ()) for name in names]
+    if len(names) != len(files):
+        raise ConfigError(
+            f"DATASETS.PROPOSAL_FILES_TEST: {len(files)} files for {len(names)} datasets"
+        )
+    return [(name, (file,)) for name, file in zip(names, files)]
+
+
 def replayed(cfg, path):
     """The config that, resumed, runs again the one iteration of a ``not_finite_<iteration>.pth``.
 
@@ -115,11 +131,15 @@ def replayed(cfg, path):
     cfg.defrost()
     cfg.OUTPUT_DIR = str(path.with_suffix(".replay"))
     cfg.SOLVER.MAX_ITER = int(number[1]) + 1
-    cfg.DATASETS.TEST = ()
+    cfg.DATASETS.TEST = cfg.DATASETS.PROPOSAL_FILES_TEST = ()
     cfg.TEST.PRECISE_BN.ENABLED = False
     cfg.freeze()
-    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
-    (Path(cfg.OUTPUT_DIR) / "last_checkpoint").write_text(str(path))
+    output = Path(cfg.OUTPUT_DIR)
+    output.mkdir(exist_ok=True)
+    # Every process writes it, and another may read it by now: it must never be seen empty.
+    own = output / f".last_checkpoint.{distributed.launch_info().rank}"
+    own.write_text(str(path))
+    own.replace(output / "last_checkpoint")
     return cfg
 
 

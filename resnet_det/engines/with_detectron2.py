@@ -7,7 +7,7 @@ import os
 import re
 import weakref
 from functools import partial
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -50,6 +50,7 @@ from ..data.pixels import at_scales, read_image
 from ..nets.weights import SUFFIXES, WeightsError, read
 from ..training import Checkpointer as Files
 from ..training import distributed
+from ..training.checkpoint import load
 from ..training.loop import undisturbed
 from ..training.precision import amp_dtype
 from . import common
@@ -140,7 +141,7 @@ def _load(cfg, names, skip_bad=False, files=()):
     With MODEL.LOAD_PROPOSALS their records carry the precomputed proposals of ``files``.
     """
     files = tuple(files) if cfg.MODEL.LOAD_PROPOSALS else ()
-    if files and len(files) != len(names):
+    if cfg.MODEL.LOAD_PROPOSALS and len(files) != len(names):
         raise ConfigError(
             f"DATASETS.PROPOSAL_FILES_*: {len(files)} files for {len(names)} datasets"
         )
@@ -256,9 +257,8 @@ class Evaluator(DatasetEvaluator):
 def _test(cfg, model):
     """Evaluate on every DATASETS.TEST, and publish; flat metrics in the main process, else {}."""
     scored, model = {}, _in_test(model, cfg)
-    files = cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else ()
-    for name, file in zip_longest(cfg.DATASETS.TEST, files):
-        dataset = _load(cfg, [name], files=[file] if file else ())
+    for name, files in common.test_files(cfg):
+        dataset = _load(cfg, [name], files=files)
         evaluator = Evaluator(dataset, f"{cfg.OUTPUT_DIR}/inference/{name}")
         loader = build_detection_test_loader(
             evaluator.dataset.records,
@@ -321,6 +321,9 @@ class Checkpointer(DetectionCheckpointer):
             if filename.endswith(".safetensors"):
                 return {"model": state}
         return super()._load_file(filename)
+
+    def _torch_load(self, file):
+        return load(file)  # weights alone, by whatever torch; also where a run is resumed
 
     def save(self, name, **others):
         """Write a checkpoint so that no interruption leaves less than the one before."""

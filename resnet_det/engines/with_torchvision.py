@@ -1,6 +1,5 @@
 """The embedded engine: trains and evaluates the detector of :mod:`.faster_rcnn` by itself."""
 
-import itertools
 import logging
 
 import numpy as np
@@ -111,12 +110,11 @@ def _in_test(model, cfg, device):
     return Improved([model, *others], cfg)
 
 
-def _datasets(names, cfg, key):
+def _test_sets(cfg):
     sets = {}
-    files = cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else ()
-    for name, file in itertools.zip_longest(names, files):
-        sets[name] = load_datasets([name], proposal_files=[file] if file else [])
-        _check_classes(cfg, sets[name], key)
+    for name, files in common.test_files(cfg):
+        sets[name] = load_datasets([name], proposal_files=files)
+        _check_classes(cfg, sets[name], "DATASETS.TEST")
         for line in sets[name].skipped:
             logger.warning("left out: %s", line)
     return sets
@@ -201,7 +199,7 @@ def train(cfg, resume=False):
     _check_classes(cfg, dataset, "DATASETS.TRAIN")
     for line in dataset.skipped:
         logger.warning("left out: %s", line)
-    tests = _datasets(cfg.DATASETS.TEST, cfg, "DATASETS.TEST")
+    tests = _test_sets(cfg)
     records = dataset.records
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = with_usable_annotations(records, use_difficult=cfg.RESNET_DET.USE_DIFFICULT)
@@ -261,7 +259,7 @@ def evaluate(cfg):
     device, _ = common.setup(cfg)
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST: name at least one dataset")
-    tests = _datasets(cfg.DATASETS.TEST, cfg, "DATASETS.TEST")
+    tests = _test_sets(cfg)
     metrics = _evaluate(_trained(cfg, device), tests, cfg, device)
     if distributed.is_main():
         common.check_expected(cfg, metrics)

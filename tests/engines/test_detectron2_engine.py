@@ -478,6 +478,14 @@ def test_detectron2s_own_evaluator_agrees(config, tmp_path):
     assert ours["AP50"] * len(present) / 8 == pytest.approx(theirs["AP50"], abs=1e-6)
 
 
+@pytest.mark.parametrize("files", [(), ("a.pkl", "b.pkl")])
+def test_proposals_need_a_file_for_each_dataset(config, files):
+    keys = ["MODEL.LOAD_PROPOSALS", "True", "MODEL.PROPOSAL_GENERATOR.NAME",
+            "PrecomputedProposals", "DATASETS.PROPOSAL_FILES_TEST", str(files)]  # fmt: skip
+    with pytest.raises(ValueError, match=f"PROPOSAL_FILES_TEST: {len(files)} files for 1"):
+        engine._test(config(*keys), None)
+
+
 def test_a_foreign_dataset_is_evaluated_the_coco_way(config):
     records = data.load_dataset("scenes_coco_test").records
     name = "foreign_scenes"
@@ -530,6 +538,12 @@ class Hostile:
 def test_a_hostile_pickle_runs_nothing(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("weights.pkl").write_bytes(pickle.dumps({"model": Hostile()}))
+    model = detector(config)
     with pytest.raises(WeightsError, match="weights.pkl"):
-        engine.Checkpointer(detector(config)).load("weights.pkl", checkpointables=[])
+        engine.Checkpointer(model).load("weights.pkl", checkpointables=[])
+    # As before torch 2.6, where a file that was to be resumed or replayed could run code.
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    torch.save({"model": {}, "trainer": Hostile()}, "not_finite_0000001.pth")
+    with pytest.raises(RuntimeError, match="not_finite_0000001.pth"):
+        engine.Checkpointer(model).load("not_finite_0000001.pth")
     assert not Path("hostile-code-ran").exists()

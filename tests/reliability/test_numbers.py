@@ -1,6 +1,7 @@
 """Losses that are not finite, and learning rates that do not fit the batch."""
 
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -55,6 +56,26 @@ def test_only_such_a_file_is_replayed(configs):
     for name in ("model_final.pth", "not_finite_0000001.pth"):
         with pytest.raises(ValueError, match=f"--replay .*{name}: give a file not_finite_"):
             common.replayed(cfg, configs / name)
+
+
+def test_replaying_processes_do_not_disturb_each_other(configs):
+    """One may read ``last_checkpoint`` as the next one writes it: it is replaced, never emptied."""
+    cfg, path = load_config(configs / "detector.yaml"), configs / "not_finite_0000001.pth"
+    path.touch()
+    newest = Path(common.replayed(cfg, path).OUTPUT_DIR, "last_checkpoint")
+    with open(newest) as reading:
+        common.replayed(cfg, path)
+        assert os.fstat(reading.fileno()).st_ino != newest.stat().st_ino
+        assert reading.read() == newest.read_text() == str(path)
+
+
+def test_a_run_on_proposals_is_replayed(configs):
+    keys = ["MODEL.LOAD_PROPOSALS", True, "MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals",
+            "DATASETS.PROPOSAL_FILES_TRAIN", ("a",), "DATASETS.PROPOSAL_FILES_TEST", ("b",)]  # fmt: skip
+    cfg, path = load_config(configs / "detector.yaml", keys), configs / "not_finite_0000001.pth"
+    path.touch()
+    assert common.test_files(cfg) == [("scenes_voc_test", ("b",))]
+    assert common.test_files(common.replayed(cfg, path)) == []
 
 
 @pytest.mark.parametrize(
