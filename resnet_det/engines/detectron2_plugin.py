@@ -209,6 +209,8 @@ class PaperROIHeads(Res5ROIHeads):
     @configurable
     def __init__(self, *, res5, fast=True, context=False, **others):
         super().__init__(res5=res5, **others)
+        if context and self.mask_on:
+            raise ConfigError("mask_head: a head with context finds boxes alone")
         self.context = context
         del self.res5  # its stages stand here by their own names instead
         if fast:

@@ -7,6 +7,7 @@ import yaml
 
 pytest.importorskip("detectron2")
 
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from test_detectron2_engine import TINY
@@ -16,6 +17,7 @@ from resnet_det.config import add_resnet_det_config
 from resnet_det.data.scenes import write_scenes
 from resnet_det.engines import with_detectron2 as engine
 from resnet_det.engines import with_torchvision
+from resnet_det.engines.detectron2_plugin import PaperROIHeads
 
 pytestmark = pytest.mark.detectron2
 
@@ -125,3 +127,12 @@ def test_off_is_the_very_model(config):
     model = build_model(config())
     assert engine._in_test(model, config()) is model
     assert not model.roi_heads.context
+
+
+def test_a_lazy_head_with_context_has_no_masks():
+    """A yaml is refused sooner; this head would leave the masks out in silence."""
+    cfg = own_cfg()
+    cfg.MODEL.MASK_ON = True
+    parts = PaperROIHeads.from_config(cfg, {"res4": ShapeSpec(channels=256, stride=16)})
+    with pytest.raises(ValueError, match="mask_head: .*boxes alone"):
+        PaperROIHeads(**parts | {"context": True})
