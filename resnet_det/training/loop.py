@@ -51,8 +51,9 @@ def train(
 
     ``metrics.json`` (appended to, one object a line, Detectron2's keys) gets every ``log_period``
     iterations ``iteration`` (the last one run, from 0), ``total_loss``, each loss, ``lr``,
-    ``time``, ``data_time`` (seconds an iteration) and ``eta_seconds``: medians over the iterations
-    since the previous line, of means over the processes. Evaluations get lines of their own.
+    ``time``, ``data_time`` (seconds an iteration) and ``eta_seconds``: medians (of an error the
+    mean) over the iterations since the previous line, of means over the processes. Evaluations get
+    lines of their own.
     TensorBoard's event files hold the same.
 
     Args:
@@ -196,7 +197,7 @@ def train(
                     window[name].append(value)
                 last = iteration + 1 == max_iter
                 if (iteration + 1) % log_period == 0 or last:
-                    line = {name: statistics.median(v) for name, v in window.items()}
+                    line = {name: _summary(name, v) for name, v in window.items()}
                     line["lr"] = values["lr"]
                     line["eta_seconds"] = line["time"] * (max_iter - iteration - 1)
                     window.clear()
@@ -337,6 +338,12 @@ def not_finite(iteration, losses, batch, path):
         "A lower learning rate, a longer warm-up or gradient clipping may help. "
         f"The same command with --replay {path} runs this iteration again"
     )
+
+
+def _summary(name, values):
+    """The median of a window, deaf to single batches. An error counts images, few at the end: the
+    median of its batches would be 0 where a third of them have a wrong one."""
+    return (statistics.fmean if name.endswith("error") else statistics.median)(values)
 
 
 def _progress(iteration, max_iter, line, device):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from toy import Toy, batches, run, toy_optimizer
 
-from resnet_det.training import Checkpointer, precision, read_metrics
+from resnet_det.training import Checkpointer, precision, read_metrics, train
 from resnet_det.training.loop import Metrics
 
 
@@ -71,6 +71,29 @@ def test_one_iteration_is_one_step_of_sgd(tmp_path):
     line = read_metrics(tmp_path / "metrics.json")[-1]
     assert line["total_loss"] == pytest.approx(line["loss_square"] + line["loss_abs"], rel=1e-6)
     assert line["error"] == pytest.approx(outputs["error"].item())
+
+
+def test_a_line_has_the_median_of_losses_and_the_mean_of_errors(tmp_path):
+    """Over its iterations, here three with a rate of 0, each computed alone."""
+    model, seen = Toy(), []
+    stream = batches()
+    for _ in range(3):
+        seen.append({k: v.item() for k, v in model(next(stream)).items()})
+    optimizer, schedule = toy_optimizer(model, 3)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = 0.0
+    schedule.base_lrs = [0.0 for _ in schedule.base_lrs]
+    train(
+        model, batches(), optimizer, schedule, max_iter=3, checkpointer=Checkpointer(tmp_path),
+        checkpoint_period=3, output_dir=tmp_path, device="cpu",
+    )  # fmt: skip
+    (line,) = read_metrics(tmp_path / "metrics.json")
+    errors, losses = (sorted(s[k] for s in seen) for k in ("error", "loss_square"))
+    assert line["error"] == pytest.approx(sum(errors) / 3, rel=1e-6)
+    assert line["loss_square"] == pytest.approx(losses[1], rel=1e-6)
+    assert (
+        abs(errors[1] * 3 / sum(errors) - 1) > 0.01 and abs(losses[1] * 3 / sum(losses) - 1) > 0.01
+    )
 
 
 def test_training_learns_and_leaves_the_files(tmp_path):
