@@ -32,7 +32,12 @@ def parse(argv=None):
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time")
     parser.add_argument("--dry-run", action="store_true", help="measure a few iterations only")
-    parser.add_argument("--output", metavar="FOLDER", help="default: output/<table>[_<fraction>]")
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="default: output/<table>[_<fraction>]; tables that share runs share it: imagenet for "
+        "2 to 5, detection for 7 to 11",
+    )
     args = parser.parse_args(argv)
     if args.jobs < 1:
         parser.error("--jobs: at least 1")
@@ -42,7 +47,7 @@ def parse(argv=None):
 def main(args):
     table, fraction = TABLES[args.table], reproduce.parse_fraction(args.fraction)
     suffix = "" if fraction == 1 else f"_{fraction.numerator}-{fraction.denominator}"
-    output = args.output or f"output/{table.name}{suffix}"
+    output = args.output or f"output/{table.runs or table.name}{suffix}"
     plan = reproduce.plan(table, args.seeds or table.seeds, fraction, output)
     chosen = reproduce.chosen(table, plan, args.cells)
     runner = reproduce.Runner(args.jobs)

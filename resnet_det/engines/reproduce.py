@@ -38,8 +38,9 @@ class Step:
 
     name: of its output folder. Cells that share a step (a pretraining) name it alike, and it runs
         once; a seed is added to the name.
-    overrides: KEY VALUE pairs; "{previous}" stands for the step before's ``model_final.pth``.
-    test_only: the step before's detector is tested as the config says, and nothing is trained.
+    overrides: KEY VALUE pairs. "{previous}" stands for the step before's ``model_final.pth``,
+        "{NAME}" for that of the cell's step of that name, "{seed}" for the seed.
+    test_only: the step before's net is tested as the config says, and nothing is trained.
     """
 
     tool: str
@@ -80,6 +81,7 @@ class Cell:
 class Table:
     """A table of the paper.
 
+    runs: name of the output folder, which tables that share runs have in common; else the table's.
     figures: function of {cell name: folders of its finished runs, one a seed} and an output folder
         that draws what belongs to the table: {caption: path of a .png that has a .svg beside it}.
     """
@@ -89,6 +91,7 @@ class Table:
     cells: tuple[Cell, ...]
     figures: Callable[[dict, Path], dict] | None = None
     seeds: tuple[int, ...] = (1,)
+    runs: str = ""
 
 
 @dataclass(eq=False)
@@ -101,7 +104,7 @@ class Run:
     iterations: int
     of: int  # iterations of the whole schedule
     keys: tuple  # that its last evaluation must have
-    tested: "Run | None" = None  # the run whose detector this one only tests
+    tested: "Run | None" = None  # the run whose net this one only tests
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -115,9 +118,11 @@ class Run:
             ConfigError: the folder holds a run of another length.
         """
         if self.tested:
-            results = list(self.folder.glob("inference/*/results.json"))
-            found = {f"bbox/{k}": v for path in results for k, v in _read(path).items()}
-            return found if results and all(key in found for key in self.keys) else None
+            files = list(self.folder.glob("inference/*/*"))
+            results = [path for path in files if path.name == "results.json"]
+            task = "classification" if self.step.tool == "tools/pretrain.py" else "bbox"
+            found = {f"{task}/{k}": v for path in results for k, v in _read(path).items()}
+            return found if files and all(key in found for key in self.keys) else None
         try:
             length = yaml.safe_load((self.folder / "config.yaml").read_text())["SOLVER"]["MAX_ITER"]
         except FileNotFoundError:
@@ -172,14 +177,14 @@ def plan(table, seeds, fraction, output):
     runs, plan = {}, {}
     for cell in table.cells:
         for seed in seeds:
-            chain, previous = [], None
+            chain, weights = [], {"seed": seed}
             for step in cell.steps:
                 folder = Path(output) / f"{step.name}-seed{seed}"
                 last = step is cell.steps[-1]
-                overrides = [str(x).format(previous=previous) for x in step.overrides]
+                overrides = [str(x).format(**weights) for x in step.overrides]
                 cfg = load_config(ROOT / step.config, overrides)
                 shorter = shortened(cfg, fraction) if fraction != 1 else []
-                options = [*overrides, "SEED", seed, *shorter, "OUTPUT_DIR", folder]
+                options = ["SEED", seed, *overrides, *shorter, "OUTPUT_DIR", folder]
                 how = "--eval-only" if step.test_only else "--resume"
                 command = [step.tool, "--config-file", step.config, how, *map(str, options)]
                 whole = cfg.SOLVER.MAX_ITER
@@ -190,7 +195,7 @@ def plan(table, seeds, fraction, output):
                 if last:
                     runs[folder].keys = tuple(n.key for n in cell.numbers if n.key)
                 chain.append(runs[folder])
-                previous = runs[folder].weights
+                weights[step.name] = weights["previous"] = runs[folder].weights
             plan[cell, seed] = chain
     return plan
 

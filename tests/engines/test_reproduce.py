@@ -11,7 +11,8 @@ import torch
 
 from resnet_det.config import ConfigError, load_config
 from resnet_det.data import scenes
-from resnet_det.engines import cost, paper, reproduce
+from resnet_det.engines import appendix, classifier, cost, paper, reproduce
+from resnet_det.engines.faster_rcnn import build_model
 from resnet_det.engines.reproduce import Cell, Number, Step, Table
 
 ERROR = Number("classification/top1_error", "test error %", 8.0)
@@ -180,6 +181,106 @@ def test_a_dry_run_knows_what_the_steps_before_make(tmp_path, monkeypatch):
     assert measured[0].OUTPUT_DIR == str(tmp_path / "out/plain20-seed1")
 
 
+# Sections 4.4 and 7 of the specification: cell -> the paper's numbers, in the table's order.
+PUBLISHED = {
+    "table2": {"plain18": [27.94], "resnet18_a": [27.88], "plain34": [28.54], "resnet34_a": [25.03]},
+    "table3": {
+        "vgg16": [28.07, 9.33], "plain34": [28.54, 10.02], "resnet34_a": [25.03, 7.76],
+        "resnet34_b": [24.52, 7.46], "resnet34_c": [24.19, 7.40], "resnet50": [22.85, 6.71],
+        "resnet101": [21.75, 6.05], "resnet152": [21.43, 5.71],
+    },
+    "table4": {
+        "resnet34_b": [21.84, 5.71], "resnet34_c": [21.53, 5.60], "resnet50": [20.74, 5.25],
+        "resnet101": [19.87, 4.60], "resnet152": [19.38, 4.49],
+    },
+    "table5": {"ensemble": [None]},  # the paper's is of the test set
+    "table9": {
+        "VGG16": [41.5, 21.2], "R101": [48.4, 27.2], "refine": [49.9, 29.9],
+        "context": [51.1, 30.0], "multiscale": [53.8, 32.5], "context_trainval": [53.3, 32.2],
+        "multiscale_trainval": [55.7, 34.9], "ensemble": [59.0, 37.4],
+    },
+    "table10": {"VGG16": [73.2], "R101": [76.4], "R101_coco_voc": [85.6]},
+    "table11": {"VGG16_07pp12": [70.4], "R101_07pp12": [73.8], "R101_coco_voc_07pp12": [83.8]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chains():
+    """{table: {cell: its runs}} of every table, planned as for the same output folder."""
+    plans = {
+        name: reproduce.plan(table, [1], Fraction(1), "out") for name, table in paper.TABLES.items()
+    }
+    return {name: {c.name: runs for (c, _), runs in plan.items()} for name, plan in plans.items()}
+
+
+def test_every_table_is_the_papers(chains):
+    """Its numbers; and every cell's config loads, with what the cell changes in it."""
+    for name, published in PUBLISHED.items():
+        cells = {cell.name: [n.paper for n in cell.numbers] for cell in paper.TABLES[name].cells}
+        assert cells == published, name
+    for cells in chains.values():
+        for run in (run for runs in cells.values() for run in runs):
+            cfg = load_config(reproduce.ROOT / run.step.config, run.command[4:])
+            assert Path(cfg.OUTPUT_DIR) == run.folder
+            if cfg.MODEL.META_ARCHITECTURE == "Classifier":
+                classifier._check(cfg)
+            else:
+                appendix.check(cfg)
+
+
+def test_tables_share_their_trainings(chains):
+    """A folder means one command, in whichever table; so Table 4 trains nothing that 3 did not."""
+    commands = {}
+    for name, cells in chains.items():
+        for run in (run for runs in cells.values() for run in runs):
+            place = paper.TABLES[name].runs or name, run.folder
+            assert commands.setdefault(place, run.command) == run.command
+
+    def trained(*names):
+        runs = [run for name in names for runs in chains[name].values() for run in runs]
+        return {run.folder.name.removesuffix("-seed1") for run in runs if not run.tested}
+
+    assert trained("table3") >= trained("table4")
+    assert trained("table2") - trained("table3") == {"plain18", "resnet18_a"}
+    assert trained("table5") - trained("table4") == {"resnet152_second"}
+    coco = "R101_coco"
+    assert trained("table9") - trained("table8") == {
+        f"{coco}_context", *(f"{coco}_trainval{x}" for x in ("", "_second", "_third"))
+    }  # fmt: skip
+    assert trained("table10") - trained("table7") == {f"{coco}_trainval", f"{coco}_voc"}
+
+
+def test_ensembles_are_of_different_weights(chains):
+    """Six nets of which two have 152 layers (Table 5), three detectors (Table 9): none twice."""
+    for table, count in (("table5", 6), ("table9", 3)):
+        *members, test = chains[table]["ensemble"]
+        cfg = load_config(reproduce.ROOT / test.step.config, test.command[4:])
+        files = [cfg.MODEL.WEIGHTS, *cfg.RESNET_DET.ENSEMBLE]
+        assert sorted(files) == sorted(str(run.weights) for run in members)
+        trained = {
+            (config.MODEL.BACKBONE.NAME, config.SEED)
+            for config in (
+                load_config(reproduce.ROOT / r.step.config, r.command[4:]) for r in members
+            )
+        }
+        assert len(trained) == len(set(files)) == count
+        assert test.command[3] == "--eval-only" and test.tested is members[-1]
+
+
+def test_baseline_plus_plus_plus_changes_the_class_layers_alone(chains):
+    """COCO's detector fits the VOC config that it starts, but for the layers of the classes."""
+    start, fine = chains["table10"]["R101_coco_voc"]
+    shapes = []
+    for run in (start, fine):
+        cfg = load_config(reproduce.ROOT / run.step.config, run.command[4:])
+        with torch.device("meta"):
+            shapes.append({k: v.shape for k, v in build_model(cfg).state_dict().items()})
+    assert fine.command[fine.command.index("MODEL.WEIGHTS") + 1] == str(start.weights)
+    assert shapes[0].keys() == shapes[1].keys()
+    changed = {key for key in shapes[0] if shapes[0][key] != shapes[1][key]}
+    assert changed and all("predictor." in key for key in changed)
+
+
 def test_a_cell_for_the_evaluation_server_tells_where_its_files_are(tmp_path):
     table = paper.TABLES["table7"]
     folder = tmp_path / "R101_07pp12-seed1"
@@ -223,3 +324,30 @@ def test_a_step_that_only_tests_reads_its_results(tmp_path):
     (folder / "results.json").write_text(json.dumps({"AP50": 51.5, "classes": {"star": {}}}))
     _, (row,) = reproduce.table_rows(table, plan, Fraction(1))
     assert row[2:7] == ["50.00", "51.50 (1 seed)", "+1.50", "1,200 of 1,200", "abc"]
+
+
+def test_a_classifier_that_is_only_tested_reads_its_results(tmp_path):
+    (cell,) = (c for c in paper.TABLES["table4"].cells if c.name == "resnet50")
+    table = Table("t", "T", (cell,))
+    plan = reproduce.plan(table, [1], Fraction(1), tmp_path)
+    finished(tmp_path / "resnet50-seed1", 22.9, iterations=600000)
+    assert reproduce.table_rows(table, plan, Fraction(1))[1][0][3] == "not run"
+    folder = tmp_path / "resnet50_dense-seed1/inference/imagenet_val"
+    folder.mkdir(parents=True)
+    results = {"top1_error": 20.5, "top5_error": 5.0, "images": 50000}
+    (folder / "results.json").write_text(json.dumps(results))
+    rows = reproduce.table_rows(table, plan, Fraction(1))[1]
+    assert [row[2:5] for row in rows] == [
+        ["20.74", "20.50 (1 seed)", "-0.24"], ["5.25", "5.00 (1 seed)", "-0.25"],
+    ]  # fmt: skip
+
+
+def test_a_test_for_the_server_is_done_when_its_file_is_there(tmp_path):
+    (cell,) = (c for c in paper.TABLES["table9"].cells if c.name == "context_trainval")
+    ((_, test),) = reproduce.plan(Table("t", "T", (cell,)), [1], Fraction(1), tmp_path).values()
+    assert test.metrics() is None
+    folder = test.folder / "inference/coco_2017_test-dev"
+    folder.mkdir(parents=True)
+    assert test.metrics() is None
+    (folder / "detections.json").write_text("[]")
+    assert test.metrics() == {}
