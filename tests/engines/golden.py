@@ -92,11 +92,21 @@ def overrides(case):
 
 def noise(count, name):
     """``count`` numbers in [-1, 1), a function of ``name``: a linear congruence, tiled."""
-    state, values = zlib.crc32(name.encode()), np.empty(9973)
-    for i in range(len(values)):
-        state = (1664525 * state + 1013904223) % 2**32
-        values[i] = state / 2**31 - 1
-    return np.resize(values, count)
+    states = _FACTORS * np.uint64(zlib.crc32(name.encode())) + _TERMS
+    return np.resize((states % 2**32).astype(float) / 2**31 - 1, count)
+
+
+def _congruence(steps):
+    """Factors a and terms b: from the seed x, state i is a[i] x + b[i] modulo 2^32."""
+    factor, term, pairs = 1, 0, []
+    for _ in range(steps):
+        factor, term = (1664525 * v % 2**32 for v in (factor, term))
+        term = (term + 1013904223) % 2**32
+        pairs.append((factor, term))
+    return np.array(pairs, dtype=np.uint64).T
+
+
+_FACTORS, _TERMS = _congruence(9973)
 
 
 def fill(model):
@@ -226,10 +236,10 @@ def with_torchvision(case):
     model = in_double(fill(embedded_model(case))).train()
     losses = model(batch())
     model.eval()
-    images = model.preprocess([s["image"] for s in batch()])
-    features = model.backbone(images.tensors)
-    proposals, _ = model.proposal_generator(images, [features[f] for f in model.rpn_in])
+    given = []
+    model.proposal_generator.register_forward_hook(lambda module, args, out: given.append(out[0]))
     found = _in_test(model, cfg, "cpu")(batch(cfg.RESNET_DET.MULTI_SCALE_TEST))
+    (proposals,) = given
     detections = [(d["boxes"], d["scores"], d["classes"]) for d in found]
     return _plain(losses, proposals, detections)
 
