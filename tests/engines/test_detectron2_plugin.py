@@ -566,3 +566,16 @@ def test_fast_gives_the_same_regions(key, value, step):
             m.roi_heads._shared_roi_transform([m.backbone(x)["res4"]], boxes) for m in models
         )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
+
+
+def test_a_traced_pooler_takes_other_regions_and_other_maps():
+    """``tools/deploy/export_model.py`` of Detectron2 traces with one image and runs on all."""
+    from detectron2.layers import ROIAlign
+
+    from resnet_det.engines.detectron2_plugin import StridedROIAlign
+
+    pool = StridedROIAlign(ROIAlign(14, 1 / 16, 0, aligned=True), 2)
+    small, large = torch.tensor([[0.0, 0, 0, 30, 30]]), torch.tensor([[0.0, 0, 0, 500, 400]])
+    traced = torch.jit.trace(pool, (torch.randn(1, 4, 10, 12), small), check_trace=False)
+    x = torch.randn(1, 4, 30, 40)
+    torch.testing.assert_close(traced(x, large), pool(x, large))
