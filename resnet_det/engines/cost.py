@@ -18,6 +18,7 @@ from .faster_rcnn import build_model
 from .reproduce import ROOT, last_line
 
 WARM_UP = 12  # iterations that a prediction measures
+LONG = 10  # seconds of a detector's steps after which no further one is measured
 
 
 def predict(plan, runner):
@@ -38,6 +39,7 @@ def predict(plan, runner):
             continue
         cfg = load_config(ROOT / run.step.config, run.command[4:])
         if run.step not in measured:
+            runner.say(f"measuring {run.folder.name}")
             detector = cfg.MODEL.META_ARCHITECTURE != "Classifier"
             measured[run.step] = _measure_detector(cfg) if detector else _measure(run, runner)
         seconds, remark = measured[run.step]
@@ -73,7 +75,7 @@ def _measure_detector(cfg):
 
 
 def measure(config):
-    """Seconds and peak bytes of a training step on one random image, the median of three.
+    """Seconds and peak bytes of a training step on one random image, the median of three at most.
 
     Args:
         config: of a detector, as YAML. The image has the sides 4 : 3 and five objects.
@@ -91,7 +93,7 @@ def measure(config):
         "classes": torch.arange(5) % cfg.MODEL.ROI_HEADS.NUM_CLASSES,
     }
     times = []
-    for _ in range(4):  # the first one warms up
+    while len(times) < 2 or (len(times) < 4 and sum(times) < LONG):  # the first one warms up
         begin = time.perf_counter()
         sum(model([sample]).values()).backward()
         optimizer.step()
