@@ -577,5 +577,6 @@ def test_a_traced_pooler_takes_other_regions_and_other_maps():
     pool = StridedROIAlign(ROIAlign(14, 1 / 16, 0, aligned=True), 2)
     small, large = torch.tensor([[0.0, 0, 0, 30, 30]]), torch.tensor([[0.0, 0, 0, 500, 400]])
     traced = torch.jit.trace(pool, (torch.randn(1, 4, 10, 12), small), check_trace=False)
+    torch.manual_seed(0)
     x = torch.randn(1, 4, 30, 40)
-    torch.testing.assert_close(traced(x, large), pool(x, large))
+    torch.testing.assert_close(traced(x, large), pool(x, large), rtol=0, atol=1e-4)
