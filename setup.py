@@ -18,5 +18,8 @@ setup(
         "tensorboard",
         "tqdm",
     ],
-    extras_require={"test": ["hypothesis", "pytest", "ruff", "timm"]},
+    extras_require={
+        "shards": ["webdataset>=1.0"],
+        "test": ["hypothesis", "pytest", "ruff", "timm", "webdataset>=1.0"],
+    },
 )

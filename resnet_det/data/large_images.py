@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from . import loader, pixels
+from . import loader, pixels, shards
 from .catalog import datasets_root
 from .image_folder import FOLDERS, read_folder
 
-NAMES = ("imagenet_train", "imagenet_val")
+NAMES = ("imagenet_train", "imagenet_val", *shards.SPLITS)
 
 # The principal components of ImageNet's RGB values in [0, 1] (rows R, G, B; one column a component)
 # as fb.resnet.torch publishes them (datasets/imagenet.lua), and AlexNet's standard deviation.
@@ -130,7 +130,7 @@ class LargeImages:
     """A set of image files and how they are seen.
 
     Attributes:
-        records: list of ``(file, label)``. classes: names.
+        records: list of ``(file, label)``, or :class:`.shards.Shards`. classes: names.
         format: order of the channels, "BGR" or "RGB".
         short_sizes, sampling, color_pca: of training images, see :class:`RandomCrop`.
         views: of test images, :class:`Crops` or :class:`Scales`.
@@ -140,7 +140,7 @@ class LargeImages:
         mean, std: per channel (3, 1, 1) or per pixel of a crop (3, H, W), in the channels' order.
     """
 
-    records: list
+    records: list | shards.Shards
     classes: tuple
     format: str
     short_sizes: tuple = (256, 480)
@@ -156,13 +156,21 @@ class LargeImages:
         """List the files of a dataset of ``NAMES``; ``options`` are the further attributes.
 
         Raises:
-            DatasetError: no such folder, no classes, or a class without images.
+            DatasetError: no such folder, no classes, or a class without images; no shards.
         """
+        if name in shards.SPLITS:
+            return cls(*shards.find(name, datasets_root(root)), format, **options)
         files, labels, classes = read_folder(os.path.join(datasets_root(root), FOLDERS[name]))
         return cls(list(zip(files, labels)), classes, format, **options)
 
     def __post_init__(self):
         self.normalise_by([0.0] * 3, [1.0] * 3)
+
+    @property
+    def _reader(self):
+        """The module that makes batches of the records, and what it needs to know besides."""
+        sharded = isinstance(self.records, shards.Shards)
+        return (shards, {"classes": len(self.classes)}) if sharded else (loader, {})
 
     def __len__(self):
         return len(self.records)
@@ -181,6 +189,8 @@ class LargeImages:
     def mean_image(self, size):
         """The mean of the central ``size`` pixels of 10,000 images, or all if there are fewer, taken
         evenly over the set and resized to the middle of ``short_sizes``: float32 (3, H, W)."""
+        if self._reader[0] is shards:
+            raise ValueError("RESNET_DET.PER_PIXEL_MEAN: no mean image is made of shards")
         step = -(-len(self) // MEAN_IMAGES)
         short = (min(self.short_sizes) + max(self.short_sizes)) // 2
         part = replace(self, records=self.records[::step], views=Crops(short)).to(self.device)
@@ -207,10 +217,11 @@ class LargeImages:
         """Endless batches ``(images float (B, 3, size, size), labels (B,))``.
 
         Batch i is the same for every number of processes and workers and after any interruption;
-        each process takes a contiguous share.
+        each process takes a contiguous share. Of shards, see :mod:`.shards`.
         """
         self._check_sizes(size, self.short_sizes, "INPUT.MIN_SIZE_TRAIN")
-        stream = loader.training_batches(
+        reader, known = self._reader
+        stream = reader.training_batches(
             self.records,
             RandomCrop(self.short_sizes, self.sampling, size, flip, self.color_pca, self.format),
             total_batch=total_batch,
@@ -220,6 +231,7 @@ class LargeImages:
             start_iter=start_iter,
             num_workers=self.num_workers,
             skip_bad=self.skip_bad,
+            **known,
             collate=default_collate,  # into shared memory, from where it goes to the device
         )
         for images, labels, shift in stream:
@@ -231,7 +243,8 @@ class LargeImages:
         (N, 3, h, w), the same N images seen in as many ways. ``skip_bad`` puts the next good image
         in the place of an unreadable one, with a warning, instead of raising: not for a test."""
         self._check_sizes(size, self.views.sizes, "INPUT.MIN_SIZE_TEST or TEST.AUG.MIN_SIZES")
-        stream = loader.test_batches(
+        reader, known = self._reader
+        stream = reader.test_batches(
             self.records,
             _Views(self.views, size, self.format),
             rank=rank,
@@ -239,6 +252,7 @@ class LargeImages:
             num_workers=self.num_workers,
             batch=self.views.batch,
             skip_bad=skip_bad,
+            **known,
             collate=default_collate,
         )
         for views, labels in stream:

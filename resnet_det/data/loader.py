@@ -56,11 +56,7 @@ def training_batches(
     Raises:
         ValueError: no records, or ``total_batch`` not divisible by ``world``.
     """
-    if total_batch < 1 or total_batch % world:
-        raise ValueError(
-            f"the total batch of {total_batch} images (SOLVER.IMS_PER_BATCH) cannot be shared "
-            f"equally by {world} processes"
-        )
+    check_share(total_batch, world)
     if not len(records):
         raise ValueError("there are no records to train on")
     wide = _is_wide(records) if aspect_ratio_grouping else None
@@ -68,13 +64,22 @@ def training_batches(
         len(records), total_batch=total_batch, seed=seed, start_iter=start_iter, groups=wide
     )
     share = total_batch // world
-    loader = _loader(
+    loader = make_loader(
         _Mapped(records, mapper, seed, skip_bad),
         batch_sampler=_Share(stream, start_iter, total_batch, rank * share, share),
         num_workers=num_workers,
         collate=collate,
     )
-    return _good_samples(loader, skip_bad)
+    return good_samples(loader, skip_bad)
+
+
+def check_share(total_batch, world):
+    """Raises ValueError where a batch cannot be shared equally by ``world`` processes."""
+    if total_batch < 1 or total_batch % world:
+        raise ValueError(
+            f"the total batch of {total_batch} images (SOLVER.IMS_PER_BATCH) cannot be shared "
+            f"equally by {world} processes"
+        )
 
 
 def test_batches(
@@ -87,7 +92,7 @@ def test_batches(
     """
     shard = range(len(records) * rank // world, len(records) * (rank + 1) // world)
     positions = [(i, i) for i in range(len(shard))]
-    loader = _loader(
+    loader = make_loader(
         _Mapped([records[i] for i in shard], mapper, seed=0, skip_bad=skip_bad),
         batch_sampler=[positions[i : i + batch] for i in range(0, len(positions), batch)],
         num_workers=num_workers,
@@ -373,10 +378,15 @@ class _Collate:
         return None if any(s is None for s in samples) else self.collate(samples), faults
 
 
-def _loader(dataset, *, batch_sampler, num_workers, collate):
+def make_loader(dataset, *, num_workers, collate, **batching):
+    """DataLoader of a dataset of (sample, faults), which gives (batch or None, faults).
+
+    Args:
+        batching: ``batch_sampler``, or ``batch_size`` of a dataset that only iterates.
+    """
     return DataLoader(
         dataset,
-        batch_sampler=batch_sampler,
+        **batching,
         num_workers=num_workers,  # torch gives each worker one thread
         collate_fn=_Collate(collate),
         pin_memory=torch.cuda.is_available(),
@@ -385,7 +395,8 @@ def _loader(dataset, *, batch_sampler, num_workers, collate):
     )
 
 
-def _good_samples(loader, skip_bad):
+def good_samples(loader, skip_bad):
+    """The batches of a :func:`make_loader`; faults raise, or are warned of with a count."""
     bad = set()
     for batch, faults in loader:
         if faults and not skip_bad:
@@ -409,4 +420,4 @@ class _Sized:
         return len(self.loader)
 
     def __iter__(self):
-        return _good_samples(self.loader, self.skip_bad)
+        return good_samples(self.loader, self.skip_bad)

@@ -1,6 +1,8 @@
 """Images from disk, resized and mirrored: pixel for pixel what Detectron2 gives its detectors."""
 
+import io
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -23,11 +25,19 @@ class ImageError(DatasetError):
     """An image that cannot be used."""
 
 
+@dataclass(frozen=True)
+class ImageBytes:
+    """What an image file would hold, in place of its path, and its name in errors."""
+
+    content: bytes
+    name: str
+
+
 def read_image(path, format="BGR", stored_upright=False):
     """Decode an image, upright by its EXIF orientation.
 
     Args:
-        path: the file.
+        path: the file, or an :class:`ImageBytes`.
         format: "BGR" or "RGB", the order of the channels.
         stored_upright: refuse an image that its EXIF orientation turns: whether its boxes are of
             the stored or of the upright image cannot be known.
@@ -116,8 +126,11 @@ def _orientation(image):
 @contextmanager
 def _opened(path):
     """The image, header read; whatever Pillow raises in the body becomes an ImageError."""
+    file = path
+    if isinstance(path, ImageBytes):
+        file, path = io.BytesIO(path.content), path.name
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             # Pillow itself refuses only twice its limit.
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:

@@ -7,15 +7,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import cifar10
+from . import cifar10, shards
 from .catalog import UnknownDataset, datasets_root
 from .image_folder import FOLDERS, read_images
-from .loader import global_batches
+from .loader import check_share, global_batches
 
 
 def dataset_names():
     """Every name of a classification dataset, those of :mod:`.large_images` too."""
-    return [*FOLDERS, *cifar10.SPLITS]
+    return [*FOLDERS, *shards.SPLITS, *cifar10.SPLITS]
 
 
 def check_name(name):
@@ -105,11 +105,7 @@ class SmallImages:
         ``flip``, mirrored with probability 0.5 (section 4.2).
         Batch i is the same for every number of processes; each takes a contiguous share.
         """
-        if total_batch % world:
-            raise ValueError(
-                f"the total batch of {total_batch} images (SOLVER.IMS_PER_BATCH) cannot be shared "
-                f"equally by {world} processes"
-            )
+        check_share(total_batch, world)
         h, w = (side + 2 * padding for side in self.images.shape[2:])
         if min(h, w) < size:
             raise ValueError(
