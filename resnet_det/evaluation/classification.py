@@ -7,7 +7,7 @@ import torch
 
 
 def errors_at(scores, labels, ks=(1, 5)):
-    """Count of images whose label is not among the k highest scores.
+    """Count of images whose label is not among the k highest scores, or whose scores are not finite.
 
     Args:
         scores: (N, classes). labels: int64 (N,).
@@ -15,8 +15,9 @@ def errors_at(scores, labels, ks=(1, 5)):
     Returns:
         dict k -> int; a k beyond the number of classes counts all classes.
     """
+    finite = scores.isfinite().all(1, keepdim=True)
     rank = scores.argsort(dim=1, descending=True, stable=True)
-    hit = rank == labels[:, None]
+    hit = (rank == labels[:, None]) & finite
     return {k: int((~hit[:, :k].any(1)).sum()) for k in ks}
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from resnet_det.evaluation.classification import (
@@ -25,6 +26,15 @@ def test_errors_against_a_loop():
 
 def test_k_beyond_the_classes_is_never_wrong():
     assert errors_at(torch.zeros(3, 2), torch.tensor([0, 1, 1])) == {1: 2, 5: 0}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_image_whose_logits_are_not_finite_is_wrong(value):
+    """Not class 0, where sorting leaves the first of equals."""
+    logits = torch.eye(7)
+    logits[0], logits[1, 6] = value, value
+    batches = [([logits], torch.arange(7))]
+    assert count_errors([lambda x: x], batches, (1, 5, 9)) == ({1: 2, 5: 2, 9: 2}, 7)
 
 
 def test_count_over_batches():
