@@ -144,6 +144,7 @@ def test_the_papers_recipe_on_cifar10():
         assert cfg.RESNET_DET.WARMUP_UNTIL_ERROR == (80.0 if warm else 0.0)
         assert s.WARMUP_ITERS == 0 and (not warm or s.WARMUP_FACTOR == 0.1)  # of 0.1
         assert not cfg.TEST.PRECISE_BN.ENABLED
+        assert cfg.CUDNN_BENCHMARK  # one size of image
 
 
 def test_the_papers_recipe_on_imagenet():
