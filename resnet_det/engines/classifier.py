@@ -166,10 +166,26 @@ def _build(cfg, num_classes):
         raise ConfigError(f"MODEL.BACKBONE.NAME and MODEL.RESNETS: {error}") from error
 
 
-def _load(net, cfg, new=()):
-    match = load(net, cfg.MODEL.WEIGHTS, new=new)
-    common.check_conventions(match.facts, cfg, cfg.MODEL.WEIGHTS)
-    logger.info("%s: %s", cfg.MODEL.WEIGHTS, match)
+def _load(net, cfg, classes=None):
+    """Load ``MODEL.WEIGHTS``, whole; or, to train on ``classes``, all but the layer of other classes.
+
+    That layer stays as it is drawn where the file names other classes, or in another order, or has
+    it in another shape or not at all; it is logged.
+
+    Returns:
+        dict of the file's facts.
+    """
+    path, new, fresh = cfg.MODEL.WEIGHTS, (), ()
+    if classes is not None:
+        new = ("linear.",)
+        if tuple(read(path)[1].get("classes", classes)) != tuple(classes):
+            fresh = ("linear.weight", "linear.bias")
+    match = load(net, path, new=new, fresh=fresh)
+    common.check_conventions(match.facts, cfg, path)
+    logger.info("%s: %s", path, match)
+    made = [*match.missing, *match.mismatched]
+    if made:
+        logger.info("%s: is of other classes; made afresh: %s", path, ", ".join(made))
     return match.facts
 
 
@@ -252,7 +268,7 @@ def train(cfg, resume=False):
     if state is not None:
         image, source = state["meta"].get("mean_image"), cfg.OUTPUT_DIR
     elif cfg.MODEL.WEIGHTS:
-        image = _load(net, cfg, new=("linear.",)).get("mean_image")
+        image = _load(net, cfg, data.classes).get("mean_image")
         source = cfg.MODEL.WEIGHTS
     elif cfg.RESNET_DET.PER_PIXEL_MEAN:
         size = () if isinstance(data, SmallImages) else (cfg.INPUT.CROP.SIZE[0],)

@@ -239,6 +239,32 @@ def test_weights_of_other_classes_are_named(tmp_path):
         classifier.evaluate(load_config("c.yaml", ["MODEL.WEIGHTS", str(tmp_path / "x.pth")]))
 
 
+@pytest.mark.parametrize("classes, kept", [
+    (["n0", "n1", "n2"], True), (None, True), (["n2", "n1", "n0"], False), (["a", "b"], False),
+])  # fmt: skip
+def test_other_classes_have_their_layer_made_afresh(classes, kept, tmp_path, monkeypatch, caplog):
+    """By name where the file says names, even if they are as many; else by shape."""
+    file = torch.load(WEIGHTS, weights_only=True)
+    trained = dict(file["model"])
+    file["meta"].pop("classes")
+    if classes:
+        file["meta"]["classes"] = classes
+        for key in ("linear.weight", "linear.bias"):
+            file["model"][key] = trained[key][: len(classes)]
+    torch.save(file, tmp_path / "x.pth")
+    begun = []
+    monkeypatch.setattr(
+        classifier.common, "run_training", lambda cfg, model, *_, **__: begun.append(model.net)
+    )
+    keys = ["MODEL.WEIGHTS", str(tmp_path / "x.pth"), "OUTPUT_DIR", str(tmp_path / "o")]
+    with caplog.at_level("INFO"):
+        classifier.train(load_config("c.yaml", keys))
+    for key, value in begun[0].state_dict().items():
+        assert value.equal(trained[key]) is (kept or not key.startswith("linear.")), key
+    words = "x.pth: is of other classes; made afresh: linear.weight, linear.bias"
+    assert (words in caplog.text) is not kept
+
+
 def test_responses_without_a_test_set_are_refused(tmp_path):
     ours = torch.load(WEIGHTS, weights_only=True)
     config = yaml.safe_load(ours["meta"]["config"])
