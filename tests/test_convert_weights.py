@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_det.config import ConfigError
+from resnet_det.config import ConfigError, get_cfg
+from resnet_det.engines.common import check_conventions
 from resnet_det.nets import build_net, load
 from resnet_det.nets.weights import WeightsError, read
 
@@ -31,6 +32,13 @@ def save(path, name, meta, **options):
             value.normal_()
     torch.save({"model": net.state_dict(), "meta": meta}, path)
     return net.state_dict()
+
+
+def config(net, facts):
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME, cfg.INPUT.FORMAT = net, facts["format"]
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = facts["pixel_mean"], facts["pixel_std"]
+    return cfg
 
 
 def same(a, b):
@@ -105,6 +113,23 @@ def test_what_a_file_does_not_say_is_asked_for(tmp_path, monkeypatch, capsys):
         tool.convert("torchvision.pth", "no.pth", "own", ["INPUT.FORMAT", "BGR"])
     with pytest.raises(ConfigError, match="SEED"):
         tool.convert("bare.pth", "no.pth", "own", ["SEED", "3"])
+
+
+@pytest.mark.parametrize("net, facts, unsaid", [
+    ("paper_resnet50", TORCHVISIONS, "MODEL.RESNETS.STRIDE_IN_1X1 True"),
+    ("paper_resnet101_fpn", TORCHVISIONS, "MODEL.RESNETS.STRIDE_IN_1X1 True"),
+    ("paper_resnet50", TORCHVISIONS | {"stride_in_1x1": True}, None),
+    ("paper_resnet34_b", TORCHVISIONS, None),
+    ("paper_vgg16", {"format": "RGB", "pixel_mean": TORCHVISIONS["pixel_mean"]},
+     "MODEL.PIXEL_STD [58.395, 57.12, 57.375]"),
+    ("paper_vgg16", {"pixel_std": TORCHVISIONS["pixel_std"]},
+     "INPUT.FORMAT RGB, MODEL.PIXEL_MEAN [123.675, 116.28, 103.53]"),
+])  # fmt: skip
+def test_each_convention_that_a_file_does_not_say_is_a_warning(net, facts, unsaid, caplog):
+    cfg = config(net, TORCHVISIONS)
+    check_conventions(facts, cfg, "it.pth")
+    warned = [record.getMessage() for record in caplog.records]
+    assert [text.split("believed: ")[1] for text in warned] == ([unsaid] if unsaid else [])
 
 
 def test_strides_and_suffixes(tmp_path, monkeypatch):

@@ -212,8 +212,8 @@ def _member(path, cfg, classes, image):
         )
     if tuple(facts.get("classes", ())) != tuple(classes):
         raise ConfigError(f"RESNET_DET.ENSEMBLE: {path}: its classes are not those of the test set")
-    pixel = {key: facts[key] for key in facts if key != "stride_in_1x1"}
-    common.check_conventions(pixel, cfg, path)
+    own_stride = {"stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1}  # may be its own
+    common.check_conventions(facts | own_stride, cfg, path)
     own = parse_config(facts["config"], path, ["MODEL.WEIGHTS", str(path)])
     net = _build(own, len(classes))
     its_image = _load(net, own).get("mean_image")

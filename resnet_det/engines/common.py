@@ -23,6 +23,7 @@ from ..evaluation import coco_ap, voc_ap
 from ..evaluation.report import write_report
 from ..evaluation.tables import as_json, class_table, summary_table
 from ..nets import load, without_statistics
+from ..nets.catalog import BOTTLENECK_NETS, NETS
 from ..nets.weight_formats import same_mean
 from ..nets.weights import WeightsError, classifier_name, read
 from ..training import distributed
@@ -230,10 +231,16 @@ def check_conventions(facts, cfg, path):
             raise ConfigError(
                 f"{path}: was trained with {key} {facts[fact]}, but the config says {ours[fact]}"
             )
-    unsaid = [f"{CONVENTIONS[f]} {ours[f]}" for f in CONVENTIONS if f not in facts]
-    if "pixel_mean" not in facts:
+    net = cfg.MODEL.BACKBONE.NAME.removesuffix("_fpn")
+    strideless = net in NETS and net not in BOTTLENECK_NETS  # Detectron2's own nets may have them
+    unsaid = [
+        f"{key} {ours[fact]}"
+        for fact, key in CONVENTIONS.items()
+        if fact not in facts and not (fact == "stride_in_1x1" and strideless)
+    ]
+    if unsaid:
         logger.warning(
-            "%s does not say what it was trained with; the config's is believed: %s",
+            "%s does not say all that it was trained with; the config is believed: %s",
             path,
             ", ".join(unsaid),
         )

@@ -19,6 +19,9 @@ NETS = {
     **{f"cifar_plain{d}": partial(cifar_resnet, d, "none") for d in CIFAR_DEPTHS},
 }
 
+# Those whose stride has two places.
+BOTTLENECK_NETS = ("paper_resnet50", "paper_resnet101", "paper_resnet152")
+
 
 def build_net(name, num_classes=None, *, norm="BN", stride_in_1x1=True, res5_dilation=1):
     """Build the classifier ``name`` of ``NETS`` with He-initialised weights.
