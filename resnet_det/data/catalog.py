@@ -112,16 +112,20 @@ def _voc_classes(name):
 def missing(name, root=None):
     """The first path of a dataset that is absent, or None; a cheap look that reads no annotation.
 
-    Sets that programs make need nothing, or CIFAR-10; names of classification sets give None.
+    Sets that programs make need nothing, or CIFAR-10.
     """
     root = datasets_root(root)
     if name.startswith("scenes_"):
         return None
-    if name.startswith("miniature_"):
-        made = ("miniature", *(f"cifar-10-{x}" for x in _CIFAR10))
-        there = any(os.path.exists(os.path.join(root, path)) for path in made)
-        return None if there else os.path.join(root, made[1])
+    if name.startswith(("miniature_", "cifar10_")):
+        sources = [f"cifar-10-{x}" for x in _CIFAR10]
+        made = ["miniature"] if name.startswith("miniature_") else []
+        there = any(os.path.exists(os.path.join(root, path)) for path in made + sources)
+        return None if there else os.path.join(root, sources[0])
     paths = ()
+    if name.startswith("imagenet_"):
+        split, _, shards = name.removeprefix("imagenet_").partition("_")
+        paths = ("imagenet_shards",) if shards else (f"imagenet/{split}",)
     if name in _VOC:
         folder, split, _ = _VOC[name]
         paths = f"{folder}/ImageSets/Main/{split}.txt", f"{folder}/JPEGImages"

@@ -9,6 +9,7 @@ from resnet_det.data import (
     datasets_root,
     load_dataset,
     load_datasets,
+    missing,
 )
 
 
@@ -91,3 +92,21 @@ def test_names_and_paths_are_detectron2s(monkeypatch):
         folder, split, year = catalog._VOC[name]
         assert (metadata.split, metadata.year) == (split, year)
         assert metadata.dirname.endswith(os.path.join("", folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("cifar10_train45k", "cifar-10-binary.tar.gz"),
+        ("miniature_voc_test", "cifar-10-batches-py"),
+        ("imagenet_val", "imagenet/val"),
+        ("imagenet_train_shards", "imagenet_shards"),
+        ("coco_2014_val", None),
+        ("voc_2012_test", None),
+    ],
+)
+def test_what_is_absent_is_told_without_reading(tmp_path, name, path):
+    assert missing(name, tmp_path).startswith(str(tmp_path))
+    if path:
+        (tmp_path / path).mkdir(parents=True)
+        assert missing(name, tmp_path) is None
