@@ -1,12 +1,14 @@
 """tools/convert_weights.py: nothing changes on the way, and what would change in silence is refused."""
 
 import importlib.util
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
 from resnet_det.config import ConfigError, get_cfg
 from resnet_det.engines.common import check_conventions
@@ -107,12 +109,38 @@ def test_what_a_file_does_not_say_is_asked_for(tmp_path, monkeypatch, capsys):
         "stride_in_1x1": False
     }
     assert same(read("torchvision.pth")[0], state)
-    with pytest.raises(
-        ConfigError, match="torchvision.pth: was trained with INPUT.FORMAT RGB.*BGR"
-    ):
-        tool.convert("torchvision.pth", "no.pth", "own", ["INPUT.FORMAT", "BGR"])
+    tool.convert("bare.pth", "own.pth", "own", said)
+    with pytest.raises(ConfigError, match="own.pth: was trained with INPUT.FORMAT RGB.*BGR"):
+        tool.convert("own.pth", "no.pth", "own", ["INPUT.FORMAT", "BGR"])
     with pytest.raises(ConfigError, match="SEED"):
         tool.convert("bare.pth", "no.pth", "own", ["SEED", "3"])
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "pkl"])
+def test_a_guess_from_names_is_overruled_by_what_is_said(suffix, tmp_path, monkeypatch):
+    """A net trained in Caffe with torchvision's names; its error says the command that helps."""
+    monkeypatch.chdir(tmp_path)
+    state = torchvision.models.resnet50(num_classes=11).state_dict()
+    torch.save(state, "r50 caffe.pth")
+    caffe = {"format": "BGR", "pixel_mean": [103.53, 116.28, 123.675], "pixel_std": [1.0] * 3}
+    cfg = config("paper_resnet50", caffe)
+    with pytest.raises(ConfigError) as error:
+        check_conventions(read("r50 caffe.pth")[1], cfg, "r50 caffe.pth")
+    message, command = str(error.value).split("tools/convert_weights.py ")
+    assert "r50 caffe.pth: by the names" in message and "a guess" in message
+    assert "MODEL.RESNETS.STRIDE_IN_1X1 False, but the config says True" in message
+    tool.convert("r50 caffe.pth", "guess.pth")  # stays one
+    with pytest.raises(ConfigError, match="guess.pth: by the names .*INPUT.FORMAT RGB"):
+        check_conventions(read("guess.pth")[1], cfg, "guess.pth")
+
+    target = f"OUT.{suffix}"
+    tool.main(tool.parse(shlex.split(command.replace("OUT.pth", target))))
+    facts = read(target)[1]
+    assert facts == caffe | {"stride_in_1x1": True}
+    check_conventions(facts, cfg, target)
+    cfg.INPUT.FORMAT = "RGB"
+    with pytest.raises(ConfigError, match=f"{target}: was trained with INPUT.FORMAT BGR"):
+        check_conventions(facts, cfg, target)
 
 
 @pytest.mark.parametrize("net, facts, unsaid", [

@@ -9,8 +9,9 @@ IN is any file that the nets read: torchvision's, timm's, Detectron2's, MSRA's a
 (Caffe2), VGG-16 of Caffe, ours. OUT's suffix says the kind of file; a .pkl is Detectron2's. A
 detector's file can be converted to ours and Detectron2's, whose names are the same.
 
-What the weights were trained on goes with them. Where IN does not say it, trailing KEY VALUE pairs
-do, of INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and MODEL.RESNETS.STRIDE_IN_1X1:
+What the weights were trained on goes with them. Where IN does not say it, or it was only guessed
+from the names of its tensors (a net trained in Caffe may have torchvision's), trailing KEY VALUE
+pairs do, of INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and MODEL.RESNETS.STRIDE_IN_1X1:
 
     python tools/convert_weights.py bare.pth r34.safetensors INPUT.FORMAT RGB \\
         MODEL.PIXEL_MEAN "[123.675, 116.28, 103.53]" MODEL.PIXEL_STD "[58.395, 57.12, 57.375]"
@@ -21,7 +22,7 @@ import sys
 from pathlib import Path
 
 from resnet_det.config import ConfigError, flatten, get_cfg
-from resnet_det.engines.common import CONVENTIONS, check_conventions
+from resnet_det.engines.common import CONVENTIONS, check_conventions, pixel_facts
 from resnet_det.nets.weight_files import WeightsError, write_file
 from resnet_det.nets.weight_formats import FORMATS, to_their_names
 from resnet_det.nets.weights import read
@@ -45,7 +46,7 @@ def stated_facts(pairs, facts, path):
     """The facts that ``KEY VALUE`` pairs say of a file.
 
     Raises:
-        ConfigError: another key, a bad value, or one that the file's own facts contradict.
+        ConfigError: another key, a bad value, or one that a fact stored in the file contradicts.
     """
     keys = pairs[::2]
     for key in keys:
@@ -57,8 +58,8 @@ def stated_facts(pairs, facts, path):
     except (ValueError, AssertionError) as error:
         raise ConfigError(f"KEY VALUE pairs {pairs}: {error}") from error
     said = {fact: key for fact, key in CONVENTIONS.items() if key in keys}
-    if said:
-        check_conventions({f: v for f, v in facts.items() if f in said}, cfg, path)
+    stored = {f: facts[f] for f in said if f in facts and f not in facts.get("guessed", ())}
+    check_conventions(pixel_facts(cfg) | stored, cfg, path)
     return {fact: flatten(cfg)[key] for fact, key in said.items()}
 
 
@@ -69,7 +70,9 @@ def convert(source, target, format="own", pairs=()):
         WeightsError, ConfigError: unreadable, or what was asked for makes no sense.
     """
     state, facts = read(source)
-    facts |= stated_facts(list(pairs), facts, source)
+    said = stated_facts(list(pairs), facts, source)
+    guessed = [fact for fact in facts.pop("guessed", ()) if fact not in said]
+    facts |= said | ({"guessed": guessed} if guessed else {})  # it stays a guess in OUT
     foreign = format != "own"
     if foreign and Path(target).suffix == ".pkl":
         raise WeightsError(f"{target}: a .pkl is Detectron2's: name a .pth or .safetensors file")

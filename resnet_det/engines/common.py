@@ -8,6 +8,7 @@ import os
 import platform
 import random
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -220,17 +221,30 @@ def check_conventions(facts, cfg, path):
     say is a line in the log.
 
     Raises:
-        ConfigError: names the file, the key, and both values.
+        ConfigError: names the file, the key, and both values; of facts that were guessed from the
+            names of the tensors, it says so and how to overrule them.
     """
     ours = pixel_facts(cfg) | {"global_context": cfg.RESNET_DET.GLOBAL_CONTEXT}
+    guesses = {}
     for fact, key in (CONVENTIONS | {"global_context": "RESNET_DET.GLOBAL_CONTEXT"}).items():
         if fact not in facts:
             continue
         same = same_mean if fact == "pixel_mean" else operator.eq
-        if not same(facts[fact], ours[fact]):
+        if same(facts[fact], ours[fact]):
+            continue
+        if fact not in facts.get("guessed", ()):
             raise ConfigError(
                 f"{path}: was trained with {key} {facts[fact]}, but the config says {ours[fact]}"
             )
+        guesses[key] = facts[fact], ours[fact]
+    if guesses:
+        told = "; ".join(f"{key} {a}, but the config says {b}" for key, (a, b) in guesses.items())
+        words = [str(word) for key, (_, b) in guesses.items() for word in (key, b)]
+        raise ConfigError(
+            f"{path}: by the names of its tensors it was trained with {told}. That is a guess: if "
+            "the config is right, let a converted file say so: "
+            f"tools/convert_weights.py {shlex.join([str(path), 'OUT.pth', *words])}"
+        )
     net = cfg.MODEL.BACKBONE.NAME.removesuffix("_fpn")
     strideless = net in NETS and net not in BOTTLENECK_NETS  # Detectron2's own nets may have them
     unsaid = [

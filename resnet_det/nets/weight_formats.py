@@ -124,7 +124,8 @@ def to_our_names(state, author=""):
         author: Detectron2's ``__author__``.
 
     Returns:
-        (dict in our names, dict of the facts that the format tells).
+        (dict in our names, dict of the facts that the format suggests: a net that was trained in
+        Caffe may have torchvision's names).
     """
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}

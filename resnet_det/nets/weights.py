@@ -30,6 +30,7 @@ _FACTS = {
     "pixel_mean": list,
     "pixel_std": list,
     "classes": list,
+    "guessed": list,
     "config": str,
     "mean_image": torch.Tensor,
 }
@@ -43,7 +44,7 @@ def _checked(facts, path):
         fits = type(value) is kind
         if fits and name.startswith("pixel_"):
             fits = all(type(x) in (int, float) and math.isfinite(x) for x in value)
-        if fits and name == "classes":
+        if fits and name in ("classes", "guessed"):
             fits = all(type(x) is str for x in value)
         if fits and name == "mean_image" and name in facts:
             fits = value.dim() == 3 and len(value) == 3
@@ -60,8 +61,8 @@ def read(path):
 
     Returns:
         (dict name -> tensor in our names, dict of the facts about them: those stored in the file,
-        and those that its format tells: ``format``, ``pixel_mean``, ``pixel_std``,
-        ``stride_in_1x1``).
+        and those that its names suggest: ``format``, ``pixel_mean``, ``pixel_std``,
+        ``stride_in_1x1``. ``guessed`` lists the latter).
 
     Raises:
         WeightsError: the file is missing, cut short, hostile, or holds no tensors.
@@ -71,7 +72,9 @@ def read(path):
         state, known = to_our_names(content, beside.get("__author__", ""))
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    return state, known | _checked(beside.get("meta", {}), path)
+    stored = _checked(beside.get("meta", {}), path)
+    guessed = [fact for fact in known if fact not in stored] + stored.get("guessed", [])
+    return state, known | stored | ({"guessed": guessed} if guessed else {})
 
 
 @dataclass(frozen=True)
