@@ -489,7 +489,8 @@ def train(cfg, resume=False):
         trainer.start_iter = trainer.iter + 1
     else:
         trainer.checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    common.check_conventions(trainer.checkpointer.facts, cfg, cfg.MODEL.WEIGHTS)
+        if cfg.MODEL.WEIGHTS:
+            common.check_conventions(trainer.checkpointer.facts, cfg, cfg.MODEL.WEIGHTS)
     common.check_statistics(trainer.checkpointer.model)
     TrainerBase.train(trainer, trainer.start_iter, trainer.max_iter)
     metrics = getattr(trainer, "_last_eval_results", {})
