@@ -379,8 +379,8 @@ def ensure_weights(cfg):
     result = Path(pretrain.OUTPUT_DIR) / "model_final.pth"
     if result.resolve() != Path(cfg.MODEL.WEIGHTS).resolve():
         raise ConfigError(
-            f"RESNET_DET.PRETRAIN: {path} writes {result}, "
-            f"but MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}: make them the same file"
+            f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS!r}: no such file, and RESNET_DET.PRETRAIN, {path}, "
+            f"writes {result}: name that, or a file that exists, or set RESNET_DET.PRETRAIN ''"
         )
     logger.info("%s does not exist: pretraining with %s", cfg.MODEL.WEIGHTS, path)
     train(pretrain, resume=True)

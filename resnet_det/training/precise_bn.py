@@ -4,10 +4,15 @@ The released models' means and variances were computed after training over a lar
 training images; the detectors freeze them.
 """
 
+import warnings
+
 import torch
-from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 
 from . import distributed
+
+with warnings.catch_warnings():  # fvcore scripts a function that is not used here
+    warnings.simplefilter("ignore", FutureWarning)
+    from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 
 
 def update(model, batches, num_batches, *, progress=True):
