@@ -11,7 +11,7 @@ from torch import nn
 
 from .. import training
 from ..config import ConfigError, flatten, get_cfg, load_config, parse_config
-from ..data import large_images, small_images
+from ..data import DatasetError, large_images, missing, small_images
 from ..data.large_images import LargeImages
 from ..data.small_images import SmallImages
 from ..evaluation import responses
@@ -368,6 +368,7 @@ def ensure_weights(cfg):
 
     Raises:
         ConfigError: the classifier's config would not write ``MODEL.WEIGHTS``.
+        DatasetError: the detector's own data is absent: better known now than after days.
     """
     path = cfg.RESNET_DET.PRETRAIN
     if not path:
@@ -382,5 +383,9 @@ def ensure_weights(cfg):
             f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS!r}: no such file, and RESNET_DET.PRETRAIN, {path}, "
             f"writes {result}: name that, or a file that exists, or set RESNET_DET.PRETRAIN ''"
         )
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        absent = missing(name)
+        if absent:
+            raise DatasetError(absent, f"is absent; {name} needs it (datasets/README.md)")
     logger.info("%s does not exist: pretraining with %s", cfg.MODEL.WEIGHTS, path)
     train(pretrain, resume=True)

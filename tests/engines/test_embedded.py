@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from resnet_det.config import ConfigError, load_config
-from resnet_det.data import scenes
+from resnet_det.data import DatasetError, scenes
 from resnet_det.engines import classifier, common, pick, with_torchvision
 from resnet_det.engines.faster_rcnn import build_model
 from resnet_det.nets import build_net
@@ -359,6 +359,13 @@ def test_pretraining_must_write_the_weights(folder):
     cfg = load_config("detector.yaml", ["MODEL.WEIGHTS", "elsewhere.pth"])
     with pytest.raises(ConfigError, match="elsewhere.pth"):
         classifier.ensure_weights(cfg)
+
+
+def test_absent_data_is_known_before_pretraining(folder):
+    cfg = load_config("detector.yaml", ["DATASETS.TEST", ("voc_2012_val",)])
+    with pytest.raises(DatasetError, match="ImageSets.*is absent; voc_2012_val needs it"):
+        classifier.ensure_weights(cfg)
+    assert not Path("output/classifier").exists()
 
 
 def test_expected_results_are_checked(pretrained):
