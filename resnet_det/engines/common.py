@@ -282,9 +282,9 @@ def ensemble(cfg):
                 "tools/train_net.py"
             )
         for fact, value in ours.items():
-            if value is not None and facts[fact] != value:
+            if value is not None and facts.get(fact) != value:
                 raise ConfigError(
-                    f"RESNET_DET.ENSEMBLE: {path}: was trained with the {fact} {facts[fact]}, "
+                    f"RESNET_DET.ENSEMBLE: {path}: was trained with the {fact} {facts.get(fact)}, "
                     f"MODEL.WEIGHTS with {value}"
                 )
         overrides = {
