@@ -13,9 +13,10 @@ import argparse
 import signal
 import sys
 
+import torch
+
 from resnet_det.engines import cost, reproduce
 from resnet_det.engines.paper import TABLES
-from resnet_det.evaluation.tables import markdown_table
 
 
 def parse(argv=None):
@@ -31,7 +32,9 @@ def parse(argv=None):
         "--fraction", default="1", help="of each schedule, such as 1/32; the table says so"
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time")
-    parser.add_argument("--dry-run", action="store_true", help="measure a few iterations only")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="predict the cost from a few measured steps"
+    )
     parser.add_argument(
         "--output",
         metavar="FOLDER",
@@ -44,25 +47,38 @@ def parse(argv=None):
     return args
 
 
+def dry_run(plan):
+    """Print each row of the table of costs as soon as it is measured."""
+    names = [run.folder.name for chain in plan.values() for run in chain]
+
+    def show(name, iterations, time, measured, data):
+        row = f"{name:{max(map(len, names))}}", f"{iterations:>10}", f"{time:>18}", measured, data
+        print("|", " | ".join(cell.replace("|", "\\|") for cell in row), "|", flush=True)
+
+    show("run", "iterations", "time", "measured", "data")
+    print("|---|--:|--:|---|---|", flush=True)
+    total = 0.0
+    for name, iterations, seconds, remark, data in cost.predict(plan):
+        show(name, iterations, reproduce.as_time(seconds), remark, data)
+        total += seconds or 0.0
+    print(
+        "\nTraining one after another, without waiting for data and without evaluations: "
+        f"{reproduce.as_time(total)} = {total / 3600:.1f} hours of this device "
+        f"({reproduce.facts()}, threads: {torch.get_num_threads()}); on N of its kind the same "
+        "device-hours in an Nth of the time, at best. Scaled from steps on random images."
+    )
+    return 0
+
+
 def main(args):
     table, fraction = TABLES[args.table], reproduce.parse_fraction(args.fraction)
     suffix = "" if fraction == 1 else f"_{fraction.numerator}-{fraction.denominator}"
     output = args.output or f"output/{table.runs or table.name}{suffix}"
     plan = reproduce.plan(table, args.seeds or table.seeds, fraction, output)
     chosen = reproduce.chosen(table, plan, args.cells)
-    runner = reproduce.Runner(args.jobs)
     if args.dry_run:
-        rows = cost.predict(chosen, runner)
-        header = ["run", "iterations", "time", "measured", "data"]
-        total = sum(t for _, _, t, *_ in rows if t is not None)
-        rows = [[n, i, reproduce.as_time(t), *rest] for n, i, t, *rest in rows]
-        print(markdown_table(rows, header))
-        print(
-            f"Training one after another, without evaluations: {reproduce.as_time(total)} = "
-            f"{total / 3600:.1f} hours of this device ({reproduce.facts()}); on N of its kind the "
-            "same device-hours in an Nth of the time, at best."
-        )
-        return 0
+        return dry_run(chosen)
+    runner = reproduce.Runner(args.jobs)
     failed = runner.all(chosen)
     path = reproduce.publish(table, plan, fraction, output)
     print(path.read_text())
@@ -78,9 +94,11 @@ def _interrupted(*_):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _interrupted)
+    args = parse()
     try:
-        sys.exit(main(parse()))
+        sys.exit(main(args))
     except ValueError as error:  # what the user gave is wrong, and the message says what
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last checkpoints")
+        resumes = "" if args.dry_run else "; the same command goes on from the last checkpoints"
+        sys.exit(f"interrupted{resumes}")

@@ -152,7 +152,12 @@ def _normalise(cfg, image, source, *datasets):
         data.normalise_by(m.PIXEL_MEAN if image is None else image, m.PIXEL_STD)
 
 
-def _build(cfg, num_classes):
+def build(cfg, num_classes=None):
+    """The net of a classifier's config, with fresh weights and, if not told, its set's classes.
+
+    Raises:
+        ConfigError: names the keys that do not fit.
+    """
     resnets = cfg.MODEL.RESNETS
     try:
         return build_net(
@@ -215,7 +220,7 @@ def _member(path, cfg, classes, image):
     own_stride = {"stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1}  # may be its own
     common.check_conventions(facts | own_stride, cfg, path)
     own = parse_config(facts["config"], path, ["MODEL.WEIGHTS", str(path)])
-    net = _build(own, len(classes))
+    net = build(own, len(classes))
     its_image = _load(net, own).get("mean_image")
     if (image is None) != (its_image is None) or (image is not None and not image.equal(its_image)):
         raise ConfigError(f"RESNET_DET.ENSEMBLE: {path}: subtracts another mean image")
@@ -261,7 +266,7 @@ def train(cfg, resume=False):
     data = _read(cfg.DATASETS.TRAIN[0], cfg, device, cfg.RESNET_DET.SKIP_BAD_DATA)
     tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
     _check_classes(tests, data.classes, cfg.DATASETS.TRAIN[0])
-    net = _build(cfg, len(data.classes))
+    net = build(cfg, len(data.classes))
     checkpointer = training.Checkpointer(cfg.OUTPUT_DIR)
     state = checkpointer.load_latest() if resume else None
     image, source = None, cfg.DATASETS.TRAIN[0]
@@ -321,7 +326,7 @@ def evaluate(cfg):
     if not tests or not cfg.MODEL.WEIGHTS:
         raise ConfigError("DATASETS.TEST and MODEL.WEIGHTS: both are needed to evaluate")
     classes = next(iter(tests.values())).classes
-    net = _build(cfg, len(classes))
+    net = build(cfg, len(classes))
     facts = _load(net, cfg)
     _check_classes(tests, facts.get("classes", classes), cfg.MODEL.WEIGHTS)
     image = facts.get("mean_image")
@@ -353,7 +358,7 @@ def layer_responses(folder):
         raise ConfigError(f"{weights}: its config has no DATASETS.TEST to take the responses on")
     device = common.start(cfg)
     data = _read(cfg.DATASETS.TEST[0], cfg, device)
-    net = _build(cfg, len(data.classes))
+    net = build(cfg, len(data.classes))
     _normalise(cfg, _load(net, cfg).get("mean_image"), weights, data)
     images = (views[0] for views, _ in data.test_batches(size=cfg.INPUT.CROP.SIZE[0]))
     result = responses.layer_responses(net.to(device), images)

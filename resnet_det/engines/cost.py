@@ -2,7 +2,6 @@
 
 import resource
 import statistics
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -10,42 +9,57 @@ from pathlib import Path
 
 import torch
 
-from ..config import embedded_part, load_config, parse_config
+from ..config import embedded_part, flatten, load_config, parse_config
 from ..data import missing
-from ..training import read_metrics
+from . import classifier
 from .common import device_name
 from .faster_rcnn import build_model
-from .reproduce import ROOT, last_line
+from .reproduce import ROOT
 
-WARM_UP = 12  # iterations that a prediction measures
-LONG = 10  # seconds of a detector's steps after which no further one is measured
+FEW = 8  # images of a classifier that a measurement begins with
+LONG = 10  # seconds of a measurement after which no further step begins
+# Keys that a step's time depends on.
+MATTERS = ("MODEL.", "INPUT.", "SOLVER.IMS_PER_BATCH", "RESNET_DET.GLOBAL_CONTEXT")
+WEIGHTS = "MODEL.WEIGHTS"  # but this one
 
 
-def predict(plan, runner):
-    """Measure the first iterations of each run that is not finished.
+def predict(plan):
+    """Yield a row for each run of a plan as soon as it is measured, on random images.
 
-    Returns:
-        rows (name, iterations, seconds or None, remark, data); runs of one step are measured
-        once, a detector on a random image of its config's size.
+    A pretraining that a run would begin with has a row of its own. What differs in data, schedule
+    or seed alone is measured once.
+
+    Yields:
+        (name, iterations, seconds or None, remark, data)
     """
-    rows, measured = [], {}
+    measured = {}
     made = {str(run.weights) for chain in plan.values() for run in chain}
+
+    def row(name, cfg, iterations):
+        key = str({k: v for k, v in flatten(cfg).items() if k.startswith(MATTERS) and k != WEIGHTS})
+        if key not in measured:
+            measured[key] = _measured(cfg)
+        seconds, remark = measured[key]
+        total = seconds and seconds * cfg.SOLVER.IMS_PER_BATCH * iterations
+        if seconds:
+            remark += f" of the {cfg.SOLVER.IMS_PER_BATCH} images of an iteration"
+        return name, iterations, total, remark, needs(cfg, made)
+
     for run in dict.fromkeys(run for chain in plan.values() for run in chain):
+        name = run.folder.name
         if run.metrics() is not None:
-            rows.append([run.folder.name, run.iterations, 0.0, "finished", "–"])
+            yield name, run.iterations, 0.0, "finished", "–"
             continue
         if run.tested:
-            rows.append([run.folder.name, 0, None, f"a test of {run.tested.folder.name}", "–"])
+            yield name, 0, None, f"a test of {run.tested.folder.name}", "–"
             continue
         cfg = load_config(ROOT / run.step.config, run.command[4:])
-        if run.step not in measured:
-            runner.say(f"measuring {run.folder.name}")
-            detector = cfg.MODEL.META_ARCHITECTURE != "Classifier"
-            measured[run.step] = _measure_detector(cfg) if detector else _measure(run, runner)
-        seconds, remark = measured[run.step]
-        total = None if seconds is None else seconds * run.iterations
-        rows.append([run.folder.name, run.iterations, total, remark, needs(cfg, made)])
-    return rows
+        weights, pretrain = cfg.MODEL.WEIGHTS, cfg.RESNET_DET.PRETRAIN
+        if pretrain and weights not in made and not Path(weights).exists():
+            first = load_config(ROOT / pretrain)
+            yield row(Path(weights).parent.name, first, first.SOLVER.MAX_ITER)
+            made.add(weights)
+        yield row(name, cfg, run.iterations)
 
 
 def needs(cfg, made=()):
@@ -55,35 +69,82 @@ def needs(cfg, made=()):
         path = missing(name)
         if path:
             absent.append(f"{name} lacks {path}")
-    weights, pretrain = cfg.MODEL.WEIGHTS, cfg.RESNET_DET.PRETRAIN
+    weights = cfg.MODEL.WEIGHTS
     if weights and weights not in made and not Path(weights).exists():
-        if pretrain and (ROOT / pretrain).exists():
-            absent.append(f"{weights}: {pretrain} trains it first (not counted here)")
-        else:
-            absent.append(f"lacks {weights}")
+        absent.append(f"lacks {weights}")
     return "; ".join(absent) or "there (tools/check_dataset.py says whether it is sound)"
 
 
-def _measure_detector(cfg):
-    """(seconds an iteration, what it rests on), in a process of its own for its memory's sake."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        seconds, memory = pool.submit(measure, embedded_part(cfg)).result()
-    images = cfg.SOLVER.IMS_PER_BATCH
-    return seconds * images, (
-        f"{seconds:.2f} s and {memory / 2**30:.1f} GiB for one image, {images} an iteration"
-    )
+def _measured(cfg):
+    """(seconds an image or None, what it rests on), in a process of its own for its memory's sake."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            images, seconds, memory = pool.submit(measure, embedded_part(cfg), LONG).result()
+    except RuntimeError as error:  # out of memory: torch's error, or the process was killed
+        return None, f"cannot be measured: {str(error).splitlines()[0]}"
+    return seconds / images, f"{seconds:.2f} s and {memory / 2**30:.1f} GiB for {images}"
 
 
-def measure(config):
-    """Seconds and peak bytes of a training step on one random image, the median of three at most.
+def measure(config, long):
+    """Time training steps on random images: the median of three at most.
+
+    A detector's step has one image. A classifier's has FEW, and twice as many for as long as there
+    is time, up to its batch: small batches are slow on a GPU, and large ones take minutes on a CPU.
 
     Args:
-        config: of a detector, as YAML. The image has the sides 4 : 3 and five objects.
+        config: as YAML.
+        long: seconds after which no further step begins; two are made in any case.
+
+    Returns:
+        (images of a step, its seconds, peak bytes of all).
     """
-    cfg = parse_config(config, "config", ["MODEL.DEVICE", "cuda"])
+    cfg = parse_config(config, "config")
     device = torch.device(device_name(cfg))
-    model = build_model(cfg).to(device).train()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.0)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if cfg.MODEL.META_ARCHITECTURE == "Classifier":
+        model, sample = classifier.ClassifierLoss(classifier.build(cfg)), _crops
+        images, most = min(FEW, cfg.SOLVER.IMS_PER_BATCH), cfg.SOLVER.IMS_PER_BATCH
+    else:
+        model, sample, images, most = build_model(cfg), _scenes, 1, 1
+    model.to(device).train()
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], 0.0, 0.9, weight_decay=1e-4, fused=True
+    )
+
+    def step():
+        batch = sample(cfg, images, device)
+        begin = time.perf_counter()
+        sum(model(batch).values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - begin
+
+    end = time.perf_counter() + long
+    step()  # warms up
+    times = [step()]
+    while images < most and time.perf_counter() + 4 * times[0] < end:
+        images = min(2 * images, most)
+        times = [step()]
+    while len(times) < 3 and time.perf_counter() < end:
+        times.append(step())
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return images, statistics.median(times), memory
+
+
+def _crops(cfg, count, device):
+    """A classifier's batch; channels last, as the data's."""
+    side = cfg.INPUT.CROP.SIZE[0]
+    images = torch.rand(count, side, side, 3, device=device).permute(0, 3, 1, 2)
+    return images, torch.arange(count, device=device) % 10
+
+
+def _scenes(cfg, count, device):
+    """A detector's batch: images with the sides 4 : 3 and five objects."""
     short = max(cfg.INPUT.MIN_SIZE_TRAIN)
     size = short, min(short * 4 // 3, cfg.INPUT.MAX_SIZE_TRAIN)
     corner = torch.rand(5, 2) * torch.tensor([size[1] / 2, size[0] / 2])
@@ -92,30 +153,4 @@ def measure(config):
         "boxes": torch.cat((corner, corner + short / 3), 1),
         "classes": torch.arange(5) % cfg.MODEL.ROI_HEADS.NUM_CLASSES,
     }
-    times = []
-    while len(times) < 2 or (len(times) < 4 and sum(times) < LONG):  # the first one warms up
-        begin = time.perf_counter()
-        sum(model([sample]).values()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begin)
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device)
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return statistics.median(times[1:]), memory
-
-
-def _measure(run, runner):
-    """(seconds an iteration or None, what it rests on)."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [x for x in run.command if x != "--resume"]
-        short = ["SOLVER.MAX_ITER", WARM_UP, "SOLVER.STEPS", (), "DATASETS.TEST", ()]
-        short += ["TEST.PRECISE_BN.ENABLED", False, "OUTPUT_DIR", f"{folder}/run"]
-        if not runner.execute([*command, *map(str, short)], f"{folder}/log"):
-            return None, last_line(f"{folder}/log")
-        lines = read_metrics(Path(folder) / "run/metrics.json")
-        seconds = lines[-1]["time"]
-    return seconds, f"{seconds:.3f} s an iteration"
+    return [sample] * count

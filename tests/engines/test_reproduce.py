@@ -1,19 +1,29 @@
 """A table by one command: the plan, what is read from runs, and runs that are shared and resumed."""
 
+import importlib.util
 import json
 import os
+import re
+import signal
 import statistics
+import subprocess
+import sys
+from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 
-from resnet_det.config import ConfigError, load_config
+from resnet_det.config import ConfigError, embedded_part, load_config
 from resnet_det.data import scenes
 from resnet_det.engines import appendix, classifier, cost, paper, reproduce
 from resnet_det.engines.faster_rcnn import build_model
 from resnet_det.engines.reproduce import Cell, Number, Step, Table
+
+_spec = importlib.util.spec_from_file_location("tool", reproduce.ROOT / "tools/reproduce.py")
+tool = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tool)
 
 ERROR = Number("classification/top1_error", "test error %", 8.0)
 CLASSIFIER = "configs/quickstart_classifier.yaml"
@@ -136,23 +146,27 @@ def test_runs_are_shared_and_left_alone(tmp_path):
             assert len(commands(out / f"{name}-seed1.log")) == 1, name
     assert str(out / "start-seed1/model_final.pth") in commands(out / "a-seed1.log")[0]
 
-    # What fails is named by its log, and a prediction says why it cannot be made.
+    # What fails is named by its log.
     lost = Step(str(tool), CLASSIFIER, "lost", ("MODEL.WEIGHTS", "nowhere.pth"))
     table = Table("t", "T", (Cell("lost", "lost", (lost,), (ERROR,)),))
     plan = reproduce.plan(table, [1], Fraction(1, 300), out)
     (log,) = runner.all(plan)
     assert reproduce.last_line(log) == "nowhere.pth: is not there"
-    ((name, iterations, seconds, remark, _),) = cost.predict(plan, runner)
-    assert (name, iterations, seconds) == ("lost-seed1", 1, None) and "is not there" in remark
+
+
+def environment():
+    """Of a tool of this checkout, in another folder and on one core."""
+    path = [str(reproduce.ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    path = os.pathsep.join(filter(None, path))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     """The real tool, killed after a checkpoint: the same command, to the same weights."""
     scenes.write_scenes(tmp_path / "data", trainval=1, test=1, train_crops=16, val_crops=8)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
-    path = [str(reproduce.ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
     cell = Cell("a", "a", (Step("tools/pretrain.py", CLASSIFIER, "a", SHORT),), (ERROR,))
     table = Table("tiny", "Tiny", (cell,))
     plan = reproduce.plan(table, [1], Fraction(1, 50), tmp_path)
@@ -190,18 +204,58 @@ def test_tables_7_and_8_and_the_miniature_are_the_papers():
 def test_a_dry_run_knows_what_the_steps_before_make(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     measured = []
-    monkeypatch.setattr(cost, "_measure", lambda run, runner: (0.5, "half a second"))
-    monkeypatch.setattr(
-        cost, "_measure_detector", lambda cfg: measured.append(cfg) or (2.0, "two seconds")
-    )
+    monkeypatch.setattr(cost, "_measured", lambda cfg: measured.append(cfg) or (0.25, "1 s for 4"))
     table = paper.TABLES["miniature"]
-    plan = reproduce.plan(table, [1], Fraction(1, 4), tmp_path / "out")
+    plan = reproduce.plan(table, [1, 2], Fraction(1, 4), tmp_path / "out")
     plan = reproduce.chosen(table, plan, ["plain20"])
-    first, second = cost.predict(plan, reproduce.Runner(1))
-    assert first[:4] == ["plain20_classifier-seed1", 200, 100.0, "half a second"]
-    assert second[:4] == ["plain20-seed1", 100, 200.0, "two seconds"]
-    assert "lacks" in second[4] and "trains it first" not in second[4]
-    assert measured[0].OUTPUT_DIR == str(tmp_path / "out/plain20-seed1")
+    first, second, third, fourth = cost.predict(plan)
+    batches = [cfg.SOLVER.IMS_PER_BATCH for cfg in measured]
+    assert len(batches) == 2  # of both seeds
+    assert first[:3] == ("plain20_classifier-seed1", 200, 0.25 * 200 * batches[0])
+    assert second[:3] == ("plain20-seed1", 100, 0.25 * 100 * batches[1])
+    assert (third[1:], fourth[1:]) == (first[1:], second[1:])
+    assert first[3] == f"1 s for 4 of the {batches[0]} images of an iteration"
+    assert "lacks" in second[4] and "model_final.pth" not in second[4]
+    assert measured[1].OUTPUT_DIR == str(tmp_path / "out/plain20-seed1")
+
+
+def test_a_dry_run_gives_each_row_when_it_is_measured(tmp_path, monkeypatch, capsys):
+    """The pretraining of a detector, at its full length and once; what cannot be measured; a total."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def measured(cfg):
+        seen.append(capsys.readouterr().out)
+        return (None, "no | memory") if cfg.MODEL.BACKBONE.NAME == "paper_vgg16" else (3.0, "3 s")
+
+    monkeypatch.setattr(cost, "_measured", measured)
+    assert tool.main(tool.parse(["table7", "--dry-run"])) == 0
+    seen.append(capsys.readouterr().out)
+    assert [text.count("\n") for text in seen] == [2, 1, 2, 1, 4]
+    _, _, *rows, _, total = "".join(seen).splitlines()
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+    assert {row[0]: row[2] for row in rows} == {
+        "imagenet_vgg16": "–",
+        "VGG16-seed1": "–",
+        "VGG16_07pp12-seed1": "–",
+        "imagenet_resnet101": str(timedelta(seconds=3 * 256 * 600000)),
+        "R101-seed1": str(timedelta(seconds=3 * 2 * 110000)),
+        "R101_07pp12-seed1": str(timedelta(seconds=3 * 2 * 140000)),
+    }
+    assert rows[0][3] == "no \\| memory" and "imagenet_train lacks" in rows[0][4]
+    assert "voc_2007_test lacks" in rows[1][4] and "model_final" not in rows[1][4]
+    assert f"{3 * (256 * 600000 + 2 * 250000) / 3600:.1f} hours of this device" in total
+
+
+def test_an_interrupted_dry_run_promises_no_checkpoints(tmp_path):
+    command = [sys.executable, reproduce.ROOT / "tools/reproduce.py", "table6", "--dry-run"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, cwd=tmp_path, env=environment(), **pipes)
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert errors.splitlines()[-1] == "interrupted" and process.returncode == 1
 
 
 # Sections 4.4 and 7 of the specification: cell -> the paper's numbers, in the table's order.
@@ -317,15 +371,29 @@ def test_a_cell_for_the_evaluation_server_tells_where_its_files_are(tmp_path):
 def test_a_dry_run_measures_a_detector_and_names_what_is_absent(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cost, "LONG", 1)
     step = Step("tools/train_net.py", "configs/quickstart.yaml", "d")
     table = Table("t", "T", (Cell("d", "d", (step,), (ERROR,)),))
     plan = reproduce.plan(table, [1], Fraction(1, 4), tmp_path / "out")
-    ((_, iterations, seconds, remark, data),) = cost.predict(plan, reproduce.Runner(1))
-    assert iterations == 300 and seconds > 0 and "GiB for one image, 4 an iteration" in remark
-    assert "configs/quickstart_classifier.yaml trains it first" in data
+    first, second = cost.predict(plan)
+    name, iterations, seconds, remark, data = first
+    assert (name, iterations) == ("quickstart_classifier", 300) and seconds > 0
+    assert re.fullmatch(r"\S+ s and \S+ GiB for (8|16|32|64|128) of the 128 images of .*", remark)
+    assert data.startswith("there")  # a program draws the scenes
+    _, iterations, seconds, remark, data = second
+    assert iterations == 300 and seconds > 0 and "GiB for 1 of the 4 images" in remark
+    assert data.startswith("there")  # with what the row before makes
     cfg = load_config(reproduce.ROOT / "configs/faster_rcnn_R18_coco.yaml")
     for name in ("coco_2014_train", "coco_2014_val", "imagenet_resnet18_a"):
         assert f"lacks {tmp_path}/coco" in cost.needs(cfg) and name in cost.needs(cfg)
+
+
+def test_a_measurement_ends_in_time():
+    """A classifier's steps grow to the batch where there is time, and stay at a few images else."""
+    cfg = load_config(reproduce.ROOT / "configs/cifar/resnet20.yaml", ["SOLVER.IMS_PER_BATCH", 20])
+    images, seconds, memory = cost.measure(embedded_part(cfg), 60)
+    assert images == 20 and seconds > 0 and memory > 2**20
+    assert cost.measure(embedded_part(cfg), 0)[0] == cost.FEW
 
 
 def test_a_step_that_only_tests_reads_its_results(tmp_path):
