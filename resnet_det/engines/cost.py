@@ -16,8 +16,8 @@ from .common import device_name
 from .faster_rcnn import build_model
 from .reproduce import ROOT
 
-FEW = 8  # images of a classifier that a measurement begins with
-LONG = 10  # seconds of a measurement after which no further step begins
+FEW = 4  # images of a classifier that a measurement begins with
+LONG = 20  # seconds of a measurement after which no further step begins
 # Keys that a step's time depends on.
 MATTERS = ("MODEL.", "INPUT.", "SOLVER.IMS_PER_BATCH", "RESNET_DET.GLOBAL_CONTEXT")
 WEIGHTS = "MODEL.WEIGHTS"  # but this one

@@ -378,7 +378,7 @@ def test_a_dry_run_measures_a_detector_and_names_what_is_absent(tmp_path, monkey
     first, second = cost.predict(plan)
     name, iterations, seconds, remark, data = first
     assert (name, iterations) == ("quickstart_classifier", 300) and seconds > 0
-    assert re.fullmatch(r"\S+ s and \S+ GiB for (8|16|32|64|128) of the 128 images of .*", remark)
+    assert re.fullmatch(r"\S+ s and \S+ GiB for (4|8|16|32|64|128) of the 128 images of .*", remark)
     assert data.startswith("there")  # a program draws the scenes
     _, iterations, seconds, remark, data = second
     assert iterations == 300 and seconds > 0 and "GiB for 1 of the 4 images" in remark
