@@ -1,11 +1,16 @@
 """Images per second and peak memory of the same detector from several hands, side by side.
 
     python tools/benchmark.py --depth 50 --size 600x800 --rois 512
+    python tools/benchmark.py --depth 101 --size 600x800 --rois 300 --appendix
 
 Each contender lives in a process of its own; they take turns, one step each, and the medians are
 compared. All have the same random weights (torchvision's apart, which offers pyramids only), one
 image a step, as many regions, SGD, and their frozen parts as by default (conv1 and conv2_x, all
 batch norms). Prints Markdown. Contenders that are not installed are left out, which is said.
+
+--appendix: the embedded engine's detector against itself with each improvement of the paper's
+Appendix B, as what it costs. On a CPU its seconds are the processor's, which other jobs do not
+change.
 """
 
 import argparse
@@ -16,17 +21,20 @@ import platform
 import statistics
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # who waits for a turn leaves the cores alone
 
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_det.config import get_cfg
 from resnet_det.engines.common import commit
 
 JOBS = ("trunk inference", "inference", "training")
+SCALES = (200, 400, 600, 800, 1000)  # the paper's, where the image's shorter side is 600
 REFERENCE = "Detectron2, its own ResNet"
 
 
@@ -117,6 +125,24 @@ def torchvision_fpn(args):
     return model.to(args.device), trunk, ([image], [target])
 
 
+def improved(args, members=1, scales=(), **ours):
+    """The embedded detector as ``RESNET_DET`` says; ``scales`` shrink with the image's size."""
+    from resnet_det.engines.appendix import Improved
+    from resnet_det.engines.faster_rcnn import build_model
+
+    short = min(args.size)
+    ours["MULTI_SCALE_TEST"] = [s * short // 600 for s in scales]
+    keys = {f"RESNET_DET.{key}": value for key, value in ours.items()}
+    cfg = get_cfg()
+    cfg.merge_from_list(settings(args, **keys, **{"MODEL.ROI_HEADS.NAME": "PaperROIHeads"}))
+    models = [build_model(cfg).to(args.device) for _ in range(members)]
+    data = sample(args)
+    sizes = [[side * s // short for side in args.size] for s in cfg.RESNET_DET.MULTI_SCALE_TEST]
+    data["scales"] = [F.interpolate(data["image"][None], size)[0] for size in sizes]
+    tested = members > 1 or scales or cfg.RESNET_DET.BOX_REFINEMENT
+    return Improved(models, cfg) if tested else models[0], models[0].backbone, ([data],)
+
+
 CONTENDERS = {
     REFERENCE: detectron2_own,
     "Detectron2 with our net": detectron2_ours,
@@ -124,6 +150,17 @@ CONTENDERS = {
     "embedded engine, FAST: False": embedded_plain,
     "torchvision's (a pyramid, not C4)": torchvision_fpn,
 }
+_TESTS = {"BOX_REFINEMENT": True, "GLOBAL_CONTEXT": True, "scales": SCALES}
+APPENDIX = {
+    "baseline": improved,
+    "box refinement": partial(improved, BOX_REFINEMENT=True),
+    "global context": partial(improved, GLOBAL_CONTEXT=True),
+    "multi-scale testing": partial(improved, scales=SCALES),
+    "these three together": partial(improved, **_TESTS),
+    "ensemble of 3": partial(improved, members=3),
+    "all together": partial(improved, members=3, **_TESTS),
+}
+FUSED = ("Detectron2 with our net", "embedded engine", *APPENDIX)  # as our engines have it
 
 
 def fill(model):
@@ -154,19 +191,23 @@ def peak_memory(device, reset=False):
     return int(line.split()[1]) * 1024
 
 
+def processor_time(args):
+    return args.appendix and args.device == "cpu"
+
+
 def worker(name, args, pipe):
     """Run the job that comes through ``pipe``; answer seconds, peak bytes and multiply-adds."""
     torch.set_num_threads(args.threads)
-    model, trunk, batch = CONTENDERS[name](args)
+    model, trunk, batch = (CONTENDERS | APPENDIX)[name](args)
     with torch.no_grad():
         fill(model)
     trained = [p for p in model.parameters() if p.requires_grad]
-    fused = name in ("Detectron2 with our net", "embedded engine")  # as our engines have it
     optimizer = torch.optim.SGD(  # the work, not the change
-        trained, 0.0, 0.9, weight_decay=1e-4, fused=fused
+        trained, 0.0, 0.9, weight_decay=1e-4, fused=name in FUSED
     )
     image = torch.randn(1, 3, *args.size, device=args.device)
     kind, dtype = args.device.split(":")[0], getattr(torch, args.dtype)
+    clock = time.process_time if processor_time(args) else time.perf_counter
 
     def step(job):
         with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
@@ -194,9 +235,9 @@ def worker(name, args, pipe):
                 pipe.send(counter.get_total_flops() / 2)
                 continue
             peak_memory(args.device, reset=True)
-            start = time.perf_counter()
+            start = clock()
             step(job)
-            pipe.send((time.perf_counter() - start, peak_memory(args.device)))
+            pipe.send((clock() - start, peak_memory(args.device)))
 
     if "Detectron2" in name:
         from detectron2.utils.events import EventStorage
@@ -227,6 +268,37 @@ def cpu_model():
     return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
 
 
+def compare(args, names, measure):
+    """Tables of images per second, which the machine's rate of multiplication bounds."""
+    rates = [matrix_rate(args)]
+    for job in JOBS:
+        found = measure(job, names)
+        rates.append(matrix_rate(args))
+        print(f"## {job}\n\n| | images/s | ratio | peak GB | ratio | G multiply-adds |")
+        print("|---|---|---|---|---|---|")
+        first = found[names[0]]
+        for name, (seconds, peak, adds) in found.items():
+            print(f"| {name} | {1 / seconds:.3f} | {first[0] / seconds:.2f} | {peak / 1e9:.2f} "
+                  f"| {peak / first[1]:.2f} | {adds / 1e9:.0f} |")  # fmt: skip
+        floor = max(rates[-2:]) / found["embedded engine"][2]
+        print(f"\nThe floor: {floor:.3f} images/s, the embedded engine's multiply-adds at the "
+              f"{max(rates[-2:]) / 1e9:.0f} G/s of a large matrix product.\n", flush=True)  # fmt: skip
+
+
+def costs(args, names, measure):
+    """Tables of seconds an image; only context is a matter of training too."""
+    unit = "processor seconds" if processor_time(args) else "seconds"
+    for job, rows in {"inference": names, "training": ["baseline", "global context"]}.items():
+        print(f"## {job}\n\n| | {unit} | ratio | peak GB | ratio | G multiply-adds | ratio |")
+        print("|---|---|---|---|---|---|---|")
+        found = measure(job, rows)
+        first = found["baseline"]
+        for name, (seconds, peak, adds) in found.items():
+            print(f"| {name} | {seconds:.3f} | {seconds / first[0]:.2f} | {peak / 1e9:.2f} "
+                  f"| {peak / first[1]:.2f} | {adds / 1e9:.1f} | {adds / first[2]:.2f} |")  # fmt: skip
+        print(flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -237,14 +309,16 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"),
                         help="bfloat16: by autocast")  # fmt: skip
+    parser.add_argument("--appendix", action="store_true", help="what Appendix B costs")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     print(f"`python tools/benchmark.py --depth {args.depth} --size {args.size} --rois {args.rois} "
-          f"--device {args.device} --dtype {args.dtype} --rounds {args.rounds}`\n")  # fmt: skip
+          f"--device {args.device} --dtype {args.dtype} --rounds {args.rounds}"
+          f"{' --appendix' * args.appendix} --threads {args.threads}`\n")  # fmt: skip
     args.size = tuple(map(int, args.size.split("x")))
-    names = list(CONTENDERS)
-    if importlib.util.find_spec("detectron2") is None:
+    names = list(APPENDIX if args.appendix else CONTENDERS)
+    if not args.appendix and importlib.util.find_spec("detectron2") is None:
         names = [n for n in names if "Detectron2" not in n]
         print("Detectron2 is not installed: left out, and the ratios are to the first line.\n")
     where = f"{cpu_model()}, {args.threads} threads"
@@ -266,25 +340,17 @@ def main():
         pipes[name].send((job, count))
         return pipes[name].recv()
 
-    rates = [matrix_rate(args)]
-    for job in JOBS:
+    def measure(job, names):
+        """{name: (median of the seconds, peak bytes, multiply-adds)}, in turns."""
         adds = {name: ask(name, job, count=True) for name in names}
         steps = {name: [] for name in names}
         for _ in range(args.rounds):
             for name in names:
                 steps[name].append(ask(name, job))
-        rates.append(matrix_rate(args))
-        print(f"## {job}\n\n| | images/s | ratio | peak GB | ratio | G multiply-adds |")
-        print("|---|---|---|---|---|---|")
-        seconds = {n: statistics.median(s for s, _ in steps[n]) for n in names}
-        peak = {n: max(p for _, p in steps[n]) for n in names}
-        for n in names:
-            print(f"| {n} | {1 / seconds[n]:.3f} | {seconds[names[0]] / seconds[n]:.2f} "
-                  f"| {peak[n] / 1e9:.2f} | {peak[n] / peak[names[0]]:.2f} "
-                  f"| {adds[n] / 1e9:.0f} |")  # fmt: skip
-        floor = max(rates[-2:]) / adds["embedded engine"]
-        print(f"\nThe floor: {floor:.3f} images/s, the embedded engine's multiply-adds at the "
-              f"{max(rates[-2:]) / 1e9:.0f} G/s of a large matrix product.\n", flush=True)  # fmt: skip
+        seconds, peaks = ({n: [x[i] for x in steps[n]] for n in names} for i in (0, 1))
+        return {n: (statistics.median(seconds[n]), max(peaks[n]), adds[n]) for n in names}
+
+    (costs if args.appendix else compare)(args, names, measure)
     for pipe in pipes.values():
         pipe.send((None, False))
 
