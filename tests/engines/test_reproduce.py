@@ -197,7 +197,7 @@ def test_tables_7_and_8_and_the_miniature_are_the_papers():
     chain = next(
         chain for (cell, seed), chain in runs.items() if (cell.name, seed) == ("plain20", 2)
     )
-    assert [run.iterations for run in chain] == [200, 100]
+    assert [run.iterations for run in chain] == [200, 250]
     assert "out/plain20_classifier-seed2/model_final.pth" in chain[1].command
 
 
@@ -212,7 +212,7 @@ def test_a_dry_run_knows_what_the_steps_before_make(tmp_path, monkeypatch):
     batches = [cfg.SOLVER.IMS_PER_BATCH for cfg in measured]
     assert len(batches) == 2  # of both seeds
     assert first[:3] == ("plain20_classifier-seed1", 200, 0.25 * 200 * batches[0])
-    assert second[:3] == ("plain20-seed1", 100, 0.25 * 100 * batches[1])
+    assert second[:3] == ("plain20-seed1", 250, 0.25 * 250 * batches[1])
     assert (third[1:], fourth[1:]) == (first[1:], second[1:])
     assert first[3] == f"1 s for 4 of the {batches[0]} images of an iteration"
     assert "lacks" in second[4] and "model_final.pth" not in second[4]
