@@ -105,6 +105,7 @@ class Run:
     of: int  # iterations of the whole schedule
     keys: tuple  # that its last evaluation must have
     tested: "Run | None" = None  # the run whose net this one only tests
+    reads: tuple = ()  # runs whose weights this one starts from or tests
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -114,11 +115,13 @@ class Run:
     def metrics(self):
         """The final evaluation, or None where the run is not finished.
 
+        That of a test is none any more where a net that it tested was trained anew.
+
         Raises:
             ConfigError: the folder holds a run of another length.
         """
         if self.tested:
-            files = list(self.folder.glob("inference/*/*"))
+            files = self._results()
             results = [path for path in files if path.name == "results.json"]
             task = "classification" if self.step.tool == "tools/pretrain.py" else "bbox"
             found = {f"{task}/{k}": v for path in results for k, v in _read(path).items()}
@@ -140,6 +143,15 @@ class Run:
             if line["iteration"] >= self.iterations - 1 and all(key in line for key in self.keys):
                 return line
         return None
+
+    def _results(self):
+        """Files of a test that are younger than the weights of each net that it tests."""
+        weights = [run.weights for run in self.reads]
+        if not all(path.exists() for path in weights):
+            return []
+        trained = max(path.stat().st_mtime for path in weights)
+        files = self.folder.glob("inference/*/*")
+        return [path for path in files if path.stat().st_mtime >= trained]
 
     def commit(self):
         return load(self.weights).get("meta", {}).get("commit") or "unknown"
@@ -190,8 +202,9 @@ def plan(table, seeds, fraction, output):
                 whole = cfg.SOLVER.MAX_ITER
                 length = shorter[1] if shorter else whole
                 tested = chain[-1] if step.test_only else None
+                reads = tuple(r for r in chain if any(str(r.weights) in x for x in overrides))
                 if folder not in runs:
-                    runs[folder] = Run(step, folder, command, length, whole, (), tested)
+                    runs[folder] = Run(step, folder, command, length, whole, (), tested, reads)
                 if last:
                     runs[folder].keys = tuple(n.key for n in cell.numbers if n.key)
                 chain.append(runs[folder])

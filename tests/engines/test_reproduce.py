@@ -341,6 +341,7 @@ def test_ensembles_are_of_different_weights(chains):
             )
         }
         assert len(trained) == len(set(files)) == count
+        assert set(test.reads) == set(members)
         assert test.command[3] == "--eval-only" and test.tested is members[-1]
 
 
@@ -415,6 +416,11 @@ def test_a_step_that_only_tests_reads_its_results(tmp_path):
     (folder / "results.json").write_text(json.dumps({"AP50": 51.5, "classes": {"star": {}}}))
     _, (row,) = reproduce.table_rows(table, plan, Fraction(1))
     assert row[2:7] == ["50.00", "51.50 (1 seed)", "+1.50", "1,200 of 1,200", "abc"]
+    # Trained anew: these are results of a net that is no more.
+    results = (folder / "results.json").stat().st_mtime
+    os.utime(weights, (results + 1, results + 1))
+    assert first.metrics() is not None and second.metrics() is None
+    assert reproduce.table_rows(table, plan, Fraction(1))[1][0][3] == "not run"
 
 
 def test_a_classifier_that_is_only_tested_reads_its_results(tmp_path):
@@ -435,7 +441,8 @@ def test_a_classifier_that_is_only_tested_reads_its_results(tmp_path):
 
 def test_a_test_for_the_server_is_done_when_its_file_is_there(tmp_path):
     (cell,) = (c for c in paper.TABLES["table9"].cells if c.name == "context_trainval")
-    ((_, test),) = reproduce.plan(Table("t", "T", (cell,)), [1], Fraction(1), tmp_path).values()
+    ((train, test),) = reproduce.plan(Table("t", "T", (cell,)), [1], Fraction(1), tmp_path).values()
+    finished(train.folder, 0.0)
     assert test.metrics() is None
     folder = test.folder / "inference/coco_2017_test-dev"
     folder.mkdir(parents=True)
