@@ -32,9 +32,9 @@ def error_curves(panels, path, top=None):
             if not len(train):
                 raise ValueError(f"{label}: its metrics.json holds no top1_error of training")
             train = _averaged(train)
-            axis.plot(*train.T, "--", color=colour, linewidth=0.8)
+            axis.plot(*train.T, "--", color=colour, linewidth=0.8, marker=_marker(train))
             if len(test):
-                axis.plot(*test.T, color=colour, linewidth=2)
+                axis.plot(*test.T, color=colour, linewidth=2, marker=_marker(test))
             axis.plot([], color=colour, linewidth=2, label=label)
             seen += [*train[len(train) // 20 :, 1], *(test[:, 1] if len(test) else ())]
         axis.set(title=title, xlabel="iteration", ylim=(0, top or 1.05 * max(seen)))
@@ -69,6 +69,10 @@ def responses(nets, path):
         axis.grid(color="#dfe3e8", linewidth=0.6)
         axis.legend(frameon=False, fontsize="small")
     return _save(figure, path)
+
+
+def _marker(points):
+    return "o" if len(points) == 1 else None  # a line of one point shows nothing
 
 
 def _colours(named):
