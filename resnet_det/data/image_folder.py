@@ -21,26 +21,47 @@ FOLDERS = {
 }
 
 
+# ILSVRC 2012: name -> images
+IMAGENET_CLASSES = 1000
+IMAGENET = {"imagenet_train": 1_281_167, "imagenet_val": 50_000}
+
+
+def list_folder(folder):
+    """``<folder>/<class>/<image>`` -> [(path of the class, [paths of its images])], sorted by name.
+
+    Raises:
+        DatasetError: no such folder, or no classes.
+    """
+    if not os.path.isdir(folder):
+        raise DatasetError(folder, "no such folder of classes")
+    classes = sorted(e.name for e in os.scandir(folder) if e.is_dir())
+    if not classes:
+        raise DatasetError(folder, "holds no folder of a class")
+    listed = []
+    for path in (os.path.join(folder, name) for name in classes):
+        found = [f for f in sorted(os.listdir(path)) if f.lower().endswith(EXTENSIONS)]
+        listed.append((path, [os.path.join(path, f) for f in found]))
+    return listed
+
+
+def no_images(path):
+    return DatasetError(path, f"holds no image {EXTENSIONS}")
+
+
 def read_folder(folder):
     """``<folder>/<class>/<image>`` -> (files, labels, classes), classes and files sorted by name.
 
     Raises:
         DatasetError: no such folder, no classes, or a class without images.
     """
-    if not os.path.isdir(folder):
-        raise DatasetError(folder, "no such folder of classes")
-    classes = tuple(sorted(e.name for e in os.scandir(folder) if e.is_dir()))
-    if not classes:
-        raise DatasetError(folder, "holds no folder of a class")
     files, labels = [], []
-    for label, name in enumerate(classes):
-        found = sorted(os.listdir(os.path.join(folder, name)))
-        found = [f for f in found if f.lower().endswith(EXTENSIONS)]
+    listed = list_folder(folder)
+    for label, (path, found) in enumerate(listed):
         if not found:
-            raise DatasetError(os.path.join(folder, name), f"holds no image {EXTENSIONS}")
-        files += [os.path.join(folder, name, f) for f in found]
+            raise no_images(path)
+        files += found
         labels += [label] * len(found)
-    return files, labels, classes
+    return files, labels, tuple(os.path.basename(path) for path, _ in listed)
 
 
 def read_images(folder, skip_bad=False):

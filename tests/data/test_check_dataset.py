@@ -1,10 +1,15 @@
 import importlib.util
+import io
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+
+from resnet_det.data import cifar10
 
 TOOL = Path(__file__).parents[2] / "tools" / "check_dataset.py"
 
@@ -167,6 +172,92 @@ def test_unknown_name(tool, capsys):
         tool.main(["voc_2007_trianval"])
     assert caught.value.code == 2
     assert "did you mean voc_2007_trainval" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool.main(["imagenet_vall"])
+    assert "did you mean imagenet_val" in capsys.readouterr().err
+
+
+def photograph(path, size=(8, 6)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (90, 120, 30)).save(path)
+    return path
+
+
+@pytest.fixture
+def imagenet(tmp_path, monkeypatch, tool):
+    """Two classes of two and one validation images, as if ImageNet had three images."""
+    monkeypatch.setitem(tool.IMAGENET, "imagenet_val", 3)
+    monkeypatch.setattr(tool, "IMAGENET_CLASSES", 2)
+    for name in ("n01/a.JPEG", "n01/b.JPEG", "n02/c.JPEG"):
+        photograph(tmp_path / "imagenet/val" / name)
+    return tmp_path / "imagenet/val"
+
+
+def test_classification_set(imagenet, check):
+    root = imagenet.parents[1]
+    assert check(root, "imagenet_val") == (
+        0,
+        ["imagenet_val: 3 images, 2 classes", "  1 to 2 images a class"],
+    )
+    (imagenet / "n01/a.JPEG").write_bytes((imagenet / "n01/a.JPEG").read_bytes()[:300])
+    (imagenet / "n02/c.JPEG").rename(imagenet / "n02/c.txt")
+    status, lines = check(root, "imagenet_val")
+    assert status == 1 and lines[-1] == "3 faults"
+    assert lines[0].startswith(f"{imagenet}/n02: holds no image")
+    assert lines[1].startswith(f"{imagenet}/n01/a.JPEG: ")
+    assert lines[2] == f"{imagenet}: holds 2 images of 2 classes, ImageNet's 3 of 2"
+    status, lines = check(root, "imagenet_train")
+    assert status == 1 and lines[0] == f"{root}/imagenet/train: no such folder of classes"
+
+
+def test_shards(tmp_path, check):
+    pytest.importorskip("webdataset")
+    folder = tmp_path / "imagenet_shards"
+    folder.mkdir()
+    (folder / "classes.txt").write_text("n01\nn02\n")
+    image = photograph(tmp_path / "a.jpg").read_bytes()
+    for number, label in enumerate((b"0", b"7")):
+        with tarfile.open(folder / f"val-{number}.tar", "w") as tar:
+            for name, content in (("a.jpg", image[: -200 * number or None]), ("a.cls", label)):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    with tarfile.open(folder / "val-2.tar", "w") as tar:
+        tar.add(tmp_path / "a.jpg", "only.jpg")
+    status, lines = check(tmp_path, "imagenet_val_shards")
+    assert status == 1 and lines[-1] == "5 faults"
+    assert f"{folder}/val-1.tar: a: " in lines[0] and "truncated" in lines[0].lower()
+    assert lines[1:] == [
+        f"{folder}/val-1.tar: a: its .cls is 7: 2 classes",
+        f"{folder}/val-2.tar: only: lacks its .jpg or its .cls",
+        f"{folder}: holds 2 images of 2 classes, ImageNet's 50,000 of 1,000",
+        f"{folder}: n02: its label, 1, is on no image",
+        "imagenet_val_shards: 2 images, 2 classes",
+        "5 faults",
+    ]
+
+
+def test_cifar10(tmp_path, check, monkeypatch):
+    monkeypatch.setattr(cifar10, "PER_FILE", 20)
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    rows = np.zeros((20, 3073), np.uint8)
+    rows[:, 0] = np.arange(20) % 10
+    (folder / "test_batch.bin").write_bytes(rows.tobytes())
+    assert check(tmp_path, "cifar10_test") == (
+        0,
+        ["cifar10_test: 20 images, 10 classes", "  2 to 2 images a class"],
+    )
+    rows[0, 0] = 1
+    (folder / "test_batch.bin").write_bytes(rows.tobytes())
+    status, lines = check(tmp_path, "cifar10_test")
+    assert status == 1 and lines[:2] == [
+        f"{tmp_path}: CIFAR-10: 1 images of 20 are of airplane",
+        f"{tmp_path}: CIFAR-10: 3 images of 20 are of automobile",
+    ]
+    (folder / "test_batch.bin").write_bytes(b"short")
+    status, lines = check(tmp_path, "cifar10_test")
+    assert status == 1 and "test_batch.bin: has 5 bytes" in lines[0]
 
 
 @pytest.mark.real_data
