@@ -11,7 +11,7 @@ import torch
 import torchvision
 
 from resnet_det.config import ConfigError, get_cfg
-from resnet_det.engines.common import check_conventions
+from resnet_det.engines.conventions import check_conventions
 from resnet_det.nets import build_net, load
 from resnet_det.nets.weights import WeightsError, read
 

@@ -12,8 +12,12 @@ MODULES = sorted((ROOT / "resnet_det").rglob("*.py"))
 # The only modules that may import these, and do: the plugin and the engine, the embedded detector.
 ALONE = {
     "detectron2": {
+        "resnet_det/engines/detectron2_data.py",
+        "resnet_det/engines/detectron2_evaluation.py",
         "resnet_det/engines/detectron2_plugin.py",
         "resnet_det/engines/detectron2_resume.py",
+        "resnet_det/engines/detectron2_trainer.py",
+        "resnet_det/engines/detectron2_weights.py",
         "resnet_det/engines/with_detectron2.py",
     },
     "torchvision.models.detection": {

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_det.config import get_cfg
-from resnet_det.engines.common import commit
+from resnet_det.engines.conventions import commit
 
 JOBS = ("trunk inference", "inference", "training")
 SCALES = (200, 400, 600, 800, 1000)  # the paper's, where the image's shorter side is 600

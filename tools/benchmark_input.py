@@ -24,7 +24,7 @@ from torchvision.datasets.folder import default_loader
 
 from resnet_det.data.image_folder import read_folder
 from resnet_det.data.large_images import LargeImages, RandomCrop
-from resnet_det.engines.common import commit
+from resnet_det.engines.conventions import commit
 from resnet_det.nets import build_net
 
 BATCH, SIZE, SHORT = 32, 224, (256, 480)

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 from resnet_det.config import ConfigError, flatten, get_cfg
-from resnet_det.engines.common import CONVENTIONS, check_conventions, pixel_facts
+from resnet_det.engines.conventions import CONVENTIONS, check_conventions, pixel_facts
 from resnet_det.nets.weight_files import WeightsError, write_file
 from resnet_det.nets.weight_formats import FORMATS, to_their_names
 from resnet_det.nets.weights import read

@@ -16,7 +16,8 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from resnet_det.config import load_config
-from resnet_det.engines import classifier, common
+from resnet_det.engines import classifier
+from resnet_det.engines.run import replayed
 from resnet_det.training.distributed import launch
 
 
@@ -41,7 +42,7 @@ def main(args, cfg):
     if args.eval_only:
         return classifier.evaluate(cfg)
     if args.replay:
-        return classifier.train(common.replayed(cfg, args.replay), resume=True)
+        return classifier.train(replayed(cfg, args.replay), resume=True)
     return classifier.train(cfg, args.resume)
 
 

@@ -16,7 +16,8 @@ import sys
 # Before torch is loaded: its threads must not spin on the cores that the data workers need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from resnet_det.engines import ENGINES, classifier, common, pick
+from resnet_det.engines import ENGINES, classifier, pick
+from resnet_det.engines.run import replayed
 
 
 def parse(argv=None, description=__doc__):
@@ -46,7 +47,7 @@ def main(args, cfg):
     if args.eval_only:
         return engine.evaluate(cfg)
     if args.replay:
-        return engine.train(common.replayed(cfg, args.replay), resume=True)
+        return engine.train(replayed(cfg, args.replay), resume=True)
     classifier.ensure_weights(cfg)
     return engine.train(cfg, args.resume)
 

@@ -19,7 +19,9 @@ from ..config import ConfigError, embedded_part, parse_config
 from ..nets import build_net
 from ..nets.weights import read
 from ..training import distributed
-from . import common, with_torchvision
+from . import with_torchvision
+from .checks import check_output
+from .conventions import conventions
 from .faster_rcnn import net_name
 
 logger = logging.getLogger(__name__)
@@ -118,7 +120,7 @@ def _join(cfg):
         "model_final",
         model=whole,
         iteration=sum(cfg.RESNET_DET.ALTERNATING),
-        meta=common.conventions(cfg, facts["classes"], facts["seed"]),
+        meta=conventions(cfg, facts["classes"], facts["seed"]),
     )
 
 
@@ -143,7 +145,7 @@ def train(engine, cfg, resume=False):
         raise ConfigError(f"RESNET_DET.ALTERNATING: {cfg.RESNET_DET.ALTERNATING}: give four")
     steps = [step_config(cfg, index) for index in range(4)]
     for step in (*steps, cfg):
-        common.check_output(step, resume)
+        check_output(step, resume)
     for index, step in enumerate(steps):
         if not distributed.all_gather_objects(_is_done(step))[0]:
             logger.info("%s: %d iterations", STEPS[index], step.SOLVER.MAX_ITER)

@@ -19,7 +19,10 @@ from ..evaluation.classification import count_errors, write_results
 from ..nets import build_net, load
 from ..nets.weights import read, rename_parameters
 from ..training import distributed, precise_bn
-from . import common
+from .checks import check_output
+from .conventions import check_conventions, commit
+from .results import check_expected
+from .run import run_training, setup, start
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +189,7 @@ def _load(net, cfg, classes=None):
         if tuple(read(path)[1].get("classes", classes)) != tuple(classes):
             fresh = ("linear.weight", "linear.bias")
     match = load(net, path, new=new, fresh=fresh)
-    common.check_conventions(match.facts, cfg, path)
+    check_conventions(match.facts, cfg, path)
     logger.info("%s: %s", path, match)
     made = [*match.missing, *match.mismatched]
     if made:
@@ -218,7 +221,7 @@ def _member(path, cfg, classes, image):
     if tuple(facts.get("classes", ())) != tuple(classes):
         raise ConfigError(f"RESNET_DET.ENSEMBLE: {path}: its classes are not those of the test set")
     own_stride = {"stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1}  # may be its own
-    common.check_conventions(facts | own_stride, cfg, path)
+    check_conventions(facts | own_stride, cfg, path)
     own = parse_config(facts["config"], path, ["MODEL.WEIGHTS", str(path)])
     net = build(own, len(classes))
     its_image = _load(net, own).get("mean_image")
@@ -241,7 +244,7 @@ def _evaluate(nets, datasets, cfg):
         prefix = f"{name}/" if len(datasets) > 1 else ""
         metrics |= {f"{prefix}classification/top{k}_error": e for k, e in errors.items()}
         if distributed.is_main():
-            facts = {"net": cfg.MODEL.BACKBONE.NAME, "nets": len(nets), "commit": common.commit()}
+            facts = {"net": cfg.MODEL.BACKBONE.NAME, "nets": len(nets), "commit": commit()}
             if name in large_images.NAMES:
                 facts["views"] = str(data.views)
             write_results(Path(cfg.OUTPUT_DIR) / "inference" / name, errors, total, facts)
@@ -258,8 +261,8 @@ def train(cfg, resume=False):
         ConfigError, DatasetError: the config or the data is wrong.
     """
     _check(cfg)
-    common.check_output(cfg, resume)
-    device, seed = common.setup(cfg)
+    check_output(cfg, resume)
+    device, seed = setup(cfg)
     rank, world = distributed.get_rank(), distributed.get_world_size()
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ConfigError(f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN}: a classifier trains on one set")
@@ -299,7 +302,7 @@ def train(cfg, resume=False):
         if cfg.TEST.PRECISE_BN.ENABLED:
             precise_bn.update(model, batches(0, seed), cfg.TEST.PRECISE_BN.NUM_ITER)
 
-    return common.run_training(
+    return run_training(
         cfg,
         model,
         batches,
@@ -321,7 +324,7 @@ def evaluate(cfg):
         dict of metrics, as :func:`train`.
     """
     _check(cfg)
-    device, _ = common.setup(cfg)
+    device, _ = setup(cfg)
     tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
     if not tests or not cfg.MODEL.WEIGHTS:
         raise ConfigError("DATASETS.TEST and MODEL.WEIGHTS: both are needed to evaluate")
@@ -334,7 +337,7 @@ def evaluate(cfg):
     others = [_member(path, cfg, classes, image) for path in cfg.RESNET_DET.ENSEMBLE]
     metrics = _evaluate([net.to(device).eval() for net in [net, *others]], tests, cfg)
     logger.info("results: %s", ", ".join(f"{key} {value:.2f}" for key, value in metrics.items()))
-    common.check_expected(cfg, metrics)
+    check_expected(cfg, metrics)
     return metrics
 
 
@@ -356,7 +359,7 @@ def layer_responses(folder):
     _check(cfg)
     if not cfg.DATASETS.TEST:
         raise ConfigError(f"{weights}: its config has no DATASETS.TEST to take the responses on")
-    device = common.start(cfg)
+    device = start(cfg)
     data = _read(cfg.DATASETS.TEST[0], cfg, device)
     net = build(cfg, len(data.classes))
     _normalise(cfg, _load(net, cfg).get("mean_image"), weights, data)
@@ -378,7 +381,7 @@ def ensure_weights(cfg):
     path = cfg.RESNET_DET.PRETRAIN
     if not path:
         return
-    common.start(cfg)
+    start(cfg)
     if distributed.all_gather_objects(os.path.exists(cfg.MODEL.WEIGHTS))[0]:
         return
     pretrain = load_config(path, ["MODEL.DEVICE", cfg.MODEL.DEVICE])

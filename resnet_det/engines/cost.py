@@ -12,9 +12,9 @@ import torch
 from ..config import embedded_part, flatten, load_config, parse_config
 from ..data import missing
 from . import classifier
-from .common import device_name
 from .faster_rcnn import build_model
 from .reproduce import ROOT
+from .run import device_name
 
 FEW = 4  # images of a classifier that a measurement begins with
 LONG = 20  # seconds of a measurement after which no further step begins

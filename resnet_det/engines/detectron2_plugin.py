@@ -339,7 +339,7 @@ def improved(cfg, model, others=()):
     """A detector, with the ``others`` of its ensemble, as ``RESNET_DET`` tests it.
 
     With MULTI_SCALE_TEST a sample needs ``scales`` beside ``image``:
-    :class:`resnet_det.engines.with_detectron2.Mapper` gives them.
+    :class:`resnet_det.engines.detectron2_data.Mapper` gives them.
     """
     return appendix.Improved([_Parts(m) for m in (model, *others)], cfg)
 

@@ -19,9 +19,13 @@ from ..nets import load
 from ..nets.weights import read
 from ..training import distributed
 from ..training.distributed import launch
-from . import common
 from .appendix import Improved, in_test
+from .checks import check_output, check_testable, refuse_classifier_keys, test_files
+from .conventions import check_conventions, ensemble
+from .detector_weights import check_statistics, load_detector, new_layers
 from .faster_rcnn import build_model
+from .results import check_expected, publish, score
+from .run import device_name, run_training, setup
 
 __all__ = ["evaluate", "launch", "load_config", "predictor", "train"]
 
@@ -38,16 +42,16 @@ def _load_weights(model, cfg, *, whole):
     if path:
 
         def check(facts):
-            common.check_conventions(facts, cfg, path)
+            check_conventions(facts, cfg, path)
 
         if whole:
             match = load(model, path, check=check)
         else:
-            match = common.load_detector(model, path, common.new_layers(model, cfg), check)
+            match = load_detector(model, path, new_layers(model, cfg), check)
         logger.info("%s: %s", path, match)
     elif whole:
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
-    common.check_statistics(model)
+    check_statistics(model)
 
 
 def _check_classes(cfg, dataset, key):
@@ -65,7 +69,7 @@ def _check(cfg):
             f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} is no detector: "
             "train it with tools/pretrain.py"
         )
-    common.check_testable(cfg)
+    check_testable(cfg)
     if cfg.INPUT.CROP.ENABLED:
         raise ConfigError("INPUT.CROP.ENABLED: the embedded engine does not crop for detectors")
     if cfg.TEST.PRECISE_BN.ENABLED:
@@ -74,7 +78,7 @@ def _check(cfg):
         )
     if cfg.TEST.AUG.ENABLED:
         raise ConfigError("TEST.AUG.ENABLED: the embedded engine has it for classifiers only")
-    common.refuse_classifier_keys(cfg)
+    refuse_classifier_keys(cfg)
 
 
 def _test_mapper(cfg):
@@ -106,13 +110,13 @@ def _in_test(model, cfg, device):
     if not in_test(cfg):
         return model
     others = [_trained(parse_config(text, path, keys), device)
-              for path, text, keys in common.ensemble(cfg)]  # fmt: skip
+              for path, text, keys in ensemble(cfg)]  # fmt: skip
     return Improved([model, *others], cfg)
 
 
 def _test_sets(cfg):
     sets = {}
-    for name, files in common.test_files(cfg):
+    for name, files in test_files(cfg):
         sets[name] = load_datasets([name], proposal_files=files)
         _check_classes(cfg, sets[name], "DATASETS.TEST")
         for line in sets[name].skipped:
@@ -150,7 +154,7 @@ def propose(cfg, name, path):
     Detectron2's proposal file format; as many as the RPN gives at test.
     """
     _check(cfg)
-    device, _ = common.setup(cfg)
+    device, _ = setup(cfg)
     dataset = load_dataset(name, skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA)
     found = detect(_trained(cfg, device), dataset, cfg)
     if distributed.is_main():
@@ -165,12 +169,12 @@ def _evaluate(model, sets, cfg, device):
         predictions = detect(model, dataset, cfg)
         if distributed.is_main():
             folder = f"{cfg.OUTPUT_DIR}/inference/{name}"
-            evaluation = common.score(dataset, predictions, folder)
+            evaluation = score(dataset, predictions, folder)
             if evaluation is None:
                 logger.info("%s has no annotations: wrote submission files to %s", name, folder)
             else:
                 scored[name] = evaluation, dataset, predictions
-    return common.publish(cfg, scored) if scored else {}
+    return publish(cfg, scored) if scored else {}
 
 
 def train(cfg, resume=False):
@@ -187,8 +191,8 @@ def train(cfg, resume=False):
         ConfigError, DatasetError, WeightsError: what was given is wrong; names it.
     """
     _check(cfg)
-    common.check_output(cfg, resume)
-    device, seed = common.setup(cfg)
+    check_output(cfg, resume)
+    device, seed = setup(cfg)
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN: name at least one dataset")
     dataset = load_datasets(
@@ -236,7 +240,7 @@ def train(cfg, resume=False):
             skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA,
         )
 
-    return common.run_training(
+    return run_training(
         cfg,
         model,
         batches,
@@ -256,13 +260,13 @@ def evaluate(cfg):
         dict of metrics in the main process, as :func:`train`.
     """
     _check(cfg)
-    device, _ = common.setup(cfg)
+    device, _ = setup(cfg)
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST: name at least one dataset")
     tests = _test_sets(cfg)
     metrics = _evaluate(_trained(cfg, device), tests, cfg, device)
     if distributed.is_main():
-        common.check_expected(cfg, metrics)
+        check_expected(cfg, metrics)
     return metrics
 
 
@@ -281,7 +285,7 @@ def predictor(weights, overrides=()):
         raise ConfigError(f"{weights}: carries no config; give a checkpoint of tools/train_net.py")
     cfg = parse_config(facts["config"], weights, ["MODEL.WEIGHTS", str(weights), *overrides])
     _check(cfg)
-    device = torch.device(common.device_name(cfg))
+    device = torch.device(device_name(cfg))
     model = _in_test(_trained(cfg, device), cfg, device).eval()
     mapper = _test_mapper(cfg)
 

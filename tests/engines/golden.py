@@ -250,7 +250,7 @@ def with_detectron2(case, fast=True):
     from detectron2.structures import Boxes, Instances
     from detectron2.utils.events import EventStorage
 
-    from resnet_det.engines.with_detectron2 import _in_test
+    from resnet_det.engines.detectron2_evaluation import as_tested
 
     cfg = detectron2_config(case, fast)
     model = in_double(fill(detectron2_model(case, fast))).train()
@@ -264,7 +264,7 @@ def with_detectron2(case, fast=True):
     model.eval()
     images = model.preprocess_image(samples)
     proposals, _ = model.proposal_generator(images, model.backbone(images.tensor))
-    found = _in_test(model, cfg)(batch(cfg.RESNET_DET.MULTI_SCALE_TEST))
+    found = as_tested(model, cfg)(batch(cfg.RESNET_DET.MULTI_SCALE_TEST))
     found = [r["instances"] for r in found]
     detections = [(f.pred_boxes.tensor, f.scores, f.pred_classes) for f in found]
     return _plain(losses, [p.proposal_boxes.tensor for p in proposals], detections)

@@ -69,7 +69,7 @@ def assert_same_tensors(one, other):
 @pytest.mark.detectron2
 @pytest.mark.parametrize("case", golden.CASES)
 def test_a_checkpoint_of_one_engine_loads_in_the_other(case, tmp_path):
-    from resnet_det.engines.with_detectron2 import Checkpointer
+    from resnet_det.engines.detectron2_weights import Checkpointer
 
     theirs = golden.fill(golden.detectron2_model(case))
     Checkpointer(theirs, str(tmp_path)).save("theirs")

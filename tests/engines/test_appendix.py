@@ -10,7 +10,8 @@ from golden import fill, in_double
 from torchvision.ops import roi_align
 
 from resnet_det.config import ConfigError, parse_config
-from resnet_det.engines import appendix, common, with_torchvision
+from resnet_det.engines import appendix, with_torchvision
+from resnet_det.engines.conventions import conventions
 from resnet_det.engines.faster_rcnn import build_model
 from resnet_det.nets import resnet
 
@@ -428,7 +429,7 @@ def checkpoint(config, tmp_path):
                      *overrides)  # fmt: skip
         path = tmp_path / f"{name}.pth"
         model = filled(cfg)
-        torch.save({"model": model.state_dict(), "meta": common.conventions(cfg, classes)}, path)
+        torch.save({"model": model.state_dict(), "meta": conventions(cfg, classes)}, path)
         return str(path)
 
     return write

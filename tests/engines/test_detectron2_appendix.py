@@ -17,6 +17,8 @@ from resnet_det.config import add_resnet_det_config
 from resnet_det.data.scenes import write_scenes
 from resnet_det.engines import with_detectron2 as engine
 from resnet_det.engines import with_torchvision
+from resnet_det.engines.detectron2_data import Mapper, load_any
+from resnet_det.engines.detectron2_evaluation import as_tested
 from resnet_det.engines.detectron2_plugin import PaperROIHeads
 
 pytestmark = pytest.mark.detectron2
@@ -63,15 +65,15 @@ def test_train_and_evaluate_with_all_of_them(config, tmp_path):
 def test_the_mapper_gives_the_embedded_engines_scales(config, tmp_path):
     keys = ("RESNET_DET.MULTI_SCALE_TEST", str(SIDES), "INPUT.MAX_SIZE_TEST", "60")
     cfg = config(*keys)
-    (record, *_) = engine._load(cfg, cfg.DATASETS.TEST).records
-    theirs = engine.Mapper(cfg, False)(record)
+    (record, *_) = load_any(cfg, cfg.DATASETS.TEST).records
+    theirs = Mapper(cfg, False)(record)
     ours = with_torchvision._test_mapper(with_torchvision.load_config(tmp_path / "tiny.yaml", keys))
     ours = ours(record, np.random.default_rng(0))
     assert len(theirs["scales"]) == 3
     for a, b in zip([theirs["image"], *theirs["scales"]], [ours["image"], *ours["scales"]]):
         assert torch.equal(a, b)
-    assert "scales" not in engine.Mapper(cfg, True)(record)
-    assert "scales" not in engine.Mapper(config(), False)(record)
+    assert "scales" not in Mapper(cfg, True)(record)
+    assert "scales" not in Mapper(config(), False)(record)
 
 
 def own_cfg(**keys):
@@ -125,7 +127,7 @@ def test_what_they_cannot_stand_on_is_refused(key, value, words):
 
 def test_off_is_the_very_model(config):
     model = build_model(config())
-    assert engine._in_test(model, config()) is model
+    assert as_tested(model, config()) is model
     assert not model.roi_heads.context
 
 

@@ -28,8 +28,11 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from resnet_det.engines import common
 from resnet_det.engines import with_detectron2 as engine
+from resnet_det.engines.detector_weights import check_statistics, new_layers
+from resnet_det.engines.detectron2_evaluation import evaluate_model
+from resnet_det.engines.detectron2_trainer import Trainer
+from resnet_det.engines.detectron2_weights import Checkpointer
 
 pytestmark = pytest.mark.detectron2
 
@@ -239,7 +242,7 @@ def test_amp_is_bfloat16_where_the_cpu_has_it(config, monkeypatch):
     seen = []
     for hardware in (True, False):
         monkeypatch.setattr(precision, "has_bfloat16", lambda device, has=hardware: has)
-        trainer = engine.Trainer(cfg)
+        trainer = Trainer(cfg)
         trainer.model.backbone.res2.register_forward_hook(lambda *a: seen.append(a[2].dtype))
         sample = next(iter(trainer.data_loader))
         with EventStorage():
@@ -263,9 +266,9 @@ def test_new_layers_start_fresh(config, tmp_path):
         cfg = config("RESNET_DET.NEW_LAYERS", f"('{layer}',)")
         model = detector(config)
         before = {k: v.clone() for k, v in model.state_dict().items()}
-        fresh = common.new_layers(model, cfg)
+        fresh = new_layers(model, cfg)
         assert fresh == {k for k in before if f"{layer}." in k}
-        loaded = engine.Checkpointer(model, fresh=fresh)
+        loaded = Checkpointer(model, fresh=fresh)
         loaded.load(str(tmp_path / f"{file}.pth"), checkpointables=[])
         after, given = model.state_dict(), torch.load(tmp_path / f"{file}.pth")["model"]
         assert all(torch.equal(after[k], before[k]) for k in fresh)
@@ -288,7 +291,7 @@ def test_a_classifiers_file_fills_trunk_and_head(config, tmp_path):
     net = build_net("cifar_resnet20")
     torch.save({"model": net.state_dict(), "meta": {"format": "BGR"}}, tmp_path / "net.pth")
     model = detector(config)
-    engine.Checkpointer(model).load(str(tmp_path / "net.pth"), checkpointables=[])
+    Checkpointer(model).load(str(tmp_path / "net.pth"), checkpointables=[])
     state = {k: v for k, v in net.state_dict().items() if not k.startswith("linear")}
     where = dict.fromkeys(("stem", "res2", "res3"), "backbone.") | {"res4": "roi_heads."}
     assert same(model, state, where)
@@ -311,7 +314,7 @@ def test_torchvisions_file_fills_a_pyramid(config, tmp_path):
         "MODEL.ROI_BOX_HEAD.NUM_FC": "1",
     }
     model = detector(config, *(x for pair in keys.items() for x in pair))
-    engine.Checkpointer(model).load(str(tmp_path / "resnet18.pth"), checkpointables=[])
+    Checkpointer(model).load(str(tmp_path / "resnet18.pth"), checkpointables=[])
     state = {k: v for k, v in state.items() if not k.startswith("linear")}
     assert len(state) > 100
     assert same(model, state, {k.split(".")[0]: "backbone.bottom_up." for k in state})
@@ -357,7 +360,7 @@ def test_caffes_folded_norms_count_as_filled(config):
     for name, value in model.state_dict().items():
         if name.endswith("norm.weight"):
             value.fill_(0.5)
-    engine.common.check_statistics(model)
+    check_statistics(model)
 
 
 # ---- data and evaluation
@@ -391,7 +394,7 @@ def test_difficult_objects_are_left_out_if_asked(config):
     }
     assert any(any(flags) for flags in difficult.values())
     for use in (True, False):
-        trainer = engine.Trainer(config("RESNET_DET.USE_DIFFICULT", str(use)))
+        trainer = Trainer(config("RESNET_DET.USE_DIFFICULT", str(use)))
         found = seen_images(trainer.build_train_loader(trainer.cfg), 12)
         expected = {f: sum(use or not d for d in flags) for f, flags in difficult.items()}
         assert {f: len(s["instances"]) for f, s in found.items()} == {
@@ -408,7 +411,7 @@ def test_a_broken_image_is_named_or_left_out(config, monkeypatch, tmp_path):
         file.truncate(300)
     with pytest.raises(data.ImageError, match=records[0]["image_id"]):
         engine.train(config())
-    trainer = engine.Trainer(config("RESNET_DET.SKIP_BAD_DATA", "True"))
+    trainer = Trainer(config("RESNET_DET.SKIP_BAD_DATA", "True"))
     found = seen_images(trainer.data_loader, 8)
     assert set(found) == {r["file_name"] for r in records[1:] if r["annotations"]}
     assert len(found) > 1
@@ -435,9 +438,9 @@ class Perfect(torch.nn.Module):
 
 def test_a_perfect_detector_scores_100(config):
     model = Perfect(data.load_dataset("scenes_voc_test").records)
-    metrics = engine._test(config(), model)
+    metrics = evaluate_model(config(), model)
     assert metrics["bbox/AP"] == metrics["bbox/AP50"] == 100
-    both = engine._test(config("DATASETS.TEST", "('scenes_voc_test', 'scenes_voc_test')"), model)
+    both = evaluate_model(config("DATASETS.TEST", "('scenes_voc_test', 'scenes_voc_test')"), model)
     assert both == metrics or both["bbox/AP"] == 100
 
 
@@ -483,7 +486,7 @@ def test_proposals_need_a_file_for_each_dataset(config, files):
     keys = ["MODEL.LOAD_PROPOSALS", "True", "MODEL.PROPOSAL_GENERATOR.NAME",
             "PrecomputedProposals", "DATASETS.PROPOSAL_FILES_TEST", str(files)]  # fmt: skip
     with pytest.raises(ValueError, match=f"PROPOSAL_FILES_TEST: {len(files)} files for 1"):
-        engine._test(config(*keys), None)
+        evaluate_model(config(*keys), None)
 
 
 def test_a_foreign_dataset_is_evaluated_the_coco_way(config):
@@ -493,7 +496,7 @@ def test_a_foreign_dataset_is_evaluated_the_coco_way(config):
     try:
         MetadataCatalog.get(name).set(thing_classes=[f"class {i}" for i in range(8)])
         plain = [dict(r, annotations=[voc_box(a) for a in r["annotations"]]) for r in records]
-        metrics = engine._test(config("DATASETS.TEST", f"('{name}',)"), Perfect(plain))
+        metrics = evaluate_model(config("DATASETS.TEST", f"('{name}',)"), Perfect(plain))
         assert metrics["bbox/AP"] == pytest.approx(100)
     finally:
         DatasetCatalog.remove(name)
@@ -515,7 +518,7 @@ def test_the_demo_reads_a_checkpoint_of_this_engine(config):
     engine.train(cfg)
     predict, classes = predictor(f"{cfg.OUTPUT_DIR}/model_final.pth")
     assert len(classes) == 8
-    picture = engine.load_datasets(cfg.DATASETS.TRAIN).records[0]["file_name"]
+    picture = data.load_datasets(cfg.DATASETS.TRAIN).records[0]["file_name"]
     assert set(predict(picture)) == {"boxes", "scores", "classes"}
 
 
@@ -540,10 +543,10 @@ def test_a_hostile_pickle_runs_nothing(config, tmp_path, monkeypatch):
     Path("weights.pkl").write_bytes(pickle.dumps({"model": Hostile()}))
     model = detector(config)
     with pytest.raises(WeightsError, match="weights.pkl"):
-        engine.Checkpointer(model).load("weights.pkl", checkpointables=[])
+        Checkpointer(model).load("weights.pkl", checkpointables=[])
     # As before torch 2.6, where a file that was to be resumed or replayed could run code.
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     torch.save({"model": {}, "trainer": Hostile()}, "not_finite_0000001.pth")
     with pytest.raises(RuntimeError, match="not_finite_0000001.pth"):
-        engine.Checkpointer(model).load("not_finite_0000001.pth")
+        Checkpointer(model).load("not_finite_0000001.pth")
     assert not Path("hostile-code-ran").exists()

@@ -11,7 +11,8 @@ import torch
 
 from resnet_det.config import ConfigError, load_config
 from resnet_det.data import DatasetError, scenes
-from resnet_det.engines import classifier, common, pick, with_torchvision
+from resnet_det.engines import classifier, pick, with_torchvision
+from resnet_det.engines.detector_weights import load_detector, new_layers
 from resnet_det.engines.faster_rcnn import build_model
 from resnet_det.nets import build_net
 from resnet_det.nets.weights import WeightsError, read
@@ -212,11 +213,11 @@ def test_new_layers_start_fresh(pretrained):
     model = build_model(load_config("detector.yaml"))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(WeightsError, match="res4.2.conv1.weight"):
-        common.load_detector(model, "part.pth")
+        load_detector(model, "part.pth")
     for file in ("part.pth", weights):
         model.load_state_dict(before)
         cfg = load_config("detector.yaml", ["RESNET_DET.NEW_LAYERS", ("res4.2",)])
-        match = common.load_detector(model, file, common.new_layers(model, cfg))
+        match = load_detector(model, file, new_layers(model, cfg))
         assert "roi_heads.res4.2.conv1.weight" in match.missing
         after = model.state_dict()
         for key in whole:
@@ -225,7 +226,7 @@ def test_new_layers_start_fresh(pretrained):
                 expected = before[name] if key.startswith("res4.2.") else whole[key]
                 assert torch.equal(after[name], expected), key
     with pytest.raises(ConfigError, match="NEW_LAYERS: res9"):
-        common.new_layers(model, load_config("detector.yaml", ["RESNET_DET.NEW_LAYERS", ("res9",)]))
+        new_layers(model, load_config("detector.yaml", ["RESNET_DET.NEW_LAYERS", ("res9",)]))
 
 
 def test_frozen_norms_without_statistics_are_refused(folder):
@@ -453,7 +454,7 @@ def test_a_test_set_without_annotations_gets_a_submission_only(folder, tmp_path)
     from PIL import Image
 
     from resnet_det.data import load_dataset
-    from resnet_det.engines import common
+    from resnet_det.engines.results import score
 
     root = tmp_path / "data"
     for part in ("JPEGImages", "ImageSets/Main"):
@@ -462,7 +463,7 @@ def test_a_test_set_without_annotations_gets_a_submission_only(folder, tmp_path)
     Image.new("RGB", (20, 10)).save(root / "VOC2012/JPEGImages/2008_000001.jpg")
     dataset = load_dataset("voc_2012_test", root)
     box = {"boxes": [[1.0, 2.0, 8.0, 9.0]], "scores": [0.5], "classes": [6]}
-    found = common.score(dataset, [{"image_id": "2008_000001", **box}], tmp_path / "out")
+    found = score(dataset, [{"image_id": "2008_000001", **box}], tmp_path / "out")
     assert found is None
     text = (tmp_path / "out/comp4_det_test_car.txt").read_text().split()
     assert [text[0], *map(float, text[1:])] == ["2008_000001", 0.5, 2.0, 3.0, 8.0, 9.0]
@@ -472,8 +473,6 @@ def test_a_test_set_without_annotations_gets_a_submission_only(folder, tmp_path)
 def test_dilated_conv5_in_the_trunk_starts_from_a_classifier(folder):
     """StandardROIHeads on a dilated res5: the whole classifier but its linear layer is used."""
     from resnet_det.config import get_cfg
-    from resnet_det.engines.common import load_detector
-    from resnet_det.engines.faster_rcnn import build_model
 
     torch.save(build_net("paper_resnet18").state_dict(), "net.pth")
     cfg = get_cfg()

@@ -254,7 +254,7 @@ def test_other_classes_have_their_layer_made_afresh(classes, kept, tmp_path, mon
     torch.save(file, tmp_path / "x.pth")
     begun = []
     monkeypatch.setattr(
-        classifier.common, "run_training", lambda cfg, model, *_, **__: begun.append(model.net)
+        classifier, "run_training", lambda cfg, model, *_, **__: begun.append(model.net)
     )
     keys = ["MODEL.WEIGHTS", str(tmp_path / "x.pth"), "OUTPUT_DIR", str(tmp_path / "o")]
     with caplog.at_level("INFO"):

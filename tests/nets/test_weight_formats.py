@@ -171,7 +171,7 @@ def test_detectron2s_own_net_agrees_on_msras_file(conv1_bias, tmp_path):
     from detectron2.structures import Boxes
 
     from resnet_det.config import add_resnet_det_config
-    from resnet_det.engines.with_detectron2 import Checkpointer
+    from resnet_det.engines.detectron2_weights import Checkpointer
 
     blobs = msra_blobs(DEPTHS[50], conv1_bias)
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(blobs, protocol=2))

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from resnet_det.config import load_config
-from resnet_det.engines import classifier, common, pick
+from resnet_det.engines import checks, classifier, pick
+from resnet_det.engines.run import replayed
 
 BURST = ["SOLVER.BASE_LR", 1e15, "SOLVER.WARMUP_ITERS", 0, "TEST.EVAL_PERIOD", 0]
 
@@ -45,7 +46,7 @@ def test_a_loss_that_is_not_finite_can_be_replayed(configs, engine, monkeypatch)
     # Another command, another state of the generators: the same losses on the same images.
     torch.manual_seed(99)
     with pytest.raises(FloatingPointError) as again:
-        train(common.replayed(load(configs / config, BURST), path), resume=True)
+        train(replayed(load(configs / config, BURST), path), resume=True)
     assert losses in str(again.value) and f"iteration {iteration}:" in str(again.value)
     assert (configs / "out" / f"{path.stem}.replay").is_dir()
 
@@ -55,16 +56,16 @@ def test_only_such_a_file_is_replayed(configs):
     Path(configs, "model_final.pth").touch()
     for name in ("model_final.pth", "not_finite_0000001.pth"):
         with pytest.raises(ValueError, match=f"--replay .*{name}: give a file not_finite_"):
-            common.replayed(cfg, configs / name)
+            replayed(cfg, configs / name)
 
 
 def test_replaying_processes_do_not_disturb_each_other(configs):
     """One may read ``last_checkpoint`` as the next one writes it: it is replaced, never emptied."""
     cfg, path = load_config(configs / "detector.yaml"), configs / "not_finite_0000001.pth"
     path.touch()
-    newest = Path(common.replayed(cfg, path).OUTPUT_DIR, "last_checkpoint")
+    newest = Path(replayed(cfg, path).OUTPUT_DIR, "last_checkpoint")
     with open(newest) as reading:
-        common.replayed(cfg, path)
+        replayed(cfg, path)
         assert os.fstat(reading.fileno()).st_ino != newest.stat().st_ino
         assert reading.read() == newest.read_text() == str(path)
 
@@ -74,8 +75,8 @@ def test_a_run_on_proposals_is_replayed(configs):
             "DATASETS.PROPOSAL_FILES_TRAIN", ("a",), "DATASETS.PROPOSAL_FILES_TEST", ("b",)]  # fmt: skip
     cfg, path = load_config(configs / "detector.yaml", keys), configs / "not_finite_0000001.pth"
     path.touch()
-    assert common.test_files(cfg) == [("scenes_voc_test", ("b",))]
-    assert common.test_files(common.replayed(cfg, path)) == []
+    assert checks.test_files(cfg) == [("scenes_voc_test", ("b",))]
+    assert checks.test_files(replayed(cfg, path)) == []
 
 
 @pytest.mark.parametrize(

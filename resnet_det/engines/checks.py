@@ -1,0 +1,64 @@
+"""What is refused in a config or an output folder, whichever the engine."""
+
+from pathlib import Path
+
+from ..config import ConfigError, get_cfg
+
+# Keys of RESNET_DET that a detector refuses.
+FOR_CLASSIFIERS = (
+    "CROP_PADDING", "PER_PIXEL_MEAN", "WARMUP_UNTIL_ERROR", "COLOR_PCA", "TEST_CROPS",
+)  # fmt: skip
+
+
+def refuse_classifier_keys(cfg):
+    """
+    Raises:
+        ConfigError: a detector's config sets a key that is for classifiers.
+    """
+    default = get_cfg().RESNET_DET
+    for key in FOR_CLASSIFIERS:
+        if cfg.RESNET_DET[key] != default[key]:
+            raise ConfigError(f"RESNET_DET.{key}: is for classifiers")
+
+
+def check_output(cfg, resume):
+    """Refuse to write over the checkpoints of an earlier run, and to train an ensemble.
+
+    Raises:
+        ConfigError
+    """
+    if cfg.RESNET_DET.ENSEMBLE:
+        raise ConfigError("RESNET_DET.ENSEMBLE: is for tests: give --eval-only")
+    if not resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists():
+        raise ConfigError(
+            f"OUTPUT_DIR: {cfg.OUTPUT_DIR} holds the checkpoints of an earlier run: give --resume "
+            "to go on, or another OUTPUT_DIR, or remove it"
+        )
+
+
+def check_testable(cfg):
+    """Refuse test sets for a net that proposes regions and detects nothing.
+
+    Raises:
+        ConfigError
+    """
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" and cfg.DATASETS.TEST:
+        raise ConfigError(
+            f"DATASETS.TEST: {cfg.DATASETS.TEST}: a ProposalNetwork detects no objects: give ()"
+        )
+
+
+def test_files(cfg):
+    """[(name, its files of proposals: one, or none)] of each of DATASETS.TEST.
+
+    Raises:
+        ConfigError: not as many files as datasets.
+    """
+    names, files = cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return [(name, ()) for name in names]
+    if len(names) != len(files):
+        raise ConfigError(
+            f"DATASETS.PROPOSAL_FILES_TEST: {len(files)} files for {len(names)} datasets"
+        )
+    return [(name, (file,)) for name, file in zip(names, files)]

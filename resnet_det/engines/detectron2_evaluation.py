@@ -1,0 +1,96 @@
+"""The test of a Detectron2 model: on our datasets, by our evaluators, improved as in Appendix B."""
+
+import logging
+from itertools import chain
+
+import yaml
+from detectron2 import __version__ as detectron2_version
+from detectron2.config import get_cfg
+from detectron2.data import build_detection_test_loader
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.utils import comm
+
+from ..config import add_resnet_det_config, flatten
+from ..training import distributed
+from .appendix import in_test
+from .checks import test_files
+from .conventions import ensemble
+from .detectron2_data import Mapper, load_any
+from .detectron2_plugin import improved
+from .detectron2_weights import trained
+from .results import publish, score
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluator(DatasetEvaluator):
+    """VOC's or COCO's average precision of a dataset, by our evaluators.
+
+    Args:
+        dataset: from ``resnet_det.data.load_dataset``.
+        folder: gets the results, and the files that the devkit or the test server takes.
+    """
+
+    def __init__(self, dataset, folder):
+        self.dataset, self.folder = dataset, folder
+        self.scored = None  # in the main process (Evaluation, dataset, predictions)
+        self.reset()
+
+    def reset(self):
+        self.predictions = []
+
+    def process(self, inputs, outputs):
+        for record, output in zip(inputs, outputs):
+            found = output["instances"].to("cpu")
+            self.predictions.append(
+                {
+                    "image_id": record["image_id"],
+                    "boxes": found.pred_boxes.tensor.float().numpy(),
+                    "scores": found.scores.float().numpy(),
+                    "classes": found.pred_classes.numpy(),
+                }
+            )
+
+    def evaluate(self):
+        """-> ``{"bbox": metrics}``, or ``{}`` without annotations or outside the main process."""
+        predictions = list(chain.from_iterable(comm.gather(self.predictions)))
+        if not comm.is_main_process():
+            return {}
+        evaluation = score(self.dataset, predictions, self.folder)
+        if evaluation is None:
+            logger.info("%s has no annotations: see %s", self.dataset.name, self.folder)
+            return {}
+        self.scored = evaluation, self.dataset, predictions
+        return {"bbox": evaluation.metrics}
+
+
+def evaluate_model(cfg, model):
+    """Evaluate on every DATASETS.TEST, and publish; flat metrics in the main process, else {}."""
+    scored, model = {}, as_tested(model, cfg)
+    for name, files in test_files(cfg):
+        dataset = load_any(cfg, [name], files=files)
+        evaluator = Evaluator(dataset, f"{cfg.OUTPUT_DIR}/inference/{name}")
+        loader = build_detection_test_loader(
+            evaluator.dataset.records,
+            mapper=Mapper(cfg, False),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+        inference_on_dataset(model, loader, evaluator)
+        if evaluator.scored:
+            scored[name] = evaluator.scored
+    facts = {"engine": f"Detectron2 {detectron2_version}", "processes": comm.get_world_size()}
+    return publish(cfg, scored, facts) if scored else {}
+
+
+def as_tested(model, cfg):
+    """The model as the config tests it: itself, or with the appendix's improvements."""
+    if not in_test(cfg):
+        return model
+    others = []
+    for _, text, overrides in ensemble(cfg):
+        member = get_cfg()
+        add_resnet_det_config(member)
+        pairs = flatten(yaml.safe_load(text)).items()
+        member.merge_from_list([*chain.from_iterable(pairs), *overrides])
+        others.append(trained(member))
+    return improved(cfg, distributed.unwrap(model), others)

@@ -1,0 +1,110 @@
+"""The results of a detector's test: scored, published, and held against what was expected."""
+
+import json
+import logging
+import math
+import platform
+import sys
+from pathlib import Path
+
+import torch
+import torchvision
+
+from .. import training
+from ..data import pixels
+from ..evaluation import coco_ap, voc_ap
+from ..evaluation.report import write_report
+from ..evaluation.tables import as_json, class_table, summary_table
+from .conventions import commit
+
+logger = logging.getLogger(__name__)
+
+
+def score(dataset, predictions, folder):
+    """Evaluate predictions on a dataset and write them as the devkit or the server wants them.
+
+    VOC's own metric goes by the year: 11-point in 2007, area later; the other one's AP50 is given
+    besides.
+
+    Args:
+        folder: gets ``results.json``, and the submission files.
+
+    Returns:
+        Evaluation, or None for a test set without public annotations.
+    """
+    meta, records = dataset.metadata, dataset.records
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if meta.kind == "voc":
+        voc_ap.write_submission(folder, records, predictions, meta.classes, meta.split)
+        if not meta.annotated:
+            return None
+        metrics = ("11-point", "area") if meta.year == 2007 else ("area", "11-point")
+        result, other = (
+            voc_ap.evaluate(records, predictions, meta.classes, metric) for metric in metrics
+        )
+        result.metrics[f"AP50_{metrics[1].replace('-', '')}"] = other.metrics["AP50"]
+    else:
+        coco_ap.write_submission(
+            folder / "detections.json", records, predictions, meta.category_ids
+        )
+        if not meta.annotated:
+            return None
+        result = coco_ap.evaluate(records, predictions, meta.classes)
+    (folder / "results.json").write_text(json.dumps(as_json(result), indent=1) + "\n")
+    return result
+
+
+def publish(cfg, scored, facts=None):
+    """Print the tables of a run and write its ``report.html``.
+
+    Args:
+        scored: dict dataset name -> (Evaluation, Dataset, predictions).
+
+    Returns:
+        dict of metrics: ``bbox/AP``..., or ``<dataset>/bbox/AP``... where there are several sets.
+    """
+    flat = {}
+    for name, (evaluation, _, _) in scored.items():
+        prefix = f"{name}/" if len(scored) > 1 else ""
+        flat |= {f"{prefix}bbox/{k}": v for k, v in evaluation.metrics.items()}
+        logger.info("%s:\n%s", name, class_table(evaluation))
+    logger.info("results:\n%s", summary_table({n: e for n, (e, _, _) in scored.items()}))
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    write_report(
+        cfg.OUTPUT_DIR,
+        {n: (e, d.records, p, d.metadata.classes) for n, (e, d, p) in scored.items()},
+        lambda path: pixels.read_image(path, "RGB"),
+        training.read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json"),
+        {
+            "net": cfg.MODEL.BACKBONE.NAME,
+            "trained on": " + ".join(cfg.DATASETS.TRAIN),
+            "iterations": cfg.SOLVER.MAX_ITER,
+            "seed": cfg.SEED if cfg.SEED >= 0 else "random",
+            "commit": commit() or "unknown",
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {gpu}",
+            "software": f"Python {platform.python_version()}, torch {torch.__version__}, "
+            f"torchvision {torchvision.__version__}",
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            **(facts or {}),
+            "config": cfg.dump(),
+        },
+        title=cfg.MODEL.BACKBONE.NAME,
+    )
+    logger.info("wrote %s", Path(cfg.OUTPUT_DIR) / "report.html")
+    return flat
+
+
+def check_expected(cfg, metrics):
+    """Compare with ``TEST.EXPECTED_RESULTS``: ``[[task, metric, value, tolerance], ...]``.
+
+    Raises:
+        RuntimeError: names each metric that is missing or outside its tolerance.
+    """
+    wrong = []
+    for task, metric, value, tolerance in cfg.TEST.EXPECTED_RESULTS:
+        ours = metrics.get(f"{task}/{metric}", math.nan)
+        if not abs(ours - value) <= tolerance:
+            wrong.append(f"{task}/{metric} is {ours:.2f}, expected {value} +- {tolerance}")
+    if wrong:
+        raise RuntimeError("TEST.EXPECTED_RESULTS: " + "; ".join(wrong))
