@@ -64,8 +64,11 @@ class Evaluator(DatasetEvaluator):
         return {"bbox": evaluation.metrics}
 
 
-def evaluate_model(cfg, model):
-    """Evaluate on every DATASETS.TEST, and publish; flat metrics in the main process, else {}."""
+def evaluate_model(cfg, model, weights=None):
+    """Evaluate on every DATASETS.TEST, and publish; flat metrics in the main process, else {}.
+
+    ``weights`` as for :func:`.results.publish`.
+    """
     scored, model = {}, as_tested(model, cfg)
     for name, files in test_files(cfg):
         dataset = load_any(cfg, [name], files=files)
@@ -79,7 +82,7 @@ def evaluate_model(cfg, model):
         if evaluator.scored:
             scored[name] = evaluator.scored
     facts = {"engine": f"Detectron2 {detectron2_version}", "processes": comm.get_world_size()}
-    return publish(cfg, scored, facts) if scored else {}
+    return publish(cfg, scored, facts, weights) if scored else {}
 
 
 def as_tested(model, cfg):
@@ -92,5 +95,5 @@ def as_tested(model, cfg):
         add_resnet_det_config(member)
         pairs = flatten(yaml.safe_load(text)).items()
         member.merge_from_list([*chain.from_iterable(pairs), *overrides])
-        others.append(trained(member))
+        others.append(trained(member)[0])
     return improved(cfg, distributed.unwrap(model), others)

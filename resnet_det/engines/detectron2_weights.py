@@ -84,7 +84,7 @@ class Checkpointer(DetectionCheckpointer):
 
 
 def trained(cfg):
-    """The detector MODEL.WEIGHTS."""
+    """The detector MODEL.WEIGHTS, and the facts that its file carries."""
     model = build_model(cfg)
     checkpointer = Checkpointer(model)
     checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
@@ -95,4 +95,4 @@ def trained(cfg):
             f"{checkpointer.misfits[0]} (and {len(checkpointer.misfits) - 1} more)"
         )
     check_statistics(model)
-    return model
+    return model, checkpointer.facts

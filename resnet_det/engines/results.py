@@ -55,11 +55,14 @@ def score(dataset, predictions, folder):
     return result
 
 
-def publish(cfg, scored, facts=None):
+def publish(cfg, scored, facts=None, weights=None):
     """Print the tables of a run and write its ``report.html``.
 
     Args:
         scored: dict dataset name -> (Evaluation, Dataset, predictions).
+        facts: dict of further lines for the page's head.
+        weights: facts that the file ``MODEL.WEIGHTS`` carries, where that is what was tested; None
+            where this run trained the net. An evaluation's config says nothing of the training.
 
     Returns:
         dict of metrics: ``bbox/AP``..., or ``<dataset>/bbox/AP``... where there are several sets.
@@ -70,6 +73,16 @@ def publish(cfg, scored, facts=None):
         flat |= {f"{prefix}bbox/{k}": v for k, v in evaluation.metrics.items()}
         logger.info("%s:\n%s", name, class_table(evaluation))
     logger.info("results:\n%s", summary_table({n: e for n, (e, _, _) in scored.items()}))
+    if weights is None:
+        origin = {
+            "trained on": " + ".join(cfg.DATASETS.TRAIN),
+            "iterations": cfg.SOLVER.MAX_ITER,
+            "seed": cfg.SEED if cfg.SEED >= 0 else "random",
+        }
+    else:
+        said = {f"weights: {key}": weights.get(key) for key in ("net", "seed", "commit")}
+        said = {key: value for key, value in said.items() if value not in (None, "")}
+        origin = {"weights": cfg.MODEL.WEIGHTS, **said}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     write_report(
         cfg.OUTPUT_DIR,
@@ -78,9 +91,7 @@ def publish(cfg, scored, facts=None):
         training.read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json"),
         {
             "net": cfg.MODEL.BACKBONE.NAME,
-            "trained on": " + ".join(cfg.DATASETS.TRAIN),
-            "iterations": cfg.SOLVER.MAX_ITER,
-            "seed": cfg.SEED if cfg.SEED >= 0 else "random",
+            **origin,
             "commit": commit() or "unknown",
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {gpu}",
             "software": f"Python {platform.python_version()}, torch {torch.__version__}, "

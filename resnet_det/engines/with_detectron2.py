@@ -150,7 +150,7 @@ def evaluate(cfg):
         raise ConfigError("DATASETS.TEST: name at least one dataset")
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
-    metrics = evaluate_model(cfg, trained(cfg))
+    metrics = evaluate_model(cfg, *trained(cfg))
     if comm.is_main_process():
         check_expected(cfg, metrics)
     return metrics

@@ -37,8 +37,11 @@ def _load_weights(model, cfg, *, whole):
 
     Args:
         whole: every parameter must come from the file, as for an evaluation.
+
+    Returns:
+        dict of the file's facts.
     """
-    path = cfg.MODEL.WEIGHTS
+    path, facts = cfg.MODEL.WEIGHTS, {}
     if path:
 
         def check(facts):
@@ -48,10 +51,12 @@ def _load_weights(model, cfg, *, whole):
             match = load(model, path, check=check)
         else:
             match = load_detector(model, path, new_layers(model, cfg), check)
+        facts = match.facts
         logger.info("%s: %s", path, match)
     elif whole:
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
     check_statistics(model)
+    return facts
 
 
 def _check_classes(cfg, dataset, key):
@@ -99,17 +104,17 @@ def _proposals(cfg, split):
 
 
 def _trained(cfg, device):
-    """The detector ``MODEL.WEIGHTS``."""
+    """The detector ``MODEL.WEIGHTS``, and the facts that its file carries."""
     model = build_model(cfg)
-    _load_weights(model, cfg, whole=True)
-    return model.to(device)
+    facts = _load_weights(model, cfg, whole=True)
+    return model.to(device), facts
 
 
 def _in_test(model, cfg, device):
     """The model as the config tests it: itself, or with the appendix's improvements."""
     if not in_test(cfg):
         return model
-    others = [_trained(parse_config(text, path, keys), device)
+    others = [_trained(parse_config(text, path, keys), device)[0]
               for path, text, keys in ensemble(cfg)]  # fmt: skip
     return Improved([model, *others], cfg)
 
@@ -156,13 +161,13 @@ def propose(cfg, name, path):
     _check(cfg)
     device, _ = setup(cfg)
     dataset = load_dataset(name, skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA)
-    found = detect(_trained(cfg, device), dataset, cfg)
+    found = detect(_trained(cfg, device)[0], dataset, cfg)
     if distributed.is_main():
         proposals.write(path, [(x["image_id"], x["boxes"], x["logits"]) for x in found])
     distributed.barrier()
 
 
-def _evaluate(model, sets, cfg, device):
+def _evaluate(model, sets, cfg, device, weights=None):
     model = _in_test(model, cfg, device)
     scored = {}
     for name, dataset in sets.items():
@@ -174,7 +179,7 @@ def _evaluate(model, sets, cfg, device):
                 logger.info("%s has no annotations: wrote submission files to %s", name, folder)
             else:
                 scored[name] = evaluation, dataset, predictions
-    return publish(cfg, scored) if scored else {}
+    return publish(cfg, scored, weights=weights) if scored else {}
 
 
 def train(cfg, resume=False):
@@ -264,7 +269,8 @@ def evaluate(cfg):
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST: name at least one dataset")
     tests = _test_sets(cfg)
-    metrics = _evaluate(_trained(cfg, device), tests, cfg, device)
+    model, facts = _trained(cfg, device)
+    metrics = _evaluate(model, tests, cfg, device, facts)
     if distributed.is_main():
         check_expected(cfg, metrics)
     return metrics
@@ -286,7 +292,7 @@ def predictor(weights, overrides=()):
     cfg = parse_config(facts["config"], weights, ["MODEL.WEIGHTS", str(weights), *overrides])
     _check(cfg)
     device = torch.device(device_name(cfg))
-    model = _in_test(_trained(cfg, device), cfg, device).eval()
+    model = _in_test(_trained(cfg, device)[0], cfg, device).eval()
     mapper = _test_mapper(cfg)
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,10 @@ def tool(name, *args, check=True, torchrun=0):
     return run
 
 
+def facts_shown(page):
+    return dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+
+
 def lines(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
@@ -132,12 +137,25 @@ def test_one_command_from_nothing_to_the_report(folder):
     run = tool(
         "train_net.py", "--engine", "torchvision", "--config-file", "detector.yaml", "--eval-only",
         "MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", "output/again",
+        "SOLVER.MAX_ITER", "60", "SEED", "8",
     )  # fmt: skip
     for name in ("scenes_voc_test", "scenes_coco_test"):
         first, again = (
             Path(o, "inference", name, "results.json").read_text() for o in (output, "output/again")
         )
         assert first == again
+
+    # Its report says of the training what the checkpoint says, not what the config would do.
+    told, again = facts_shown(page), facts_shown(Path("output/again/report.html").read_text())
+    assert (told["iterations"], told["trained on"], told["seed"]) == (
+        "6",
+        "scenes_voc_trainval",
+        "3",
+    )
+    assert again["weights"] == str(output / "model_final.pth")
+    assert (again["weights: net"], again["weights: seed"]) == ("cifar_resnet20", "3")
+    assert again.get("weights: commit", "unknown") == told["commit"]
+    assert not {"iterations", "trained on", "seed"} & again.keys()
 
     # A second run does not write over the first.
     run = tool("train_net.py", "--config-file", "detector.yaml", "--engine", "torchvision",
