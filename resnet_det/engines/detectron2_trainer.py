@@ -58,7 +58,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = Checkpointer(
             model,
             cfg.OUTPUT_DIR,
-            meta=conventions(cfg, self.classes),
+            meta=conventions(cfg, self.classes, self.seed),
             fresh=new_layers(distributed.unwrap(model), cfg),
             trainer=weakref.proxy(self),
         )

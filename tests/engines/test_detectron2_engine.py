@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from small_configs import DETECTOR
 
 from resnet_det import data
 from resnet_det.data.scenes import write_scenes
@@ -36,32 +37,9 @@ from resnet_det.engines.detectron2_weights import Checkpointer
 
 pytestmark = pytest.mark.detectron2
 
-TINY = {
-    "MODEL": {
-        "DEVICE": "cpu",
-        "BACKBONE": {"NAME": "cifar_resnet20", "FREEZE_AT": 0},
-        "RESNETS": {"NORM": "BN", "OUT_FEATURES": ["res3"]},
-        "RPN": {
-            "IN_FEATURES": ["res3"],
-            "PRE_NMS_TOPK_TRAIN": 100,
-            "PRE_NMS_TOPK_TEST": 100,
-            "POST_NMS_TOPK_TRAIN": 20,
-            "POST_NMS_TOPK_TEST": 10,
-        },
-        "ANCHOR_GENERATOR": {"SIZES": [[8, 16]]},
-        "ROI_HEADS": {
-            "NAME": "PaperROIHeads",
-            "IN_FEATURES": ["res3"],
-            "NUM_CLASSES": 8,
-            "BATCH_SIZE_PER_IMAGE": 16,
-        },
-        "ROI_BOX_HEAD": {"POOLER_RESOLUTION": 4},
-    },
-    "INPUT": {"MIN_SIZE_TRAIN": [48], "MIN_SIZE_TEST": 48},
-    "DATASETS": {"TRAIN": ["scenes_voc_trainval"], "TEST": ["scenes_voc_test"]},
-    "DATALOADER": {"NUM_WORKERS": 0},
-    "SOLVER": {"IMS_PER_BATCH": 2, "MAX_ITER": 4, "CHECKPOINT_PERIOD": 2, "STEPS": []},
-    "SEED": 3,
+TINY = DETECTOR | {
+    "SOLVER": DETECTOR["SOLVER"] | {"MAX_ITER": 4, "STEPS": [], "CHECKPOINT_PERIOD": 2},
+    "TEST": {},
 }
 
 
@@ -160,19 +138,23 @@ def test_train_resume_and_evaluate(config, tmp_path):
 
     # A checkpoint says how its pixels were made, and evaluates to the same numbers.
     _, facts = read(out / "model_final.pth")
-    assert facts["format"] == "BGR" and facts["classes"][0] == "ball"
+    assert facts["format"] == "BGR" and facts["classes"][0] == "ball" and facts["seed"] == 3
     final = ["MODEL.WEIGHTS", str(out / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "eval")]
     again = engine.evaluate(config(*final))
     assert again == pytest.approx(metrics, nan_ok=True)
+    page = (tmp_path / "eval/report.html").read_text()
+    assert f"<dt>weights</dt><dd>{final[1]}</dd>" in page and "<dt>iterations</dt>" not in page
+    assert "<dt>weights: seed</dt><dd>3</dd>" in page
     with pytest.raises(ValueError, match="INPUT.FORMAT"):
         engine.evaluate(config(*final, "INPUT.FORMAT", "RGB"))
     with pytest.raises(RuntimeError, match="EXPECTED_RESULTS.*bbox/AP"):
         engine.evaluate(config(*final, "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 99.0, 0.5]]"))
 
-    # Resuming goes on at iteration 4, with the optimizer's state.
+    # Resuming goes on at iteration 4, with the optimizer's state and the seed of its beginning.
     precise = ["TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2"]
-    longer = config("SOLVER.MAX_ITER", "6", *precise)
+    longer = config("SOLVER.MAX_ITER", "6", "SEED", "8", *precise)
     engine.train(longer, resume=True)
+    assert read(out / "model_final.pth")[1]["seed"] == 3
     assert [line["iteration"] for line in lines(longer)] == [3, 4, 5, 6]
     before, after = (
         torch.load(out / name, weights_only=True)["model"]

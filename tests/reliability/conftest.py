@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from small_runs import CLASSIFIER, DETECTOR
+from small_configs import CLASSIFIER, DETECTOR
 
 from resnet_det.data import scenes
 
