@@ -17,7 +17,7 @@ def main(args, cfg):
     engine = pick(args.engine)
     if args.eval_only:
         return engine.evaluate(cfg)
-    classifier.ensure_weights(cfg)
+    classifier.ensure_weights(cfg, lambda: alternating.check(engine, cfg, args.resume))
     return alternating.train(engine, cfg, args.resume)
 
 

@@ -48,7 +48,7 @@ def main(args, cfg):
         return engine.evaluate(cfg)
     if args.replay:
         return engine.train(replayed(cfg, args.replay), resume=True)
-    classifier.ensure_weights(cfg)
+    classifier.ensure_weights(cfg, lambda: engine.check(cfg, args.resume))
     return engine.train(cfg, args.resume)
 
 

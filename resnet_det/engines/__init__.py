@@ -1,7 +1,7 @@
 """The two thin engines that run a detector's config, and the classifier's.
 
-An engine is a module with ``load_config(path, overrides)``, ``train(cfg, resume)``,
-``evaluate(cfg)`` and ``launch(...)``.
+An engine is a module with ``load_config(path, overrides)``, ``check(cfg, resume)``,
+``train(cfg, resume)``, ``evaluate(cfg)`` and ``launch(...)``.
 """
 
 import importlib

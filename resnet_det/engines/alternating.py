@@ -20,7 +20,7 @@ from ..nets import build_net
 from ..nets.weights import read
 from ..training import distributed
 from . import with_torchvision
-from .checks import check_output
+from .checks import check_trainable
 from .conventions import conventions
 from .faster_rcnn import net_name
 
@@ -124,6 +124,24 @@ def _join(cfg):
     )
 
 
+def check(engine, cfg, resume=False):
+    """Refuse what :func:`train` would refuse before it looks at weights, as an engine's ``check``."""
+    _steps(cfg, resume)
+    engine.check(cfg, resume)
+
+
+def _steps(cfg, resume):
+    """The configs of the four steps."""
+    if net_name(cfg)[1]:
+        raise ConfigError("MODEL.BACKBONE.NAME: alternating training shares a trunk, not a pyramid")
+    if len(cfg.RESNET_DET.ALTERNATING) != 4:
+        raise ConfigError(f"RESNET_DET.ALTERNATING: {cfg.RESNET_DET.ALTERNATING}: give four")
+    steps = [step_config(cfg, index) for index in range(4)]
+    for step in (*steps, cfg):
+        check_trainable(step, resume)
+    return steps
+
+
 def train(engine, cfg, resume=False):
     """Run the steps that are not done yet, join them, and evaluate the detector.
 
@@ -139,13 +157,7 @@ def train(engine, cfg, resume=False):
         ConfigError: the config has a pyramid, or four numbers of iterations are not given; and as
             the engine's ``train``.
     """
-    if net_name(cfg)[1]:
-        raise ConfigError("MODEL.BACKBONE.NAME: alternating training shares a trunk, not a pyramid")
-    if len(cfg.RESNET_DET.ALTERNATING) != 4:
-        raise ConfigError(f"RESNET_DET.ALTERNATING: {cfg.RESNET_DET.ALTERNATING}: give four")
-    steps = [step_config(cfg, index) for index in range(4)]
-    for step in (*steps, cfg):
-        check_output(step, resume)
+    steps = _steps(cfg, resume)
     for index, step in enumerate(steps):
         if not distributed.all_gather_objects(_is_done(step))[0]:
             logger.info("%s: %d iterations", STEPS[index], step.SOLVER.MAX_ITER)

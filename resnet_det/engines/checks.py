@@ -21,12 +21,14 @@ def refuse_classifier_keys(cfg):
             raise ConfigError(f"RESNET_DET.{key}: is for classifiers")
 
 
-def check_output(cfg, resume):
-    """Refuse to write over the checkpoints of an earlier run, and to train an ensemble.
+def check_trainable(cfg, resume):
+    """Refuse to train on nothing or an ensemble, and to write over an earlier run's checkpoints.
 
     Raises:
         ConfigError
     """
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError("DATASETS.TRAIN: name at least one dataset")
     if cfg.RESNET_DET.ENSEMBLE:
         raise ConfigError("RESNET_DET.ENSEMBLE: is for tests: give --eval-only")
     if not resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists():

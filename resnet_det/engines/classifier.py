@@ -16,11 +16,12 @@ from ..data.large_images import LargeImages
 from ..data.small_images import SmallImages
 from ..evaluation import responses
 from ..evaluation.classification import count_errors, write_results
-from ..nets import build_net, load
+from ..nets import NETS, build_net, load
 from ..nets.weights import read, rename_parameters
 from ..training import distributed, precise_bn
-from .checks import check_output
-from .conventions import check_conventions, commit
+from .checks import check_trainable
+from .conventions import check_conventions, commit, pixel_facts
+from .faster_rcnn import net_name
 from .results import check_expected
 from .run import run_training, setup, start
 
@@ -261,7 +262,7 @@ def train(cfg, resume=False):
         ConfigError, DatasetError: the config or the data is wrong.
     """
     _check(cfg)
-    check_output(cfg, resume)
+    check_trainable(cfg, resume)
     device, seed = setup(cfg)
     rank, world = distributed.get_rank(), distributed.get_world_size()
     if len(cfg.DATASETS.TRAIN) != 1:
@@ -369,14 +370,20 @@ def layer_responses(folder):
     return result
 
 
-def ensure_weights(cfg):
+def ensure_weights(cfg, check):
     """Train the classifier ``RESNET_DET.PRETRAIN`` where ``MODEL.WEIGHTS`` does not exist yet.
 
     An interrupted pretraining goes on where it stopped.
 
+    Args:
+        cfg: of a detector.
+        check: function that raises what is wrong with the detector's own part, called before a
+            pretraining: better known now than after days.
+
     Raises:
-        ConfigError: the classifier's config would not write ``MODEL.WEIGHTS``.
-        DatasetError: the detector's own data is absent: better known now than after days.
+        ConfigError: the classifier's config would not write ``MODEL.WEIGHTS``, or those of another
+            net or other pixels.
+        DatasetError: the detector's own data is absent.
     """
     path = cfg.RESNET_DET.PRETRAIN
     if not path:
@@ -395,5 +402,10 @@ def ensure_weights(cfg):
         absent = missing(name)
         if absent:
             raise DatasetError(absent, f"is absent; {name} needs it (datasets/README.md)")
+    net, trained = net_name(cfg)[0], pretrain.MODEL.BACKBONE.NAME
+    if net in NETS and net != trained:
+        raise ConfigError(f"MODEL.BACKBONE.NAME: {net}, but RESNET_DET.PRETRAIN, {path}: {trained}")
+    check_conventions(pixel_facts(pretrain), cfg, path)
+    check()
     logger.info("%s does not exist: pretraining with %s", cfg.MODEL.WEIGHTS, path)
     train(pretrain, resume=True)

@@ -59,6 +59,12 @@ def load_any(cfg, names, skip_bad=False, files=()):
     return dataset
 
 
+def training_set(cfg):
+    """The training set of a config, as :func:`load_any`."""
+    files = cfg.DATASETS.PROPOSAL_FILES_TRAIN
+    return load_any(cfg, cfg.DATASETS.TRAIN, cfg.RESNET_DET.SKIP_BAD_DATA, files)
+
+
 def _foreign(names):
     """Datasets that somebody else has registered in Detectron2's catalog."""
     records = get_detection_dataset_dicts(list(names), filter_empty=False)

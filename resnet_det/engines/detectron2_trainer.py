@@ -15,7 +15,7 @@ from ..training.loop import undisturbed
 from ..training.precision import amp_dtype
 from .conventions import conventions
 from .detector_weights import new_layers
-from .detectron2_data import Mapper, load_any
+from .detectron2_data import Mapper, training_set
 from .detectron2_evaluation import evaluate_model
 from .detectron2_resume import AMP, Batches, Resumable, Simple
 from .detectron2_weights import Checkpointer
@@ -74,12 +74,7 @@ class Trainer(DefaultTrainer):
 
     def build_train_loader(self, cfg):
         mapper = Mapper(cfg, True)
-        dataset = load_any(
-            cfg,
-            cfg.DATASETS.TRAIN,
-            cfg.RESNET_DET.SKIP_BAD_DATA,
-            cfg.DATASETS.PROPOSAL_FILES_TRAIN,
-        )
+        dataset = training_set(cfg)
         records, self.classes = dataset.records, dataset.metadata.classes
         filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         difficult = cfg.RESNET_DET.USE_DIFFICULT

@@ -12,21 +12,23 @@ import torch
 import yaml
 from detectron2.config import get_cfg
 from detectron2.engine import TrainerBase, default_setup
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from ..config import ConfigError, add_resnet_det_config, check_batch, flatten
 from ..training import Checkpointer as Files
 from ..training import distributed
-from .appendix import check
-from .checks import check_output, check_testable, refuse_classifier_keys
+from . import appendix
+from .checks import check_testable, check_trainable, refuse_classifier_keys, test_files
 from .conventions import check_conventions
-from .detector_weights import check_statistics
+from .detector_weights import check_statistics, new_layers
+from .detectron2_data import load_any, training_set
 from .detectron2_evaluation import evaluate_model
 from .detectron2_trainer import Trainer
 from .detectron2_weights import trained
 from .results import check_expected
 
-__all__ = ["evaluate", "launch", "load_config", "train"]
+__all__ = ["check", "evaluate", "launch", "load_config", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +101,20 @@ def _in_group(main, *args):
     return main(*args)
 
 
+def check(cfg, resume=False):
+    """Refuse what :func:`train` would refuse before it looks at weights: it may be days until then.
+
+    Raises:
+        ConfigError, DatasetError: as :func:`train`.
+    """
+    _check(cfg)
+    check_trainable(cfg, resume)
+    training_set(cfg)
+    for name, files in test_files(cfg):
+        load_any(cfg, [name], files=files)
+    new_layers(build_model(cfg), cfg)
+
+
 def train(cfg, resume=False):
     """Train, evaluate on DATASETS.TEST and write ``report.html``, as the config says.
 
@@ -112,10 +128,8 @@ def train(cfg, resume=False):
     Raises:
         ConfigError, DatasetError, WeightsError: what was given is wrong; names it.
     """
-    check_output(cfg, resume)
+    check_trainable(cfg, resume)
     _setup(cfg)
-    if not cfg.DATASETS.TRAIN:
-        raise ConfigError("DATASETS.TRAIN: name at least one dataset")
     latest = Files(cfg.OUTPUT_DIR).latest() if resume else None
     if comm.is_main_process() and not latest:
         (Path(cfg.OUTPUT_DIR) / "metrics.json").unlink(missing_ok=True)
@@ -156,7 +170,7 @@ def evaluate(cfg):
     return metrics
 
 
-def _setup(cfg):
+def _check(cfg):
     check_testable(cfg)
     here = comm.get_local_size()
     if cfg.MODEL.DEVICE.startswith("cuda") and here > torch.cuda.device_count():
@@ -166,7 +180,11 @@ def _setup(cfg):
         )
     if cfg.TEST.AUG.ENABLED:
         raise ConfigError("TEST.AUG.ENABLED: this engine evaluates at one scale")
-    check(cfg)
+    appendix.check(cfg)
+
+
+def _setup(cfg):
+    _check(cfg)
     default_setup(cfg, argparse.Namespace())
     # Detectron2's logger has its files and its format; ours speaks through the same.
     ours = logging.getLogger("resnet_det")

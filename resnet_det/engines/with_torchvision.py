@@ -20,14 +20,14 @@ from ..nets.weights import read
 from ..training import distributed
 from ..training.distributed import launch
 from .appendix import Improved, in_test
-from .checks import check_output, check_testable, refuse_classifier_keys, test_files
+from .checks import check_testable, check_trainable, refuse_classifier_keys, test_files
 from .conventions import check_conventions, ensemble
 from .detector_weights import check_statistics, load_detector, new_layers
 from .faster_rcnn import build_model
 from .results import check_expected, publish, score
 from .run import device_name, run_training, setup
 
-__all__ = ["evaluate", "launch", "load_config", "predictor", "train"]
+__all__ = ["check", "evaluate", "launch", "load_config", "predictor", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -119,14 +119,27 @@ def _in_test(model, cfg, device):
     return Improved([model, *others], cfg)
 
 
+def _training_set(cfg):
+    dataset = load_datasets(
+        cfg.DATASETS.TRAIN,
+        skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else (),
+    )
+    _check_classes(cfg, dataset, "DATASETS.TRAIN")
+    return dataset
+
+
 def _test_sets(cfg):
     sets = {}
     for name, files in test_files(cfg):
         sets[name] = load_datasets([name], proposal_files=files)
         _check_classes(cfg, sets[name], "DATASETS.TEST")
-        for line in sets[name].skipped:
-            logger.warning("left out: %s", line)
     return sets
+
+
+def _log_skipped(*datasets):
+    for line in (line for dataset in datasets for line in dataset.skipped):
+        logger.warning("left out: %s", line)
 
 
 @torch.no_grad()
@@ -182,6 +195,20 @@ def _evaluate(model, sets, cfg, device, weights=None):
     return publish(cfg, scored, weights=weights) if scored else {}
 
 
+def check(cfg, resume=False):
+    """Refuse what :func:`train` would refuse before it looks at weights: it may be days until then.
+
+    Raises:
+        ConfigError, DatasetError: as :func:`train`.
+    """
+    _check(cfg)
+    check_trainable(cfg, resume)
+    _training_set(cfg)
+    _test_sets(cfg)
+    with torch.device("meta"):
+        new_layers(build_model(cfg), cfg)
+
+
 def train(cfg, resume=False):
     """Train the detector of a config, and evaluate it.
 
@@ -196,19 +223,10 @@ def train(cfg, resume=False):
         ConfigError, DatasetError, WeightsError: what was given is wrong; names it.
     """
     _check(cfg)
-    check_output(cfg, resume)
+    check_trainable(cfg, resume)
     device, seed = setup(cfg)
-    if not cfg.DATASETS.TRAIN:
-        raise ConfigError("DATASETS.TRAIN: name at least one dataset")
-    dataset = load_datasets(
-        cfg.DATASETS.TRAIN,
-        skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA,
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else (),
-    )
-    _check_classes(cfg, dataset, "DATASETS.TRAIN")
-    for line in dataset.skipped:
-        logger.warning("left out: %s", line)
-    tests = _test_sets(cfg)
+    dataset, tests = _training_set(cfg), _test_sets(cfg)
+    _log_skipped(dataset, *tests.values())
     records = dataset.records
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = with_usable_annotations(records, use_difficult=cfg.RESNET_DET.USE_DIFFICULT)
@@ -269,6 +287,7 @@ def evaluate(cfg):
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST: name at least one dataset")
     tests = _test_sets(cfg)
+    _log_skipped(*tests.values())
     model, facts = _trained(cfg, device)
     metrics = _evaluate(model, tests, cfg, device, facts)
     if distributed.is_main():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small_configs import DETECTOR
+from small_configs import CLASSIFIER, DETECTOR
 
 from resnet_det import data
 from resnet_det.data.scenes import write_scenes
@@ -29,6 +29,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from resnet_det.engines import classifier
 from resnet_det.engines import with_detectron2 as engine
 from resnet_det.engines.detector_weights import check_statistics, new_layers
 from resnet_det.engines.detectron2_evaluation import evaluate_model
@@ -175,6 +176,7 @@ def test_train_resume_and_evaluate(config, tmp_path):
 
 MAIN = """
 import json, sys
+from resnet_det.engines import classifier
 from resnet_det.engines import with_detectron2 as engine
 
 def main(args):
@@ -357,6 +359,27 @@ def test_wrong_class_count_and_names_are_refused(config):
         engine.train(config("TEST.AUG.ENABLED", "True"))
     with pytest.raises(ValueError, match="DATASETS.TRAIN"):
         engine.train(config("DATASETS.TRAIN", "()"))
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["DATASETS.TEST", "('scenes_voc_tset',)"], "did you mean scenes_voc_test"),
+        (["DATASETS.TRAIN", "('scenes_voc_trainvaal',)"], "did you mean scenes_voc_trainval"),
+        (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN: name at least one"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "20"], "NUM_CLASSES: 20, but scenes_voc_trainval"),
+        (["MODEL.BACKBONE.NAME", "cifar_resnet32"], "cifar_resnet32, but .*: cifar_resnet20"),
+        (["RESNET_DET.NEW_LAYERS", "('fc6',)"], "NEW_LAYERS: fc6"),
+    ],
+)
+def test_mistakes_are_known_before_pretraining(config, tmp_path, monkeypatch, overrides, words):
+    monkeypatch.setattr(classifier, "train", lambda *_, **__: pytest.fail("it was pretrained"))
+    first = CLASSIFIER | {"OUTPUT_DIR": str(tmp_path / "first")}
+    (tmp_path / "classifier.yaml").write_text(yaml.safe_dump(first))
+    start = ["MODEL.WEIGHTS", str(tmp_path / "first/model_final.pth")]
+    cfg = config(*start, "RESNET_DET.PRETRAIN", str(tmp_path / "classifier.yaml"), *overrides)
+    with pytest.raises(ValueError, match=words):
+        classifier.ensure_weights(cfg, lambda: engine.check(cfg))
 
 
 def seen_images(loader, count):

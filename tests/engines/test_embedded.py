@@ -1,5 +1,6 @@
 """The embedded engine and the tools, end to end on a few small scenes."""
 
+import importlib
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from resnet_det.config import ConfigError, load_config
-from resnet_det.data import DatasetError, scenes
+from resnet_det.data import scenes
 from resnet_det.engines import classifier, pick, with_torchvision
 from resnet_det.engines.detector_weights import load_detector, new_layers
 from resnet_det.engines.faster_rcnn import build_model
@@ -374,17 +375,41 @@ def test_warmup_by_the_training_error_resumes_exactly(folder):
     assert all(torch.equal(whole[k], cut[k]) for k in whole)
 
 
-def test_pretraining_must_write_the_weights(folder):
-    cfg = load_config("detector.yaml", ["MODEL.WEIGHTS", "elsewhere.pth"])
-    with pytest.raises(ConfigError, match="elsewhere.pth"):
-        classifier.ensure_weights(cfg)
+LATE = [
+    (["MODEL.WEIGHTS", "elsewhere.pth"], "elsewhere.pth"),
+    (["DATASETS.TEST", "('voc_2012_val',)"], "ImageSets.*is absent; voc_2012_val needs it"),
+    (["DATASETS.TEST", "('scenes_voc_tset',)"], "did you mean scenes_voc_test"),
+    (["DATASETS.TRAIN", "('scenes_voc_trainvaal',)"], "did you mean scenes_voc_trainval"),
+    (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN: name at least one"),
+    (["MODEL.ROI_HEADS.NUM_CLASSES", "20"], "NUM_CLASSES: 20, but scenes_voc_trainval"),
+    (["MODEL.RPN.IN_FEATURES", "['res4']"], "RPN.IN_FEATURES: 'res4'"),
+    (["MODEL.BACKBONE.NAME", "cifar_resnet32"], "cifar_resnet32, but .*: cifar_resnet20"),
+    (["MODEL.PIXEL_STD", "[58.0, 57.0, 57.0]"], "classifier.yaml: .*PIXEL_STD .*1.0.* says .*58"),
+    (["RESNET_DET.NEW_LAYERS", "('fc6',)"], "NEW_LAYERS: fc6"),
+    (["RESNET_DET.ENSEMBLE", "('x.pth',)"], "ENSEMBLE: is for tests"),
+]
 
 
-def test_absent_data_is_known_before_pretraining(folder):
-    cfg = load_config("detector.yaml", ["DATASETS.TEST", ("voc_2012_val",)])
-    with pytest.raises(DatasetError, match="ImageSets.*is absent; voc_2012_val needs it"):
-        classifier.ensure_weights(cfg)
-    assert not Path("output/classifier").exists()
+@pytest.mark.parametrize("overrides, words", LATE)
+@pytest.mark.parametrize("name", ["train_net", "train_alternating"])
+def test_mistakes_are_known_before_pretraining(folder, monkeypatch, name, overrides, words):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    monkeypatch.setattr(classifier, "train", lambda *_, **__: pytest.fail("it was pretrained"))
+    command = ["--config-file", "detector.yaml", "--engine", "torchvision", *overrides]
+    train_net = importlib.import_module("train_net")
+    with pytest.raises(ValueError, match=words):
+        importlib.import_module(name).main(
+            train_net.parse(command), load_config("detector.yaml", overrides)
+        )
+
+
+def test_an_earlier_runs_folder_is_known_before_pretraining(folder):
+    Path("output/detector").mkdir(parents=True)
+    Path("output/detector/last_checkpoint").write_text("model_0000001.pth")
+    cfg = load_config("detector.yaml")
+    with pytest.raises(ConfigError, match="checkpoints of an earlier run"):
+        classifier.ensure_weights(cfg, lambda: with_torchvision.check(cfg))
+    with_torchvision.check(cfg, resume=True)
 
 
 def test_expected_results_are_checked(pretrained):
