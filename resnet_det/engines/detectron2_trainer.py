@@ -60,6 +60,7 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             meta=conventions(cfg, self.classes, self.seed),
             fresh=new_layers(distributed.unwrap(model), cfg),
+            classes=self.classes,
             trainer=weakref.proxy(self),
         )
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg

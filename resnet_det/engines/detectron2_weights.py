@@ -10,7 +10,7 @@ from ..nets.weights import SUFFIXES, WeightsError, read
 from ..training import Checkpointer as Files
 from ..training.checkpoint import load
 from .conventions import check_conventions
-from .detector_weights import check_remade, check_statistics, load_detector
+from .detector_weights import check_remade, check_statistics, load_detector, of_other_classes
 
 logger = logging.getLogger(__name__)
 
@@ -21,12 +21,12 @@ class Checkpointer(DetectionCheckpointer):
     Of a classifier's file every tensor but those of its linear layer must fit the detector's
     trunk and head. Any other file is Detectron2's business, but one of which nothing fits is
     refused. ``meta`` are plain facts to save beside the weights; ``fresh`` names the tensors that
-    weights alone leave as they are.
+    weights alone leave as they are, besides the class layers of a file of other ``classes``.
     """
 
-    def __init__(self, model, save_dir="", *, meta=None, fresh=(), **others):
+    def __init__(self, model, save_dir="", *, meta=None, fresh=(), classes=(), **others):
         super().__init__(model, save_dir, **others)
-        self.meta, self.fresh = meta or {}, fresh
+        self.meta, self.fresh, self.classes = meta or {}, fresh, classes
 
     def load(self, path, checkpointables=None):
         """Load a whole checkpoint, or weights alone (``checkpointables=[]``).
@@ -36,6 +36,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         self.misfits = list(self.model.state_dict())  # tensors that the file does not give
         self.facts = {}  # that the file tells about itself
+        fresh = set(self.fresh) if checkpointables == [] else set()
         if checkpointables == [] and path.endswith(SUFFIXES) and "://" not in path:
             state, self.facts = read(path)
             if "stem.conv1.weight" in state or "conv1.1.weight" in state:
@@ -43,7 +44,8 @@ class Checkpointer(DetectionCheckpointer):
                 self.misfits = match.missing
                 logger.info("%s, a classifier's: %s", path, match)
                 return {}
-        fresh = self.fresh if checkpointables == [] else ()
+            if self.classes:
+                fresh |= of_other_classes(self.model, self.classes, state, self.facts, path)
         kept = {k: v.clone() for k, v in self.model.state_dict().items() if k in fresh}
         rest = super().load(path, checkpointables)
         self.model.load_state_dict(kept, strict=False)

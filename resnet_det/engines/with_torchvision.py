@@ -32,11 +32,12 @@ __all__ = ["check", "evaluate", "launch", "load_config", "predictor", "train"]
 logger = logging.getLogger(__name__)
 
 
-def _load_weights(model, cfg, *, whole):
+def _load_weights(model, cfg, classes=()):
     """Load ``MODEL.WEIGHTS``, and refuse frozen norms without statistics.
 
     Args:
-        whole: every parameter must come from the file, as for an evaluation.
+        classes: that the model is to be trained on; without them every parameter must come from
+            the file, as for an evaluation.
 
     Returns:
         dict of the file's facts.
@@ -47,13 +48,13 @@ def _load_weights(model, cfg, *, whole):
         def check(facts):
             check_conventions(facts, cfg, path)
 
-        if whole:
-            match = load(model, path, check=check)
+        if classes:
+            match = load_detector(model, path, new_layers(model, cfg), check, classes)
         else:
-            match = load_detector(model, path, new_layers(model, cfg), check)
+            match = load(model, path, check=check)
         facts = match.facts
         logger.info("%s: %s", path, match)
-    elif whole:
+    elif not classes:
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
     check_statistics(model)
     return facts
@@ -106,7 +107,7 @@ def _proposals(cfg, split):
 def _trained(cfg, device):
     """The detector ``MODEL.WEIGHTS``, and the facts that its file carries."""
     model = build_model(cfg)
-    facts = _load_weights(model, cfg, whole=True)
+    facts = _load_weights(model, cfg)
     return model.to(device), facts
 
 
@@ -236,7 +237,7 @@ def train(cfg, resume=False):
     checkpointer = training.Checkpointer(cfg.OUTPUT_DIR)
     state = checkpointer.load_latest() if resume else None
     if state is None:
-        _load_weights(model, cfg, whole=False)
+        _load_weights(model, cfg, dataset.metadata.classes)
     model.to(device)
     mapper = DetectionMapper(
         cfg.INPUT.MIN_SIZE_TRAIN,

@@ -262,6 +262,26 @@ def test_new_layers_start_fresh(config, tmp_path):
             assert torch.equal(after[key], given.get(key, given.get(classifier_name(key)))), key
 
 
+def test_fine_tuning_on_other_classes_makes_their_layers_afresh(config, tmp_path, caplog):
+    still = ["SOLVER.BASE_LR", "0.0", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"]
+    engine.train(config(*still))
+    content = torch.load(tmp_path / "out/model_final.pth", weights_only=True)
+    start, names = content["model"], content["meta"].pop("classes")
+    layers = {key for key in start if "box_predictor." in key and key.endswith("weight")}
+    assert len(layers) == 2
+    for number, (classes, kept) in enumerate(((names, True), (None, True), (names[::-1], False))):
+        meta = content["meta"] | ({"classes": classes} if classes else {})
+        file = tmp_path / "start.pth"
+        torch.save({"model": start, "meta": meta}, file)
+        output = ["OUTPUT_DIR", str(tmp_path / f"{number}")]
+        caplog.clear()
+        engine.train(config(*still, "MODEL.WEIGHTS", str(file), "SEED", "7", *output))
+        after = read(tmp_path / f"{number}/model_final.pth")[0]
+        parameters = [key for key in after if key.endswith(("weight", "bias"))]
+        changed = {key for key in parameters if not torch.equal(after[key], start[key])}
+        assert changed == (set() if kept else layers), classes
+
+
 def detector(config, *overrides):
     return build_model(config(*overrides))
 

@@ -14,7 +14,7 @@ import torch
 from resnet_det.config import ConfigError, load_config
 from resnet_det.data import scenes
 from resnet_det.engines import classifier, pick, with_torchvision
-from resnet_det.engines.detector_weights import load_detector, new_layers
+from resnet_det.engines.detector_weights import load_detector, new_layers, of_other_classes
 from resnet_det.engines.faster_rcnn import build_model
 from resnet_det.nets import build_net
 from resnet_det.nets.weights import WeightsError, read
@@ -246,6 +246,44 @@ def test_new_layers_start_fresh(pretrained):
                 assert torch.equal(after[name], expected), key
     with pytest.raises(ConfigError, match="NEW_LAYERS: res9"):
         new_layers(model, load_config("detector.yaml", ["RESNET_DET.NEW_LAYERS", ("res9",)]))
+
+
+def test_fine_tuning_on_other_classes_makes_their_layers_afresh(pretrained, caplog):
+    """As many classes of other names, or in another order; a file that says no names is believed."""
+    still = ["SOLVER.BASE_LR", 0.0, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", ()]
+    with_torchvision.train(load_config("detector.yaml", [*still, "OUTPUT_DIR", "output/first"]))
+    content = torch.load("output/first/model_final.pth", weights_only=True)
+    start, names = content["model"], content["meta"].pop("classes")
+    layers = {key for key in start if "box_predictor." in key and key.endswith("weight")}
+    assert len(layers) == 2
+    caplog.set_level("INFO")
+    for classes, kept in (
+        (names, True), (None, True), (names[::-1], False), ([*names[1:], "dragon"], False),
+    ):  # fmt: skip
+        meta = content["meta"] | ({"classes": classes} if classes else {})
+        torch.save({"model": start, "meta": meta}, "start.pth")
+        options = [
+            "MODEL.WEIGHTS",
+            "start.pth",
+            "OUTPUT_DIR",
+            f"output/{len(os.listdir('output'))}",
+        ]
+        cfg = load_config("detector.yaml", [*still, *options, "SEED", 7])
+        caplog.clear()
+        with_torchvision.train(cfg)
+        after = final_weights(cfg.OUTPUT_DIR)
+        changed = {key for key in after if not torch.equal(after[key], start[key])}
+        assert changed == (set() if kept else layers), classes
+        assert ("start.pth: is of other classes; made afresh" in caplog.text) != kept
+
+
+def test_boxes_that_all_classes_share_are_kept(folder):
+    model = build_model(
+        load_config("detector.yaml", ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True])
+    )
+    facts = {"classes": list("hgfedcba")}
+    found = of_other_classes(model, tuple("abcdefgh"), model.state_dict(), facts, "x.pth")
+    assert found == {f"roi_heads.box_predictor.cls_score.{x}" for x in ("weight", "bias")}
 
 
 def test_frozen_norms_without_statistics_are_refused(folder):
