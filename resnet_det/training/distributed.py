@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import sys
+import time
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -139,7 +140,8 @@ def init(device="cuda"):
     if world > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
-            dist.init_process_group(backend, rank=rank, world_size=world)
+            store = _store_of_this_attempt(rank, world)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         except (RuntimeError, ValueError) as error:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise ConnectionError(
@@ -147,6 +149,35 @@ def init(device="cuda"):
                 "if the port is taken, give another: torchrun --master-port, or --dist-url"
             ) from error
     return device
+
+
+def _store_of_this_attempt(rank, world):
+    """The part of torchrun's store that only these processes use; None where torch makes a store.
+
+    torchrun keeps one store over its restarts, and in it the addresses of processes that are dead
+    (pytorch issue 135712). Its count of restarts is no name for an attempt: machines count apart.
+    So process 0 draws a name, and tells it to each process that says it is alive.
+
+    Raises:
+        RuntimeError: a process does not come within the store's timeout.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store = next(dist.rendezvous("env://", rank, world))[0]
+    own, end = os.urandom(8).hex(), time.monotonic() + store.timeout.total_seconds()
+    if rank:
+        store.set(f"process {rank}", own)
+        name = store.get(f"attempt of {own}").decode()
+        store.set(f"{name} has {rank}", "")
+        return dist.PrefixStore(name, store)
+    for other in range(1, world):
+        while not store.check([f"{own} has {other}"]):
+            if time.monotonic() > end:
+                raise RuntimeError(f"process {other} did not come")
+            alive_or_dead = store.get(f"process {other}").decode()
+            store.set(f"attempt of {alive_or_dead}", own)
+            time.sleep(0.02)
+    return dist.PrefixStore(own, store)
 
 
 def shutdown():
