@@ -18,11 +18,12 @@ from .. import training
 from ..config import ConfigError, embedded_part, parse_config
 from ..nets import build_net
 from ..nets.weights import read
-from ..training import distributed
+from ..training import alone_in, distributed
 from . import with_torchvision
 from .checks import check_trainable
 from .conventions import conventions
 from .faster_rcnn import net_name
+from .run import device_name
 
 logger = logging.getLogger(__name__)
 
@@ -157,16 +158,18 @@ def train(engine, cfg, resume=False):
         ConfigError: the config has a pyramid, or four numbers of iterations are not given; and as
             the engine's ``train``.
     """
+    distributed.init(device_name(cfg))
     steps = _steps(cfg, resume)
-    for index, step in enumerate(steps):
-        if not distributed.all_gather_objects(_is_done(step))[0]:
-            logger.info("%s: %d iterations", STEPS[index], step.SOLVER.MAX_ITER)
-            engine.train(step, resume=True)
-        if index % 2 == 0:
-            _propose(cfg, step)
-    if distributed.is_main() and not _is_done(cfg):
-        _join(cfg)
-    distributed.barrier()
+    with alone_in(cfg.OUTPUT_DIR):
+        for index, step in enumerate(steps):
+            if not distributed.all_gather_objects(_is_done(step))[0]:
+                logger.info("%s: %d iterations", STEPS[index], step.SOLVER.MAX_ITER)
+                engine.train(step, resume=True)
+            if index % 2 == 0:
+                _propose(cfg, step)
+        if distributed.is_main() and not _is_done(cfg):
+            _join(cfg)
+        distributed.barrier()
     if not cfg.DATASETS.TEST:
         return {}
     return engine.evaluate(_with(cfg, ["MODEL.WEIGHTS", f"{cfg.OUTPUT_DIR}/model_final.pth"]))

@@ -18,7 +18,7 @@ from ..evaluation import responses
 from ..evaluation.classification import count_errors, write_results
 from ..nets import NETS, build_net, load
 from ..nets.weights import read, rename_parameters
-from ..training import distributed, precise_bn
+from ..training import alone_in, distributed, precise_bn
 from .checks import check_trainable
 from .conventions import check_conventions, commit, pixel_facts
 from .faster_rcnn import net_name
@@ -260,13 +260,19 @@ def train(cfg, resume=False):
 
     Raises:
         ConfigError, DatasetError: the config or the data is wrong.
+        FolderInUse: another run goes on in ``OUTPUT_DIR``.
     """
     _check(cfg)
     check_trainable(cfg, resume)
-    device, seed = setup(cfg)
-    rank, world = distributed.get_rank(), distributed.get_world_size()
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ConfigError(f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN}: a classifier trains on one set")
+    device, seed = setup(cfg)
+    with alone_in(cfg.OUTPUT_DIR):
+        return _train(cfg, resume, device, seed)
+
+
+def _train(cfg, resume, device, seed):
+    rank, world = distributed.get_rank(), distributed.get_world_size()
     data = _read(cfg.DATASETS.TRAIN[0], cfg, device, cfg.RESNET_DET.SKIP_BAD_DATA)
     tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
     _check_classes(tests, data.classes, cfg.DATASETS.TRAIN[0])
@@ -336,7 +342,8 @@ def evaluate(cfg):
     image = facts.get("mean_image")
     _normalise(cfg, image, cfg.MODEL.WEIGHTS, *tests.values())
     others = [_member(path, cfg, classes, image) for path in cfg.RESNET_DET.ENSEMBLE]
-    metrics = _evaluate([net.to(device).eval() for net in [net, *others]], tests, cfg)
+    with alone_in(cfg.OUTPUT_DIR):
+        metrics = _evaluate([net.to(device).eval() for net in [net, *others]], tests, cfg)
     logger.info("results: %s", ", ".join(f"{key} {value:.2f}" for key, value in metrics.items()))
     check_expected(cfg, metrics)
     return metrics

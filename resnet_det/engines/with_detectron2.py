@@ -17,7 +17,7 @@ from detectron2.utils import comm
 
 from ..config import ConfigError, add_resnet_det_config, check_batch, flatten
 from ..training import Checkpointer as Files
-from ..training import distributed
+from ..training import alone_in, distributed
 from . import appendix
 from .checks import check_testable, check_trainable, refuse_classifier_keys, test_files
 from .conventions import check_conventions
@@ -127,8 +127,15 @@ def train(cfg, resume=False):
 
     Raises:
         ConfigError, DatasetError, WeightsError: what was given is wrong; names it.
+        FolderInUse: another run goes on in ``OUTPUT_DIR``.
     """
+    _check(cfg)
     check_trainable(cfg, resume)
+    with alone_in(cfg.OUTPUT_DIR):
+        return _train(cfg, resume)
+
+
+def _train(cfg, resume):
     _setup(cfg)
     latest = Files(cfg.OUTPUT_DIR).latest() if resume else None
     if comm.is_main_process() and not latest:
@@ -159,12 +166,14 @@ def evaluate(cfg):
         ConfigError, DatasetError, WeightsError: as :func:`train`; and where the file lacks
             a tensor of the detector.
     """
-    _setup(cfg)
+    _check(cfg)
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST: name at least one dataset")
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
-    metrics = evaluate_model(cfg, *trained(cfg))
+    with alone_in(cfg.OUTPUT_DIR):
+        _setup(cfg)
+        metrics = evaluate_model(cfg, *trained(cfg))
     if comm.is_main_process():
         check_expected(cfg, metrics)
     return metrics
@@ -184,7 +193,6 @@ def _check(cfg):
 
 
 def _setup(cfg):
-    _check(cfg)
     default_setup(cfg, argparse.Namespace())
     # Detectron2's logger has its files and its format; ours speaks through the same.
     ours = logging.getLogger("resnet_det")

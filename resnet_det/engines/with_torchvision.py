@@ -17,7 +17,7 @@ from ..data.loader import (
 )
 from ..nets import load
 from ..nets.weights import read
-from ..training import distributed
+from ..training import alone_in, distributed
 from ..training.distributed import launch
 from .appendix import Improved, in_test
 from .checks import check_testable, check_trainable, refuse_classifier_keys, test_files
@@ -222,10 +222,16 @@ def train(cfg, resume=False):
 
     Raises:
         ConfigError, DatasetError, WeightsError: what was given is wrong; names it.
+        FolderInUse: another run goes on in ``OUTPUT_DIR``.
     """
     _check(cfg)
     check_trainable(cfg, resume)
     device, seed = setup(cfg)
+    with alone_in(cfg.OUTPUT_DIR):
+        return _train(cfg, resume, device, seed)
+
+
+def _train(cfg, resume, device, seed):
     dataset, tests = _training_set(cfg), _test_sets(cfg)
     _log_skipped(dataset, *tests.values())
     records = dataset.records
@@ -287,10 +293,11 @@ def evaluate(cfg):
     device, _ = setup(cfg)
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST: name at least one dataset")
-    tests = _test_sets(cfg)
-    _log_skipped(*tests.values())
-    model, facts = _trained(cfg, device)
-    metrics = _evaluate(model, tests, cfg, device, facts)
+    with alone_in(cfg.OUTPUT_DIR):
+        tests = _test_sets(cfg)
+        _log_skipped(*tests.values())
+        model, facts = _trained(cfg, device)
+        metrics = _evaluate(model, tests, cfg, device, facts)
     if distributed.is_main():
         check_expected(cfg, metrics)
     return metrics
