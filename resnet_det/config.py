@@ -5,11 +5,12 @@ Names, defaults and meaning are Detectron2's. What Detectron2 cannot say lives i
 
 import difflib
 import logging
-import math
 from pathlib import Path
 
 import yaml
 from fvcore.common.config import CfgNode
+
+from .config_values import explained, fits, wrong_value
 
 logger = logging.getLogger(__name__)
 
@@ -276,18 +277,6 @@ def _short(error):
     return ascii(str(error))[1:-1][:500] if _unprintable(str(error)) else str(error)[:500]
 
 
-def _fits(value, default):
-    """Whether a value is built as the default: numbers (finite), texts, lists of them, None."""
-    if isinstance(default, list | tuple):
-        if not isinstance(value, list | tuple):
-            return False
-        return all(_fits(v, default[0]) for v in value) if default else True
-    if isinstance(default, bool | str):
-        return type(value) is type(default)
-    finite = type(value) in (int, float) and math.isfinite(value)
-    return finite or (default is None and value is None)
-
-
 def check_keys(flat, known, where):
     """Refuse keys that ``known`` lacks, naming the nearest ones that it has.
 
@@ -302,6 +291,21 @@ def check_keys(flat, known, where):
                 f"{where}: the embedded engine does not know the key {key}{hint}. "
                 f"A key that only Detectron2 honours needs --engine detectron2"
             )
+
+
+def check_pixels(cfg):
+    """
+    Raises:
+        ConfigError: not as many means or deviations as an image has channels, or one of these is 0.
+    """
+    count = "one number" if cfg.INPUT.FORMAT == "L" else "three numbers"
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        if len(cfg.MODEL[key]) != (1 if cfg.INPUT.FORMAT == "L" else 3):
+            raise ConfigError(
+                f"MODEL.{key}: {cfg.MODEL[key]}: give {count}, in the order INPUT.FORMAT"
+            )
+    if min(cfg.MODEL.PIXEL_STD) <= 0:
+        raise ConfigError(f"MODEL.PIXEL_STD: {cfg.MODEL.PIXEL_STD}: must be above 0")
 
 
 def check_values(cfg):
@@ -349,11 +353,7 @@ def check_values(cfg):
         for key in keys:
             if flat[key] < least:
                 raise ConfigError(f"{key}: {flat[key]}: must be at least {least}")
-    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
-        if len(flat[key]) != 3:
-            raise ConfigError(f"{key}: {flat[key]}: give three numbers, in the order INPUT.FORMAT")
-    if min(flat["MODEL.PIXEL_STD"]) <= 0:
-        raise ConfigError(f"MODEL.PIXEL_STD: {flat['MODEL.PIXEL_STD']}: must be above 0")
+    check_pixels(cfg)
     sizes = list(cfg.INPUT.MIN_SIZE_TRAIN)
     pair = len(sizes) == 2 and sizes == sorted(sizes)
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not pair:
@@ -373,10 +373,10 @@ def _merge(cfg, content, where):
     try:
         cfg.merge_from_list([x for pair in content.items() for x in pair])
         for key, value in flatten(cfg).items():
-            if not _fits(value, built[key]):
-                raise ConfigError(f"{key}: {value!r} is not built as its default")
+            if not fits(value, built[key]):
+                raise ConfigError(wrong_value(key, value, built[key]))
     except Exception as error:  # yacs asserts, and evaluates texts as Python's literals
-        raise ConfigError(f"{where}: {_short(error)}") from error
+        raise ConfigError(f"{where}: {explained(_short(error), built)}") from error
 
 
 def load_config(path, overrides=()):

@@ -3,6 +3,7 @@
 import pytest
 
 from resnet_det.config import ConfigError, embedded_part, flatten, load_config, parse_config
+from resnet_det.engines import pick
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_keys_of_heads_that_are_switched_off_are_accepted(write):
         ("MODEL: {MASK_ON: True}", ["MODEL.MASK_ON", "True", "False"]),
         ("MODEL: {ROI_BOX_HEAD: {POOLER_TYPE: ROIPoll}}", ["POOLER_TYPE", "near it: 'ROIPool'"]),
         ("SOLVER: {LR_SCHEDULER_NAME: WarmupCosineLR}", ["LR_SCHEDULER_NAME", "WarmupMultiStepLR"]),
-        ("SOLVER: {BASE_LR: fast}", ["SOLVER.BASE_LR", "float"]),
+        ("SOLVER: {BASE_LR: fast}", ["SOLVER.BASE_LR: 'fast': takes a number, such as 0.001"]),
         ("SOLVER: {IMS_PER_BATCH: 0}", ["SOLVER.IMS_PER_BATCH", "at least 1"]),
         ("MODEL: {RPN: {CONV_DIMS: [64, 64]}}", ["MODEL.RPN.CONV_DIMS"]),
         ("MODEL: {ROI_HEADS: {IOU_LABELS: [-1, 0, 1]}}", ["ROI_HEADS.IOU_LABELS", "THRESHOLDS"]),
@@ -73,6 +74,36 @@ def test_refused_by_name(write, text, words):
     with pytest.raises(ConfigError) as error:
         load_config(path)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize(
+    "engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+)
+@pytest.mark.parametrize("key, value, words", [
+    ("SOLVER.STEPS", "100", "100: takes a list of whole numbers: write \"(100,)\""),
+    ("SOLVER.BASE_LR", "1", "1: takes a number: write 1.0"),
+    ("SOLVER.BASE_LR", "abc", "'abc': takes a number, such as 0.001"),
+    ("SOLVER.MAX_ITER", "1e5", "100000.0: takes a whole number: write 100000"),
+    ("MODEL.PIXEL_MEAN", "(1,2)", "[1, 2]: give three numbers"),
+    ("MODEL.PIXEL_MEAN", "5", "5: takes a list of numbers, such as \"[103.53, 116.28, 123.675]\""),
+    ("DATASETS.TRAIN", "voc_2007_trainval",
+     "'voc_2007_trainval': takes a list: write \"('voc_2007_trainval',)\""),
+    ("INPUT.MIN_SIZE_TRAIN", "600", "600: takes a list of whole numbers: write \"(600,)\""),
+    ("MODEL.MASK_ON", "maybe", "'maybe': takes True or False"),
+    ("MODEL.WEIGHTS", "3", "3: takes a text: write \"'3'\""),
+])  # fmt: skip
+def test_a_value_of_another_type_is_told_what_to_write(write, engine, key, value, words):
+    load = pick(engine).load_config
+    if key != "MODEL.PIXEL_MEAN":  # the file says it otherwise
+        node, leaf = key.split(".")
+        with pytest.raises(ConfigError) as error:
+            load(write(f"VERSION: 2\n{node}: {{{leaf}: {value}}}"))
+        assert f"config.yaml: {key}: {words}" in str(error.value)
+    with pytest.raises(ConfigError) as error:
+        load(write("VERSION: 2"), [key, value])
+    assert f"{key}: {words}" in str(error.value)
+    if "write" in words:
+        load(write("VERSION: 2"), [key, words.split("write ")[1].strip('"')])
 
 
 def test_command_line_is_checked_too(write):

@@ -181,7 +181,7 @@ def main(argv=None):
     images, others = counts.pop("images", 0), counts.pop(what, 0)
     print(f"{args.name}: {images} images, {others} {what}")
     if faults:
-        print(f"{len(faults)} faults")
+        print(f"{len(faults)} fault{'s' * (len(faults) > 1)}")
         return 1
     if not whole:
         print(f"  {counts['least']} to {counts['most']} images a class")

@@ -15,7 +15,14 @@ from detectron2.engine import TrainerBase, default_setup
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 
-from ..config import ConfigError, add_resnet_det_config, check_batch, flatten
+from ..config import (
+    ConfigError,
+    add_resnet_det_config,
+    check_batch,
+    check_pixels,
+    flatten,
+)
+from ..config_values import explained
 from ..training import Checkpointer as Files
 from ..training import alone_in, distributed
 from . import appendix
@@ -63,6 +70,7 @@ def load_config(path, overrides=()):
             raise ConfigError(f"{where}: {_explained(str(error.args[0]), known)}") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"{where}: not a readable YAML config: {error}") from error
+    check_pixels(cfg)
     check_batch(cfg, images, overrides)
     if cfg.MODEL.META_ARCHITECTURE == "Classifier":
         raise ConfigError("MODEL.META_ARCHITECTURE: Classifier: Detectron2 trains detectors only")
@@ -77,7 +85,7 @@ def load_config(path, overrides=()):
 def _explained(message, known):
     unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if not unknown:
-        return message
+        return explained(message, known)
     near = difflib.get_close_matches(unknown[1], known, n=3, cutoff=0.5)
     hint = f"; near it: {', '.join(near)}" if near else ""
     return f"Detectron2 does not know the key {unknown[1]}{hint}"

@@ -119,7 +119,7 @@ def test_fault(voc_folder, check, spoil):
     status, lines = check(voc_folder.root)
     assert status == 1
     assert lines[0].startswith(f"{path}: ") and what in lines[0]
-    assert lines[-1] == "1 faults"
+    assert lines[-1] == "1 fault"
 
 
 def test_all_faults_are_listed_at_once(voc_folder, check):
