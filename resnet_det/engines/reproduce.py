@@ -5,6 +5,7 @@ an output folder of its own, and the numbers that are read from the last run's `
 The tables themselves are data: :mod:`.paper`.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -106,6 +108,7 @@ class Run:
     keys: tuple  # that its last evaluation must have
     tested: "Run | None" = None  # the run whose net this one only tests
     reads: tuple = ()  # runs whose weights this one starts from or tests
+    pretrained: Path | None = None  # weights that it makes first where they are absent
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -203,8 +206,11 @@ def plan(table, seeds, fraction, output):
                 length = shorter[1] if shorter else whole
                 tested = chain[-1] if step.test_only else None
                 reads = tuple(r for r in chain if any(str(r.weights) in x for x in overrides))
+                pretrained = Path(cfg.MODEL.WEIGHTS) if cfg.RESNET_DET.PRETRAIN else None
                 if folder not in runs:
-                    runs[folder] = Run(step, folder, command, length, whole, (), tested, reads)
+                    runs[folder] = Run(
+                        step, folder, command, length, whole, (), tested, reads, pretrained
+                    )
                 if last:
                     runs[folder].keys = tuple(n.key for n in cell.numbers if n.key)
                 chain.append(runs[folder])
@@ -236,6 +242,7 @@ class Runner:
     def __init__(self, jobs, say=print):
         self.jobs, self.say = jobs, say
         self.running, self.stopped = set(), False
+        self.pretrainings = defaultdict(threading.Lock)
 
     def execute(self, command, log):
         """Run ``tools/...`` with its output in the file ``log``; True if it succeeded."""
@@ -257,6 +264,19 @@ class Runner:
             finally:
                 self.running.discard(process)
 
+    @contextlib.contextmanager
+    def pretraining(self, weights):
+        """Enter where the weights exist or no other cell is making them: two would share a folder."""
+        held = None
+        while weights and not held and not weights.exists() and not self.stopped:
+            if self.pretrainings[weights].acquire(timeout=1):
+                held = self.pretrainings[weights]
+        try:
+            yield
+        finally:
+            if held:
+                held.release()
+
     def chain(self, runs):
         """Run what is not finished of a cell's runs; returns the log of one that failed, or None."""
         for run in runs:
@@ -268,7 +288,9 @@ class Runner:
                 log = run.folder.with_name(run.folder.name + ".log")
                 log.parent.mkdir(parents=True, exist_ok=True)
                 self.say(f"{run.folder}: {run.iterations} iterations, log in {log}")
-                if not self.execute(run.command, log) or run.metrics() is None:
+                with self.pretraining(run.pretrained):
+                    done = not self.stopped and self.execute(run.command, log)
+                if not done or run.metrics() is None:
                     return log
                 self.say(f"{run.folder}: finished")
         return None

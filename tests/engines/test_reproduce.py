@@ -154,6 +154,47 @@ def test_runs_are_shared_and_left_alone(tmp_path):
     assert reproduce.last_line(log) == "nowhere.pth: is not there"
 
 
+# A detector: it makes its weights, in whose folder a second would fail, and meets the other cell.
+DETECTOR = """
+import json, pathlib, sys, time
+words = [word for word in sys.argv[3:] if word != "--resume"]
+options = dict(zip(words[::2], words[1::2]))
+weights = pathlib.Path(options["MODEL.WEIGHTS"])
+if not weights.exists():
+    weights.parent.mkdir(parents=True)
+    time.sleep(1)
+    weights.touch()
+folder = pathlib.Path(options["OUTPUT_DIR"])
+folder.mkdir(parents=True)
+end = time.monotonic() + 30
+while len(list(folder.parent.glob("[ab]-seed1/"))) < 2:
+    if time.monotonic() > end:
+        sys.exit("the other cell waits for more than the weights")
+    time.sleep(0.1)
+(folder / "config.yaml").write_text("SOLVER: {MAX_ITER: %s}" % options["SOLVER.MAX_ITER"])
+line = {"iteration": int(options["SOLVER.MAX_ITER"]) - 1, "classification/top1_error": 50.0}
+(folder / "metrics.json").write_text(json.dumps(line))
+(folder / "model_final.pth").touch()
+"""
+
+
+def test_cells_wait_for_a_pretraining_that_they_share(tmp_path):
+    """Two detectors at once on one absent classifier: one makes it, then both go on."""
+    tool = tmp_path / "tool.py"
+    tool.write_text(DETECTOR)
+    weights = tmp_path / "classifier/model_final.pth"
+    more = ("MODEL.WEIGHTS", weights)
+    cells = [
+        Cell(name, name, (Step(str(tool), "configs/quickstart.yaml", name, more),), (ERROR,))
+        for name in "ab"
+    ]
+    table = Table("tiny", "Tiny", tuple(cells))
+    plan = reproduce.plan(table, [1], Fraction(1, 50), tmp_path / "out")
+    failed = reproduce.Runner(2, lambda text: None).all(plan)
+    assert not failed, reproduce.last_line(failed[0])
+    assert weights.exists() and all(run.metrics() for (run,) in plan.values())
+
+
 def environment():
     """Of a tool of this checkout, in another folder and on one core."""
     path = [str(reproduce.ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
