@@ -65,8 +65,12 @@ def dry_run(plan):
         "\nTraining one after another, without waiting for data and without evaluations: "
         f"{reproduce.as_time(total)} = {total / 3600:.1f} hours of this device "
         f"({reproduce.facts()}, threads: {torch.get_num_threads()}); on N of its kind the same "
-        "device-hours in an Nth of the time, at best. Scaled from steps on random images"
-        + ("." if torch.cuda.is_available() else ", by processor time.")
+        "device-hours in an Nth of the time, at best. Scaled from steps on random images in float32"
+        + (
+            "."
+            if torch.cuda.is_available()
+            else ", by processor time: the least time, with all threads busy in every operation."
+        )
     )
     return 0
 

@@ -389,7 +389,7 @@ def ensure_weights(cfg, check):
 
     Raises:
         ConfigError: the classifier's config would not write ``MODEL.WEIGHTS``, or those of another
-            net or other pixels.
+            net or other pixels, or into the detector's own folder.
         DatasetError: the detector's own data is absent.
     """
     path = cfg.RESNET_DET.PRETRAIN
@@ -412,7 +412,11 @@ def ensure_weights(cfg, check):
     net, trained = net_name(cfg)[0], pretrain.MODEL.BACKBONE.NAME
     if net in NETS and net != trained:
         raise ConfigError(f"MODEL.BACKBONE.NAME: {net}, but RESNET_DET.PRETRAIN, {path}: {trained}")
-    check_conventions(pixel_facts(pretrain), cfg, path)
+    if result.parent.resolve() == Path(cfg.OUTPUT_DIR).resolve():
+        raise ConfigError(
+            f"OUTPUT_DIR: {cfg.OUTPUT_DIR}: is that of RESNET_DET.PRETRAIN, {path}: give another"
+        )
+    check_conventions(pixel_facts(pretrain), cfg, path, "trains")
     check()
     logger.info("%s does not exist: pretraining with %s", cfg.MODEL.WEIGHTS, path)
     train(pretrain, resume=True)

@@ -64,12 +64,15 @@ def commit():
         return ""
 
 
-def check_conventions(facts, cfg, path):
+def check_conventions(facts, cfg, path, trained="was trained"):
     """Refuse weights that were trained on other pixels, with the stride elsewhere, or a detector
     with or without global context where the config's is not.
 
     Loading them may give no error of its own, and silently loses accuracy. What a file does not
     say is a line in the log.
+
+    Args:
+        path: of the file; ``trained``, what to say of it.
 
     Raises:
         ConfigError: names the file, the key, and both values; of facts that were guessed from the
@@ -85,7 +88,7 @@ def check_conventions(facts, cfg, path):
             continue
         if fact not in facts.get("guessed", ()):
             raise ConfigError(
-                f"{path}: was trained with {key} {facts[fact]}, but the config says {ours[fact]}"
+                f"{path}: {trained} with {key} {facts[fact]}, but the config says {ours[fact]}"
             )
         guesses[key] = facts[fact], ours[fact]
     if guesses:

@@ -19,7 +19,9 @@ from .run import device_name
 FEW = 4  # images of a classifier that a measurement begins with
 LONG = 20  # seconds of a measurement after which no further step begins
 # Keys that a step's time depends on.
-MATTERS = ("MODEL.", "INPUT.", "SOLVER.IMS_PER_BATCH", "RESNET_DET.GLOBAL_CONTEXT")
+MATTERS = (
+    "MODEL.", "INPUT.", "SOLVER.IMS_PER_BATCH", "RESNET_DET.GLOBAL_CONTEXT", "RESNET_DET.FAST",
+)  # fmt: skip
 WEIGHTS = "MODEL.WEIGHTS"  # but this one
 
 
@@ -86,10 +88,10 @@ def _measured(cfg):
 
 
 def measure(config, long):
-    """Time training steps on random images: the median of three at most.
+    """Time training steps in float32 on random images: the median of three at most.
 
     On a CPU the processor's time is taken, by the number of threads: what else it does now does
-    not count.
+    not count, and it is the least time, with all threads busy in every operation.
 
     A detector's step has one image. A classifier's has FEW, and twice as many for as long as there
     is time, up to its batch: small batches are slow on a GPU, and large ones take minutes on a CPU.

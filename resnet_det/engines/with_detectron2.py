@@ -110,7 +110,9 @@ def _in_group(main, *args):
 
 
 def check(cfg, resume=False):
-    """Refuse what :func:`train` would refuse before it looks at weights: it may be days until then.
+    """Refuse a config or data that cannot be trained, without weights: it may be days until these.
+
+    What shows only in training, such as a batch that the processes cannot share, is refused by it.
 
     Raises:
         ConfigError, DatasetError: as :func:`train`.

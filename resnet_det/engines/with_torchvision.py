@@ -130,6 +130,12 @@ def _training_set(cfg):
     return dataset
 
 
+def _trainable_records(dataset, cfg):
+    if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        return dataset.records
+    return with_usable_annotations(dataset.records, use_difficult=cfg.RESNET_DET.USE_DIFFICULT)
+
+
 def _test_sets(cfg):
     sets = {}
     for name, files in test_files(cfg):
@@ -197,14 +203,16 @@ def _evaluate(model, sets, cfg, device, weights=None):
 
 
 def check(cfg, resume=False):
-    """Refuse what :func:`train` would refuse before it looks at weights: it may be days until then.
+    """Refuse a config or data that cannot be trained, without weights: it may be days until these.
+
+    What shows only in training, such as SOLVER.STEPS that do not rise, is refused by it.
 
     Raises:
-        ConfigError, DatasetError: as :func:`train`.
+        ConfigError, DatasetError, ValueError: as :func:`train`.
     """
     _check(cfg)
     check_trainable(cfg, resume)
-    _training_set(cfg)
+    _trainable_records(_training_set(cfg), cfg)
     _test_sets(cfg)
     with torch.device("meta"):
         new_layers(build_model(cfg), cfg)
@@ -234,9 +242,7 @@ def train(cfg, resume=False):
 def _train(cfg, resume, device, seed):
     dataset, tests = _training_set(cfg), _test_sets(cfg)
     _log_skipped(dataset, *tests.values())
-    records = dataset.records
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records = with_usable_annotations(records, use_difficult=cfg.RESNET_DET.USE_DIFFICULT)
+    records = _trainable_records(dataset, cfg)
     logger.info("training on %d images of %s", len(records), dataset.name)
 
     model = build_model(cfg)

@@ -422,7 +422,8 @@ LATE = [
     (["MODEL.ROI_HEADS.NUM_CLASSES", "20"], "NUM_CLASSES: 20, but scenes_voc_trainval"),
     (["MODEL.RPN.IN_FEATURES", "['res4']"], "RPN.IN_FEATURES: 'res4'"),
     (["MODEL.BACKBONE.NAME", "cifar_resnet32"], "cifar_resnet32, but .*: cifar_resnet20"),
-    (["MODEL.PIXEL_STD", "[58.0, 57.0, 57.0]"], "classifier.yaml: .*PIXEL_STD .*1.0.* says .*58"),
+    (["MODEL.PIXEL_STD", "[58.0, 57.0, 57.0]"], "yaml: trains with .*PIXEL_STD .*1.0.* says .*58"),
+    (["OUTPUT_DIR", "output/classifier"], "OUTPUT_DIR: output/classifier: is that of .*PRETRAIN"),
     (["RESNET_DET.NEW_LAYERS", "('fc6',)"], "NEW_LAYERS: fc6"),
     (["RESNET_DET.ENSEMBLE", "('x.pth',)"], "ENSEMBLE: is for tests"),
 ]
