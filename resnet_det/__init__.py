@@ -2,10 +2,11 @@
 
 nets        the networks: ``build_net(name)``, a name of ``NETS``; weights in and out
 data        datasets under Detectron2's names, images, loaders, the embedded scenes
-training    the loop, schedules, checkpoints, several processes
+training    the loop, schedules, checkpoints, several processes, the lock on an output folder
 evaluation  VOC and COCO average precision, tables, pictures, the report page
 engines     the detector on torchvision (embedded) or on Detectron2
-config      Detectron2's YAML language, in the part that the embedded engine honours
+config      Detectron2's YAML language, in the part that the embedded engine honours; its
+            config_values: whether a value is built as its key's default
 
 Where Detectron2 is installed, ``import resnet_det`` registers every net as a backbone of it, and
 its RoI heads: ``MODEL.BACKBONE.NAME: paper_resnet101``, ``MODEL.ROI_HEADS.NAME: PaperROIHeads``.

@@ -20,7 +20,7 @@ from ..nets import build_net
 from ..nets.weights import read
 from ..training import alone_in, distributed
 from . import with_torchvision
-from .checks import check_trainable
+from .checks import check_output, check_trainable
 from .conventions import conventions
 from .faster_rcnn import net_name
 from .run import device_name
@@ -157,10 +157,13 @@ def train(engine, cfg, resume=False):
     Raises:
         ConfigError: the config has a pyramid, or four numbers of iterations are not given; and as
             the engine's ``train``.
+        FolderInUse: another run goes on in ``OUTPUT_DIR``.
     """
     distributed.init(device_name(cfg))
     steps = _steps(cfg, resume)
     with alone_in(cfg.OUTPUT_DIR):
+        for step in (*steps, cfg):
+            check_output(step, resume)
         for index, step in enumerate(steps):
             if not distributed.all_gather_objects(_is_done(step))[0]:
                 logger.info("%s: %d iterations", STEPS[index], step.SOLVER.MAX_ITER)

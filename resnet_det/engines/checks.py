@@ -22,7 +22,7 @@ def refuse_classifier_keys(cfg):
 
 
 def check_trainable(cfg, resume):
-    """Refuse to train on nothing or an ensemble, and to write over an earlier run's checkpoints.
+    """Refuse to train on nothing or an ensemble, or in an earlier run's folder.
 
     Raises:
         ConfigError
@@ -31,6 +31,17 @@ def check_trainable(cfg, resume):
         raise ConfigError("DATASETS.TRAIN: name at least one dataset")
     if cfg.RESNET_DET.ENSEMBLE:
         raise ConfigError("RESNET_DET.ENSEMBLE: is for tests: give --eval-only")
+    check_output(cfg, resume)
+
+
+def check_output(cfg, resume):
+    """Refuse to write over an earlier run's checkpoints.
+
+    A run that was waited for may have saved some, so this comes again where the folder is held.
+
+    Raises:
+        ConfigError
+    """
     if not resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists():
         raise ConfigError(
             f"OUTPUT_DIR: {cfg.OUTPUT_DIR} holds the checkpoints of an earlier run: give --resume "

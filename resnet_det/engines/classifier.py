@@ -19,7 +19,7 @@ from ..evaluation.classification import count_errors, write_results
 from ..nets import NETS, build_net, load
 from ..nets.weights import read, rename_parameters
 from ..training import alone_in, distributed, precise_bn
-from .checks import check_trainable
+from .checks import check_output, check_trainable
 from .conventions import check_conventions, commit, pixel_facts
 from .faster_rcnn import net_name
 from .results import check_expected
@@ -268,6 +268,7 @@ def train(cfg, resume=False):
         raise ConfigError(f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN}: a classifier trains on one set")
     device, seed = setup(cfg)
     with alone_in(cfg.OUTPUT_DIR):
+        check_output(cfg, resume)
         return _train(cfg, resume, device, seed)
 
 
@@ -329,20 +330,24 @@ def evaluate(cfg):
 
     Returns:
         dict of metrics, as :func:`train`.
+
+    Raises:
+        ConfigError, DatasetError, WeightsError, FolderInUse: what was given is wrong, or another
+            run goes on in ``OUTPUT_DIR``.
     """
     _check(cfg)
-    device, _ = setup(cfg)
-    tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
-    if not tests or not cfg.MODEL.WEIGHTS:
+    if not cfg.DATASETS.TEST or not cfg.MODEL.WEIGHTS:
         raise ConfigError("DATASETS.TEST and MODEL.WEIGHTS: both are needed to evaluate")
-    classes = next(iter(tests.values())).classes
-    net = build(cfg, len(classes))
-    facts = _load(net, cfg)
-    _check_classes(tests, facts.get("classes", classes), cfg.MODEL.WEIGHTS)
-    image = facts.get("mean_image")
-    _normalise(cfg, image, cfg.MODEL.WEIGHTS, *tests.values())
-    others = [_member(path, cfg, classes, image) for path in cfg.RESNET_DET.ENSEMBLE]
+    device, _ = setup(cfg)
     with alone_in(cfg.OUTPUT_DIR):
+        tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
+        classes = next(iter(tests.values())).classes
+        net = build(cfg, len(classes))
+        facts = _load(net, cfg)
+        _check_classes(tests, facts.get("classes", classes), cfg.MODEL.WEIGHTS)
+        image = facts.get("mean_image")
+        _normalise(cfg, image, cfg.MODEL.WEIGHTS, *tests.values())
+        others = [_member(path, cfg, classes, image) for path in cfg.RESNET_DET.ENSEMBLE]
         metrics = _evaluate([net.to(device).eval() for net in [net, *others]], tests, cfg)
     logger.info("results: %s", ", ".join(f"{key} {value:.2f}" for key, value in metrics.items()))
     check_expected(cfg, metrics)

@@ -26,7 +26,13 @@ from ..config_values import explained
 from ..training import Checkpointer as Files
 from ..training import alone_in, distributed
 from . import appendix
-from .checks import check_testable, check_trainable, refuse_classifier_keys, test_files
+from .checks import (
+    check_output,
+    check_testable,
+    check_trainable,
+    refuse_classifier_keys,
+    test_files,
+)
 from .conventions import check_conventions
 from .detector_weights import check_statistics, new_layers
 from .detectron2_data import load_any, training_set
@@ -142,6 +148,7 @@ def train(cfg, resume=False):
     _check(cfg)
     check_trainable(cfg, resume)
     with alone_in(cfg.OUTPUT_DIR):
+        check_output(cfg, resume)
         return _train(cfg, resume)
 
 
@@ -173,8 +180,8 @@ def evaluate(cfg):
         dict of metrics in the main process, as :func:`train`.
 
     Raises:
-        ConfigError, DatasetError, WeightsError: as :func:`train`; and where the file lacks
-            a tensor of the detector.
+        ConfigError, DatasetError, WeightsError, FolderInUse: as :func:`train`; and where the
+            file lacks a tensor of the detector.
     """
     _check(cfg)
     if not cfg.DATASETS.TEST:

@@ -20,7 +20,13 @@ from ..nets.weights import read
 from ..training import alone_in, distributed
 from ..training.distributed import launch
 from .appendix import Improved, in_test
-from .checks import check_testable, check_trainable, refuse_classifier_keys, test_files
+from .checks import (
+    check_output,
+    check_testable,
+    check_trainable,
+    refuse_classifier_keys,
+    test_files,
+)
 from .conventions import check_conventions, ensemble
 from .detector_weights import check_statistics, load_detector, new_layers
 from .faster_rcnn import build_model
@@ -236,6 +242,7 @@ def train(cfg, resume=False):
     check_trainable(cfg, resume)
     device, seed = setup(cfg)
     with alone_in(cfg.OUTPUT_DIR):
+        check_output(cfg, resume)
         return _train(cfg, resume, device, seed)
 
 
@@ -294,6 +301,9 @@ def evaluate(cfg):
 
     Returns:
         dict of metrics in the main process, as :func:`train`.
+
+    Raises:
+        ConfigError, DatasetError, WeightsError, FolderInUse: as :func:`train`.
     """
     _check(cfg)
     device, _ = setup(cfg)

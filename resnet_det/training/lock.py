@@ -27,18 +27,26 @@ def alone_in(folder):
     where its data workers outlive it. On a file system without locks a line in the log says so.
     A process must not enter it twice at once: leaving the inner one would free the folder.
 
-    Raises:
-        FolderInUse: in every process; names the folder, and who holds it.
+    Raises (in every process; both name the folder):
+        FolderInUse: another process holds it; says which.
+        ValueError: no file can be made in it.
     """
     file = refusal = None
     if distributed.is_main():
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        file = os.open(Path(folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o666)
-        refusal = _lock(file, folder)
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            file = os.open(Path(folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            refusal = ValueError(
+                f"OUTPUT_DIR: {folder} cannot be written to ({error}): give another OUTPUT_DIR, "
+                "or make this one writable"
+            )
+        else:
+            refusal = _lock(file, folder)
     try:
         refusal = distributed.all_gather_objects(refusal)[0]
-        if refusal:
-            raise FolderInUse(refusal)
+        if refusal is not None:
+            raise refusal
         yield
     finally:
         if file is not None:
@@ -46,7 +54,7 @@ def alone_in(folder):
 
 
 def _lock(file, folder):
-    """Lock an open file within PATIENCE; what to say where another process keeps it, else None.
+    """Lock an open file within PATIENCE; FolderInUse where another process keeps it, else None.
 
     A record lock (lockf) belongs to this process alone. One of flock would live on in the forked
     workers of a process that was killed.
@@ -60,7 +68,7 @@ def _lock(file, folder):
         except (BlockingIOError, PermissionError):
             holder = os.pread(file, 200, 0).decode(errors="replace") or "another process"
             if time.monotonic() > end:
-                return (
+                return FolderInUse(
                     f"OUTPUT_DIR: {folder} is in use by {holder}: end that run first, or give "
                     "another OUTPUT_DIR"
                 )
@@ -75,6 +83,7 @@ def _lock(file, folder):
                 error,
             )
             return None
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"process {os.getpid()} of {socket.gethostname()}".encode(), 0)
+    with contextlib.suppress(OSError):  # the name is for the message alone
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} of {socket.gethostname()}".encode(), 0)
     return None

@@ -6,11 +6,15 @@ import os
 import signal
 import socket
 import time
+from functools import partial
 
 import pytest
 import yaml
 from small_runs import python
 
+from resnet_det.config import ConfigError
+from resnet_det.config import load_config as embedded
+from resnet_det.engines import alternating, classifier, pick
 from resnet_det.training import FolderInUse, alone_in, lock
 
 
@@ -71,6 +75,56 @@ def test_a_file_system_without_locks_is_a_line_in_the_log(tmp_path, caplog, monk
     monkeypatch.setattr(lock.fcntl, "lockf", none)
     with alone_in(tmp_path):
         assert f"{tmp_path}: its file system has no locks" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "engine",
+    ["classifier", "alternating", "torchvision",
+     pytest.param("detectron2", marks=pytest.mark.detectron2)],
+)  # fmt: skip
+def test_what_the_waited_for_run_saved_is_kept(configs, engine):
+    output, entered = configs / "out", configs / "entered"
+
+    def hold():
+        with alone_in(output):
+            entered.touch()
+            time.sleep(0.5)  # meanwhile the other is past its first look at the folder
+            (output / "metrics.json").write_text("its own")
+            (output / "last_checkpoint").write_text("model_0000002.pth")
+
+    holder = in_a_fork(hold)
+    while not entered.exists():
+        time.sleep(0.01)
+    overrides = ["OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", 1, "TEST.EVAL_PERIOD", 0]
+    if engine == "classifier":
+        train, cfg = classifier.train, embedded(configs / "classifier.yaml", overrides)
+    elif engine == "alternating":
+        train = partial(alternating.train, pick("torchvision"))
+        cfg = embedded(configs / "detector.yaml", overrides)
+    else:
+        train = pick(engine).train
+        cfg = pick(engine).load_config(configs / "detector.yaml", overrides)
+    with pytest.raises(ConfigError, match="holds the checkpoints of an earlier run"):
+        train(cfg)
+    os.waitpid(holder, 0)
+    assert (output / "metrics.json").read_text() == "its own"
+    assert sorted(os.listdir(output)) == [".lock", "last_checkpoint", "metrics.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file/out"):
+        with pytest.raises(ValueError, match=f"OUTPUT_DIR: {folder} cannot be"), alone_in(folder):
+            pass
+
+
+def test_a_full_disk_costs_the_name_of_the_holder_alone(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(lock.os, "pwrite", full)
+    with alone_in(tmp_path):
+        assert (tmp_path / ".lock").read_text() == ""
 
 
 @pytest.mark.parametrize(
