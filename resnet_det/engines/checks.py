@@ -27,10 +27,10 @@ def check_trainable(cfg, resume):
     Raises:
         ConfigError
     """
-    if not cfg.DATASETS.TRAIN:
-        raise ConfigError("DATASETS.TRAIN: name at least one dataset")
     if cfg.RESNET_DET.ENSEMBLE:
         raise ConfigError("RESNET_DET.ENSEMBLE: is for tests: give --eval-only")
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError("DATASETS.TRAIN: name at least one dataset")
     check_output(cfg, resume)
 
 
