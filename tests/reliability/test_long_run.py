@@ -69,15 +69,16 @@ def test_nothing_grows(configs, tool, options, config):
     quarter = ITERATIONS // 4
     parts = [[s for s in samples if n * quarter <= s[0] < (n + 1) * quarter] for n in range(4)]
     times = [line for line in read_metrics(configs / "out/metrics.json") if "time" in line]
-    held_now = []
+    holds = []
     for n, part in enumerate(parts):
         seconds = [o["time"] for o in times if n * quarter <= o["iteration"] < (n + 1) * quarter]
-        memory, workers, *counts = (list(column) for column in list(zip(*part))[1:])
-        held_now.append((median(memory), median(workers), *map(max, counts)))
+        holds.append([median(column) for column in list(zip(*part))[1:]])
         print(
             f"quarter {n + 1}: {median(seconds):.4f} s an iteration; "
-            "{:.0f} MB, workers {:.0f} MB, {} files, {} threads, {} children".format(*held_now[-1])
+            "{:.0f} MB, workers {:.0f} MB, {:.0f} files, {:.0f} threads, {:.0f} children".format(
+                *holds[-1]
+            )
         )
-    _, second, _, last = held_now  # the first quarter still fills caches
+    _, second, _, last = holds  # the first quarter still fills caches
     for before, after in zip(second, last):
         assert after <= 1.03 * before
