@@ -62,7 +62,7 @@ def _kind(default, several=False):
 def _instead(value, default):
     """Quoted as a shell needs it; YAML reads it so too."""
     if isinstance(default, list | tuple):
-        alone = len(default) < 2 and not isinstance(value, list | tuple)
+        alone = len(default) < 2 and fits((value,), default) and not isinstance(value, list | tuple)
         return f': write "{(value,)!r}"' if alone else f', such as "{default!r}"'
     if type(default) is float and type(value) is int:
         return f": write {float(value)!r}"

@@ -85,6 +85,7 @@ def test_refused_by_name(write, text, words):
     ("SOLVER.BASE_LR", "abc", "'abc': takes a number, such as 0.001"),
     ("SOLVER.MAX_ITER", "1e5", "100000.0: takes a whole number: write 100000"),
     ("MODEL.PIXEL_MEAN", "(1,2)", "[1, 2]: give three numbers"),
+    ("MODEL.ANCHOR_GENERATOR.SIZES", "5", "5: takes a list of lists of whole numbers, such as \"[[32,"),
     ("MODEL.PIXEL_MEAN", "5", "5: takes a list of numbers, such as \"[103.53, 116.28, 123.675]\""),
     ("DATASETS.TRAIN", "voc_2007_trainval",
      "'voc_2007_trainval': takes a list: write \"('voc_2007_trainval',)\""),

@@ -29,7 +29,7 @@ def test_loads_and_builds(path):
     with torch.device("meta"):
         if cfg.MODEL.META_ARCHITECTURE == "Classifier":
             classifier._check(cfg)
-            assert classifier._build(cfg, 10).linear.out_features == 10
+            assert classifier.build(cfg, 10).linear.out_features == 10
         else:
             model = faster_rcnn.build_model(cfg)
             scores = model.roi_heads.box_predictor.cls_score
