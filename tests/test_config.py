@@ -96,9 +96,11 @@ def test_refused_by_name(write, text, words):
 def test_a_value_of_another_type_is_told_what_to_write(write, engine, key, value, words):
     load = pick(engine).load_config
     if key != "MODEL.PIXEL_MEAN":  # the file says it otherwise
-        node, leaf = key.split(".")
+        text = value
+        for name in reversed(key.split(".")):
+            text = f"{{{name}: {text}}}"
         with pytest.raises(ConfigError) as error:
-            load(write(f"VERSION: 2\n{node}: {{{leaf}: {value}}}"))
+            load(write(text))
         assert f"config.yaml: {key}: {words}" in str(error.value)
     with pytest.raises(ConfigError) as error:
         load(write("VERSION: 2"), [key, value])
