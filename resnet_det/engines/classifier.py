@@ -184,12 +184,13 @@ def _load(net, cfg, classes=None):
     Returns:
         dict of the file's facts.
     """
-    path, new, fresh = cfg.MODEL.WEIGHTS, (), ()
-    if classes is not None:
-        new = ("linear.",)
-        if tuple(read(path)[1].get("classes", classes)) != tuple(classes):
-            fresh = ("linear.weight", "linear.bias")
-    match = load(net, path, new=new, fresh=fresh)
+    path = cfg.MODEL.WEIGHTS
+
+    def fresh(state, facts):
+        others = classes is not None and list(facts.get("classes", classes)) != list(classes)
+        return ("linear.weight", "linear.bias") if others else ()
+
+    match = load(net, path, new=() if classes is None else ("linear.",), fresh=fresh)
     check_conventions(match.facts, cfg, path)
     logger.info("%s: %s", path, match)
     made = [*match.missing, *match.mismatched]

@@ -4,7 +4,7 @@ import logging
 
 from ..config import ConfigError
 from ..nets import load, without_statistics
-from ..nets.weights import WeightsError, classifier_name, read
+from ..nets.weights import WeightsError, classifier_name
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,14 @@ def load_detector(model, path, fresh=(), check=None, classes=()):
     new = [key for key, name in stages.items() if not name.startswith(_STAGES)]
     drop = [s for s in _STAGES if not any(name.startswith(s) for name in stages.values())]
     drop += [p for p in _PARTS if not any(key.startswith(p) for key in stages)]
-    others = of_other_classes(model, classes, *read(path), path) if classes else set()
-    match = load(model, path, new=new, drop=drop, fresh={*fresh, *others}, check=check)
+    others = set()
+
+    def all_fresh(state, facts):
+        if classes:
+            others.update(of_other_classes(model, classes, state, facts, path))
+        return {*fresh, *others}
+
+    match = load(model, path, new=new, drop=drop, fresh=all_fresh, check=check)
     check_remade(match.mismatched, path)
     made = [key for key in match.missing if key in new and key not in others]
     if made:

@@ -12,9 +12,13 @@ def _pretraining(name, overrides=(), suffix=""):
     return Step("tools/pretrain.py", f"configs/imagenet/{name}.yaml", name + suffix, overrides)
 
 
-def _ten_crops(name, label, top1, top5=None):
-    numbers = (Number(_TOP_1, "top-1 error %", top1), Number(_TOP_5, "top-5 error %", top5))
-    return Cell(name, label, (_pretraining(name),), numbers[: 1 if top5 is None else 2])
+def _errors(top1, top5=None):
+    numbers = Number(_TOP_1, "top-1 error %", top1), Number(_TOP_5, "top-5 error %", top5)
+    return numbers[: 1 if top5 is None else 2]
+
+
+def _ten_crops(name, label, *errors):
+    return Cell(name, label, (_pretraining(name),), _errors(*errors))
 
 
 # Tables 2 to 5 share their trainings: Table 4 and 5 only test them in another way.
@@ -57,8 +61,7 @@ def _dense(name, label, top1, top5):
         _DENSE,
         test_only=True,
     )
-    numbers = Number(_TOP_1, "top-1 error %", top1), Number(_TOP_5, "top-5 error %", top5)
-    return Cell(name, label, (_pretraining(name), test), numbers)
+    return Cell(name, label, (_pretraining(name), test), _errors(top1, top5))
 
 
 TABLE_4 = Table(

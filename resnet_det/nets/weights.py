@@ -113,7 +113,8 @@ def load(net, path, *, new=(), drop=(), fresh=(), partial=False, check=None):
         path: a file that :func:`read` can read.
         new: prefixes of the net's parameters that a file may lack, or hold in another shape.
         drop: prefixes of the file's parameters that the net need not have.
-        fresh: names of the net's parameters that stay as they are, whatever the file holds.
+        fresh: names of the net's parameters that stay as they are, whatever the file holds; or a
+            function that gives them, of what :func:`read` gives.
         partial: accept any other miss too, as long as something matches.
         check: called with the facts that the file carries, before anything is loaded.
 
@@ -126,6 +127,8 @@ def load(net, path, *, new=(), drop=(), fresh=(), partial=False, check=None):
     state, facts = read(path)
     if check is not None:
         check(facts)
+    if callable(fresh):
+        fresh = fresh(state, facts)
     own = net.state_dict()
     detector_file = any(key.startswith(DETECTOR_PREFIXES) for key in state)
     target = {key if detector_file else classifier_name(key): key for key in own}

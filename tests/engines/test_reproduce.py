@@ -110,27 +110,32 @@ def commands(log):
     return [line for line in Path(log).read_text().splitlines() if line.startswith("$ ")]
 
 
-# Stands for a tool where only its place in the plan matters: as quick as a process can be.
-TOOL = """
-import json, pathlib, sys
+# Stand for a tool where only its place in the plan matters: as quick as a process can be. Its
+# options, and what a finished run leaves:
+OPTIONS = """
+import json, pathlib, sys, time
 words = [word for word in sys.argv[3:] if word != "--resume"]
 options = dict(zip(words[::2], words[1::2]))
+"""
+FINISHED = """
+(folder / "config.yaml").write_text("SOLVER: {MAX_ITER: %s}" % options["SOLVER.MAX_ITER"])
+line = {"iteration": int(options["SOLVER.MAX_ITER"]) - 1, "classification/top1_error": 50.0}
+(folder / "metrics.json").write_text(json.dumps(line))
+(folder / "model_final.pth").touch()
+"""
+TOOL = """
 start = options.get("MODEL.WEIGHTS")
 if start and not pathlib.Path(start).exists():
     sys.exit(f"{start}: is not there")
 folder = pathlib.Path(options["OUTPUT_DIR"])
 folder.mkdir(parents=True)
-(folder / "config.yaml").write_text("SOLVER: {MAX_ITER: %s}" % options["SOLVER.MAX_ITER"])
-line = {"iteration": int(options["SOLVER.MAX_ITER"]) - 1, "classification/top1_error": 50.0}
-(folder / "metrics.json").write_text(json.dumps(line))
-(folder / "model_final.pth").touch()
 """
 
 
 def test_runs_are_shared_and_left_alone(tmp_path):
     """Two cells on one pretraining, at once; again; and a cell that fails."""
     tool = tmp_path / "tool.py"
-    tool.write_text(TOOL)
+    tool.write_text(OPTIONS + TOOL + FINISHED)
     start = Step(str(tool), CLASSIFIER, "start")
     more = ("MODEL.WEIGHTS", "{previous}")
     cells = [
@@ -156,9 +161,6 @@ def test_runs_are_shared_and_left_alone(tmp_path):
 
 # A detector: it makes its weights, in whose folder a second would fail, and meets the other cell.
 DETECTOR = """
-import json, pathlib, sys, time
-words = [word for word in sys.argv[3:] if word != "--resume"]
-options = dict(zip(words[::2], words[1::2]))
 weights = pathlib.Path(options["MODEL.WEIGHTS"])
 if not weights.exists():
     weights.parent.mkdir(parents=True)
@@ -171,17 +173,13 @@ while len(list(folder.parent.glob("[ab]-seed1/"))) < 2:
     if time.monotonic() > end:
         sys.exit("the other cell waits for more than the weights")
     time.sleep(0.1)
-(folder / "config.yaml").write_text("SOLVER: {MAX_ITER: %s}" % options["SOLVER.MAX_ITER"])
-line = {"iteration": int(options["SOLVER.MAX_ITER"]) - 1, "classification/top1_error": 50.0}
-(folder / "metrics.json").write_text(json.dumps(line))
-(folder / "model_final.pth").touch()
 """
 
 
 def test_cells_wait_for_a_pretraining_that_they_share(tmp_path):
     """Two detectors at once on one absent classifier: one makes it, then both go on."""
     tool = tmp_path / "tool.py"
-    tool.write_text(DETECTOR)
+    tool.write_text(OPTIONS + DETECTOR + FINISHED)
     weights = tmp_path / "classifier/model_final.pth"
     more = ("MODEL.WEIGHTS", weights)
     cells = [
