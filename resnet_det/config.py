@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from fvcore.common.config import CfgNode
 
-from .config_values import explained, fits, wrong_value
+from .config_values import examples, explained, fits, wrong_value
 
 logger = logging.getLogger(__name__)
 
@@ -338,12 +338,6 @@ def check_values(cfg):
         )
     if m.LOAD_PROPOSALS and m.META_ARCHITECTURE != "GeneralizedRCNN":
         raise ConfigError(f"MODEL.LOAD_PROPOSALS: {m.META_ARCHITECTURE} takes no proposals")
-    for split in ("TRAIN", "TEST") if m.LOAD_PROPOSALS else ():
-        names, files = cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
-        if len(names) != len(files):
-            raise ConfigError(
-                f"DATASETS.PROPOSAL_FILES_{split}: {len(files)} files for {len(names)} datasets"
-            )
     for least, keys in (
         (1, ("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD",
              "TEST.PRECISE_BN.NUM_ITER")),
@@ -365,7 +359,7 @@ def check_values(cfg):
 
 def _merge(cfg, content, where):
     """Merge dotted keys and values into ``cfg``, refusing what it does not know."""
-    defaults, built = flatten(cfg), flatten(get_cfg())
+    defaults, built = flatten(cfg), examples(flatten(get_cfg()))
     check_keys(content, defaults, where)
     for key, value in content.items():
         if value in (None, "None") and defaults[key] is not None:

@@ -5,17 +5,49 @@ import contextlib
 import math
 import re
 
+# What may stand in the lists whose default does not say it.
+_EXAMPLES = {
+    "DATASETS.TRAIN": ("voc_2007_trainval",),
+    "DATASETS.TEST": ("voc_2007_test",),
+    "DATASETS.PROPOSAL_FILES_TRAIN": ("proposals.pkl",),
+    "DATASETS.PROPOSAL_FILES_TEST": ("proposals.pkl",),
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[32.0, 64.0, 128.0]],
+    "MODEL.ANCHOR_GENERATOR.ANGLES": [[-90.0, 0.0, 90.0]],
+    "TEST.EXPECTED_RESULTS": [["bbox", "AP", 38.5, 0.2]],
+    "RESNET_DET.ENSEMBLE": ("other.pth",),
+    "RESNET_DET.MULTI_SCALE_TEST": (400, 600, 800),
+    "RESNET_DET.NEW_LAYERS": ("fc6",),
+}
+
+
+def examples(known):
+    """The defaults, with an example in the place of those that do not say what they take.
+
+    Args:
+        known: dict of all keys and their defaults.
+    """
+    return known | {key: value for key, value in _EXAMPLES.items() if key in known}
+
 
 def fits(value, default):
     """Whether a value is built as the default: numbers (finite), texts, lists of them, None."""
     if isinstance(default, list | tuple):
         if not isinstance(value, list | tuple):
             return False
+        if _is_row(default):
+            return len(value) == len(default) and all(map(fits, value, default))
         return all(fits(v, default[0]) for v in value) if default else True
     if isinstance(default, bool | str):
         return type(value) is type(default)
+    if type(default) is int:
+        return type(value) is int
     finite = type(value) in (int, float) and math.isfinite(value)
     return finite or (default is None and value is None)
+
+
+def _is_row(default):
+    """Does each place of a list take something else?"""
+    return len({type(part) for part in default}) > 1
 
 
 def wrong_value(key, value, default):
@@ -53,8 +85,9 @@ _KINDS = {
 
 def _kind(default, several=False):
     if isinstance(default, list | tuple):
-        return ("lists" if several else "a list") + (
-            f" of {_kind(default[0], True)}" if default else ""
+        what = "rows" if _is_row(default) else "lists"
+        return (what if several else "a list") + (
+            f" of {_kind(default[0], True)}" if default and what == "lists" else ""
         )
     return _KINDS[type(default)][several]
 

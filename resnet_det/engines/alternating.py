@@ -39,12 +39,12 @@ def step_config(cfg, index):
     """
     output, rpn = Path(cfg.OUTPUT_DIR), index % 2 == 0
     iterations = cfg.RESNET_DET.ALTERNATING[index]
-    images = cfg.SOLVER.IMS_PER_BATCH
+    images, world = cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world
     step = [
         "OUTPUT_DIR", str(output / STEPS[index]),
         "DATASETS.TEST", (), "TEST.EXPECTED_RESULTS", [], "RESNET_DET.PRETRAIN", "",
-        "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", (iterations * 3 // 4,),
-        "SOLVER.IMS_PER_BATCH", max(images // 2, distributed.get_world_size()) if rpn else images,
+        "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", (max(iterations * 3 // 4, 1),),
+        "SOLVER.IMS_PER_BATCH", max(images // 2 // world, 1) * world if rpn else images,
     ]  # fmt: skip
     if index != 1:  # nothing of step 2's file starts afresh, and an RPN has no such layers
         step += ["RESNET_DET.NEW_LAYERS", ()]

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from ..config import ConfigError, get_cfg
+from ..data.loader import check_share
+from ..training import distributed
 
 # Keys of RESNET_DET that a detector refuses.
 FOR_CLASSIFIERS = (
@@ -22,15 +24,21 @@ def refuse_classifier_keys(cfg):
 
 
 def check_trainable(cfg, resume):
-    """Refuse to train on nothing or an ensemble, or in an earlier run's folder.
+    """Refuse to train on nothing or an ensemble, by an impossible schedule, or in an earlier run's
+    folder.
 
     Raises:
         ConfigError
+        ValueError: the processes cannot share the batch equally.
     """
     if cfg.RESNET_DET.ENSEMBLE:
         raise ConfigError("RESNET_DET.ENSEMBLE: is for tests: give --eval-only")
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN: name at least one dataset")
+    steps = cfg.SOLVER.STEPS
+    if any(later <= earlier for earlier, later in zip((0, *steps), steps)):
+        raise ConfigError(f"SOLVER.STEPS: {steps}: give iterations from 1 that rise")
+    check_share(cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world)
     check_output(cfg, resume)
 
 
@@ -61,17 +69,27 @@ def check_testable(cfg):
         )
 
 
+def proposal_files(cfg, split):
+    """The files of precomputed proposals of DATASETS.``split``, as many as datasets, or none.
+
+    Raises:
+        ConfigError: another number.
+    """
+    names, files = cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return ()
+    if len(names) != len(files):
+        raise ConfigError(
+            f"DATASETS.PROPOSAL_FILES_{split}: {len(files)} files for {len(names)} datasets"
+        )
+    return tuple(files)
+
+
 def test_files(cfg):
     """[(name, its files of proposals: one, or none)] of each of DATASETS.TEST.
 
     Raises:
-        ConfigError: not as many files as datasets.
+        ConfigError: as :func:`proposal_files`.
     """
-    names, files = cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST
-    if not cfg.MODEL.LOAD_PROPOSALS:
-        return [(name, ()) for name in names]
-    if len(names) != len(files):
-        raise ConfigError(
-            f"DATASETS.PROPOSAL_FILES_TEST: {len(files)} files for {len(names)} datasets"
-        )
-    return [(name, (file,)) for name, file in zip(names, files)]
+    names, files = cfg.DATASETS.TEST, proposal_files(cfg, "TEST")
+    return [(name, files[i : i + 1]) for i, name in enumerate(names)]

@@ -22,7 +22,9 @@ from ..data import (
     load_datasets,
     proposals,
 )
+from ..data.loader import with_usable_annotations
 from ..data.pixels import at_scales, read_image
+from .checks import proposal_files
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +32,8 @@ logger = logging.getLogger(__name__)
 def load_any(cfg, names, skip_bad=False, files=()):
     """Our reading of our datasets (faults named, "difficult" known); Detectron2's of all others.
 
-    With MODEL.LOAD_PROPOSALS their records carry the precomputed proposals of ``files``.
+    With ``files`` of precomputed proposals, one a dataset, their records carry these.
     """
-    files = tuple(files) if cfg.MODEL.LOAD_PROPOSALS else ()
-    if cfg.MODEL.LOAD_PROPOSALS and len(files) != len(names):
-        raise ConfigError(
-            f"DATASETS.PROPOSAL_FILES_*: {len(files)} files for {len(names)} datasets"
-        )
     unknown = [n for n in names if n not in DatasetCatalog]
     if unknown:
         load_dataset(unknown[0])  # which names the nearest ones
@@ -59,10 +56,39 @@ def load_any(cfg, names, skip_bad=False, files=()):
     return dataset
 
 
-def training_set(cfg):
-    """The training set of a config, as :func:`load_any`."""
-    files = cfg.DATASETS.PROPOSAL_FILES_TRAIN
-    return load_any(cfg, cfg.DATASETS.TRAIN, cfg.RESNET_DET.SKIP_BAD_DATA, files)
+def training_records(cfg):
+    """The records that a config trains on, and their classes.
+
+    Returns:
+        (list of Detectron2's standard dicts, tuple of names).
+
+    Raises:
+        ConfigError, DatasetError: as the dataset's reader; a key that fits only boxes.
+        ValueError: no record has a usable annotation.
+    """
+    files = proposal_files(cfg, "TRAIN")
+    dataset = load_any(cfg, cfg.DATASETS.TRAIN, cfg.RESNET_DET.SKIP_BAD_DATA, files)
+    records, difficult = dataset.records, cfg.RESNET_DET.USE_DIFFICULT
+    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
+        for key, default in (("USE_DIFFICULT", True), ("SKIP_BAD_DATA", False)):
+            if cfg.RESNET_DET[key] != default:
+                raise ConfigError(f"RESNET_DET.{key}: is for detectors of boxes alone")
+        least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+        records = get_detection_dataset_dicts(  # ours reads boxes only
+            cfg.DATASETS.TRAIN,
+            filter_empty=filter_empty,
+            min_keypoints=least if cfg.MODEL.KEYPOINT_ON else 0,
+            proposal_files=files or None,
+        )
+    elif filter_empty:
+        records = with_usable_annotations(records, use_difficult=difficult)
+    if not difficult:
+        records = [
+            r | {"annotations": [a for a in r["annotations"] if not a.get("difficult")]}
+            for r in records
+        ]
+    return records, dataset.metadata.classes
 
 
 def _foreign(names):

@@ -3,8 +3,8 @@
 It asks for no config key beyond Detectron2's own:
 
 * backbones ``<name>`` (C4: ``MODEL.RESNETS.OUT_FEATURES``), ``<name>_fpn`` and
-  ``<name>_retinanet_fpn`` for every net of ``NETS``; the name says the depth, so
-  ``MODEL.RESNETS.DEPTH`` is not read;
+  ``<name>_retinanet_fpn`` for every net of ``NETS``; the name says the depth and the channels, so
+  ``MODEL.RESNETS.DEPTH`` and ``RES2_OUT_CHANNELS`` are not read;
 * RoI heads ``PaperROIHeads``: the head of the very net that ``MODEL.BACKBONE.NAME`` names;
 * our datasets.
 

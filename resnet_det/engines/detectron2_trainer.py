@@ -4,18 +4,16 @@ import logging
 import weakref
 
 import torch
-from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.utils import comm
 
-from ..config import ConfigError
-from ..data.loader import with_usable_annotations
 from ..training import distributed
 from ..training.loop import undisturbed
 from ..training.precision import amp_dtype
 from .conventions import conventions
 from .detector_weights import new_layers
-from .detectron2_data import Mapper, training_set
+from .detectron2_data import Mapper, training_records
 from .detectron2_evaluation import evaluate_model
 from .detectron2_resume import AMP, Batches, Resumable, Simple
 from .detectron2_weights import Checkpointer
@@ -75,29 +73,7 @@ class Trainer(DefaultTrainer):
 
     def build_train_loader(self, cfg):
         mapper = Mapper(cfg, True)
-        dataset = training_set(cfg)
-        records, self.classes = dataset.records, dataset.metadata.classes
-        filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        difficult = cfg.RESNET_DET.USE_DIFFICULT
-        if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
-            for key, default in (("USE_DIFFICULT", True), ("SKIP_BAD_DATA", False)):
-                if cfg.RESNET_DET[key] != default:
-                    raise ConfigError(f"RESNET_DET.{key}: is for detectors of boxes alone")
-            least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-            proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN
-            records = get_detection_dataset_dicts(  # ours reads boxes only
-                cfg.DATASETS.TRAIN,
-                filter_empty=filter_empty,
-                min_keypoints=least if cfg.MODEL.KEYPOINT_ON else 0,
-                proposal_files=proposals if cfg.MODEL.LOAD_PROPOSALS else None,
-            )
-        elif filter_empty:
-            records = with_usable_annotations(records, use_difficult=difficult)
-        if not difficult:
-            records = [
-                r | {"annotations": [a for a in r["annotations"] if not a.get("difficult")]}
-                for r in records
-            ]
+        records, self.classes = training_records(cfg)
         if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
             logger.warning(
                 "DATALOADER.SAMPLER_TRAIN: %s: a resumed run starts this sampler anew",

@@ -40,11 +40,16 @@ def start(cfg):
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if device.type == "cpu" and cfg.MODEL.DEVICE != "cpu" and not again:
         logger.info("MODEL.DEVICE: %s, and there is none: using the CPU", cfg.MODEL.DEVICE)
+    make_datasets(cfg)
+    return device
+
+
+def make_datasets(cfg):
+    """Compose the sets of a config that programs make, where they are absent, in one process."""
     if distributed.is_main():
         names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
         ensure_made(names, workers=min(os.cpu_count() or 1, 4))
     distributed.barrier()
-    return device
 
 
 def setup(cfg):

@@ -22,7 +22,7 @@ from ..config import (
     check_pixels,
     flatten,
 )
-from ..config_values import explained
+from ..config_values import examples, explained, fits, wrong_value
 from ..training import Checkpointer as Files
 from ..training import alone_in, distributed
 from . import appendix
@@ -35,11 +35,12 @@ from .checks import (
 )
 from .conventions import check_conventions
 from .detector_weights import check_statistics, new_layers
-from .detectron2_data import load_any, training_set
+from .detectron2_data import load_any, training_records
 from .detectron2_evaluation import evaluate_model
 from .detectron2_trainer import Trainer
 from .detectron2_weights import trained
 from .results import check_expected
+from .run import make_datasets
 
 __all__ = ["check", "evaluate", "launch", "load_config", "train"]
 
@@ -64,7 +65,7 @@ def load_config(path, overrides=()):
     overrides = list(overrides)
     if len(overrides) % 2:
         raise ConfigError(f"overrides {overrides}: give pairs KEY VALUE")
-    known = flatten(cfg)
+    known = examples(flatten(cfg))
     for where, merge in (
         (path, lambda: cfg.merge_from_file(str(path), allow_unsafe=False)),
         ("command line", lambda: cfg.merge_from_list(overrides)),
@@ -72,6 +73,7 @@ def load_config(path, overrides=()):
         images = cfg.SOLVER.IMS_PER_BATCH
         try:
             merge()
+            _check_lists(cfg, known)
         except (KeyError, ValueError, AssertionError, TypeError, AttributeError, OSError) as error:
             raise ConfigError(f"{where}: {_explained(str(error.args[0]), known)}") from error
         except yaml.YAMLError as error:
@@ -86,6 +88,16 @@ def load_config(path, overrides=()):
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     return cfg
+
+
+def _check_lists(cfg, known):
+    """What lists hold, which yacs leaves unchecked. Detectron2 takes some of those of lists flat."""
+    for key, value in flatten(cfg).items():
+        default = known.get(key)
+        if isinstance(default, list | tuple) and not (
+            fits(value, default) or fits((value,), default)
+        ):
+            raise ValueError(wrong_value(key, value, default))
 
 
 def _explained(message, known):
@@ -118,14 +130,12 @@ def _in_group(main, *args):
 def check(cfg, resume=False):
     """Refuse a config or data that cannot be trained, without weights: it may be days until these.
 
-    What shows only in training, such as a batch that the processes cannot share, is refused by it.
-
     Raises:
-        ConfigError, DatasetError: as :func:`train`.
+        ConfigError, DatasetError, ValueError: as :func:`train`.
     """
     _check(cfg)
     check_trainable(cfg, resume)
-    training_set(cfg)
+    training_records(cfg)
     for name, files in test_files(cfg):
         load_any(cfg, [name], files=files)
     new_layers(build_model(cfg), cfg)
@@ -215,3 +225,4 @@ def _setup(cfg):
     ours = logging.getLogger("resnet_det")
     ours.handlers = logging.getLogger("detectron2").handlers
     ours.setLevel(logging.INFO)
+    make_datasets(cfg)

@@ -24,6 +24,7 @@ from .checks import (
     check_output,
     check_testable,
     check_trainable,
+    proposal_files,
     refuse_classifier_keys,
     test_files,
 )
@@ -130,7 +131,7 @@ def _training_set(cfg):
     dataset = load_datasets(
         cfg.DATASETS.TRAIN,
         skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA,
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else (),
+        proposal_files=proposal_files(cfg, "TRAIN"),
     )
     _check_classes(cfg, dataset, "DATASETS.TRAIN")
     return dataset
@@ -156,8 +157,11 @@ def _log_skipped(*datasets):
 
 
 @torch.no_grad()
-def detect(model, dataset, cfg):
+def detect(model, dataset, cfg, skip_bad=False):
     """Run a model over a dataset, shared by all processes.
+
+    Args:
+        skip_bad: see :func:`resnet_det.data.loader.test_batches`.
 
     Returns:
         list of predictions in the main process, an empty one elsewhere.
@@ -169,6 +173,7 @@ def detect(model, dataset, cfg):
         rank=distributed.get_rank(),
         world=distributed.get_world_size(),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        skip_bad=skip_bad,
     )
     mine = []
     for batch in tqdm(batches, dataset.name, disable=not distributed.is_main(), leave=False):
@@ -182,14 +187,19 @@ def detect(model, dataset, cfg):
 def propose(cfg, name, path):
     """Write the proposals of a ``ProposalNetwork`` (``MODEL.WEIGHTS``) for a dataset to ``path``.
 
-    Detectron2's proposal file format; as many as the RPN gives at test.
+    Detectron2's proposal file format; as many as the RPN gives at test. An image that
+    SKIP_BAD_DATA leaves out has none.
     """
     _check(cfg)
     device, _ = setup(cfg)
-    dataset = load_dataset(name, skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA)
-    found = detect(_trained(cfg, device)[0], dataset, cfg)
+    skip_bad = cfg.RESNET_DET.SKIP_BAD_DATA
+    dataset = load_dataset(name, skip_bad=skip_bad)
+    predictions = detect(_trained(cfg, device)[0], dataset, cfg, skip_bad)
     if distributed.is_main():
-        proposals.write(path, [(x["image_id"], x["boxes"], x["logits"]) for x in found])
+        found = {p["image_id"]: (p["boxes"], p["logits"]) for p in predictions}
+        none = np.zeros((0, 4)), np.zeros(0)
+        ids = [record["image_id"] for record in dataset.records]
+        proposals.write(path, [(i, *found.get(i, none)) for i in ids])
     distributed.barrier()
 
 
@@ -210,8 +220,6 @@ def _evaluate(model, sets, cfg, device, weights=None):
 
 def check(cfg, resume=False):
     """Refuse a config or data that cannot be trained, without weights: it may be days until these.
-
-    What shows only in training, such as SOLVER.STEPS that do not rise, is refused by it.
 
     Raises:
         ConfigError, DatasetError, ValueError: as :func:`train`.

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,20 @@ def test_which_weights_change_in_which_step(folder, name):
         assert line["iteration"] == iterations - 1
         assert ("loss_rpn_cls" in line) == ("rpn" in step)
         assert ("loss_cls" in line) == ("rpn" not in step)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_spoilt_image_is_left_out_of_every_step(folder, ready, monkeypatch, name):
+    shutil.copytree(ready / "datasets", "spoilt")
+    monkeypatch.setenv("DETECTRON2_DATASETS", "spoilt")
+    record = load_dataset("scenes_voc_trainval").records[0]
+    Path(record["file_name"]).write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=Path(record["file_name"]).name):
+        run(name, "OUTPUT_DIR", "output/strict")
+    run(name, "RESNET_DET.SKIP_BAD_DATA", True, "DATASETS.TEST", ())
+    cfg = pick(name).load_config("detector.yaml", SHORT)
+    found = proposals.read(alternating.proposal_file(cfg, 0, "scenes_voc_trainval"))
+    assert [i for i, (boxes, _, _) in found.items() if not len(boxes)] == [record["image_id"]]
 
 
 @pytest.mark.parametrize("stop", [(0, 2), (3, 1)], ids=str)
@@ -224,8 +239,9 @@ def test_detectron2_reads_our_file_and_maps_it_alike(folder):
     ],
 )  # fmt: skip
 def test_keys_that_do_not_fit_are_refused(folder, overrides, words):
+    engine = pick("torchvision")
     with pytest.raises(ConfigError, match=words):
-        load_config("detector.yaml", overrides)
+        engine.check(engine.load_config("detector.yaml", overrides))
 
 
 @pytest.mark.parametrize("name", ENGINES)

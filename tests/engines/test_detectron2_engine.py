@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from resnet_det.evaluation import voc_ap
 from resnet_det.nets import build_net
 from resnet_det.nets.weights import WeightsError, classifier_name, read
 from resnet_det.training import precision
+from resnet_det.training.distributed import Launch
 
 detectron2 = pytest.importorskip("detectron2")
 
@@ -29,7 +31,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from resnet_det.engines import classifier
+from resnet_det.engines import checks, classifier
 from resnet_det.engines import with_detectron2 as engine
 from resnet_det.engines.detector_weights import check_statistics, new_layers
 from resnet_det.engines.detectron2_evaluation import evaluate_model
@@ -390,6 +392,9 @@ def test_wrong_class_count_and_names_are_refused(config):
         (["MODEL.ROI_HEADS.NUM_CLASSES", "20"], "NUM_CLASSES: 20, but scenes_voc_trainval"),
         (["MODEL.BACKBONE.NAME", "cifar_resnet32"], "cifar_resnet32, but .*: cifar_resnet20"),
         (["RESNET_DET.NEW_LAYERS", "('fc6',)"], "NEW_LAYERS: fc6"),
+        (["SOLVER.STEPS", "(3, 2)"], r"SOLVER.STEPS: \(3, 2\)"),
+        (["SOLVER.IMS_PER_BATCH", "3"], "3 images .*cannot be shared equally by 2"),
+        (["MODEL.MASK_ON", "True", "RESNET_DET.SKIP_BAD_DATA", "True"], "SKIP_BAD_DATA: is for"),
     ],
 )
 def test_mistakes_are_known_before_pretraining(config, tmp_path, monkeypatch, overrides, words):
@@ -398,6 +403,7 @@ def test_mistakes_are_known_before_pretraining(config, tmp_path, monkeypatch, ov
     (tmp_path / "classifier.yaml").write_text(yaml.safe_dump(first))
     start = ["MODEL.WEIGHTS", str(tmp_path / "first/model_final.pth")]
     cfg = config(*start, "RESNET_DET.PRETRAIN", str(tmp_path / "classifier.yaml"), *overrides)
+    monkeypatch.setattr(checks, "distributed", Mock(launch_info=lambda: Launch(0, 2, 0)))
     with pytest.raises(ValueError, match=words):
         classifier.ensure_weights(cfg, lambda: engine.check(cfg))
 

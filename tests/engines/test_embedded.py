@@ -426,6 +426,7 @@ LATE = [
     (["OUTPUT_DIR", "output/classifier"], "OUTPUT_DIR: output/classifier: is that of .*PRETRAIN"),
     (["RESNET_DET.NEW_LAYERS", "('fc6',)"], "NEW_LAYERS: fc6"),
     (["RESNET_DET.ENSEMBLE", "('x.pth',)"], "ENSEMBLE: is for tests"),
+    (["SOLVER.STEPS", "(3, 2)"], r"SOLVER.STEPS: \(3, 2\): give iterations from 1 that rise"),
 ]
 
 

@@ -345,6 +345,13 @@ C4 = ("MODEL.BACKBONE.NAME", "paper_resnet50", "MODEL.BACKBONE.FREEZE_AT", 2,
       "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 14)  # fmt: skip
 
 
+HALVES = {
+    "RPN": ["MODEL.META_ARCHITECTURE", "ProposalNetwork"],
+    "Fast R-CNN": ["MODEL.LOAD_PROPOSALS", True,
+                   "MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"],
+}  # fmt: skip
+
+
 def test_fast_is_on_and_changes_neither_names_nor_detections(config):
     models = []
     for fast in (True, False):
@@ -383,26 +390,30 @@ def test_only_a_grid_that_is_read_in_part_is_pooled_in_part(config, key, value, 
     )
 
 
-def test_fast_has_the_same_loss_curve(config, monkeypatch):
-    """Fifty iterations of SGD in float32: the losses agree within 1e-4, relative to the first."""
+@pytest.mark.parametrize("half, rate", [("RPN", 0.05), ("Fast R-CNN", 0.001)])
+def test_fast_has_the_same_loss_curve(config, monkeypatch, half, rate):
+    """Fifty iterations of SGD in float32: the losses agree within 1e-4, relative to the first.
+
+    RPN and Fast R-CNN each alone: between them NMS turns a difference of rounding into other regions.
+    """
     monkeypatch.setitem(resnet.DEPTHS, 50, ((1, 2, 1, 1), True))  # of the usual widths
-    curves = []
+    curves, regions = [], torch.tensor([3.0, 5, 60, 45]) * torch.rand(30, 1) + torch.arange(4)
     for fast in (True, False):
         torch.manual_seed(0)
         model = build_model(
-            config(*C4, "RESNET_DET.FAST", fast, "MODEL.PIXEL_STD", [58.0] * 3,
+            config(*C4, *HALVES[half], "RESNET_DET.FAST", fast, "MODEL.PIXEL_STD", [58.0] * 3,
                    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8, "MODEL.RPN.CONV_DIMS", [64])
         )  # fmt: skip
         for name, m in model.named_modules():  # residual branches that do not blow up
             if name.endswith("conv3.norm"):
                 m.weight.fill_(0.2)
         optimizer = torch.optim.SGD(
-            [p for p in model.parameters() if p.requires_grad], 1e-3, 0.9, weight_decay=1e-4
+            [p for p in model.parameters() if p.requires_grad], rate, 0.9, weight_decay=1e-4
         )
         losses = []
         for i in range(50):
             torch.manual_seed(i)
-            loss = sum(model([sample(seed=i % 4)]).values())
+            loss = sum(model([sample(seed=i % 4) | {"proposals": regions}]).values())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
