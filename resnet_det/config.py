@@ -239,7 +239,7 @@ def _read(path):
     try:
         content = _Small.load_yaml_with_base(str(path))
     except Exception as error:  # of yaml, of what it constructs, of the merge with the base
-        raise ConfigError(f"{path}: not a readable YAML config: {_short(error)}") from error
+        raise ConfigError(f"{path}: {unreadable(error)}") from error
     return {k: v for k, v in _flat(content, path).items() if not k.startswith(SWITCHED_OFF)}
 
 
@@ -271,6 +271,13 @@ def _flat(content, where):
 
 def _unprintable(text):
     return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def unreadable(error):
+    """What to say of a file that yaml refuses, by its error."""
+    code = "python/object" in str(error)
+    hint = " (one that runs code is refused: write the values out)" if code else ""
+    return f"not a readable YAML config{hint}: {_short(error)}"
 
 
 def _short(error):

@@ -66,7 +66,7 @@ def test_keys_of_heads_that_are_switched_off_are_accepted(write):
         ("[1, 2]", ["not a YAML config"]),
         ("", ["config.yaml"]),
         ("_BASE_: absent.yaml", ["absent.yaml"]),
-        ("MODEL: !!python/object/apply:os.system ['true']", ["not a readable YAML"]),
+        ("MODEL: !!python/object/apply:os.system ['true']", ["not a readable YAML", "write the values out"]),
     ],
 )
 def test_refused_by_name(write, text, words):

@@ -21,6 +21,7 @@ from ..config import (
     check_batch,
     check_pixels,
     flatten,
+    unreadable,
 )
 from ..config_values import examples, explained, fits, wrong_value
 from ..training import Checkpointer as Files
@@ -77,7 +78,7 @@ def load_config(path, overrides=()):
         except (KeyError, ValueError, AssertionError, TypeError, AttributeError, OSError) as error:
             raise ConfigError(f"{where}: {_explained(str(error.args[0]), known)}") from error
         except yaml.YAMLError as error:
-            raise ConfigError(f"{where}: not a readable YAML config: {error}") from error
+            raise ConfigError(f"{where}: {unreadable(error)}") from error
     check_pixels(cfg)
     check_batch(cfg, images, overrides)
     if cfg.MODEL.META_ARCHITECTURE == "Classifier":

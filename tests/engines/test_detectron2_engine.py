@@ -92,7 +92,7 @@ def test_base_overrides_and_pretrain(config, tmp_path):
         ("SOLVER: {BASE_LRR: 1.0}", [], r"bad\.yaml.*SOLVER\.BASE_LRR.*near it: SOLVER\.BASE_LR"),
         ("SOLVER: {BASE_LR: [1]}", [], r"bad\.yaml.*SOLVER\.BASE_LR"),
         ("MODEL: [", [], r"bad\.yaml.*not a readable YAML"),
-        ("SEED: !!python/object/apply:eval ['1 + 1']", [], r"bad\.yaml"),
+        ("SEED: !!python/object/apply:eval ['1 + 1']", [], r"bad\.yaml.*write the values out"),
         ("- 1", [], r"bad\.yaml"),
         ("_BASE_: nowhere.yaml", [], r"bad\.yaml"),
         ("SEED: 1", ["SOLVER.BASE_LRR", "1"], r"command line.*SOLVER\.BASE_LRR.*SOLVER\.BASE_LR"),
