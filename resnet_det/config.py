@@ -300,11 +300,21 @@ def check_keys(flat, known, where):
             )
 
 
-def check_pixels(cfg):
-    """
+def check_lengths(cfg):
+    """Lists that need so many numbers, in both engines.
+
     Raises:
-        ConfigError: not as many means or deviations as an image has channels, or one of these is 0.
+        ConfigError: names the key and says how many.
     """
+    corners = 5 if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RRPN" else 4
+    for node in ("RPN", "ROI_BOX_HEAD"):
+        weights = cfg.MODEL[node].BBOX_REG_WEIGHTS
+        if len(weights) != corners or min(weights) <= 0:
+            raise ConfigError(
+                f"MODEL.{node}.BBOX_REG_WEIGHTS: {weights}: give {corners} numbers above 0"
+            )
+    if not cfg.INPUT.MIN_SIZE_TRAIN:
+        raise ConfigError("INPUT.MIN_SIZE_TRAIN: (): give at least one size")
     count = "one number" if cfg.INPUT.FORMAT == "L" else "three numbers"
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
         if len(cfg.MODEL[key]) != (1 if cfg.INPUT.FORMAT == "L" else 3):
@@ -354,7 +364,7 @@ def check_values(cfg):
         for key in keys:
             if flat[key] < least:
                 raise ConfigError(f"{key}: {flat[key]}: must be at least {least}")
-    check_pixels(cfg)
+    check_lengths(cfg)
     sizes = list(cfg.INPUT.MIN_SIZE_TRAIN)
     pair = len(sizes) == 2 and sizes == sorted(sizes)
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not pair:

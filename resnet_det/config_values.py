@@ -13,7 +13,9 @@ _EXAMPLES = {
     "DATASETS.PROPOSAL_FILES_TEST": ("proposals.pkl",),
     "MODEL.ANCHOR_GENERATOR.SIZES": [[32.0, 64.0, 128.0]],
     "MODEL.ANCHOR_GENERATOR.ANGLES": [[-90.0, 0.0, 90.0]],
+    "MODEL.FPN.IN_FEATURES": ["res2"],
     "TEST.EXPECTED_RESULTS": [["bbox", "AP", 38.5, 0.2]],
+    "TEST.KEYPOINT_OKS_SIGMAS": [0.026, 0.025],
     "RESNET_DET.ENSEMBLE": ("other.pth",),
     "RESNET_DET.MULTI_SCALE_TEST": (400, 600, 800),
     "RESNET_DET.NEW_LAYERS": ("fc6",),
@@ -92,9 +94,16 @@ def _kind(default, several=False):
     return _KINDS[type(default)][several]
 
 
+def _whole(value):
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
 def _instead(value, default):
     """Quoted as a shell needs it; YAML reads it so too."""
     if isinstance(default, list | tuple):
+        whole = [_whole(part) for part in value] if isinstance(value, list | tuple) else []
+        if whole and fits(whole, default):
+            return f': write "{type(value)(whole)!r}"'
         alone = len(default) < 2 and fits((value,), default) and not isinstance(value, list | tuple)
         return f': write "{(value,)!r}"' if alone else f', such as "{default!r}"'
     if type(default) is float and type(value) is int:

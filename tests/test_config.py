@@ -60,13 +60,18 @@ def test_keys_of_heads_that_are_switched_off_are_accepted(write):
         ("RESNET_DET: {CROP_PADDING: -4}", ["CROP_PADDING", "at least 0"]),
         ("MODEL: {PIXEL_STD: [1.0, 0.0, 1.0]}", ["MODEL.PIXEL_STD", "above 0"]),
         ("MODEL: {PIXEL_MEAN: [1.0]}", ["MODEL.PIXEL_MEAN", "three"]),
+        ("MODEL: {RPN: {BBOX_REG_WEIGHTS: [1.0]}}", ["RPN.BBOX_REG_WEIGHTS", "4 numbers above 0"]),
+        ("INPUT: {MIN_SIZE_TRAIN: []}", ["INPUT.MIN_SIZE_TRAIN", "at least one size"]),
         ("MODEL: {BACKBONE: {FREEZE_AT: -1}}", ["FREEZE_AT", "at least 0"]),
         ("MODEL: 3", ["MODEL"]),
         ("a: [", ["not a readable YAML"]),
         ("[1, 2]", ["not a YAML config"]),
         ("", ["config.yaml"]),
         ("_BASE_: absent.yaml", ["absent.yaml"]),
-        ("MODEL: !!python/object/apply:os.system ['true']", ["not a readable YAML", "write the values out"]),
+        (
+            "MODEL: !!python/object/apply:os.system ['true']",
+            ["not a readable YAML", "write the values out"],
+        ),
     ],
 )
 def test_refused_by_name(write, text, words):
@@ -91,6 +96,7 @@ def test_refused_by_name(write, text, words):
      "'voc_2007_trainval': takes a list of texts: write \"('voc_2007_trainval',)\""),
     ("INPUT.MIN_SIZE_TRAIN", "600", "600: takes a list of whole numbers: write \"(600,)\""),
     ("SOLVER.STEPS", "['a']", "('a',): takes a list of whole numbers, such as \"(30000,)\""),
+    ("INPUT.MIN_SIZE_TRAIN", "[640.0]", "(640.0,): takes a list of whole numbers: write \"(640,)\""),
     ("SOLVER.STEPS", "[1.5]", "(1.5,): takes a list of whole numbers"),
     ("DATASETS.TEST", "[5]", "(5,): takes a list of texts"),
     ("MODEL.RPN.IOU_THRESHOLDS", "[0.3,'a']", "[0.3, 'a']: takes a list of numbers"),

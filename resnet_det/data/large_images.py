@@ -195,8 +195,8 @@ class LargeImages:
         short = (min(self.short_sizes) + max(self.short_sizes)) // 2
         part = replace(self, records=self.records[::step], views=Crops(short)).to(self.device)
         batches = part.test_batches(size=size, skip_bad=self.skip_bad)
-        total = sum(views[0].double().sum(0) for views, _ in batches)
-        return (total / len(part)).float()
+        sums, counts = zip(*((views[0].double().sum(0), len(labels)) for views, labels in batches))
+        return (sum(sums) / sum(counts)).float()
 
     def _normalised(self, images, shift=None):
         """uint8 (N, h, w, 3) -> float (N, 3, h, w) on the device, channels last."""
@@ -240,8 +240,8 @@ class LargeImages:
 
     def test_batches(self, *, size, rank=0, world=1, skip_bad=False):
         """``(views, labels)``, every image once over all processes: ``views`` is a list of float
-        (N, 3, h, w), the same N images seen in as many ways. ``skip_bad`` puts the next good image
-        in the place of an unreadable one, with a warning, instead of raising: not for a test."""
+        (N, 3, h, w), the same N images seen in as many ways. ``skip_bad`` leaves out an
+        unreadable one, with a warning, instead of raising: not for a test."""
         self._check_sizes(size, self.views.sizes, "INPUT.MIN_SIZE_TEST or TEST.AUG.MIN_SIZES")
         reader, known = self._reader
         stream = reader.test_batches(

@@ -87,16 +87,17 @@ def test_batches(
 ):
     """This process's contiguous share of the records in order, as lists of ``batch`` samples.
 
-    Over all processes every record comes exactly once. The result has a length. ``skip_bad`` as
-    for :func:`training_batches`: then a record comes a second time in place of a bad one.
+    Over all processes every record comes exactly once. The result has a length, in batches.
+    ``skip_bad`` leaves out a record with an unusable image, and warns, instead of raising.
     """
     shard = range(len(records) * rank // world, len(records) * (rank + 1) // world)
     positions = [(i, i) for i in range(len(shard))]
     loader = make_loader(
-        _Mapped([records[i] for i in shard], mapper, seed=0, skip_bad=skip_bad),
+        _Mapped([records[i] for i in shard], mapper, seed=0, skip_bad=False),
         batch_sampler=[positions[i : i + batch] for i in range(0, len(positions), batch)],
         num_workers=num_workers,
         collate=collate,
+        partial=True,
     )
     return _Sized(loader, skip_bad)
 
@@ -367,36 +368,44 @@ class _Share:
 
 
 class _Collate:
-    """[(sample, faults)] -> (collated samples, or None if one is missing; all faults)."""
+    """[(sample, faults)] -> (collated samples, or None; all faults).
 
-    def __init__(self, collate):
-        self.collate = collate
+    None if a sample is missing, or with ``partial`` if all are.
+    """
+
+    def __init__(self, collate, partial):
+        self.collate, self.partial = collate, partial
 
     def __call__(self, pairs):
-        samples = [sample for sample, _ in pairs]
+        samples = [sample for sample, _ in pairs if sample is not None]
         faults = [fault for _, faults in pairs for fault in faults]
-        return None if any(s is None for s in samples) else self.collate(samples), faults
+        enough = samples and (self.partial or len(samples) == len(pairs))
+        return self.collate(samples) if enough else None, faults
 
 
-def make_loader(dataset, *, num_workers, collate, **batching):
+def make_loader(dataset, *, num_workers, collate, partial=False, **batching):
     """DataLoader of a dataset of (sample, faults), which gives (batch or None, faults).
 
     Args:
+        partial: a batch may lack samples; else one that does is None.
         batching: ``batch_sampler``, or ``batch_size`` of a dataset that only iterates.
     """
     return DataLoader(
         dataset,
         **batching,
         num_workers=num_workers,  # torch gives each worker one thread
-        collate_fn=_Collate(collate),
+        collate_fn=_Collate(collate, partial),
         pin_memory=torch.cuda.is_available(),
         # Otherwise starting the workers would draw from torch's global generator.
         generator=torch.Generator(),
     )
 
 
-def good_samples(loader, skip_bad):
-    """The batches of a :func:`make_loader`; faults raise, or are warned of with a count."""
+def good_samples(loader, skip_bad, partial=False):
+    """The batches of a :func:`make_loader`; faults raise, or are warned of with a count.
+
+    ``partial``: a batch without a usable image is left out, else it raises ValueError.
+    """
     bad = set()
     for batch, faults in loader:
         if faults and not skip_bad:
@@ -405,9 +414,10 @@ def good_samples(loader, skip_bad):
             if file not in bad:
                 bad.add(file)
                 logger.warning("skipped %s: %s (%d unusable so far)", file, what, len(bad))
-        if batch is None:
+        if batch is not None:
+            yield batch
+        elif not partial:
             raise ValueError(f"none of the {len(bad)} images is usable; one is {file}: {what}")
-        yield batch
 
 
 class _Sized:
@@ -420,4 +430,4 @@ class _Sized:
         return len(self.loader)
 
     def __iter__(self):
-        return good_samples(self.loader, self.skip_bad)
+        return good_samples(self.loader, self.skip_bad, partial=True)

@@ -39,11 +39,12 @@ def step_config(cfg, index):
     """
     output, rpn = Path(cfg.OUTPUT_DIR), index % 2 == 0
     iterations = cfg.RESNET_DET.ALTERNATING[index]
+    drop = iterations * 3 // 4
     images, world = cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world
     step = [
         "OUTPUT_DIR", str(output / STEPS[index]),
         "DATASETS.TEST", (), "TEST.EXPECTED_RESULTS", [], "RESNET_DET.PRETRAIN", "",
-        "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", (max(iterations * 3 // 4, 1),),
+        "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", (drop,) if drop else (),
         "SOLVER.IMS_PER_BATCH", max(images // 2 // world, 1) * world if rpn else images,
     ]  # fmt: skip
     if index != 1:  # nothing of step 2's file starts afresh, and an RPN has no such layers
@@ -127,19 +128,21 @@ def _join(cfg):
 
 def check(engine, cfg, resume=False):
     """Refuse what :func:`train` would refuse before it looks at weights, as an engine's ``check``."""
-    _steps(cfg, resume)
+    _steps(engine, cfg, resume)
     engine.check(cfg, resume)
 
 
-def _steps(cfg, resume):
+def _steps(engine, cfg, resume):
     """The configs of the four steps."""
     if net_name(cfg)[1]:
         raise ConfigError("MODEL.BACKBONE.NAME: alternating training shares a trunk, not a pyramid")
-    if len(cfg.RESNET_DET.ALTERNATING) != 4:
-        raise ConfigError(f"RESNET_DET.ALTERNATING: {cfg.RESNET_DET.ALTERNATING}: give four")
+    iterations = cfg.RESNET_DET.ALTERNATING
+    if len(iterations) != 4 or min(iterations) < 1:
+        raise ConfigError(f"RESNET_DET.ALTERNATING: {iterations}: give four, each from 1")
     steps = [step_config(cfg, index) for index in range(4)]
     for step in (*steps, cfg):
         check_trainable(step, resume)
+        engine.check_schedule(step)
     return steps
 
 
@@ -160,7 +163,7 @@ def train(engine, cfg, resume=False):
         FolderInUse: another run goes on in ``OUTPUT_DIR``.
     """
     distributed.init(device_name(cfg))
-    steps = _steps(cfg, resume)
+    steps = _steps(engine, cfg, resume)
     with alone_in(cfg.OUTPUT_DIR):
         for step in (*steps, cfg):
             check_output(step, resume)

@@ -5,6 +5,7 @@ from pathlib import Path
 from ..config import ConfigError, get_cfg
 from ..data.loader import check_share
 from ..training import distributed
+from ..training.schedule import check_steps
 
 # Keys of RESNET_DET that a detector refuses.
 FOR_CLASSIFIERS = (
@@ -24,22 +25,26 @@ def refuse_classifier_keys(cfg):
 
 
 def check_trainable(cfg, resume):
-    """Refuse to train on nothing or an ensemble, by an impossible schedule, or in an earlier run's
-    folder.
+    """Refuse to train on nothing or an ensemble, or in an earlier run's folder.
 
     Raises:
         ConfigError
-        ValueError: the processes cannot share the batch equally.
     """
     if cfg.RESNET_DET.ENSEMBLE:
         raise ConfigError("RESNET_DET.ENSEMBLE: is for tests: give --eval-only")
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN: name at least one dataset")
-    steps = cfg.SOLVER.STEPS
-    if any(later <= earlier for earlier, later in zip((0, *steps), steps)):
-        raise ConfigError(f"SOLVER.STEPS: {steps}: give iterations from 1 that rise")
-    check_share(cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world)
     check_output(cfg, resume)
+
+
+def check_schedule(cfg):
+    """Refuse SOLVER.STEPS that do not rise, and a batch that the processes cannot share equally.
+
+    Raises:
+        ValueError
+    """
+    check_steps(cfg.SOLVER.STEPS)
+    check_share(cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world)
 
 
 def check_output(cfg, resume):

@@ -19,7 +19,7 @@ from ..evaluation.classification import count_errors, write_results
 from ..nets import NETS, build_net, load
 from ..nets.weights import read, rename_parameters
 from ..training import alone_in, distributed, precise_bn
-from .checks import check_output, check_trainable
+from .checks import check_output, check_schedule, check_trainable
 from .conventions import check_conventions, commit, pixel_facts
 from .faster_rcnn import net_name
 from .results import check_expected
@@ -265,6 +265,7 @@ def train(cfg, resume=False):
     """
     _check(cfg)
     check_trainable(cfg, resume)
+    check_schedule(cfg)
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ConfigError(f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN}: a classifier trains on one set")
     device, seed = setup(cfg)

@@ -1,6 +1,6 @@
 """A run: its device, processes and seed, its training, and one iteration run again.
 
-A training by Detectron2 is its trainer's; only the last is for it too.
+A training by Detectron2 is its trainer's; making datasets and the last are for it too.
 """
 
 import logging

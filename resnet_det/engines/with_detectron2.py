@@ -19,11 +19,12 @@ from ..config import (
     ConfigError,
     add_resnet_det_config,
     check_batch,
-    check_pixels,
+    check_lengths,
     flatten,
     unreadable,
 )
 from ..config_values import examples, explained, fits, wrong_value
+from ..data.loader import check_share
 from ..training import Checkpointer as Files
 from ..training import alone_in, distributed
 from . import appendix
@@ -43,7 +44,7 @@ from .detectron2_weights import trained
 from .results import check_expected
 from .run import make_datasets
 
-__all__ = ["check", "evaluate", "launch", "load_config", "train"]
+__all__ = ["check", "check_schedule", "evaluate", "launch", "load_config", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def load_config(path, overrides=()):
             raise ConfigError(f"{where}: {_explained(str(error.args[0]), known)}") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"{where}: {unreadable(error)}") from error
-    check_pixels(cfg)
+    check_lengths(cfg)
     check_batch(cfg, images, overrides)
     if cfg.MODEL.META_ARCHITECTURE == "Classifier":
         raise ConfigError("MODEL.META_ARCHITECTURE: Classifier: Detectron2 trains detectors only")
@@ -92,12 +93,14 @@ def load_config(path, overrides=()):
 
 
 def _check_lists(cfg, known):
-    """What lists hold, which yacs leaves unchecked. Detectron2 takes some of those of lists flat."""
+    """What lists hold, which yacs leaves unchecked."""
+    anchors = cfg.MODEL.ANCHOR_GENERATOR
+    for key in ("SIZES", "ASPECT_RATIOS", "ANGLES"):
+        if anchors[key] and not isinstance(anchors[key][0], list | tuple):
+            anchors[key] = [anchors[key]]  # Detectron2 takes one list for all levels so too
     for key, value in flatten(cfg).items():
         default = known.get(key)
-        if isinstance(default, list | tuple) and not (
-            fits(value, default) or fits((value,), default)
-        ):
+        if isinstance(default, list | tuple) and not fits(value, default):
             raise ValueError(wrong_value(key, value, default))
 
 
@@ -128,6 +131,25 @@ def _in_group(main, *args):
     return main(*args)
 
 
+def check_schedule(cfg):
+    """Refuse a schedule that Detectron2 cannot build, and a batch that the processes cannot share.
+
+    Raises:
+        ConfigError, ValueError
+    """
+    world = distributed.launch_info().world
+    scaled = Trainer.auto_scale_workers(cfg, world)
+    check_share(scaled.SOLVER.IMS_PER_BATCH, world)
+    solver = scaled.SOLVER
+    try:
+        Trainer.build_lr_scheduler(scaled, torch.optim.SGD([torch.zeros(1)], solver.BASE_LR))
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"SOLVER.STEPS: {solver.STEPS}, of SOLVER.MAX_ITER {solver.MAX_ITER}: give iterations "
+            f"below it that rise ({error})"
+        ) from error
+
+
 def check(cfg, resume=False):
     """Refuse a config or data that cannot be trained, without weights: it may be days until these.
 
@@ -136,6 +158,7 @@ def check(cfg, resume=False):
     """
     _check(cfg)
     check_trainable(cfg, resume)
+    check_schedule(cfg)
     training_records(cfg)
     for name, files in test_files(cfg):
         load_any(cfg, [name], files=files)
@@ -158,6 +181,7 @@ def train(cfg, resume=False):
     """
     _check(cfg)
     check_trainable(cfg, resume)
+    check_schedule(cfg)
     with alone_in(cfg.OUTPUT_DIR):
         check_output(cfg, resume)
         return _train(cfg, resume)

@@ -22,6 +22,7 @@ from ..training.distributed import launch
 from .appendix import Improved, in_test
 from .checks import (
     check_output,
+    check_schedule,
     check_testable,
     check_trainable,
     proposal_files,
@@ -34,7 +35,15 @@ from .faster_rcnn import build_model
 from .results import check_expected, publish, score
 from .run import device_name, run_training, setup
 
-__all__ = ["check", "evaluate", "launch", "load_config", "predictor", "train"]
+__all__ = [
+    "check",
+    "check_schedule",
+    "evaluate",
+    "launch",
+    "load_config",
+    "predictor",
+    "train",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -196,10 +205,9 @@ def propose(cfg, name, path):
     dataset = load_dataset(name, skip_bad=skip_bad)
     predictions = detect(_trained(cfg, device)[0], dataset, cfg, skip_bad)
     if distributed.is_main():
-        found = {p["image_id"]: (p["boxes"], p["logits"]) for p in predictions}
-        none = np.zeros((0, 4)), np.zeros(0)
-        ids = [record["image_id"] for record in dataset.records]
-        proposals.write(path, [(i, *found.get(i, none)) for i in ids])
+        found = {record["image_id"]: (np.zeros((0, 4)), np.zeros(0)) for record in dataset.records}
+        found |= {p["image_id"]: (p["boxes"], p["logits"]) for p in predictions}
+        proposals.write(path, [(image_id, *of_image) for image_id, of_image in found.items()])
     distributed.barrier()
 
 
@@ -226,6 +234,7 @@ def check(cfg, resume=False):
     """
     _check(cfg)
     check_trainable(cfg, resume)
+    check_schedule(cfg)
     _trainable_records(_training_set(cfg), cfg)
     _test_sets(cfg)
     with torch.device("meta"):
@@ -248,6 +257,7 @@ def train(cfg, resume=False):
     """
     _check(cfg)
     check_trainable(cfg, resume)
+    check_schedule(cfg)
     device, seed = setup(cfg)
     with alone_in(cfg.OUTPUT_DIR):
         check_output(cfg, resume)

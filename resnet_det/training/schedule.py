@@ -107,6 +107,12 @@ class Schedule(torch.optim.lr_scheduler.LambdaLR):
                 logger.info("warm-up ends after iteration %d", self.last_epoch)
 
 
+def check_steps(steps):
+    """Raises ValueError where the iterations of SOLVER.STEPS do not rise from 1."""
+    if any(later <= earlier for earlier, later in zip((0, *steps), steps)):
+        raise ValueError(f"SOLVER.STEPS: {steps}: give iterations from 1 that rise")
+
+
 def build_schedule(
     optimizer,
     *,
@@ -127,7 +133,7 @@ def build_schedule(
     :class:`Schedule` instead.
 
     Raises:
-        ValueError: unknown ``warmup_method``, steps not increasing from 1, or two warm-ups.
+        ValueError: unknown ``warmup_method``, two warm-ups, or as :func:`check_steps`.
     """
     if until_error and warmup_iters:
         raise ValueError(
@@ -136,9 +142,7 @@ def build_schedule(
         )
     if warmup_method not in ("linear", "constant"):
         raise ValueError(f"warm-up method {warmup_method!r} is not one of 'linear', 'constant'")
-    steps = [int(step) for step in steps]
-    if any(later <= earlier for earlier, later in zip([0, *steps], steps)):
-        raise ValueError(f"learning rate steps {steps} must be positive and increasing")
+    check_steps(steps)
     if steps and steps[-1] >= max_iter:
         late = [step for step in steps if step >= max_iter]
         logger.warning("learning rate steps %s are not before the end at %d", late, max_iter)

@@ -249,15 +249,10 @@ def test_broken_images_are_named_or_left_out_and_counted(root, tmp_path, caplog)
     seen = batches(read(tmp_path, skip_bad=True, num_workers=2), 6)
     assert all(len(labels) == 4 for _, labels in seen)
     assert "n1/2.JPEG" in caplog.text and "(1 unusable so far)" in caplog.text
-    mean = read(tmp_path, skip_bad=True).mean_image(32)  # the next image counts twice
-    records = read(tmp_path).records
-    records[[str(broken) == file for file, _ in records].index(True)] = (
-        str(broken.with_name("3.JPEG")),
-        1,
-    )
     good = read(tmp_path)
-    good.records = records
-    assert torch.equal(mean, good.mean_image(32))
+    good.records = [record for record in good.records if record[0] != str(broken)]
+    assert len(good) == len(read(tmp_path)) - 1
+    assert torch.equal(read(tmp_path, skip_bad=True).mean_image(32), good.mean_image(32))
     with pytest.raises(pixels.ImageError, match="n1/2.JPEG"):
         read(tmp_path).mean_image(32)
     with pytest.raises(pixels.ImageError, match="n1/2.JPEG"):  # a test set must be sound

@@ -245,6 +245,16 @@ def test_unusable_images_are_replaced_and_counted_when_asked_for(album, workers,
         take(training_batches(album[2:4], mapper, **options), 1)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unusable_images_are_left_out_of_a_test_when_asked_for(album, workers, caplog):
+    mapper = DetectionMapper(0, 100, train=True)
+    for batch, expected in ((1, [[0], [1], [4]]), (4, [[0, 1], [4]])):
+        options = {"batch": batch, "num_workers": workers, "skip_bad": True}
+        found = loader.test_batches(album, mapper, **options)
+        assert [[sample["image_id"] for sample in samples] for samples in found] == expected
+    assert sum("3.png" in record.getMessage() for record in caplog.records) == 2
+
+
 @pytest.mark.detectron2
 @pytest.mark.parametrize("mode", list(BoxMode))
 @pytest.mark.parametrize("flip", [False, True])

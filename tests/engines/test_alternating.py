@@ -113,8 +113,9 @@ def test_a_spoilt_image_is_left_out_of_every_step(folder, ready, monkeypatch, na
         run(name, "OUTPUT_DIR", "output/strict")
     run(name, "RESNET_DET.SKIP_BAD_DATA", True, "DATASETS.TEST", ())
     cfg = pick(name).load_config("detector.yaml", SHORT)
-    found = proposals.read(alternating.proposal_file(cfg, 0, "scenes_voc_trainval"))
-    assert [i for i, (boxes, _, _) in found.items() if not len(boxes)] == [record["image_id"]]
+    for step in (0, 2):
+        found = proposals.read(alternating.proposal_file(cfg, step, "scenes_voc_trainval"))
+        assert [i for i, (boxes, _, _) in found.items() if not len(boxes)] == [record["image_id"]]
 
 
 @pytest.mark.parametrize("stop", [(0, 2), (3, 1)], ids=str)
@@ -160,6 +161,19 @@ def test_steps_follow_the_released_schedule():
     assert {(s.SOLVER.MAX_ITER, *s.SOLVER.STEPS) for s in steps} == {(320000, 240000)}
     assert [s.SOLVER.IMS_PER_BATCH for s in steps] == [8, 16, 8, 16]
     assert [s.MODEL.BACKBONE.FREEZE_AT for s in steps] == [2, 2, 4, 4]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("iterations", [(0, 1, 1, 1), (1, 1, 1)])
+def test_steps_without_iterations_are_refused(folder, name, iterations):
+    with pytest.raises(ConfigError, match="ALTERNATING.*give four, each from 1"):
+        run(name, "RESNET_DET.ALTERNATING", iterations)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_steps_of_one_iteration(folder, name):
+    run(name, "RESNET_DET.ALTERNATING", (1, 1, 1, 1), "DATASETS.TEST", ())
+    assert len(weights("")) > len(weights(alternating.STEPS[0]))
 
 
 def test_a_pyramid_is_refused(folder):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from resnet_det.config import flatten, get_cfg, load_config
+from resnet_det.config_values import examples
 from resnet_det.engines import faster_rcnn
 
 detectron2 = pytest.importorskip("detectron2")
@@ -39,6 +40,11 @@ def test_every_key_and_default_of_the_embedded_config_is_detectron2s():
     assert {k: (ours[k], type(ours[k])) for k in shared} == {
         k: (theirs[k], type(theirs[k])) for k in shared
     }
+
+
+def test_every_list_says_what_it_takes():
+    known = flatten(detectron2_cfg()) | flatten(get_cfg())
+    assert [key for key, value in examples(known).items() if value in ([], ())] == []
 
 
 def parameters(function):

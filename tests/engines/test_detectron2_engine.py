@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,8 +19,7 @@ from resnet_det.data.scenes import write_scenes
 from resnet_det.evaluation import voc_ap
 from resnet_det.nets import build_net
 from resnet_det.nets.weights import WeightsError, classifier_name, read
-from resnet_det.training import precision
-from resnet_det.training.distributed import Launch
+from resnet_det.training import distributed, precision
 
 detectron2 = pytest.importorskip("detectron2")
 
@@ -31,7 +29,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from resnet_det.engines import checks, classifier
+from resnet_det.engines import classifier, pick
 from resnet_det.engines import with_detectron2 as engine
 from resnet_det.engines.detector_weights import check_statistics, new_layers
 from resnet_det.engines.detectron2_evaluation import evaluate_model
@@ -393,7 +391,7 @@ def test_wrong_class_count_and_names_are_refused(config):
         (["MODEL.BACKBONE.NAME", "cifar_resnet32"], "cifar_resnet32, but .*: cifar_resnet20"),
         (["RESNET_DET.NEW_LAYERS", "('fc6',)"], "NEW_LAYERS: fc6"),
         (["SOLVER.STEPS", "(3, 2)"], r"SOLVER.STEPS: \(3, 2\)"),
-        (["SOLVER.IMS_PER_BATCH", "3"], "3 images .*cannot be shared equally by 2"),
+        (["SOLVER.STEPS", "(1, 4)"], r"SOLVER.STEPS: \(1, 4\), of SOLVER.MAX_ITER 4"),
         (["MODEL.MASK_ON", "True", "RESNET_DET.SKIP_BAD_DATA", "True"], "SKIP_BAD_DATA: is for"),
     ],
 )
@@ -403,9 +401,47 @@ def test_mistakes_are_known_before_pretraining(config, tmp_path, monkeypatch, ov
     (tmp_path / "classifier.yaml").write_text(yaml.safe_dump(first))
     start = ["MODEL.WEIGHTS", str(tmp_path / "first/model_final.pth")]
     cfg = config(*start, "RESNET_DET.PRETRAIN", str(tmp_path / "classifier.yaml"), *overrides)
-    monkeypatch.setattr(checks, "distributed", Mock(launch_info=lambda: Launch(0, 2, 0)))
     with pytest.raises(ValueError, match=words):
         classifier.ensure_weights(cfg, lambda: engine.check(cfg))
+
+
+@pytest.mark.parametrize("name", ["torchvision", "detectron2"])
+def test_a_batch_that_cannot_be_shared_is_known_before(config, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(distributed, "launch_info", lambda: distributed.Launch(0, 3, 0))
+    keys = ["SOLVER.IMS_PER_BATCH", "16", "SOLVER.STEPS", "()"]
+    with pytest.raises(ValueError, match="16 images .*cannot be shared equally by 3"):
+        pick(name).check_schedule(config(*keys))
+    pick(name).check_schedule(config(*keys, "SOLVER.IMS_PER_BATCH", "6"))
+    if name == "detectron2":  # 16 images of 8 processes are 6 of 3
+        engine.check_schedule(config(*keys, "SOLVER.REFERENCE_WORLD_SIZE", "8"))
+
+
+def test_schedules_that_do_not_read_the_steps(config):
+    steps = ["SOLVER.STEPS", "(3, 2)"]
+    engine.check_schedule(config(*steps, "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"))
+    with pytest.raises(ValueError, match=r"SOLVER.STEPS: \(3, 2\)"):
+        engine.check_schedule(config(*steps))
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("TEST.EXPECTED_RESULTS", "['bbox', 'AP', 38, 1]"),
+        ("MODEL.FPN.IN_FEATURES", "[2]"),
+        ("TEST.KEYPOINT_OKS_SIGMAS", "['a']"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "['a']"),
+        ("SOLVER.STEPS", "(1e3,)"),
+    ],
+)
+def test_what_a_list_holds_is_checked(config, key, value):
+    with pytest.raises(ValueError, match=key):
+        config(key, value)
+
+
+def test_one_list_of_anchors_is_for_all_levels(config):
+    assert config("MODEL.ANCHOR_GENERATOR.SIZES", "[16, 32.5]").MODEL.ANCHOR_GENERATOR.SIZES == [
+        [16, 32.5]
+    ]
 
 
 def seen_images(loader, count):

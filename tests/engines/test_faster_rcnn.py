@@ -397,7 +397,8 @@ def test_fast_has_the_same_loss_curve(config, monkeypatch, half, rate):
     RPN and Fast R-CNN each alone: between them NMS turns a difference of rounding into other regions.
     """
     monkeypatch.setitem(resnet.DEPTHS, 50, ((1, 2, 1, 1), True))  # of the usual widths
-    curves, regions = [], torch.tensor([3.0, 5, 60, 45]) * torch.rand(30, 1) + torch.arange(4)
+    curves, sizes = [], torch.linspace(0.1, 1, 30)[:, None]
+    regions = torch.tensor([3.0, 5, 60, 45]) * sizes + torch.arange(4)
     for fast in (True, False):
         torch.manual_seed(0)
         model = build_model(
