@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 from . import loader, pixels, shards
 from .catalog import datasets_root
 from .image_folder import FOLDERS, read_folder
+from .mapper import draw_size
 
 NAMES = ("imagenet_train", "imagenet_val", *shards.SPLITS)
 
@@ -43,7 +44,7 @@ class RandomCrop:
     ``color_pca``.
 
     Args:
-        short_sizes, sampling: as :func:`~resnet_det.data.loader.draw_size` takes them.
+        short_sizes, sampling: as :func:`~resnet_det.data.mapper.draw_size` takes them.
         format: order of the channels, "BGR" or "RGB".
     """
 
@@ -59,7 +60,7 @@ class RandomCrop:
         mirror = self.flip and rng.random() < 0.5
 
         def place(height, width):
-            short = loader.draw_size(self.short_sizes, self.sampling, rng)
+            short = draw_size(self.short_sizes, self.sampling, rng)
             height, width = pixels.resized_shape(height, width, short, np.inf)
             top = int(rng.integers(height - self.size + 1))
             return height, width, top, int(rng.integers(width - self.size + 1))

@@ -22,7 +22,7 @@ from ..data import (
     load_datasets,
     proposals,
 )
-from ..data.loader import with_usable_annotations
+from ..data.mapper import with_usable_annotations
 from ..data.pixels import at_scales, read_image
 from .checks import proposal_files
 

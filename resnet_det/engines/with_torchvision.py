@@ -9,12 +9,8 @@ from tqdm import tqdm
 from .. import training
 from ..config import ConfigError, load_config, parse_config
 from ..data import load_dataset, load_datasets, proposals
-from ..data.loader import (
-    DetectionMapper,
-    test_batches,
-    training_batches,
-    with_usable_annotations,
-)
+from ..data.loader import test_batches, training_batches
+from ..data.mapper import DetectionMapper, with_usable_annotations
 from ..nets import load
 from ..nets.weights import read
 from ..training import alone_in, distributed

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_det.data import BoxMode, coco, pixels, voc
-from resnet_det.data.loader import DetectionMapper
+from resnet_det.data.mapper import DetectionMapper
 
 SIDE = st.integers(1, 3000)
 PARTS = 64  # of a pixel, in which the boxes are drawn: exact in binary

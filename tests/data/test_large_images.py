@@ -8,7 +8,7 @@ from torchvision.transforms import CenterCrop, FiveCrop, Resize, TenCrop
 
 from resnet_det.data import large_images, pixels
 from resnet_det.data.large_images import Crops, LargeImages, RandomCrop, Scales, color_shift
-from resnet_det.data.loader import draw_size
+from resnet_det.data.mapper import draw_size
 
 MEAN, STD = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
 

@@ -8,12 +8,8 @@ import torch
 from PIL import Image
 
 from resnet_det.data import loader
-from resnet_det.data.loader import (
-    DetectionMapper,
-    global_batches,
-    training_batches,
-    with_usable_annotations,
-)
+from resnet_det.data.loader import global_batches, training_batches
+from resnet_det.data.mapper import DetectionMapper, with_usable_annotations
 from resnet_det.data.pixels import ImageError
 from resnet_det.data.records import BoxMode
 

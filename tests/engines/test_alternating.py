@@ -228,7 +228,7 @@ def test_detectron2_reads_our_file_and_maps_it_alike(folder):
     from detectron2.data import DatasetMapper
     from detectron2.data.build import load_proposals_into_dataset
 
-    from resnet_det.data.loader import DetectionMapper
+    from resnet_det.data.mapper import DetectionMapper
 
     records = load_dataset("scenes_voc_test").records
     boxes = np.random.default_rng(0).uniform(-5, 150, (50, 4)).astype(np.float32)

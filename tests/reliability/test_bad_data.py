@@ -9,7 +9,7 @@ from bad_data import EITHER, EVERYTHING, OK, encoded, picture
 
 from resnet_det.data import DatasetError, load_dataset
 from resnet_det.data.image_folder import FOLDERS
-from resnet_det.data.loader import DetectionMapper
+from resnet_det.data.mapper import DetectionMapper
 from resnet_det.data.small_images import SmallImages
 
 
