@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_det.config import load_config
+from resnet_det.config import flatten, load_config
 from resnet_det.data import dataset_names, small_images
 from resnet_det.engines import classifier, faster_rcnn
 from resnet_det.engines import rpn as rpn_module
@@ -73,6 +73,7 @@ def test_the_papers_recipe(path):
         assert (s.IMS_PER_BATCH, tuple(s.STEPS), s.MAX_ITER) == (16, (240000,), 320000)
         assert (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) == ("coco_2014_train", "coco_2014_val")
         assert heads.NUM_CLASSES == 80
+        assert set(cfg.RESNET_DET.ALTERNATING) == {320000}
     else:
         assert heads.NUM_CLASSES == 20 and s.IMS_PER_BATCH == 2
         twelve = path.stem.endswith("07pp12")
@@ -82,6 +83,9 @@ def test_the_papers_recipe(path):
         # About 13 epochs of 16,551 or 21,503 images, eight elevenths of them at the first rate.
         assert s.MAX_ITER * 2 / (21503 if twelve else 16551) == pytest.approx(13.2, abs=0.2)
         assert s.STEPS[0] / s.MAX_ITER == pytest.approx(8 / 11, abs=0.02)
+        # The released 80k and 40k of VOC 07, lengthened as the 70k of its joint training are.
+        longer = [step / s.MAX_ITER * 70 for step in cfg.RESNET_DET.ALTERNATING]
+        assert longer == pytest.approx([80, 40, 80, 40], abs=0.5)
 
 
 def test_every_cell_of_tables_7_and_8_has_its_config():
@@ -166,7 +170,9 @@ def test_the_papers_recipe_on_imagenet():
         assert list(cfg.MODEL.PIXEL_STD) == [1.0, 1.0, 1.0] and cfg.RESNET_DET.COLOR_PCA
         assert cfg.RESNET_DET.TEST_CROPS == 10
         assert list(cfg.TEST.AUG.MIN_SIZES) == [224, 256, 384, 480, 640] and cfg.TEST.AUG.FLIP
-        assert cfg.TEST.PRECISE_BN.ENABLED != vgg
+        assert cfg.TEST.PRECISE_BN.ENABLED != vgg and cfg.TEST.PRECISE_BN.NUM_ITER == 200
+        assert tuple(s.STEPS) == (150_000, 300_000, 450_000)
+        assert list(cfg.MODEL.PIXEL_MEAN) == [103.53, 116.28, 123.675]  # BGR, of Detectron2
 
 
 @pytest.mark.parametrize("beta", [1.0, 1 / 9])
@@ -187,6 +193,42 @@ def test_min_size_is_exclusive_at_the_scale_of_the_input():
     boxes = torch.tensor([[0.0, 0, 16, 40], [60, 0, 76.01, 40], [0, 60, 100, 75.9]])
     kept, _ = rpn.filter_proposals(boxes[None], torch.tensor([3.0, 2, 1]), [(200, 200)], [3])
     assert kept[0].tolist() == boxes[1:2].tolist()
+
+
+def test_fresh_layers_are_drawn_as_published():
+    """N(0, 0.01), the box layer N(0, 0.001) (section 6.4 of the specification); biases are 0."""
+    torch.manual_seed(0)
+    model = faster_rcnn.build_model(load_config(ROOT / "configs/faster_rcnn_R18.yaml"))
+    head, predictor = model.proposal_generator.head, model.roi_heads.box_predictor
+    layers = {x: 0.01 for x in (head.conv, head.objectness_logits, head.anchor_deltas)}
+    layers |= {predictor.cls_score: 0.01, predictor.bbox_pred: 0.001}
+    for layer, std in layers.items():
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.03) and not layer.bias.any()
+    with torch.device("meta"):
+        vgg = build_net("paper_vgg16")
+    x = torch.ones(4, 25088)
+    for layer in (vgg.fc6, vgg.fc7):  # half of the numbers go, the others are doubled
+        whole = torch.nn.Linear(x.shape[1], layer.out_features)
+        layer.weight, layer.bias = whole.weight, whole.bias
+        y, expected = layer(x), whole(x).relu()
+        assert y[expected > 0].bool().float().mean().item() == pytest.approx(0.5, abs=0.03)
+        torch.testing.assert_close(y[y > 0], 2 * expected[y > 0])
+        x = expected.detach()
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("kind", ["C4", "FPN"])
+def test_the_modern_recipe_is_the_model_zoos(kind):
+    from detectron2 import model_zoo
+
+    zoo = model_zoo.get_config_file(f"COCO-Detection/faster_rcnn_R_101_{kind}_3x.yaml")
+    ours, theirs = (
+        flatten(load_config(path))
+        for path in (ROOT / f"configs/modern_faster_rcnn_R101_{kind}.yaml", zoo)
+    )
+    different = {key for key in ours if ours[key] != theirs[key]}
+    net = {"MODEL.WEIGHTS", "MODEL.BACKBONE.NAME", "MODEL.RESNETS.DEPTH", "OUTPUT_DIR"}
+    assert different == net | ({"MODEL.ROI_HEADS.NAME"} if kind == "C4" else set())
 
 
 @pytest.mark.detectron2

@@ -179,7 +179,9 @@ def main(argv=None):
         print(f"{line} (known in the official file; left out when loaded)")
     what = "objects" if whole else "classes"
     images, others = counts.pop("images", 0), counts.pop(what, 0)
-    print(f"{args.name}: {images} images, {others} {what}")
+    published = data.PUBLISHED.get(args.name, images)
+    note = f" (the published set: {published} images)" if images != published else ""
+    print(f"{args.name}: {images} images, {others} {what}{note}")
     if faults:
         print(f"{len(faults)} fault{'s' * (len(faults) > 1)}")
         return 1

@@ -7,6 +7,7 @@ and "id". The image_id is the file's stem for VOC and an int for COCO.
 """
 
 from .catalog import (
+    PUBLISHED,
     Dataset,
     Metadata,
     UnknownDataset,
@@ -17,11 +18,13 @@ from .catalog import (
     load_datasets,
     missing,
     scan_dataset,
+    shortfall,
 )
 from .pixels import ImageError
 from .records import BoxMode, DatasetError
 
 __all__ = [
+    "PUBLISHED",
     "BoxMode",
     "Dataset",
     "DatasetError",
@@ -35,4 +38,5 @@ __all__ = [
     "load_datasets",
     "missing",
     "scan_dataset",
+    "shortfall",
 ]

@@ -35,6 +35,17 @@ _COCO = {
     "scenes_coco_train": ("scenes/voc/JPEGImages", "scenes/coco/instances_train.json"),
     "scenes_coco_test": ("scenes/voc/JPEGImages", "scenes/coco/instances_test.json"),
 }
+# Images of the published sets; VOC's test of 2012 without annotations.
+PUBLISHED = {
+    "voc_2007_trainval": 5011,
+    "voc_2007_test": 4952,
+    "voc_2012_trainval": 11540,
+    "voc_2012_test": 10991,
+    "coco_2014_train": 82783,
+    "coco_2014_val": 40504,
+    "coco_2017_train": 118287,
+    "coco_2017_val": 5000,
+}
 _CIFAR10 = ("batches-py", "batches-bin", "python.tar.gz", "binary.tar.gz")  # any one will do
 
 
@@ -134,6 +145,22 @@ def missing(name, root=None):
         paths = _COCO[name]
     paths = [os.path.join(root, path) for path in paths]
     return next((path for path in paths if not os.path.exists(path)), None)
+
+
+def shortfall(name, root=None):
+    """What a set that is there lacks of the published one, as a text, or None; a cheap look, which
+    counts the lines of VOC's split file or the files of COCO's folder."""
+    if name not in PUBLISHED or missing(name, root):
+        return None
+    if name in _VOC:
+        folder, split, _ = _VOC[name]
+        with open(os.path.join(datasets_root(root), folder, f"ImageSets/Main/{split}.txt")) as file:
+            count = sum(bool(line.strip()) for line in file)
+    else:
+        count = len(os.listdir(os.path.join(datasets_root(root), _COCO[name][0])))
+    if count == PUBLISHED[name]:
+        return None
+    return f"{name} has {count:,} images, the published set {PUBLISHED[name]:,}"
 
 
 def scan_dataset(name, root=None):

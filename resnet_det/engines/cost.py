@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..config import embedded_part, flatten, load_config, parse_config
-from ..data import missing
+from ..data import missing, shortfall
 from . import classifier
 from .faster_rcnn import build_model
 from .reproduce import ROOT
@@ -65,12 +65,14 @@ def predict(plan):
 
 
 def needs(cfg, made=()):
-    """What a run reads and does not find: datasets, and weights but for those that are ``made`` first."""
+    """What a run reads and does not find whole: datasets, and weights but those ``made`` before."""
     absent = []
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         path = missing(name)
         if path:
             absent.append(f"{name} lacks {path}")
+        elif shortfall(name):
+            absent.append(shortfall(name))
     weights = cfg.MODEL.WEIGHTS
     if weights and weights not in made and not Path(weights).exists():
         absent.append(f"lacks {weights}")

@@ -340,6 +340,7 @@ TABLE_10 = Table(
         _fine_tuned("", "07+12", Number(_MAP, "mAP % on VOC 07 test", 85.6)),
     ),
     runs="detection",
+    per_class=True,
 )
 
 TABLE_11 = Table(

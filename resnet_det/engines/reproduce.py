@@ -26,8 +26,9 @@ import torch
 import yaml
 
 from ..config import ConfigError, load_config
+from ..data import shortfall
 from ..evaluation.report import figure_section, table_section, write_page
-from ..evaluation.tables import markdown_table
+from ..evaluation.tables import markdown_table, system_rows
 from ..training import read_metrics
 from ..training.checkpoint import load
 
@@ -86,6 +87,7 @@ class Table:
     runs: name of the output folder, which tables that share runs have in common; else the table's.
     figures: function of {cell name: folders of its finished runs, one a seed} and an output folder
         that draws what belongs to the table: {caption: path of a .png that has a .svg beside it}.
+    per_class: the AP50 of each class is given too.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Table:
     figures: Callable[[dict, Path], dict] | None = None
     seeds: tuple[int, ...] = (1,)
     runs: str = ""
+    per_class: bool = False
 
 
 @dataclass(eq=False)
@@ -346,6 +349,30 @@ def table_rows(table, plan, fraction):
     return header, rows
 
 
+def class_rows(plan):
+    """``(header, rows)`` of AP50 by class: a row for each finished detector of a plan."""
+    systems = {}
+    for (cell, seed), chain in plan.items():
+        for path in sorted(chain[-1].folder.glob("inference/*/results.json")):
+            classes = json.loads(path.read_text())["classes"]
+            if chain[-1].metrics() is not None:
+                aps = {name: values["AP50"] for name, values in classes.items()}
+                systems[f"{cell.label}, seed {seed}, {path.parent.name}"] = aps
+    header, rows = system_rows(systems)
+    return header, [[n, *("–" if x is None else f"{x:.1f}" for x in aps)] for n, *aps in rows]
+
+
+def data_remarks(plan):
+    """What the finished runs of a plan were trained or tested on and is not the published set."""
+    names = {}
+    for chain in plan.values():
+        for path in (run.folder / "config.yaml" for run in chain):
+            if chain[-1].metrics() is not None and path.exists():
+                datasets = yaml.safe_load(path.read_text()).get("DATASETS", {})
+                names |= dict.fromkeys([*datasets.get("TRAIN", ()), *datasets.get("TEST", ())])
+    return [remark for remark in map(shortfall, names) if remark]
+
+
 def facts():
     """What the numbers were measured with."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
@@ -368,12 +395,17 @@ def publish(table, plan, fraction, output):
         if chain[-1].metrics() is not None:
             runs.setdefault(cell.name, []).append(chain[-1].folder)
     figures = table.figures(runs, output) if table.figures and runs else {}
-    markdown = [f"# {title}", "", markdown_table(rows, header), f"Machine: {facts()}.", ""]
+    note = "; ".join([f"Machine: {facts()}", *data_remarks(plan)]) + "."
+    markdown = [f"# {title}", "", markdown_table(rows, header), note, ""]
+    body = table_section(title, rows, header, note=note)
+    if table.per_class:
+        header, rows = class_rows(plan)
+        markdown += ["## AP50 of each class", "", markdown_table(rows, header)]
+        body += table_section("AP50 of each class", rows, header)
     for caption, path in figures.items():
         markdown += [f"![{caption}]({Path(path).name})", "", caption, ""]
     path = output / f"{table.name}.md"
     path.write_text("\n".join(markdown))
-    body = table_section(title, rows, header, note=f"Machine: {facts()}.")
     body += "".join(figure_section(c, Path(p).with_suffix(".svg")) for c, p in figures.items())
     write_page(output / f"{table.name}.html", title, body)
     return path

@@ -39,8 +39,9 @@ def class_table(evaluation, digits=1):
     return markdown_table(rows, ["class", *(prefix[:-1] for prefix in PER_CLASS)], digits)
 
 
-def system_table(systems, digits=1):
-    """The paper's Tables 10 and 11: a row for each ``{system: {class: AP}}``, with mean and classes.
+def system_rows(systems):
+    """The paper's Tables 10 and 11: ``(header, rows)``, a row for each ``{system: {class: AP}}``, with
+    mean and classes.
 
     The mean is taken here, over the classes that have a number.
     """
@@ -50,7 +51,7 @@ def system_table(systems, digits=1):
         known = [ap for ap in aps.values() if ap is not None and not math.isnan(ap)]
         mean = sum(known) / len(known) if known else None
         rows.append([system, mean, *(aps.get(name) for name in classes)])
-    return markdown_table(rows, ["system", "mAP", *classes], digits)
+    return ["system", "mAP", *classes], rows
 
 
 def summary(evaluation):

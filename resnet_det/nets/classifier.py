@@ -69,7 +69,10 @@ class Classifier(nn.Module):
         return x
 
     def trunk(self, x):
-        """Images (N, 3, H, W) -> shared features (N, C, ceil(H/s), ceil(W/s)), s the cut's stride."""
+        """Images (N, 3, H, W) -> shared features (N, C, ceil(H/s), ceil(W/s)), s the cut's stride.
+
+        VGG-16's are rounded down.
+        """
         return self._run(self.trunk_names, x)
 
     def head(self, regions):

@@ -39,7 +39,7 @@ def test_sound(voc_folder, check):
     voc_folder.annotate("000002", both)
     status, lines = check(voc_folder.root)
     assert status == 0
-    assert lines[0] == "voc_2007_trainval: 2 images, 3 objects"
+    assert lines[0] == "voc_2007_trainval: 2 images, 3 objects (the published set: 5011 images)"
     assert [line.split() for line in lines[1:]] == [["cat", "1"], ["difficult", "1"], ["dog", "2"]]
 
 
@@ -159,7 +159,7 @@ def test_command_line_in_parallel(voc_folder):
     run = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (run.returncode, run.stdout.splitlines()[0]) == (
         0,
-        "voc_2007_trainval: 2 images, 2 objects",
+        "voc_2007_trainval: 2 images, 2 objects (the published set: 5011 images)",
     )
     voc_folder.image("000002").unlink()
     run = subprocess.run(command, check=False, capture_output=True, text=True)

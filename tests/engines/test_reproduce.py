@@ -488,3 +488,32 @@ def test_a_test_for_the_server_is_done_when_its_file_is_there(tmp_path):
     assert test.metrics() is None
     (folder / "detections.json").write_text("[]")
     assert test.metrics() == {}
+
+
+def test_a_table_of_classes_and_what_its_data_lack(tmp_path, monkeypatch):
+    """Table 10 from runs on two photographs that stand for VOC 07 test."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    for folder in ("ImageSets/Main", "JPEGImages", "Annotations"):
+        (tmp_path / "data/VOC2007" / folder).mkdir(parents=True)
+    (tmp_path / "data/VOC2007/ImageSets/Main/test.txt").write_text("000001\n000002\n")
+    table = paper.TABLES["table10"]
+    plan = reproduce.plan(table, [1], Fraction(1), tmp_path)
+    chain = next(chain for (cell, _), chain in plan.items() if cell.name == "R101")
+    run = chain[-1]
+    finished(run.folder, 0.0, run.iterations)
+    last = {"iteration": run.iterations - 1, "bbox/AP50": 15.0}
+    (run.folder / "metrics.json").write_text(json.dumps(last))
+    (run.folder / "config.yaml").write_text(
+        f"SOLVER: {{MAX_ITER: {run.iterations}}}\nDATASETS: {{TEST: [voc_2007_test]}}"
+    )
+    results = run.folder / "inference/voc_2007_test"
+    results.mkdir(parents=True)
+    classes = {"cat": {"AP50": 10.0}, "dog": {"AP50": 20.0}, "cow": {"AP50": None}}
+    (results / "results.json").write_text(json.dumps({"AP50": 15.0, "classes": classes}))
+    text = reproduce.publish(table, plan, Fraction(1), tmp_path).read_text()
+    assert "voc_2007_test has 2 images, the published set 4,952." in text
+    (row,) = [line for line in text.splitlines() if "seed 1, voc_2007_test" in line]
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["15.0", "10.0", "20.0", "–"]
+    assert "<td>20.0</td>" in (tmp_path / "table10.html").read_text()
+    cfg = load_config(reproduce.ROOT / "configs/faster_rcnn_R101.yaml")
+    assert "voc_2007_test has 2 images, the published set 4,952" in cost.needs(cfg)
