@@ -35,9 +35,13 @@ def start(cfg):
         torch.device, of :func:`device_name`.
     """
     device = distributed.init(device_name(cfg))
-    again = logging.getLogger().hasHandlers()
-    level = logging.INFO if distributed.is_main() else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    ours = logging.getLogger("resnet_det")
+    again = ours.hasHandlers()  # of an earlier run in this process, Detectron2's too
+    if not again:
+        terminal = logging.StreamHandler()
+        terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        ours.addHandler(terminal)
+        ours.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
     if device.type == "cpu" and cfg.MODEL.DEVICE != "cpu" and not again:
         logger.info("MODEL.DEVICE: %s, and there is none: using the CPU", cfg.MODEL.DEVICE)
     make_datasets(cfg)

@@ -14,6 +14,7 @@ from detectron2.config import get_cfg
 from detectron2.engine import TrainerBase, default_setup
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from ..config import (
     ConfigError,
@@ -245,9 +246,15 @@ def _check(cfg):
 
 
 def _setup(cfg):
+    # Detectron2 adds a terminal and a file with each run; those of this process's run before go.
+    setup_logger.cache_clear()
+    for name in ("detectron2", "fvcore"):
+        log = logging.getLogger(name)
+        log.handlers[:] = [h for h in log.handlers if type(h) is not logging.StreamHandler]
     default_setup(cfg, argparse.Namespace())
     # Detectron2's logger has its files and its format; ours speaks through the same.
     ours = logging.getLogger("resnet_det")
-    ours.handlers = logging.getLogger("detectron2").handlers
+    theirs = logging.getLogger("detectron2").handlers
+    ours.handlers[:] = [h for h in theirs if type(h) is logging.StreamHandler]
     ours.setLevel(logging.INFO)
     make_datasets(cfg)

@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +170,23 @@ def test_steps_follow_the_released_schedule():
 def test_steps_without_iterations_are_refused(folder, name, iterations):
     with pytest.raises(ConfigError, match="ALTERNATING.*give four, each from 1"):
         run(name, "RESNET_DET.ALTERNATING", iterations)
+
+
+@pytest.mark.detectron2
+def test_detectron2_says_each_line_once_however_many_steps_there_are(folder):
+    root = Path(__file__).parents[2]
+    keys = ["RESNET_DET.ALTERNATING", "(1, 1, 1, 1)", "OUTPUT_DIR", "output/once", "DATASETS.TEST",
+            "('scenes_voc_test',)", "SOLVER.CHECKPOINT_PERIOD", "1"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, root / "tools/train_alternating.py", "--engine", "detectron2",
+         "--config-file", "detector.yaml", *keys],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    lines = done.stdout.splitlines() + done.stderr.splitlines()
+    for said in ("step3_rpn: 1 iterations", "wrote output/once/step3_rpn/scenes",
+                 "Starting training from iteration", "results:"):  # fmt: skip
+        count = sum(said in line for line in lines)
+        assert count == (4 if "Starting" in said else 1), (said, count)
 
 
 @pytest.mark.parametrize("name", ENGINES)
