@@ -7,6 +7,7 @@ so a batch is the same for any number of processes and workers, and after any in
 import itertools
 import logging
 import pickle
+import signal
 
 import numpy as np
 import torch
@@ -231,10 +232,16 @@ def make_loader(dataset, *, num_workers, collate, partial=False, **batching):
         **batching,
         num_workers=num_workers,  # torch gives each worker one thread
         collate_fn=_Collate(collate, partial),
+        worker_init_fn=_leave_interrupts,
         pin_memory=torch.cuda.is_available(),
         # Otherwise starting the workers would draw from torch's global generator.
         generator=torch.Generator(),
     )
+
+
+def _leave_interrupts(_):
+    """A terminal's Ctrl-C reaches workers too, whose batch the main process still needs to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def good_samples(loader, skip_bad, partial=False):

@@ -20,7 +20,7 @@ from ..nets import NETS, build_net, load
 from ..nets.weights import read, rename_parameters
 from ..training import alone_in, distributed, precise_bn
 from .checks import check_output, check_schedule, check_trainable
-from .conventions import check_conventions, commit, pixel_facts
+from .conventions import check_conventions, commit, pixel_facts, say_changes
 from .faster_rcnn import net_name
 from .results import check_expected
 from .run import run_training, setup, start
@@ -403,11 +403,17 @@ def ensure_weights(cfg, check):
     if not path:
         return
     start(cfg)
-    if distributed.all_gather_objects(os.path.exists(cfg.MODEL.WEIGHTS))[0]:
+    there = distributed.all_gather_objects(os.path.exists(cfg.MODEL.WEIGHTS))[0]
+    if there and not os.path.exists(path):
         return
     pretrain = load_config(path, ["MODEL.DEVICE", cfg.MODEL.DEVICE])
     result = Path(pretrain.OUTPUT_DIR) / "model_final.pth"
-    if result.resolve() != Path(cfg.MODEL.WEIGHTS).resolve():
+    own = result.resolve() == Path(cfg.MODEL.WEIGHTS).resolve()
+    if there:
+        if own and distributed.is_main():
+            say_changes(read(result)[1], pretrain, result, "SOLVER.")
+        return
+    if not own:
         raise ConfigError(
             f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS!r}: no such file, and RESNET_DET.PRETRAIN, {path}, "
             f"writes {result}: name that, or a file that exists, or set RESNET_DET.PRETRAIN ''"

@@ -6,7 +6,9 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from ..config import ConfigError, embedded_part
+import yaml
+
+from ..config import ConfigError, embedded_part, flatten
 from ..nets.catalog import BOTTLENECK_NETS, NETS
 from ..nets.weight_formats import same_mean
 from ..nets.weights import read
@@ -112,6 +114,24 @@ def check_conventions(facts, cfg, path, trained="was trained"):
             path,
             ", ".join(unsaid),
         )
+
+
+def say_changes(facts, cfg, path, keys=""):
+    """Log in which keys a checkpoint's config differs from this one, if it carries one.
+
+    Args:
+        keys: how those begin that matter.
+    """
+    if "config" not in facts:
+        return
+    before, now = (flatten(yaml.safe_load(text)) for text in (facts["config"], embedded_part(cfg)))
+    changed = [
+        f"{key} {before[key]}, now {now[key]}"
+        for key in now
+        if key.startswith(keys) and key != "OUTPUT_DIR" and before.get(key, now[key]) != now[key]
+    ]
+    if changed:
+        logger.warning("%s: was trained with another config: %s", path, "; ".join(changed))
 
 
 def ensemble(cfg):

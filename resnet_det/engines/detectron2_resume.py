@@ -115,7 +115,7 @@ class Resumable(HookBase):
     A checkpoint also gets every process's random state, the seed, and the scalars that
     ``metrics.json`` does not have yet. A resumed run puts them back, drops the lines of iterations
     that it will run again, and makes up for the evaluation that was due with the checkpoint.
-    SIGTERM and SIGUSR1 save and end the run with 128 + the signal's number.
+    SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) save and end the run with 128 + the signal's number.
     """
 
     def __init__(self, owner, cfg):

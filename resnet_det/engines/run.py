@@ -16,7 +16,7 @@ from .. import training
 from ..config import ConfigError
 from ..data import ensure_made
 from ..training import distributed
-from .conventions import conventions
+from .conventions import conventions, say_changes
 from .results import check_expected
 
 logger = logging.getLogger(__name__)
@@ -141,6 +141,7 @@ def run_training(
 
     if state:
         seed = state.get("meta", {}).get("seed", seed)
+        say_changes(state.get("meta", {}), cfg, cfg.OUTPUT_DIR)
     final = {}
 
     def evaluate_and_keep(model):

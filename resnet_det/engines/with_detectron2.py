@@ -36,7 +36,7 @@ from .checks import (
     refuse_classifier_keys,
     test_files,
 )
-from .conventions import check_conventions
+from .conventions import check_conventions, say_changes
 from .detector_weights import check_statistics, new_layers
 from .detectron2_data import load_any, training_records
 from .detectron2_evaluation import evaluate_model
@@ -195,7 +195,8 @@ def _train(cfg, resume):
         (Path(cfg.OUTPUT_DIR) / "metrics.json").unlink(missing_ok=True)
     trainer = Trainer(cfg)
     if latest:
-        trainer.checkpointer.load(str(latest))
+        rest = trainer.checkpointer.load(str(latest))
+        say_changes(rest.get("meta", {}), cfg, cfg.OUTPUT_DIR)
         trainer.start_iter = trainer.iter + 1
     else:
         trainer.checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])

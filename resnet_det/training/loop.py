@@ -45,8 +45,8 @@ def train(
     """Train up to iteration ``max_iter`` and leave ``model_final.pth``.
 
     A run that was interrupted and resumed gives bit for bit the weights and the metrics (but for
-    times) of one that was not, provided that ``batches`` does too. After SIGTERM or SIGUSR1 (Slurm's
-    warning) the iteration in progress is finished, a checkpoint is saved and the process exits
+    times) of one that was not, provided that ``batches`` does too. After SIGTERM, SIGUSR1 (Slurm's
+    warning) or SIGINT (Ctrl-C) the iteration in progress is finished, a checkpoint is saved and the process exits
     with 128 + the signal's number.
 
     ``metrics.json`` (appended to, one object a line, Detectron2's keys) gets every ``log_period``
@@ -287,14 +287,21 @@ def undisturbed(model, device):
 
 @contextlib.contextmanager
 def stop_signals():
-    """A list to which SIGTERM and SIGUSR1 add their numbers, in place of ending the process."""
+    """A list to which SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) add their numbers, in place of ending the
+    process. The third SIGINT ends it at once: torchrun passes a terminal's on a second time."""
     received = []
+
+    def receive(number, _):
+        received.append(int(number))
+        if received.count(signal.SIGINT) > 2:
+            raise KeyboardInterrupt
+
     if threading.current_thread() is not threading.main_thread():
         yield received  # Python delivers signals to the main thread only
         return
     previous = {
-        number: signal.signal(number, lambda number, _: received.append(int(number)))
-        for number in (signal.SIGTERM, signal.SIGUSR1)
+        number: signal.signal(number, receive)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     }
     try:
         yield received

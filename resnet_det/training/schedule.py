@@ -145,7 +145,11 @@ def build_schedule(
     check_steps(steps)
     if steps and steps[-1] >= max_iter:
         late = [step for step in steps if step >= max_iter]
-        logger.warning("learning rate steps %s are not before the end at %d", late, max_iter)
+        logger.warning(
+            "SOLVER.STEPS: %s are not before SOLVER.MAX_ITER, %d, and have no effect",
+            late,
+            max_iter,
+        )
     warmup_iters = min(warmup_iters, max_iter)
 
     def decay(iteration):

@@ -500,6 +500,27 @@ def test_classifiers_mistakes_are_named(pretrained, overrides, words):
         classifier.train(cfg)
 
 
+def test_another_config_than_a_run_began_with_is_said(pretrained, caplog):
+    keys = ["DATASETS.TEST", (), "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", "output/changed"]
+    with_torchvision.train(load_config("detector.yaml", keys))
+    assert "another config" not in caplog.text
+    keys += ["SOLVER.MAX_ITER", 3, "SOLVER.BASE_LR", 0.02]
+    with_torchvision.train(load_config("detector.yaml", keys), resume=True)
+    said = (
+        "output/changed: was trained with another config: SOLVER.BASE_LR 0.01, now 0.02; "
+        "SOLVER.MAX_ITER 2, now 3"
+    )
+    assert said in caplog.text
+    caplog.clear()
+    Path("other.yaml").write_text(
+        Path("classifier.yaml").read_text().replace("MAX_ITER: 4", "MAX_ITER: 9")
+    )
+    for pretrain, words in (("classifier.yaml", 0), ("other.yaml", 1)):
+        cfg = load_config("detector.yaml", ["RESNET_DET.PRETRAIN", pretrain])
+        classifier.ensure_weights(cfg, lambda: pytest.fail("nothing is to be pretrained"))
+        assert caplog.text.count("SOLVER.MAX_ITER 4, now 9") == words
+
+
 def test_a_finished_run_resumed_reports_its_metrics(pretrained):
     cfg = load_config("classifier.yaml")
     reported = lines("output/classifier/metrics.json")[-1]

@@ -73,15 +73,16 @@ ended = {}  # child -> exit status
 def wait(children, seconds=None):
     """Exit statuses (negative: the signal), or None if not all ended within ``seconds``."""
     begin = time.monotonic()
-    while len(ended.keys() & set(children)) < len(children):
+    while True:
         for child in set(children) - set(ended):
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 ended[child] = os.waitstatus_to_exitcode(status)
+        if set(children) <= set(ended):
+            return [ended[child] for child in children]
         if seconds is not None and time.monotonic() - begin > seconds:
             return None
         time.sleep(0.002)
-    return [ended[child] for child in children]
 
 
 def newest(folder):

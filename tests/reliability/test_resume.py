@@ -52,6 +52,7 @@ def check(configs, engine, world, signals, seed=0):
         *others, status = report["statuses"]
         hit, other = {
             "SIGKILL": (-9, -9), "DEATH": (-9, 1), "SIGTERM": (143, 143), "SIGUSR1": (138, 143),
+            "SIGINT": (130, 143),
         }[report["signal"]]  # fmt: skip
         if not report["finished"]:  # a signal may come while a run that is done ends
             assert status == hit and set(others) <= {other}, report
@@ -68,7 +69,7 @@ def check(configs, engine, world, signals, seed=0):
 
 @pytest.mark.parametrize("engine", ["classifier", "torchvision"])
 def test_killed_and_resumed(configs, engine):
-    check(configs, engine, 1, ["SIGKILL", "SIGUSR1"])
+    check(configs, engine, 1, ["SIGKILL", "SIGUSR1", "SIGINT"])
 
 
 def test_killed_and_resumed_in_two_processes(configs):
@@ -78,7 +79,7 @@ def test_killed_and_resumed_in_two_processes(configs):
 @pytest.mark.detectron2
 @pytest.mark.parametrize("world", [1, 2])
 def test_killed_and_resumed_on_detectron2(configs, world):
-    check(configs, "detectron2", world, ["SIGKILL", "SIGTERM", "SIGKILL", "SIGUSR1"])
+    check(configs, "detectron2", world, ["SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1"])
 
 
 @pytest.mark.slow

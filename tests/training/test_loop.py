@@ -179,21 +179,31 @@ def test_modes_of_modules_survive_evaluation(tmp_path):
     assert modes[0]["last"] and not modes[0]["body.1"]  # a layer that the model keeps frozen
 
 
-def test_sigterm_saves_at_the_end_of_the_iteration(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_at_the_end_of_the_iteration(tmp_path, number):
+    before = signal.getsignal(number)
     options = {"noise": 0.3}
     seeded()
     run(tmp_path / "whole", **options)
     seeded()
-    terminate = until(batches(), 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    terminate = until(batches(), 7, lambda: os.kill(os.getpid(), number))
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path / "parts", stream=terminate, **options)
-    assert stopped.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert stopped.value.code == 128 + number
+    assert signal.getsignal(number) == before
     state = Checkpointer(tmp_path / "parts").load_latest()
     assert state["iteration"] == 8
     run(tmp_path / "parts", state=state, **options)
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_third_interrupt_ends_at_once(tmp_path):
+    def thrice():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stream=until(batches(), 7, thrice))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
