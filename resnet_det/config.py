@@ -412,14 +412,19 @@ def embedded_part(cfg):
     return known.dump()
 
 
-def parse_config(text, where, overrides=()):
-    """The config that :func:`embedded_part` wrote, as :func:`load_config`; ``where`` names its source."""
-    cfg = get_cfg()
+def parse_text(text, where):
+    """What :func:`embedded_part` wrote, unchecked, as :func:`flatten`; ``where`` names its source."""
     try:
         content = yaml.safe_load(text[:MOST_BYTES])
     except Exception as error:  # of yaml, of what it constructs
         raise ConfigError(f"{where}: its config is no YAML: {_short(error)}") from error
-    _merge(cfg, _flat(content, where), where)
+    return _flat(content, where)
+
+
+def parse_config(text, where, overrides=()):
+    """The config that :func:`embedded_part` wrote, as :func:`load_config`; ``where`` names its source."""
+    cfg = get_cfg()
+    _merge(cfg, parse_text(text, where), where)
     return _finish(cfg, overrides)
 
 

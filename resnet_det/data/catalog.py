@@ -157,7 +157,8 @@ def shortfall(name, root=None):
         with open(os.path.join(datasets_root(root), folder, f"ImageSets/Main/{split}.txt")) as file:
             count = sum(bool(line.strip()) for line in file)
     else:
-        count = len(os.listdir(os.path.join(datasets_root(root), _COCO[name][0])))
+        files = os.listdir(os.path.join(datasets_root(root), _COCO[name][0]))
+        count = sum(file.endswith(".jpg") for file in files)
     if count == PUBLISHED[name]:
         return None
     return f"{name} has {count:,} images, the published set {PUBLISHED[name]:,}"

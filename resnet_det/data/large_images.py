@@ -196,8 +196,12 @@ class LargeImages:
         short = (min(self.short_sizes) + max(self.short_sizes)) // 2
         part = replace(self, records=self.records[::step], views=Crops(short)).to(self.device)
         batches = part.test_batches(size=size, skip_bad=self.skip_bad)
-        sums, counts = zip(*((views[0].double().sum(0), len(labels)) for views, labels in batches))
-        return (sum(sums) / sum(counts)).float()
+        total, count = 0, 0
+        for views, labels in batches:
+            total, count = total + views[0].double().sum(0), count + len(labels)
+        if not count:
+            raise ValueError(f"none of the {len(part)} images of a mean image is usable")
+        return (total / count).float()
 
     def _normalised(self, images, shift=None):
         """uint8 (N, h, w, 3) -> float (N, 3, h, w) on the device, channels last."""

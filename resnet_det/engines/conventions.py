@@ -6,12 +6,11 @@ import shlex
 import subprocess
 from pathlib import Path
 
-import yaml
-
-from ..config import ConfigError, embedded_part, flatten
+from ..config import ConfigError, embedded_part, parse_text
 from ..nets.catalog import BOTTLENECK_NETS, NETS
 from ..nets.weight_formats import same_mean
 from ..nets.weights import read
+from ..training import distributed
 
 logger = logging.getLogger(__name__)
 
@@ -122,11 +121,14 @@ def say_changes(facts, cfg, path, keys=""):
     Args:
         keys: how those begin that matter.
     """
-    if "config" not in facts:
+    if "config" not in facts or not distributed.is_main() or cfg.OUTPUT_DIR.endswith(".replay"):
         return
-    before, now = (flatten(yaml.safe_load(text)) for text in (facts["config"], embedded_part(cfg)))
+    try:
+        before, now = (parse_text(text, path) for text in (facts["config"], embedded_part(cfg)))
+    except ConfigError:  # whoever needs it says so
+        return
     changed = [
-        f"{key} {before[key]}, now {now[key]}"
+        f"{key} {str(before[key])[:80]}, now {str(now[key])[:80]}"
         for key in now
         if key.startswith(keys) and key != "OUTPUT_DIR" and before.get(key, now[key]) != now[key]
     ]

@@ -28,6 +28,7 @@ from ..config_values import examples, explained, fits, wrong_value
 from ..data.loader import check_share
 from ..training import Checkpointer as Files
 from ..training import alone_in, distributed
+from ..training.loop import exit_code
 from . import appendix
 from .checks import (
     check_output,
@@ -138,17 +139,18 @@ def check_schedule(cfg):
     Raises:
         ConfigError, ValueError
     """
-    world = distributed.launch_info().world
-    scaled = Trainer.auto_scale_workers(cfg, world)
-    check_share(scaled.SOLVER.IMS_PER_BATCH, world)
-    solver = scaled.SOLVER
+    world, solver = distributed.launch_info().world, cfg.SOLVER
     try:
+        scaled = Trainer.auto_scale_workers(cfg, world)
+        solver = scaled.SOLVER
         Trainer.build_lr_scheduler(scaled, torch.optim.SGD([torch.zeros(1)], solver.BASE_LR))
     except (ValueError, AssertionError) as error:
         raise ConfigError(
-            f"SOLVER.STEPS: {solver.STEPS}, of SOLVER.MAX_ITER {solver.MAX_ITER}: give iterations "
-            f"below it that rise ({error})"
+            f"SOLVER: Detectron2 cannot build a schedule of BASE_LR {solver.BASE_LR}, STEPS "
+            f"{solver.STEPS}, MAX_ITER {solver.MAX_ITER}, LR_SCHEDULER_NAME "
+            f"{solver.LR_SCHEDULER_NAME} and what goes with them: {error}"
         ) from error
+    check_share(solver.IMS_PER_BATCH, world)
 
 
 def check(cfg, resume=False):
@@ -196,7 +198,7 @@ def _train(cfg, resume):
     trainer = Trainer(cfg)
     if latest:
         rest = trainer.checkpointer.load(str(latest))
-        say_changes(rest.get("meta", {}), cfg, cfg.OUTPUT_DIR)
+        say_changes(rest.get("meta", {}), trainer.cfg, cfg.OUTPUT_DIR)
         trainer.start_iter = trainer.iter + 1
     else:
         trainer.checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
@@ -204,6 +206,9 @@ def _train(cfg, resume):
             check_conventions(trainer.checkpointer.facts, cfg, cfg.MODEL.WEIGHTS)
     check_statistics(trainer.checkpointer.model)
     TrainerBase.train(trainer, trainer.start_iter, trainer.max_iter)
+    stop = trainer._trainer.resumable.received
+    if stop:  # it came while the last iteration was saved or evaluated
+        raise SystemExit(exit_code(stop))
     metrics = getattr(trainer, "_last_eval_results", {})
     if comm.is_main_process():
         check_expected(cfg, metrics)
