@@ -12,7 +12,12 @@ import torch
 import yaml
 from detectron2.config import get_cfg
 from detectron2.engine import TrainerBase, default_setup
-from detectron2.modeling import build_model
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    build_model,
+)
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -49,6 +54,13 @@ from .run import make_datasets
 __all__ = ["check", "check_schedule", "evaluate", "launch", "load_config", "train"]
 
 logger = logging.getLogger(__name__)
+
+# What every model takes from a registry.
+REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+}
 
 
 def load_config(path, overrides=()):
@@ -240,6 +252,11 @@ def evaluate(cfg):
 
 def _check(cfg):
     check_testable(cfg)
+    for key, registry in REGISTRIES.items():
+        name, known = flatten(cfg)[key], [name for name, _ in registry]
+        if name and name not in known:
+            near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known)
+            raise ConfigError(f"{key}: Detectron2 has no {name!r}; near it: {near}")
     here = comm.get_local_size()
     if cfg.MODEL.DEVICE.startswith("cuda") and here > torch.cuda.device_count():
         raise ConfigError(

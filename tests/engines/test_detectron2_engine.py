@@ -15,6 +15,7 @@ import yaml
 from small_configs import CLASSIFIER, DETECTOR
 
 from resnet_det import data
+from resnet_det.config import flatten
 from resnet_det.data.scenes import write_scenes
 from resnet_det.evaluation import voc_ap
 from resnet_det.nets import build_net
@@ -379,6 +380,10 @@ def test_wrong_class_count_and_names_are_refused(config):
         engine.train(config("TEST.AUG.ENABLED", "True"))
     with pytest.raises(ValueError, match="DATASETS.TRAIN"):
         engine.train(config("DATASETS.TRAIN", "()"))
+    for key in ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.ROI_HEADS.NAME"):
+        name = flatten(config())[key]
+        with pytest.raises(ValueError, match=f"{key}: .*no '{name}x'; near it: {name}"):
+            engine.train(config(key, f"{name}x"))
 
 
 @pytest.mark.parametrize(
