@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from fvcore.common.config import CfgNode
 
-from .config_values import examples, explained, fits, wrong_value
+from .config_values import examples, explained, fits, near_it, wrong_value
 
 logger = logging.getLogger(__name__)
 
@@ -292,10 +292,8 @@ def check_keys(flat, known, where):
     """
     for key in flat:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-            hint = f"; near it: {', '.join(near)}" if near else ""
             raise ConfigError(
-                f"{where}: the embedded engine does not know the key {key}{hint}. "
+                f"{where}: the embedded engine does not know the key {key}{near_it(key, known)}. "
                 f"A key that only Detectron2 honours needs --engine detectron2"
             )
 

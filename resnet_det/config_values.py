@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import difflib
 import math
 import re
 
@@ -29,6 +30,12 @@ def examples(known):
         known: dict of all keys and their defaults.
     """
     return known | {key: value for key, value in _EXAMPLES.items() if key in known}
+
+
+def near_it(word, known):
+    """ "; near it: ..." of the nearest words, or nothing where none is near."""
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"; near it: {', '.join(near)}" if near else ""
 
 
 def fits(value, default):
@@ -87,9 +94,10 @@ _KINDS = {
 
 def _kind(default, several=False):
     if isinstance(default, list | tuple):
-        what = "rows" if _is_row(default) else "lists"
-        return (what if several else "a list") + (
-            f" of {_kind(default[0], True)}" if default and what == "lists" else ""
+        if _is_row(default):
+            return "rows"
+        return ("lists" if several else "a list") + (
+            f" of {_kind(default[0], True)}" if default else ""
         )
     return _KINDS[type(default)][several]
 

@@ -69,10 +69,9 @@ def needs(cfg, made=()):
     absent = []
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         path = missing(name)
-        if path:
-            absent.append(f"{name} lacks {path}")
-        elif shortfall(name):
-            absent.append(shortfall(name))
+        lack = f"{name} lacks {path}" if path else shortfall(name)
+        if lack:
+            absent.append(lack)
     weights = cfg.MODEL.WEIGHTS
     if weights and weights not in made and not Path(weights).exists():
         absent.append(f"lacks {weights}")

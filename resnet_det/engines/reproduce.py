@@ -349,27 +349,25 @@ def table_rows(table, plan, fraction):
     return header, rows
 
 
-def class_rows(plan):
-    """``(header, rows)`` of AP50 by class: a row for each finished detector of a plan."""
+def class_rows(finished):
+    """``(header, rows)`` of AP50 by class: a row for each detector of the finished part of a plan."""
     systems = {}
-    for (cell, seed), chain in plan.items():
+    for (cell, seed), chain in finished.items():
         for path in sorted(chain[-1].folder.glob("inference/*/results.json")):
             classes = json.loads(path.read_text())["classes"]
-            if chain[-1].metrics() is not None:
-                aps = {name: values["AP50"] for name, values in classes.items()}
-                systems[f"{cell.label}, seed {seed}, {path.parent.name}"] = aps
+            aps = {name: values["AP50"] for name, values in classes.items()}
+            systems[f"{cell.label}, seed {seed}, {path.parent.name}"] = aps
     header, rows = system_rows(systems)
     return header, [[n, *("–" if x is None else f"{x:.1f}" for x in aps)] for n, *aps in rows]
 
 
-def data_remarks(plan):
-    """What the finished runs of a plan were trained or tested on and is not the published set."""
+def data_remarks(finished):
+    """What the finished part of a plan was trained or tested on and is not the published set."""
     names = {}
-    for chain in plan.values():
-        for path in (run.folder / "config.yaml" for run in chain):
-            if chain[-1].metrics() is not None and path.exists():
-                datasets = yaml.safe_load(path.read_text()).get("DATASETS", {})
-                names |= dict.fromkeys([*datasets.get("TRAIN", ()), *datasets.get("TEST", ())])
+    for path in (run.folder / "config.yaml" for chain in finished.values() for run in chain):
+        if path.exists():
+            datasets = yaml.safe_load(path.read_text()).get("DATASETS", {})
+            names |= dict.fromkeys([*datasets.get("TRAIN", ()), *datasets.get("TEST", ())])
     return [remark for remark in map(shortfall, names) if remark]
 
 
@@ -390,16 +388,16 @@ def publish(table, plan, fraction, output):
     title = table.title
     if fraction != 1:
         title += f" – schedule shortened to {fraction} of the paper's iterations"
+    finished = {key: chain for key, chain in plan.items() if chain[-1].metrics() is not None}
     runs = {}
-    for (cell, _), chain in plan.items():
-        if chain[-1].metrics() is not None:
-            runs.setdefault(cell.name, []).append(chain[-1].folder)
+    for (cell, _), chain in finished.items():
+        runs.setdefault(cell.name, []).append(chain[-1].folder)
     figures = table.figures(runs, output) if table.figures and runs else {}
-    note = "; ".join([f"Machine: {facts()}", *data_remarks(plan)]) + "."
+    note = "; ".join([f"Machine: {facts()}", *data_remarks(finished)]) + "."
     markdown = [f"# {title}", "", markdown_table(rows, header), note, ""]
     body = table_section(title, rows, header, note=note)
     if table.per_class:
-        header, rows = class_rows(plan)
+        header, rows = class_rows(finished)
         markdown += ["## AP50 of each class", "", markdown_table(rows, header)]
         body += table_section("AP50 of each class", rows, header)
     for caption, path in figures.items():

@@ -1,7 +1,6 @@
 """The engine on Detectron2: its configs and processes, and a whole training or evaluation."""
 
 import argparse
-import difflib
 import logging
 import os
 import re
@@ -29,7 +28,7 @@ from ..config import (
     flatten,
     unreadable,
 )
-from ..config_values import examples, explained, fits, wrong_value
+from ..config_values import examples, explained, fits, near_it, wrong_value
 from ..data.loader import check_share
 from ..training import Checkpointer as Files
 from ..training import alone_in, distributed
@@ -122,9 +121,7 @@ def _explained(message, known):
     unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if not unknown:
         return explained(message, known)
-    near = difflib.get_close_matches(unknown[1], known, n=3, cutoff=0.5)
-    hint = f"; near it: {', '.join(near)}" if near else ""
-    return f"Detectron2 does not know the key {unknown[1]}{hint}"
+    return f"Detectron2 does not know the key {unknown[1]}{near_it(unknown[1], known)}"
 
 
 def launch(main, *args, **processes):
@@ -252,11 +249,12 @@ def evaluate(cfg):
 
 def _check(cfg):
     check_testable(cfg)
+    flat = flatten(cfg)
     for key, registry in REGISTRIES.items():
-        name, known = flatten(cfg)[key], [name for name, _ in registry]
+        name, known = flat[key], [name for name, _ in registry]
         if name and name not in known:
-            near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known)
-            raise ConfigError(f"{key}: Detectron2 has no {name!r}; near it: {near}")
+            hint = near_it(name, known) or f"; it has {', '.join(known)}"
+            raise ConfigError(f"{key}: Detectron2 has no {name!r}{hint}")
     here = comm.get_local_size()
     if cfg.MODEL.DEVICE.startswith("cuda") and here > torch.cuda.device_count():
         raise ConfigError(

@@ -31,15 +31,7 @@ from .faster_rcnn import build_model
 from .results import check_expected, publish, score
 from .run import device_name, run_training, setup
 
-__all__ = [
-    "check",
-    "check_schedule",
-    "evaluate",
-    "launch",
-    "load_config",
-    "predictor",
-    "train",
-]
+__all__ = ["check", "check_schedule", "evaluate", "launch", "load_config", "predictor", "train"]
 
 logger = logging.getLogger(__name__)
 

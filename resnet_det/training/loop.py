@@ -46,8 +46,8 @@ def train(
 
     A run that was interrupted and resumed gives bit for bit the weights and the metrics (but for
     times) of one that was not, provided that ``batches`` does too. After SIGTERM, SIGUSR1 (Slurm's
-    warning) or SIGINT (Ctrl-C) the iteration in progress is finished, a checkpoint is saved and the process exits
-    with 128 + the signal's number.
+    warning) or SIGINT (Ctrl-C) the iteration in progress is finished, a checkpoint is saved and the
+    process exits with 128 + the signal's number.
 
     ``metrics.json`` (appended to, one object a line, Detectron2's keys) gets every ``log_period``
     iterations ``iteration`` (the last one run, from 0), ``total_loss``, each loss, ``lr``,
