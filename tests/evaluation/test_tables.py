@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from resnet_det.evaluation import Evaluation, tables
+from resnet_det.evaluation import tables
+from resnet_det.evaluation.inputs import Evaluation
 
 VOC = (
     "aero bike bird boat bottle bus car cat chair cow table dog horse mbike person plant sheep sofa"
