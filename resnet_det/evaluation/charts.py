@@ -43,6 +43,7 @@ def style() -> Iterator[None]:
         "legend.frameon": False,
         "svg.fonttype": "none",  # text stays text, in the reader's own font
         "svg.hashsalt": "resnet_det",
+        "text.color": _TEXT,
         "text.parse_math": False,  # a "$" in a name is a "$"
         "xtick.color": _GRID,
         "xtick.labelcolor": _TEXT,
@@ -76,13 +77,13 @@ def line_chart(
     largest, usual = 0.0, 0.0
     for (name, points), color in zip(series.items(), color_cycle(series).values()):
         points = np.asarray(points, dtype=float)
+        label = f"{name} {points[-1, 1]:.3g}"
         largest = max(largest, points[:, 1].max())
         usual = max(usual, float(np.quantile(points[:, 1], 0.98)))
         if smooth and len(points) > 20:
             axis.plot(*_thinned(points).T, color=color, linewidth=0.8, alpha=0.3)
             points = _running_mean(points)
         marker = "o" if len(points) < 25 else ""
-        label = f"{name} {points[-1, 1]:.3g}"
         axis.plot(
             *_thinned(points).T,
             color=color, linewidth=1.6, marker=marker, markersize=3.5, label=label,

@@ -201,7 +201,7 @@ def _dataset(
     best = sorted(f1, key=lambda image: (-f1[image], -len(truth[image].classes)))[:examples]
     worst = sorted(f1, key=lambda image: (f1[image], -len(truth[image].classes)))
     worst = [image for image in worst if image not in best][:examples]
-    files = {record["image_id"]: record["file_name"] for record in records}
+    by_id = {record["image_id"]: record for record in records}
     return {
         "name": name,
         "overall": evaluation.overall,
@@ -209,7 +209,8 @@ def _dataset(
         "classes": rows,
         "examples": {
             heading: [
-                {"f1": f1[i], **_example(files[i], truth[i], detections[i], classes, read_image)}
+                _example(by_id[i]["file_name"], truth[i], detections[i], classes, read_image)
+                | {"f1": f1[i]}
                 for i in images
             ]
             for heading, images in (("Best images", best), ("Worst images", worst))
