@@ -15,8 +15,6 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "color_cycle", "line_chart", "precision_recall_chart", "save", "style", "svg"]
-
 COLORS = (
     "#2563eb", "#d9480f", "#0b8457", "#9333b8", "#b7860b", "#0891b2", "#c2255c", "#5c677d",
 )  # fmt: skip
@@ -45,10 +43,8 @@ def style() -> Iterator[None]:
         "svg.hashsalt": "resnet_det",
         "text.color": _TEXT,
         "text.parse_math": False,  # a "$" in a name is a "$"
-        "xtick.color": _GRID,
-        "xtick.labelcolor": _TEXT,
-        "ytick.color": _GRID,
-        "ytick.labelcolor": _TEXT,
+        "xtick.color": _TEXT,
+        "ytick.color": _TEXT,
     }
     with matplotlib.rc_context(options):
         yield

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["count_errors", "errors_at", "mean_softmax", "write_results"]
-
 Model = Callable[[torch.Tensor], torch.Tensor]  # images (N, 3, h, w) -> logits (N, classes)
 
 

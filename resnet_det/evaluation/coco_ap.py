@@ -19,20 +19,16 @@ from .inputs import (
     SCORE_THRESH,
     Evaluation,
     ImageId,
-    Prediction,
-    Record,
+    Predictions,
+    Records,
     image_f1,
     read_predictions,
     read_truth,
 )
 from .metrics import COCO_METRICS, PER_CLASS_METRICS, Metric
 
-__all__ = ["evaluate", "write_submission"]
 
-
-def evaluate(
-    records: Sequence[Record], predictions: Sequence[Prediction], classes: Sequence[str]
-) -> Evaluation:
+def evaluate(records: Records, predictions: Predictions, classes: Sequence[str]) -> Evaluation:
     """Evaluate boxes by the COCO protocol.
 
     Args:
@@ -85,10 +81,7 @@ def evaluate(
 
 
 def write_submission(
-    file: str | Path,
-    records: Sequence[Record],
-    predictions: Sequence[Prediction],
-    category_ids: Sequence[int],
+    file: str | Path, records: Records, predictions: Predictions, category_ids: Sequence[int]
 ) -> Path:
     """Write the results json of COCO's server: ``[{image_id, category_id, bbox, score}, ...]``.
 

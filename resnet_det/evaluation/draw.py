@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["color_of", "draw_boxes"]
-
 MIN_SIDE = 480  # an image with a shorter longest side is enlarged, so that labels are legible
 
 Color = tuple[int, int, int]  # red, green, blue, 0-255

@@ -9,8 +9,6 @@ from matplotlib.figure import Figure
 
 from . import charts
 
-__all__ = ["error_curves", "responses"]
-
 MAX_POINTS = 150  # of a training curve; a longer one is averaged
 
 Lines = Iterable[Mapping[str, Any]]  # of a metrics.json

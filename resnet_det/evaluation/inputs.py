@@ -13,13 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["SCORE_THRESH", "Detections", "Evaluation", "Truth"]
-__all__ += ["image_f1", "read_predictions", "read_truth"]
-
 SCORE_THRESH = 0.5  # detections that score at least this count in an image's F1 and are drawn
 
-Record = Mapping[str, Any]
-Prediction = Mapping[str, Any]
+Records = Sequence[Mapping[str, Any]]
+Predictions = Sequence[Mapping[str, Any]]
 ImageId = str | int
 
 
@@ -84,7 +81,7 @@ class Detections(NamedTuple):
         return Detections(self.boxes[keep], self.scores[keep], self.classes[keep])
 
 
-def read_truth(records: Sequence[Record], classes: Sequence[str]) -> dict[ImageId, Truth]:
+def read_truth(records: Records, classes: Sequence[str]) -> dict[ImageId, Truth]:
     """The ground truth of every image, in the order of the records.
 
     Raises:
@@ -102,33 +99,30 @@ def read_truth(records: Sequence[Record], classes: Sequence[str]) -> dict[ImageI
                 f"image {image!r} has no annotations, so nothing can be evaluated on it;"
                 " write the submission file instead"
             )
-        boxes, xywh, labels, difficult, crowd, areas = [], [], [], [], [], []
-        for annotation in record["annotations"]:
-            a, b, c, d = (float(value) for value in annotation["bbox"])
-            mode = int(annotation["bbox_mode"])
-            if mode not in (0, 1):
-                raise ValueError(
-                    f"image {image!r}: bbox_mode {mode} is neither 0 nor 1 (xyxy, xywh)"
-                )
-            boxes.append((a, b, c, d) if mode == 0 else (a, b, a + c, b + d))
-            xywh.append((a, b, c - a, d - b) if mode == 0 else (a, b, c, d))
-            labels.append(annotation["category_id"])
-            difficult.append(bool(annotation.get("difficult", 0)))
-            crowd.append(bool(annotation.get("iscrowd", 0)))
-            areas.append(float(annotation.get("area", xywh[-1][2] * xywh[-1][3])))
+        annotations = record["annotations"]
+        count = len(annotations)
+        given = _floats([a["bbox"] for a in annotations], (count, 4), image, "annotated boxes")
+        modes = np.array([int(a["bbox_mode"]) for a in annotations], dtype=int)
+        for mode in modes[(modes != 0) & (modes != 1)]:
+            raise ValueError(f"image {image!r}: bbox_mode {mode} is neither 0 nor 1 (xyxy, xywh)")
+        start, rest, is_xywh = given[:, :2], given[:, 2:], modes[:, None] == 1
+        boxes = np.hstack([start, np.where(is_xywh, start + rest, rest)])
+        xywh = np.hstack([start, np.where(is_xywh, rest, rest - start)])
+        areas = [float(a.get("area", w * h)) for a, (_, _, w, h) in zip(annotations, xywh)]
+        labels = [a["category_id"] for a in annotations]
         truth[image] = Truth(
-            _floats(boxes, (len(boxes), 4), image, "annotated boxes"),
-            np.array(xywh, dtype=np.float64).reshape(-1, 4),
-            _labels(labels, len(labels), classes, image, "an annotation"),
-            np.array(difficult, dtype=bool),
-            np.array(crowd, dtype=bool),
+            boxes,
+            xywh,
+            _labels(labels, count, classes, image, "an annotation"),
+            np.array([bool(a.get("difficult", 0)) for a in annotations], dtype=bool),
+            np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
             np.array(areas, dtype=np.float64),
         )
     return truth
 
 
 def read_predictions(
-    records: Sequence[Record], predictions: Sequence[Prediction], classes: Sequence[Any]
+    records: Records, predictions: Predictions, classes: Sequence[Any]
 ) -> dict[ImageId, Detections]:
     """The detections in every image, in the order of the records, so that ties always rank alike.
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["COCO_METRICS", "IOU_THRESHOLDS", "PER_CLASS_METRICS", "VOC_METRICS", "Metric"]
-
 IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
 
 

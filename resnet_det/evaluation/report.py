@@ -18,15 +18,13 @@ from .inputs import (
     SCORE_THRESH,
     Detections,
     Evaluation,
-    Prediction,
-    Record,
+    Predictions,
+    Records,
     Truth,
     read_predictions,
     read_truth,
 )
 from .tables import format_cell
-
-__all__ = ["TableSection", "write_report", "write_tables"]
 
 MAX_PICTURE_SIDE = 640  # longest side of an embedded picture
 
@@ -39,7 +37,7 @@ _LOSSES = {
 }
 
 ReadImage = Callable[[str], np.ndarray]
-Result = tuple[Evaluation, Sequence[Record], Sequence[Prediction], Sequence[str]]
+Result = tuple[Evaluation, Records, Predictions, Sequence[str]]
 
 
 def write_report(
@@ -90,10 +88,7 @@ class TableSection(NamedTuple):
 
 
 def write_tables(
-    path: str | Path,
-    title: str,
-    tables: Sequence[TableSection],
-    figures: Mapping[str, str | Path],
+    path: str | Path, title: str, tables: Sequence[TableSection], figures: Mapping[str, str | Path]
 ) -> Path:
     """Write a page of tables and figures in the report's style.
 
@@ -167,8 +162,8 @@ def _training_charts(metrics: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 def _dataset(
     name: str,
     evaluation: Evaluation,
-    records: Sequence[Record],
-    predictions: Sequence[Prediction],
+    records: Records,
+    predictions: Predictions,
     classes: Sequence[str],
     read_image: ReadImage,
     examples: int,

@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["layer_responses"]
-
 
 @torch.no_grad()
 def layer_responses(net: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, float]:

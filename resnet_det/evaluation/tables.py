@@ -9,9 +9,6 @@ from tabulate import tabulate
 
 from .inputs import Evaluation
 
-__all__ = ["as_json", "class_table", "format_cell", "markdown_table", "summary_table"]
-__all__ += ["system_rows"]
-
 
 def markdown_table(rows: Sequence[Sequence[Any]], header: Sequence[str], digits: int = 1) -> str:
     """A Markdown table, padded so that it reads well in a terminal, too.

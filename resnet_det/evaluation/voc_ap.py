@@ -28,8 +28,8 @@ import numpy as np
 from .inputs import (
     Detections,
     Evaluation,
-    Prediction,
-    Record,
+    Predictions,
+    Records,
     Truth,
     image_f1,
     read_predictions,
@@ -37,14 +37,9 @@ from .inputs import (
 )
 from .metrics import IOU_THRESHOLDS, PER_CLASS_METRICS, VOC_METRICS
 
-__all__ = ["evaluate", "write_submission"]
-
 
 def evaluate(
-    records: Sequence[Record],
-    predictions: Sequence[Prediction],
-    classes: Sequence[str],
-    metric: str = "11-point",
+    records: Records, predictions: Predictions, classes: Sequence[str], metric: str = "11-point"
 ) -> Evaluation:
     """Evaluate boxes by the VOC protocol.
 
@@ -105,8 +100,8 @@ def evaluate(
 
 def write_submission(
     folder: str | Path,
-    records: Sequence[Record],
-    predictions: Sequence[Prediction],
+    records: Records,
+    predictions: Predictions,
     classes: Sequence[str],
     image_set: str = "test",
     competition: str = "comp4",
