@@ -76,6 +76,7 @@ def responses(nets: Mapping[str, Mapping[str, float]], path: str | Path) -> Path
     axes[1].set(xlabel="layer index (sorted by magnitude)", ylabel="std")
     for axis in axes:
         axis.set_ylim(bottom=0)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend()
     return charts.save(figure, path)
 
