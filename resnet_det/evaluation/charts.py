@@ -12,7 +12,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 COLORS = (
@@ -115,15 +114,18 @@ def precision_recall_chart(recall: np.ndarray, precision: np.ndarray) -> Figure:
     return figure
 
 
-def svg(figure: Figure) -> Markup:
-    """A chart as inline SVG; CSS may override its colours by --soft, --rule and --c0 to --c7."""
+def svg(figure: Figure) -> str:
+    """A chart as inline SVG, with all text escaped.
+
+    CSS may override its colours by --soft, --rule and --c0 to --c7.
+    """
     buffer = io.StringIO()
     with style():
         figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
     text = re.sub(r'<g id="[^"]*">', "<g>", buffer.getvalue())  # alike in every chart of a page
     for color, name in _VARIABLES.items():
         text = text.replace(f": {color}", f": var({name}, {color})")
-    return Markup(text[text.index("<svg") :])
+    return text[text.index("<svg") :]
 
 
 def save(figure: Figure, path: str | Path) -> Path:
