@@ -49,6 +49,8 @@ def test_the_papers_digits_are_compared_not_trusted():
 def test_command(capsys):
     tool.main(["cifar_resnet20", "cifar_plain20"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and lines[2].startswith("| cifar_resnet20 | 20 | stem 32")
+    header, _, first, _ = ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)
+    assert tuple(header) == tool.HEADER
+    assert first == list(tool.row("cifar_resnet20"))
     with pytest.raises(ValueError, match="cifar_resnet20"):
         tool.main(["cifar_resnet21"])

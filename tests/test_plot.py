@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_det.evaluation.figures import COLOURS, error_curves
+from resnet_det.evaluation.charts import COLORS
+from resnet_det.evaluation.figures import error_curves
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("plot", ROOT / "tools/plot.py")
@@ -39,7 +40,7 @@ def test_errors_of_two_runs_side_by_side(tmp_path, monkeypatch):
 
 def test_a_run_of_one_point_is_seen(tmp_path):
     """In the colour of its line, above the legend's: compared with a run that has two."""
-    colour = tuple(int(COLOURS[0][i : i + 2], 16) for i in (1, 3, 5))
+    colour = tuple(int(COLORS[0][i : i + 2], 16) for i in (1, 3, 5))
     inked = []
     for count in (1, 2):
         points = range(19, 20 * count, 20)

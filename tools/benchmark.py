@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_det.config import get_cfg
 from resnet_det.engines.conventions import commit
+from resnet_det.evaluation.tables import markdown_table
 
 JOBS = ("trunk inference", "inference", "training")
 SCALES = (200, 400, 600, 800, 1000)  # the paper's, where the image's shorter side is 600
@@ -274,12 +275,14 @@ def compare(args, names, measure):
     for job in JOBS:
         found = measure(job, names)
         rates.append(matrix_rate(args))
-        print(f"## {job}\n\n| | images/s | ratio | peak GB | ratio | G multiply-adds |")
-        print("|---|---|---|---|---|---|")
         first = found[names[0]]
-        for name, (seconds, peak, adds) in found.items():
-            print(f"| {name} | {1 / seconds:.3f} | {first[0] / seconds:.2f} | {peak / 1e9:.2f} "
-                  f"| {peak / first[1]:.2f} | {adds / 1e9:.0f} |")  # fmt: skip
+        rows = [
+            (name, f"{1 / seconds:.3f}", first[0] / seconds, peak / 1e9, peak / first[1],
+             f"{adds / 1e9:.0f}")
+            for name, (seconds, peak, adds) in found.items()
+        ]  # fmt: skip
+        header = ("", "images/s", "ratio", "peak GB", "ratio", "G multiply-adds")
+        print(f"## {job}\n\n{markdown_table(rows, header, digits=2)}", end="")
         floor = max(rates[-2:]) / found["embedded engine"][2]
         print(f"\nThe floor: {floor:.3f} images/s, the embedded engine's multiply-adds at the "
               f"{max(rates[-2:]) / 1e9:.0f} G/s of a large matrix product.\n", flush=True)  # fmt: skip
@@ -288,15 +291,16 @@ def compare(args, names, measure):
 def costs(args, names, measure):
     """Tables of seconds an image; only context is a matter of training too."""
     unit = "processor seconds" if processor_time(args) else "seconds"
-    for job, rows in {"inference": names, "training": ["baseline", "global context"]}.items():
-        print(f"## {job}\n\n| | {unit} | ratio | peak GB | ratio | G multiply-adds | ratio |")
-        print("|---|---|---|---|---|---|---|")
-        found = measure(job, rows)
+    for job, shown in {"inference": names, "training": ["baseline", "global context"]}.items():
+        found = measure(job, shown)
         first = found["baseline"]
-        for name, (seconds, peak, adds) in found.items():
-            print(f"| {name} | {seconds:.3f} | {seconds / first[0]:.2f} | {peak / 1e9:.2f} "
-                  f"| {peak / first[1]:.2f} | {adds / 1e9:.1f} | {adds / first[2]:.2f} |")  # fmt: skip
-        print(flush=True)
+        rows = [
+            (name, f"{seconds:.3f}", seconds / first[0], peak / 1e9, peak / first[1],
+             f"{adds / 1e9:.1f}", adds / first[2])
+            for name, (seconds, peak, adds) in found.items()
+        ]  # fmt: skip
+        header = ("", unit, "ratio", "peak GB", "ratio", "G multiply-adds", "ratio")
+        print(f"## {job}\n\n{markdown_table(rows, header, digits=2)}", flush=True)
 
 
 def main():

@@ -25,6 +25,7 @@ from torchvision.datasets.folder import default_loader
 from resnet_det.data.image_folder import read_folder
 from resnet_det.data.large_images import LargeImages, RandomCrop
 from resnet_det.engines.conventions import commit
+from resnet_det.evaluation.tables import markdown_table
 from resnet_det.nets import build_net
 
 BATCH, SIZE, SHORT = 32, 224, (256, 480)
@@ -130,11 +131,13 @@ def main():
             run()
             times[name].append(time.process_time() - begin)
     rate = {name: count / statistics.median(seconds) for name, seconds in times.items()}
-    print("| pipeline | images/s per core | ratio | slowest to fastest round |\n|---|---|---|---|")
-    for name in pipelines:
-        low, high = count / max(times[name]), count / min(times[name])
-        print(f"| {name} | {rate[name]:.0f} | {rate[name] / rate[same]:.2f} "
-              f"| {low:.0f} to {high:.0f} |")  # fmt: skip
+    rows = [
+        (name, f"{rate[name]:.0f}", rate[name] / rate[same],
+         f"{count / max(seconds):.0f} to {count / min(seconds):.0f}")
+        for name, seconds in times.items()
+    ]  # fmt: skip
+    header = ("pipeline", "images/s per core", "ratio", "slowest to fastest round")
+    print(markdown_table(rows, header, digits=2), end="")
 
     worker = rate["ours, the worker's part (the rest is the GPU's)"]
     print(f"\n## The full run: {ITERATIONS:,} iterations of {TOTAL_BATCH} images\n\n"
@@ -145,16 +148,17 @@ def main():
           "    images/s = GPUs * T / (6 * multiply-adds)\n"
           f"    GPU-hours = {ITERATIONS:,} * {TOTAL_BATCH} * 6 * multiply-adds / T / 3600\n"
           f"    cores = images/s / {worker:.0f}\n")  # fmt: skip
-    print("| net | multiply-adds, 10^9 | GPU-hours | "
-          + " | ".join(f"{n} GPU{'s' * (n > 1)}: images/s, cores, hours" for n in (1, 8, 64))
-          + " |\n|---|---|---|---|---|---|")  # fmt: skip
+    rows = []
     for name in NETS:
         adds = multiply_adds(name)
         per_gpu = args.tflops * 1e12 / (6 * adds)
         hours = ITERATIONS * TOTAL_BATCH / per_gpu / 3600
         cells = (f"{n * per_gpu:,.0f}, {n * per_gpu / worker:.0f}, {hours / n:.1f}"
                  for n in (1, 8, 64))  # fmt: skip
-        print(f"| {name} | {adds / 1e9:.2f} | {hours:.0f} | " + " | ".join(cells) + " |")
+        rows.append((name, adds / 1e9, f"{hours:.0f}", *cells))
+    gpus = (f"{n} GPU{'s' * (n > 1)}: images/s, cores, hours" for n in (1, 8, 64))
+    header = ("net", "multiply-adds, 10^9", "GPU-hours", *gpus)
+    print(markdown_table(rows, header, digits=2), end="")
 
 
 if __name__ == "__main__":

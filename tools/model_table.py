@@ -16,6 +16,7 @@ import sys
 import torch
 from torch import nn
 
+from resnet_det.evaluation.tables import markdown_table
 from resnet_det.nets import NETS, build_net
 
 # Multiply-adds in 10^9: Table 1, and section 3.3's and 4.1's words on VGG-16 and the plain net.
@@ -119,10 +120,7 @@ def main(argv=None):
     )
     parser.add_argument("nets", nargs="*", metavar="NET", help="default: all")
     names = parser.parse_args(argv).nets or NETS
-    print("| " + " | ".join(HEADER) + " |")
-    print("|---|---:|---|---:|---:|---:|---:|---|")
-    for name in names:
-        print("| " + " | ".join(row(name)) + " |", flush=True)
+    print(markdown_table([row(name) for name in names], HEADER), end="")
 
 
 if __name__ == "__main__":

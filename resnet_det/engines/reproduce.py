@@ -27,8 +27,8 @@ import yaml
 
 from ..config import ConfigError, load_config
 from ..data import shortfall
-from ..evaluation.report import figure_section, table_section, write_page
-from ..evaluation.tables import markdown_table, system_rows
+from ..evaluation.report import TableSection, write_tables
+from ..evaluation.tables import format_cell, markdown_table, system_rows
 from ..training import read_metrics
 from ..training.checkpoint import load
 
@@ -358,7 +358,7 @@ def class_rows(finished):
             aps = {name: values["AP50"] for name, values in classes.items()}
             systems[f"{cell.label}, seed {seed}, {path.parent.name}"] = aps
     header, rows = system_rows(systems)
-    return header, [[n, *("–" if x is None else f"{x:.1f}" for x in aps)] for n, *aps in rows]
+    return header, [[format_cell(value) for value in row] for row in rows]
 
 
 def data_remarks(finished):
@@ -394,18 +394,19 @@ def publish(table, plan, fraction, output):
         runs.setdefault(cell.name, []).append(chain[-1].folder)
     figures = table.figures(runs, output) if table.figures and runs else {}
     note = "; ".join([f"Machine: {facts()}", *data_remarks(finished)]) + "."
-    markdown = [f"# {title}", "", markdown_table(rows, header), note, ""]
-    body = table_section(title, rows, header, note=note)
+    tables = [TableSection(title, header, rows, note)]
     if table.per_class:
-        header, rows = class_rows(finished)
-        markdown += ["## AP50 of each class", "", markdown_table(rows, header)]
-        body += table_section("AP50 of each class", rows, header)
+        tables.append(TableSection("AP50 of each class", *class_rows(finished)))
+    markdown = []
+    for level, each in zip(("#", "##"), tables):
+        markdown += [f"{level} {each.title}", "", markdown_table(each.rows, each.header)]
+        markdown += [each.note, ""] if each.note else []
     for caption, path in figures.items():
         markdown += [f"![{caption}]({Path(path).name})", "", caption, ""]
     path = output / f"{table.name}.md"
     path.write_text("\n".join(markdown))
-    body += "".join(figure_section(c, Path(p).with_suffix(".svg")) for c, p in figures.items())
-    write_page(output / f"{table.name}.html", title, body)
+    drawings = {caption: Path(png).with_suffix(".svg") for caption, png in figures.items()}
+    write_tables(output / f"{table.name}.html", title, tables, drawings)
     return path
 
 

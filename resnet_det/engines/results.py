@@ -43,7 +43,7 @@ def score(dataset, predictions, folder):
         result, other = (
             voc_ap.evaluate(records, predictions, meta.classes, metric) for metric in metrics
         )
-        result.metrics[f"AP50_{metrics[1].replace('-', '')}"] = other.metrics["AP50"]
+        result.overall[f"AP50_{metrics[1].replace('-', '')}"] = other.metrics["AP50"]
     else:
         coco_ap.write_submission(
             folder / "detections.json", records, predictions, meta.category_ids

@@ -1,19 +1,27 @@
 """Top-1 and top-5 errors of a classifier, over one or several views of each image (section 4.1)."""
 
 import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+Model = Callable[[torch.Tensor], torch.Tensor]  # images (N, 3, h, w) -> logits (N, classes)
 
-def errors_at(scores, labels, ks=(1, 5)):
-    """Count of images whose label is not among the k highest scores, or whose scores are not finite.
+
+def errors_at(
+    scores: torch.Tensor, labels: torch.Tensor, ks: Sequence[int] = (1, 5)
+) -> dict[int, int]:
+    """Count the images whose label is not among the k highest scores.
+
+    An image whose scores are not all finite counts as wrong.
 
     Args:
         scores: (N, classes). labels: int64 (N,).
 
     Returns:
-        dict k -> int; a k beyond the number of classes counts all classes.
+        k -> number of images; a k beyond the number of classes takes all classes.
     """
     finite = scores.isfinite().all(1, keepdim=True)
     rank = scores.argsort(dim=1, descending=True, stable=True)
@@ -21,27 +29,30 @@ def errors_at(scores, labels, ks=(1, 5)):
     return {k: int((~hit[:, :k].any(1)).sum()) for k in ks}
 
 
-def mean_softmax(models, views):
+def mean_softmax(models: Sequence[Model], views: Sequence[torch.Tensor]) -> torch.Tensor:
     """Softmax averaged over every model and every view (Tables 2-5).
 
     Args:
-        models: functions of images (N, 3, h, w) -> logits (N, classes).
-        views: list of (N, 3, h, w): the same N images seen in as many ways.
+        views: each (N, 3, h, w): several views of the same N images.
 
     Returns:
-        (N, classes).
+        (N, classes), in double precision: in single precision, scores far below the highest would
+        all become 0 and lose their order.
     """
-    # In double precision, where scores far below the highest do not become equal zeros.
-    total = sum(model(view).double().softmax(1) for model in models for view in views)
-    return total / (len(models) * len(views))
+    scores = [model(view).double().softmax(1) for model in models for view in views]
+    return sum(scores[1:], start=scores[0]) / len(scores)
 
 
 @torch.no_grad()
-def count_errors(models, batches, ks=(1, 5)):
-    """Errors of :func:`mean_softmax` over ``(views, labels)`` batches.
+def count_errors(
+    models: Sequence[Model],
+    batches: Iterable[tuple[Sequence[torch.Tensor], torch.Tensor]],
+    ks: Sequence[int] = (1, 5),
+) -> tuple[dict[int, int], int]:
+    """Count the errors of :func:`mean_softmax` over ``(views, labels)`` batches.
 
     Returns:
-        (dict k -> number of wrong images, number of images).
+        (k -> number of wrong images, number of images).
     """
     wrong, total = dict.fromkeys(ks, 0), 0
     for views, labels in batches:
@@ -51,8 +62,14 @@ def count_errors(models, batches, ks=(1, 5)):
     return wrong, total
 
 
-def write_results(folder, errors, images, facts):
-    """Write ``results.json``: the errors in per cent, the number of images, and plain facts."""
+def write_results(
+    folder: str | Path, errors: Mapping[int, float], images: int, facts: Mapping[str, Any]
+) -> None:
+    """Write ``results.json``: errors in per cent, the number of images, and further facts.
+
+    Args:
+        folder: made if absent. errors: k -> top-k error in per cent.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     content = {f"top{k}_error": error for k, error in errors.items()}

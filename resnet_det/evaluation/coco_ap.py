@@ -1,47 +1,55 @@
-"""COCO average precision: pycocotools' COCOeval on our records and predictions.
+"""COCO average precision: pycocotools' COCOeval on records and predictions.
 
-The protocol (10 IoU thresholds, 101 recall points, area ranges, 1/10/100 detections per image,
-crowds that take any number of detections) is pycocotools' own; here only the two languages meet.
+COCOeval defines the protocol: 10 IoU thresholds, 101 recall points, area ranges, 1, 10 or 100
+detections per image, and crowds that match any number of detections.
 """
 
 import contextlib
 import io
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from . import CONFIDENT, Evaluation, image_f1, read_predictions, read_truth
+from .inputs import (
+    SCORE_THRESH,
+    Evaluation,
+    ImageId,
+    Predictions,
+    Records,
+    image_f1,
+    read_predictions,
+    read_truth,
+)
+from .metrics import COCO_METRICS, PER_CLASS_METRICS, Metric
 
-# COCOeval.stats in order. Detectron2's names; the recalls after its "AR@100", "ARs@100" of proposals.
-STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-STATS += ("AR@1", "AR@10", "AR@100", "ARs@100", "ARm@100", "ARl@100")
 
-
-def evaluate(records, predictions, classes):
+def evaluate(records: Records, predictions: Predictions, classes: Sequence[str]) -> Evaluation:
     """Evaluate boxes by the COCO protocol.
 
     Args:
-        records, predictions: lists of dicts, see the package's docstring; exactly one prediction
-            for every record. An annotation without ``area`` has its box's; a difficult one is
-            ignored like an object outside the area range: one detection may take it, unpunished.
+        records, predictions: see `inputs`; exactly one prediction per record. An annotation
+            without ``area`` takes the area of its box. A difficult object is ignored like an
+            object outside the area range: one detection may match it without penalty.
         classes: names, indexed by ``category_id`` and by the predictions' ``classes``.
 
     Returns:
-        Evaluation with metrics AP, AP50, AP75, APs, APm, APl, the six recalls AR@1 ... ARl@100, and
-        for every class "AP-<class>" and "AP50-<class>". What has no ground truth is NaN; objects
-        that nothing was detected for count 0 (Detectron2 gives NaN if nothing at all was detected).
+        Evaluation with the `COCO_METRICS`. A metric without ground truth is NaN. Objects in images
+        without any detection count as missed, so their AP is 0 (Detectron2 returns NaN if there
+        are no detections at all).
 
     Raises:
-        ValueError: naming the image and value, for a missing, repeated or unknown image, a class
+        ValueError: names the image and value, for a missing, repeated or unknown image, a class
             index out of range, a malformed array, NaN or infinity.
     """
     truth = read_truth(records, classes)
     detections = read_predictions(records, predictions, classes)
     # COCOeval ranks equal scores by image id: number the images in the order of their ids.
-    images = sorted(truth)
+    images = sorted(truth)  # type: ignore[type-var]  # a dataset's ids are all int or all str
     objects, results = [], []
     for number, image in enumerate(images):
         real, found = truth[image], detections[image]
@@ -56,29 +64,37 @@ def evaluate(records, predictions, classes):
         run = _BoxEvaluation(_coco(*sizes, objects), _coco(*sizes, results), "bbox")
         run.evaluate()
         run.accumulate()
-        run.summarize()
 
-    metrics = {name: _percent(value) for name, value in zip(STATS, run.stats)}
-    # [IoU, recall, class], of all areas and with 100 detections per image
-    precision = run.eval["precision"][:, :, :, 0, -1]
-    for prefix, rows in (("AP", slice(None)), ("AP50", slice(0, 1))):
-        for label, name in enumerate(classes):
-            values = precision[rows, :, label]
-            values = values[values > -1]
-            metrics[f"{prefix}-{name}"] = _percent(values.mean() if values.size else -1)
-    curves = {
-        name: (run.params.recThrs.copy(), precision[0, :, label].copy())
+    overall = {name: _mean(run, metric) for name, metric in COCO_METRICS.items()}
+    per_class = {
+        name: {key: _mean(run, COCO_METRICS[key], [label]) for key in PER_CLASS_METRICS}
         for label, name in enumerate(classes)
-        if precision[0, 0, label] > -1
     }
-    return Evaluation(metrics, curves, _f1(run, images, list(truth)))
+    # (recall, class) at IoU 0.5, for all areas and 100 detections per image
+    precision = run.eval["precision"][0, :, :, 0, -1]
+    curves = {
+        name: (run.params.recThrs.copy(), precision[:, label].copy())
+        for label, name in enumerate(classes)
+        if precision[0, label] > -1
+    }
+    return Evaluation(overall, per_class, curves, _images_f1(run, images, truth))
 
 
-def write_submission(file, records, predictions, category_ids):
-    """Write the server's results json: ``[{image_id, category_id, bbox: [x, y, w, h], score}]``.
+def write_submission(
+    file: str | Path, records: Records, predictions: Predictions, category_ids: Sequence[int]
+) -> Path:
+    """Write the results json of COCO's server: ``[{image_id, category_id, bbox, score}, ...]``.
 
-    ``category_ids`` holds the data set's own id of every class index. Full precision. The records
-    need no annotations. Raises ValueError as `evaluate` does. Returns the path.
+    Args:
+        file: its folder is made if absent.
+        records: need no annotations.
+        category_ids: the dataset's own id of every class index.
+
+    Returns:
+        The path of the file. Boxes are x y w h; all numbers have full precision.
+
+    Raises:
+        ValueError: as `evaluate` does.
     """
     results = [
         {"image_id": image, "category_id": int(category_ids[label]), "bbox": box, "score": score}
@@ -94,15 +110,17 @@ def write_submission(file, records, predictions, category_ids):
 
 
 class _BoxEvaluation(COCOeval):
-    def _prepare(self):
+    def _prepare(self) -> None:
         super()._prepare()  # which sets "ignore" to "iscrowd", whatever the annotation says
         for objects in self._gts.values():
             for each in objects:
                 each["ignore"] = each["ignore"] or each["difficult"]
 
 
-def _annotation(image, label, box, area, crowd=False):
-    """COCO's dict, without its id, in plain numbers: pycocotools takes no numpy arrays for boxes."""
+def _annotation(
+    image: int, label: int, box: np.ndarray, area: float, crowd: bool = False
+) -> dict[str, Any]:
+    """COCO's dict without its id. Plain numbers: pycocotools takes no numpy array as a box."""
     return {
         "image_id": image,
         "category_id": int(label),
@@ -112,11 +130,11 @@ def _annotation(image, label, box, area, crowd=False):
     }
 
 
-def _xywh(boxes):
+def _xywh(boxes: np.ndarray) -> np.ndarray:
     return np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
 
 
-def _coco(images, classes, annotations):
+def _coco(images: int, classes: int, annotations: list[dict[str, Any]]) -> COCO:
     for number, annotation in enumerate(annotations, 1):
         annotation["id"] = number  # from 1: COCOeval takes a match with id 0 for no match
     coco = COCO()
@@ -129,20 +147,26 @@ def _coco(images, classes, annotations):
     return coco
 
 
-def _percent(value):
-    return float(value) * 100 if value > -1 else float("nan")
+def _mean(run: COCOeval, metric: Metric, classes: Any = slice(None)) -> float:
+    """A metric in per cent over some class indices, NaN where none of them has ground truth."""
+    values = run.eval["recall" if metric.recall else "precision"]  # IoU, [recall,] class, area, max
+    area = run.params.areaRngLbl.index(metric.area)
+    values = values[..., area, run.params.maxDets.index(metric.max_detections)]
+    values = values[metric.thresholds()][..., classes]
+    values = values[values > -1]
+    return 100 * float(values.mean()) if values.size else float("nan")
 
 
-def _f1(run, images, order):
-    """F1 of every image from COCOeval's own matches at IoU 0.5 over all areas."""
-    counts = dict.fromkeys(images, (0, 0, 0))
-    for match in run.evalImgs:
+def _images_f1(
+    run: COCOeval, images: Sequence[ImageId], order: Iterable[ImageId]
+) -> dict[ImageId, float]:
+    """The F1 of every image, from COCOeval's matches at IoU 0.5 over all areas."""
+    counts = {image: np.zeros(3, dtype=int) for image in images}
+    for match in run.evalImgs:  # one per class, area range and image
         if match is None or match["aRng"] != run.params.areaRng[0]:
             continue
-        counted = (np.array(match["dtScores"]) >= CONFIDENT) & ~match["dtIgnore"][0].astype(bool)
+        counted = (np.array(match["dtScores"]) >= SCORE_THRESH) & (match["dtIgnore"][0] == 0)
         hit = match["dtMatches"][0] > 0
-        hits, objects = int(np.sum(counted & hit)), int(np.sum(np.array(match["gtIgnore"]) == 0))
-        image = images[match["image_id"]]
-        more = hits, int(np.sum(counted & ~hit)), objects - hits
-        counts[image] = tuple(map(sum, zip(counts[image], more)))
-    return {image: image_f1(*counts[image]) for image in order}
+        hits, objects = np.sum(counted & hit), np.sum(np.array(match["gtIgnore"]) == 0)
+        counts[images[match["image_id"]]] += [hits, np.sum(counted & ~hit), objects - hits]
+    return {image: image_f1(*counts[image].tolist()) for image in order}

@@ -1,20 +1,28 @@
 """The paper's figures from runs: errors over iterations (Fig. 1, 4, 6), layer responses (Fig. 7)."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-COLOURS = ("#b7860b", "#0891b2", "#0b8457", "#c2255c", "#1a1d23", "#9333b8", "#2563eb")
-POINTS = 150  # of a training curve: it is averaged to so many
+from . import charts
+
+MAX_POINTS = 150  # of a training curve; a longer one is averaged
+
+Lines = Iterable[Mapping[str, Any]]  # of a metrics.json
 
 
-def error_curves(panels, path, top=None):
-    """Training (thin, dashed) and test error (bold) over iterations, one panel beside another.
+@charts.style()
+def error_curves(
+    panels: Mapping[str, Mapping[str, Lines]], path: str | Path, top: float | None = None
+) -> Path:
+    """Draw training error (thin, dashed) and test error (bold) over iterations, panel by panel.
 
     Args:
         panels: title -> {label: lines of a metrics.json}.
-        path: without its ending; a .png and a .svg are written.
+        path: without an ending; a .png and a .svg are written.
         top: upper end of the error axis in per cent; None shows everything after the start.
 
     Returns:
@@ -26,26 +34,28 @@ def error_curves(panels, path, top=None):
     figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, runs) in zip(axes, panels.items()):
-        seen = []
-        for (label, lines), colour in zip(runs.items(), _colours(runs)):
-            train, test = _errors(lines, "top1_error"), _errors(lines, "top1_error", test=True)
+        seen: list[float] = []
+        colors = charts.color_cycle(runs)
+        for label, lines in runs.items():
+            lines = list(lines)
+            train, test = _train_errors(lines), _test_errors(lines)
             if not len(train):
                 raise ValueError(f"{label}: its metrics.json holds no top1_error of training")
             train = _averaged(train)
-            axis.plot(*train.T, "--", color=colour, linewidth=0.8, marker=_marker(train))
-            if len(test):
-                axis.plot(*test.T, color=colour, linewidth=2, marker=_marker(test))
-            axis.plot([], color=colour, linewidth=2, label=label)
-            seen += [*train[len(train) // 20 :, 1], *(test[:, 1] if len(test) else ())]
+            line = {"color": colors[label], "linewidth": 2}
+            axis.plot(*train.T, **line | {"linewidth": 0.8, "linestyle": "--"}, **_marker(train))
+            axis.plot(*test.T, **line, **_marker(test))
+            axis.plot([], label=label, **line)
+            seen += [*train[len(train) // 20 :, 1], *test[:, 1]]
         axis.set(title=title, xlabel="iteration", ylim=(0, top or 1.05 * max(seen)))
-        axis.grid(color="#dfe3e8", linewidth=0.6)
-        axis.legend(frameon=False, fontsize="small")
+        axis.legend()
     axes[0].set_ylabel("error (%)")
-    return _save(figure, path)
+    return charts.save(figure, path)
 
 
-def responses(nets, path):
-    """Fig. 7: standard deviations of the layers, in their order (top) and sorted (bottom).
+@charts.style()
+def responses(nets: Mapping[str, Mapping[str, float]], path: str | Path) -> Path:
+    """Draw Fig. 7: standard deviations of the layers, in their order (top) and sorted (bottom).
 
     Args:
         nets: label -> {layer: standard deviation} in the order of the layers.
@@ -56,49 +66,42 @@ def responses(nets, path):
     """
     figure = Figure(figsize=(7, 5.2), layout="constrained")
     axes = figure.subplots(2, 1)
-    for (label, layers), colour in zip(nets.items(), _colours(nets)):
+    for (label, layers), color in zip(nets.items(), charts.color_cycle(nets).values()):
         values = list(layers.values())
-        style = {"color": colour, "linewidth": 1.2, "linestyle": "--" if "plain" in label else "-"}
         index = np.arange(1, len(values) + 1)
-        axes[0].plot(index, values, label=label, **style)
-        axes[1].plot(index, sorted(values, reverse=True), label=label, **style)
+        for axis, shown in zip(axes, (values, sorted(values, reverse=True))):
+            dashes = "--" if "plain" in label else "-"
+            axis.plot(index, shown, label=label, color=color, linewidth=1.2, linestyle=dashes)
     axes[0].set(xlabel="layer index (original)", ylabel="std")
     axes[1].set(xlabel="layer index (sorted by magnitude)", ylabel="std")
     for axis in axes:
         axis.set_ylim(bottom=0)
-        axis.grid(color="#dfe3e8", linewidth=0.6)
-        axis.legend(frameon=False, fontsize="small")
-    return _save(figure, path)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend()
+    return charts.save(figure, path)
 
 
-def _marker(points):
-    return "o" if len(points) == 1 else None  # a line of one point shows nothing
+def _marker(points: np.ndarray) -> dict[str, str]:
+    return {"marker": "o"} if len(points) == 1 else {}  # a line of one point shows nothing
 
 
-def _colours(named):
-    return [COLOURS[i % len(COLOURS)] for i in range(len(named))]
-
-
-def _errors(lines, key, test=False):
-    """(N, 2) iterations done and errors of the lines that have the key (test: ending in it)."""
-    found = []
-    for line in lines:
-        names = [k for k in line if k.endswith(f"classification/{key}")] if test else [key]
-        if names and names[0] in line:
-            found.append((line["iteration"] + 1, line[names[0]]))
+def _train_errors(lines: Lines) -> np.ndarray:
+    """(N, 2): iterations done and top-1 error of the batch."""
+    found = [(line["iteration"] + 1, line["top1_error"]) for line in lines if "top1_error" in line]
     return np.array(found, dtype=float).reshape(-1, 2)
 
 
-def _averaged(points):
-    """At most POINTS means of neighbours."""
-    if len(points) <= POINTS:
+def _test_errors(lines: Lines) -> np.ndarray:
+    """(N, 2): iterations done and top-1 error of the first test set."""
+    found = []
+    for line in lines:
+        errors = [v for key, v in line.items() if key.endswith("classification/top1_error")]
+        found += [(line["iteration"] + 1, error) for error in errors[:1]]
+    return np.array(found, dtype=float).reshape(-1, 2)
+
+
+def _averaged(points: np.ndarray) -> np.ndarray:
+    """At most MAX_POINTS points, each the mean of neighbours."""
+    if len(points) <= MAX_POINTS:
         return points
-    return np.array([part.mean(0) for part in np.array_split(points, POINTS)])
-
-
-def _save(figure, path):
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path.with_suffix(".svg"))
-    figure.savefig(path.with_suffix(".png"), dpi=160)
-    return path.with_suffix(".png")
+    return np.array([part.mean(0) for part in np.array_split(points, MAX_POINTS)])

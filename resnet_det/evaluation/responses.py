@@ -1,39 +1,42 @@
-"""Layer responses (section 4.2, Fig. 7): how strongly each 3x3 layer answers."""
+"""Layer responses (section 4.2, Fig. 7): how strong the output of each 3x3 layer is."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 
 @torch.no_grad()
-def layer_responses(net, batches):
+def layer_responses(net: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, float]:
     """Standard deviation of each 3x3 layer's output, after BN, before nonlinearity and addition.
 
-    One number a layer, over all images, channels and positions; the net runs in evaluation mode.
-    The paper does not say over what it was taken; this is the plainest reading.
+    The paper does not say over what it takes the standard deviation. Here it is one number per
+    layer, over all images, channels and positions, of the net in evaluation mode.
 
     Args:
-        net: a classifier whose convolutions carry their norm (6n+1 layers in a CIFAR net).
-        batches: of images.
+        net: a classifier whose convolutions carry their norm (6n+1 layers in a CIFAR net). Its
+            mode is restored afterwards.
+        batches: of images (N, 3, h, w).
 
     Returns:
-        dict layer's name -> float, in the order in which they run.
+        Name of the layer -> standard deviation, in the order in which the layers run.
     """
-    sums = {}
+    sums: dict[str, tuple[int, Any, Any]] = {}  # numbers, their sum, the sum of their squares
 
-    def add(name):
-        def hook(module, inputs, output):
+    def count_into(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
             x = output.double()
             count, total, squares = sums.get(name, (0, 0.0, 0.0))
             sums[name] = count + x.numel(), total + x.sum(), squares + x.square().sum()
 
         return hook
 
-    layers = [
-        (name, m)
-        for name, m in net.named_modules()
-        if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+    handles = [
+        module.register_forward_hook(count_into(name))
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
     ]
-    handles = [module.register_forward_hook(add(name)) for name, module in layers]
     training = net.training
     net.eval()
     try:

@@ -97,6 +97,6 @@ def test_coco_equals_pycocotools_on_files(tmp_path_factory, scene, magnified):
     folder = tmp_path_factory.mktemp("coco")
     (folder / "results.json").write_text(json.dumps(results))
     theirs = test_coco_ap.official(folder, data, folder / "results.json").stats
-    for name, value in zip(coco_ap.STATS, theirs):
+    for name, value in zip(test_coco_ap.STATS, theirs, strict=True):
         want = 100 * value if value > -1 else float("nan")
         assert ours[name] == pytest.approx(want, abs=1e-10, nan_ok=True), name

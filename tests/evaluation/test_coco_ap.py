@@ -10,8 +10,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from resnet_det.data import load_dataset
-from resnet_det.evaluation import coco_ap
+from resnet_det.evaluation import coco_ap, tables
+from resnet_det.evaluation.metrics import Metric
+from resnet_det.evaluation.report import write_report
 
+STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # the order of COCOeval.stats
+STATS += ("AR@1", "AR@10", "AR@100", "ARs@100", "ARm@100", "ARl@100")
 CLASSES = ["person", "traffic light", "sofa", "never seen"]
 IDS = [1, 10, 63, 90]
 
@@ -101,13 +105,9 @@ def official(tmp_path, data, results_file):
     return run
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_equals_pycocotools_on_files(seed, tmp_path, capsys):
-    data, found = scenes(seed)
-    records, predictions = as_records(data), as_predictions(found)
-    result = coco_ap.evaluate(records, predictions, CLASSES)
-    assert capsys.readouterr().out == ""
-    results = [
+def as_results(found):
+    """The detections as COCO's results file holds them."""
+    return [
         {
             "image_id": image,
             "category_id": IDS[label],
@@ -117,14 +117,21 @@ def test_equals_pycocotools_on_files(seed, tmp_path, capsys):
         for image, detections in found.items()
         for label, box, score in detections
     ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_pycocotools_on_files(seed, tmp_path, capsys):
+    data, found = scenes(seed)
+    records, predictions = as_records(data), as_predictions(found)
+    result = coco_ap.evaluate(records, predictions, CLASSES)
+    assert capsys.readouterr().out == ""
+    results = as_results(found)
     (tmp_path / "results.json").write_text(json.dumps(results))
     run = official(tmp_path, data, tmp_path / "results.json")
 
-    names = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
-    names += ["AR@1", "AR@10", "AR@100", "ARs@100", "ARm@100", "ARl@100"]
     assert (run.stats > 0.02).all() and (run.stats < 0.98).all()
     assert len(set(run.stats)) == 12
-    for name, value in zip(names, run.stats):
+    for name, value in zip(STATS, run.stats, strict=True):
         assert result.metrics[name] == pytest.approx(100 * value, abs=1e-12)
     precision = run.eval["precision"][:, :, :, 0, 2]
     for label, name in enumerate(CLASSES[:3]):
@@ -143,6 +150,31 @@ def test_equals_pycocotools_on_files(seed, tmp_path, capsys):
     file = coco_ap.write_submission(tmp_path / "new" / "r.json", records, predictions, IDS)
     assert np.array_equal(official(tmp_path, data, file).stats, run.stats)
     assert json.loads(file.read_text()) == results
+
+
+def test_a_metric_has_one_definition(monkeypatch, tmp_path):
+    """Of a new one, AP90, the value is pycocotools'; json, tables and page show it."""
+    monkeypatch.setitem(coco_ap.COCO_METRICS, "AP90", Metric(iou=0.9))
+    monkeypatch.setattr(coco_ap, "PER_CLASS_METRICS", ("AP", "AP90"))
+    data, found = scenes(0)
+    records, predictions = as_records(data), as_predictions(found)
+    result = coco_ap.evaluate(records, predictions, CLASSES)
+    (tmp_path / "results.json").write_text(json.dumps(as_results(found)))
+    precision = official(tmp_path, data, tmp_path / "results.json").eval["precision"]
+    precision = precision[8, :, :, 0, 2]
+    want = 100 * precision[precision > -1].mean()
+    assert result.overall["AP90"] == pytest.approx(want, abs=1e-12) and want > 0.1
+    person = 100 * precision[:, 0].mean()
+    assert result.metrics["AP90-person"] == pytest.approx(person, abs=1e-12)
+    assert tables.as_json(result)["classes"]["person"]["AP90"] == result.metrics["AP90-person"]
+    assert f" {want:.1f} |" in tables.summary_table({"net": result})
+    assert tables.class_table(result).startswith("| class ")
+    assert f" {person:.1f} |" in tables.class_table(result)
+    results = {"coco": (result, records, predictions, CLASSES)}
+    page = write_report(tmp_path, results, None, examples=0).read_text()
+    assert f"<b>{want:.1f}</b>AP90" in page and f"<span>{person:.1f}</span>" in page
+    with pytest.raises(ValueError, match="IoU 0.33 is not one of"):
+        Metric(iou=0.33).thresholds()
 
 
 def test_boxes_are_compared_bit_for_bit_as_annotated(tmp_path):

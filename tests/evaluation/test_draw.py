@@ -24,9 +24,9 @@ def test_the_box_is_where_it_should_be_and_the_image_is_left_alone():
     assert (picture[150:200, 100:200] != 128).any()
 
 
-def test_difficult_boxes_are_dashed():
-    def edge(difficult):
-        picture = draw_boxes(GRAY, [[50, 100, 550, 400]], ["cat"], difficult=[difficult])
+def test_dashed_boxes():
+    def edge(dashed):
+        picture = draw_boxes(GRAY, [[50, 100, 550, 400]], ["cat"], dashed=[dashed])
         return has(picture, color_of("cat"))[400, 50:550].mean()
 
     assert edge(False) == 1

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_det.evaluation import coco_ap, voc_ap
-from resnet_det.evaluation.report import write_report
+from resnet_det.evaluation import charts, coco_ap, voc_ap
+from resnet_det.evaluation.report import TableSection, write_report, write_tables
 
 HOSTILE = "<script>alert('x')</script>\"&"
 HOSTILE_FILE = "<img src=x onerror='alert(1)'>\"&"
@@ -74,8 +74,15 @@ def lines():
             yield {"iteration": k + 19, "bbox/AP": k / 20, "bbox/AP50": k / 10, "bbox/AP-cat": 7.0}
 
 
+def record_charts(patch):
+    """The list that charts go into when they become SVG."""
+    drawn, svg = [], charts.svg
+    patch.setattr(charts, "svg", lambda figure: drawn.append(figure) or svg(figure))
+    return drawn
+
+
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page_and_charts(tmp_path_factory):
     records, predictions, classes = data()
     results = {
         "voc_2007_test": (voc_ap.evaluate(records, predictions, classes), *data()),
@@ -83,10 +90,17 @@ def page(tmp_path_factory):
     }
     facts = {"config": HOSTILE, "seed": 3, "whole configuration": "A: 1\nB: <b>2</b>\n"}
     folder = tmp_path_factory.mktemp("run") / "new"
-    path = write_report(folder, results, read_image, list(lines()), facts, HOSTILE, examples=2)
+    with pytest.MonkeyPatch.context() as patch:
+        drawn = record_charts(patch)
+        path = write_report(folder, results, read_image, list(lines()), facts, HOSTILE, examples=2)
     assert path == folder / "report.html"
     assert [p.name for p in folder.iterdir()] == ["report.html"]
-    return path.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8"), drawn
+
+
+@pytest.fixture
+def page(page_and_charts):
+    return page_and_charts[0]
 
 
 def test_hostile_names_are_shown_not_obeyed(page):
@@ -100,60 +114,80 @@ def test_hostile_names_are_shown_not_obeyed(page):
 
 def test_self_contained(page):
     parsed = Page(page)
-    assert not re.search(r"https?:|//[a-z]|url\(|@import", re.sub(r"base64,[^\"]*", "", page))
+    plain = re.sub(r'base64,[^"]*| xmlns(:xlink)?="[^"]*"', "", page)
+    assert not re.search(r"https?:|//[a-z]|url\((?!#)|@import|@font-face", plain)
     assert all(img["src"].startswith("data:image/jpeg;base64,") for img in parsed.all("img"))
-    assert not [attrs for _, attrs in parsed.tags if "href" in attrs or "srcset" in attrs]
+    links = [v for _, attrs in parsed.tags for k, v in attrs.items() if "href" in k or "src" in k]
+    assert all(link.startswith(("data:", "#")) for link in links)
     (policy,) = [m["content"] for m in parsed.all("meta") if "http-equiv" in m]
     assert policy.startswith("default-src 'none'")
     assert "some/folder" not in page  # where the images lie is nobody's business
 
 
 def figures(page):
-    """{caption: figure} of the plots, as html."""
+    """{caption: svg} of the plots."""
     found = re.findall(r"<figure><figcaption>(.*?)</figcaption>(.*?)</figure>", page, re.DOTALL)
     return {Page(caption).text: body for caption, body in found}
 
 
-def paths(figure, style):
-    """Points of the lines in an SVG of that style: [[(x, y), ...], ...]."""
-    drawn = re.findall(rf'<path class="line {style}" d="M([^"]*)"', figure)
-    return [[tuple(map(float, p.split(","))) for p in line.split("L")] for line in drawn]
+def points(figure):
+    """{label: (N, 2)} of the named lines of a chart."""
+    lines = [line for axis in figure.axes for line in axis.lines]
+    return {x.get_label(): x.get_xydata() for x in lines if not x.get_label().startswith("_")}
 
 
-def test_training_curves(page):
-    plots = figures(page)
-    assert len(paths(plots["Loss"], r"s\d")) == 3
-    assert len(paths(plots["Loss"], r"s\d faint")) == 3  # the raw values behind the running mean
-    assert Page(plots["Loss"]).text.startswith("total 0.502 classes 0.00204 boxes 0.5")
-    (rate,) = paths(plots["Learning rate"], "s0")
-    assert len(rate) == 50
-    heights = [y for _, y in rate]
-    bottom = 260 - 34
-    # ten times smaller means a tenth of the height over the zero line
-    assert (bottom - heights[-1]) == pytest.approx((bottom - heights[0]) / 10, abs=0.1)
-    assert len(set(heights)) == 2
-    ap, ap50 = paths(plots["Average precision during training"], r"s\d")
-    assert len(ap) == len(ap50) == 2
-    assert bottom - ap50[0][1] == pytest.approx(2 * (bottom - ap[0][1]), abs=0.2)
+def test_training_curves(page_and_charts):
+    page, (loss, rate, precision, *_) = page_and_charts
+    captions = ["Loss", "Learning rate", "Average precision during training"]
+    assert list(figures(page))[:3] == captions
+    assert all("<svg" in figures(page)[caption] for caption in captions)
+    assert list(points(loss)) == ["total 0.502", "classes 0.00204", "boxes 0.5"]
+    assert "total 0.502" in Page(figures(page)["Loss"]).text
+    faint = [line for line in loss.axes[0].lines if line.get_alpha()]
+    assert len(faint) == 3  # the values behind the running mean
+    (rate,) = points(rate).values()
+    assert rate[:, 1].tolist() == [line["lr"] for line in lines() if "lr" in line]
+    assert [v.tolist() for v in points(precision).values()] == [
+        [[499, 24], [999, 49]],
+        [[499, 48], [999, 98]],
+    ]
     assert "AP-cat" not in Page(page).text
 
 
-def test_precision_recall_curves(page):
+def test_precision_recall_curves(page_and_charts):
     # cat: 5 images with 0, 1, 1, 2, 2 of 2 found and no mistake: precision 1 up to recall 0.6
-    (curve, *_) = [body for caption, body in figures(page).items() if caption.startswith("cat ")]
-    (line,) = paths(curve, "s0")
-    assert {y for _, y in line} == {4.0}
-    assert line[0][0] == 16 and line[-1][0] == pytest.approx(16 + 0.6 * 100, abs=1.1)
-    assert not [caption for caption in figures(page) if caption.startswith("absent")]
+    page, drawn = page_and_charts
+    shown = [caption for caption in figures(page) if caption not in ("Loss", "Learning rate")]
+    assert shown[1] == "cat AP50 63.6" and not any(
+        caption.startswith("absent") for caption in shown
+    )
+    (line,) = drawn[3].axes[0].lines
+    recall, precision = line.get_xydata().T
+    assert recall.min() == 0 and recall.max() == pytest.approx(0.6) and set(precision) == {1.0}
+
+
+def class_tables(page):
+    """Per dataset, {class: {heading: cell}} of the table of classes."""
+    for table in re.findall(r"<table>(.*?)</table>", page, re.DOTALL):
+        header, *rows = (
+            [Page(cell).text for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)]
+            for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+        )
+        yield {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
 def test_tables(page):
-    text = Page(page).text
-    # without a mistake recall 6/10 reaches 7 of the 11 points, 4/10 reaches 5
-    assert "cat 63.6 63.6 10 0 6" in text
-    assert f"{HOSTILE} 45.5 45.5 10 0 4" in text
-    assert "54.5 AP 54.5 AP50 54.5 AP75" in text
-    assert "absent – – 0 0 0" in text
+    table, coco = class_tables(page)
+    assert list(table) == list(coco) == CLASSES
+    wanted = {
+        # without a mistake recall 6/10 reaches 7 of the 11 points, 4/10 reaches 5
+        "cat": {"AP": "63.6", "AP50": "63.6", "objects": "10", "ignored": "0", "detections": "6"},
+        HOSTILE: {"AP": "45.5", "objects": "10", "detections": "4"},
+        "absent": {"AP": "–", "AP50": "–", "objects": "0", "ignored": "0", "detections": "0"},
+    }
+    for name, cells in wanted.items():
+        assert table[name].items() >= cells.items()
+    assert "54.5 AP 54.5 AP50 54.5 AP75" in Page(page).text
 
 
 def test_best_and_worst_images(page):
@@ -196,12 +230,24 @@ def test_without_training_or_pictures(tmp_path):
 def test_short_and_broken_runs_are_drawn(tmp_path, metrics):
     text = write_report(tmp_path, {}, read_image, metrics).read_text(encoding="utf-8")
     assert "Training" in Page(text).text
-    assert not re.search(r"nan|inf", " ".join(re.findall(r' (?:d|x|y|cx|cy)="[^"]*"', text)))
+    assert not re.search(r"nan|inf", " ".join(re.findall(r' (?:d|x|y)="[^"]*"', text)))
 
 
-def test_after_a_resumption_the_later_line_counts(tmp_path):
+def test_after_a_resumption_the_later_line_counts(tmp_path, monkeypatch):
     metrics = [{"iteration": k, "lr": 1.0} for k in (1, 2, 3)] + [{"iteration": 2, "lr": 0.5}]
-    text = write_report(tmp_path, {}, read_image, metrics).read_text(encoding="utf-8")
-    (line,) = paths(figures(text)["Learning rate"], "s0")
-    heights = [260 - 34 - y for _, y in line]
-    assert heights[1] == pytest.approx(heights[0] / 2, abs=0.1) and heights[2] == heights[0]
+    drawn = record_charts(monkeypatch)
+    write_report(tmp_path, {}, read_image, metrics)
+    (line,) = points(drawn[0]).values()
+    assert line.tolist() == [[1, 1], [2, 0.5], [3, 1]]
+
+
+def test_a_page_of_tables_shows_hostile_cells_and_a_figure(tmp_path):
+    (tmp_path / "f.svg").write_text("<svg/>")
+    table = TableSection(HOSTILE, ["net", HOSTILE], [[HOSTILE, "1.0"]], note=HOSTILE)
+    path = write_tables(tmp_path / "new/t.html", HOSTILE, [table], {HOSTILE: tmp_path / "f.svg"})
+    parsed = Page(path.read_text(encoding="utf-8"))
+    assert not {tag for tag, _ in parsed.tags} & {"script", "svg"}
+    assert parsed.text.count(HOSTILE) == 6  # title, heading, header, cell, note, caption
+    (figure,) = parsed.all("img")
+    assert figure["alt"] == HOSTILE
+    assert base64.b64decode(figure["src"].partition(",")[2]) == b"<svg/>"

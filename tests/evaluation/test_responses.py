@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from resnet_det.evaluation import figures
+from resnet_det.evaluation import charts, figures
 from resnet_det.evaluation.responses import layer_responses
 from resnet_det.nets import build_net
 from resnet_det.nets.resnet import cifar_resnet
@@ -80,7 +80,7 @@ def test_error_curves_show_the_metrics(tmp_path, monkeypatch):
     assert text.startswith("<?xml") and "<path" in text
 
     drawn = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure) or path)
+    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.append(figure) or path)
     figures.error_curves({"": {"plain-20": run}}, "f")
     train, test, _ = drawn[0].axes[0].lines
     assert train.get_xydata().tolist() == [[20, 90], [40, 60], [60, 50]]
@@ -90,14 +90,14 @@ def test_error_curves_show_the_metrics(tmp_path, monkeypatch):
     errors = np.random.default_rng(0).uniform(0, 10, 3000)
     figures.error_curves({"": {"long": lines(errors, {})}}, "f")
     points = drawn[1].axes[0].lines[0].get_xydata()
-    assert len(points) == figures.POINTS and points[0, 1] == pytest.approx(errors[:20].mean())
+    assert len(points) == figures.MAX_POINTS and points[0, 1] == pytest.approx(errors[:20].mean())
     with pytest.raises(ValueError, match="empty: .*no top1_error"):
         figures.error_curves({"": {"empty": []}}, "f")
 
 
 def test_responses_are_drawn_in_order_and_sorted(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure) or path)
+    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.append(figure) or path)
     figures.responses({"plain-8": {"a": 1.0, "b": 3.0, "c": 2.0}}, "f")
     original, ordered = (axis.lines[0] for axis in drawn[0].axes)
     assert original.get_xydata().tolist() == [[1, 1], [2, 3], [3, 2]]

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from resnet_det.evaluation import Evaluation, tables
+from resnet_det.evaluation import tables
+from resnet_det.evaluation.inputs import Evaluation
 
 VOC = (
     "aero bike bird boat bottle bus car cat chair cow table dog horse mbike person plant sheep sofa"
@@ -26,8 +27,7 @@ PAPER = [[part.strip() for part in line.split("|")] for line in PAPER.strip().sp
 
 def read(table):
     """[[cell, ...], ...] of a Markdown table without its rule, which is checked."""
-    lines = [line.strip("|").split(" | ") for line in table.splitlines()]
-    lines = [[cell.strip() for cell in line] for line in lines]
+    lines = [[cell.strip() for cell in line[1:-1].split("|")] for line in table.splitlines()]
     assert all(set(cell) <= set("-:") and len(cell) >= 3 for cell in lines[1])
     assert len({len(line) for line in table.splitlines()}) == 1  # aligned
     return [lines[0], *lines[2:]]
@@ -56,36 +56,46 @@ def test_system_rows_leave_out_what_is_undefined():
 def test_markdown_table():
     rows = [["a|b\nc", 1, None, "x"], ["d", 20, 0.25, 3.0]]
     assert tables.markdown_table(rows, ["name", "n", "value", "mixed"], digits=2) == (
-        "| name   |   n | value | mixed |\n"
-        "| ------ | --: | ----: | ----- |\n"
-        "| a\\|b c |   1 |     – | x     |\n"
-        "| d      |  20 |  0.25 | 3.00  |\n"
+        "| name   |   n |   value | mixed   |\n"
+        "|:-------|----:|--------:|:--------|\n"
+        "| a\\|b c |   1 |       – | x       |\n"
+        "| d      |  20 |    0.25 | 3.00    |\n"
     )
+    # Text that looks like a number is shown as it is, and a table may be empty.
+    assert read(tables.markdown_table([["007", "1e5"]], ["commit", "size"]))[1] == ["007", "1e5"]
+    assert read(tables.markdown_table([], ["class", "AP"])) == [["class", "AP"]]
     with pytest.raises(ValueError, match=r"\['only'\] has 1 cells, the header 2"):
         tables.markdown_table([["only"]], ["a", "b"])
 
 
-METRICS = {"AP": 40.0, "AP50": 60.04, "AP-AP-50": 40.0, "AP-dog": math.nan}
-METRICS |= {"AP50-AP-50": 60.0, "AP50-dog": math.nan}
+EVALUATION = Evaluation(
+    {"AP": 40.0, "AP50": 60.04},
+    {"AP-50": {"AP": 40.0, "AP50": 60.0}, "dog": {"AP": math.nan, "AP50": math.nan}},
+)
 
 
 def test_an_evaluations_tables():
-    evaluation = Evaluation(METRICS)
-    assert read(tables.class_table(evaluation)) == [
+    assert read(tables.class_table(EVALUATION)) == [
         ["class", "AP", "AP50"],
         ["AP-50", "40.0", "60.0"],
         ["dog", "–", "–"],
     ]
     other = Evaluation({"AP": 1.0, "APs": 2.0})
-    assert read(tables.summary_table({"one": evaluation, "two": other})) == [
+    assert read(tables.summary_table({"one": EVALUATION, "two": other})) == [
         ["", "AP", "AP50", "APs"],
         ["one", "40.0", "60.0", "–"],
         ["two", "1.0", "–", "2.0"],
     ]
 
 
+def test_flat_metrics_have_detectron2s_keys():
+    keys = ["AP", "AP50", "AP-AP-50", "AP-dog", "AP50-AP-50", "AP50-dog"]
+    assert list(EVALUATION.metrics) == keys
+    assert EVALUATION.metrics["AP50-AP-50"] == 60
+
+
 def test_json_has_no_nan():
-    text = json.dumps(tables.as_json(Evaluation(METRICS)), allow_nan=False)
+    text = json.dumps(tables.as_json(EVALUATION), allow_nan=False)
     assert json.loads(text) == {
         "AP": 40.0,
         "AP50": 60.04,

@@ -1,6 +1,7 @@
 """Files from strangers are read or refused by name; the page of a run shows them, and runs nothing."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,5 @@ def test_the_report_escapes_classes_files_and_values(tmp_path):
         title=bad,
     ).read_text()
     assert page.count("&lt;script&gt;") >= 7
-    for raw in ("<script", "<img src=x", "onerror='"):
-        assert raw not in page
+    assert not re.search("<script|<img src=x|<[^>]*onerror='", page)
     assert "default-src 'none'" in page
