@@ -74,7 +74,7 @@ def launch(main, *args, num_gpus=1, num_machines=1, machine_rank=0, dist_url="au
             if get_world_size() > 1 and LOST.search(str(error)):
                 sys.exit(
                     f"error: process {get_rank()} of {get_world_size()} stops because another has "
-                    "ended, whose own message says why; --resume goes on from the last checkpoint"
+                    "ended (or hangs): its own message says why; --resume goes on from the last checkpoint"
                 )
             raise
         shutdown()
