@@ -5,6 +5,7 @@ Names, defaults and meaning are Detectron2's. What Detectron2 cannot say lives i
 
 import difflib
 import logging
+import re
 from pathlib import Path
 
 import yaml
@@ -298,6 +299,21 @@ def check_keys(flat, known, where):
             )
 
 
+def check_device(cfg):
+    """Refuse a device that neither engine runs on; ``meta`` is for models without weights.
+
+    Raises:
+        ConfigError
+    """
+    device = cfg.MODEL.DEVICE
+    if not re.fullmatch(r"cpu|meta|cuda(:\d+)?", device):
+        why = ": it has no float64, in which losses and scores are averaged"
+        raise ConfigError(
+            f"MODEL.DEVICE: {device!r}: cannot be used{why if device.startswith('mps') else ''}; "
+            "give cuda, cuda:0 (one of several GPUs), or cpu"
+        )
+
+
 def check_lengths(cfg):
     """Lists that need so many numbers, in both engines.
 
@@ -362,6 +378,7 @@ def check_values(cfg):
         for key in keys:
             if flat[key] < least:
                 raise ConfigError(f"{key}: {flat[key]}: must be at least {least}")
+    check_device(cfg)
     check_lengths(cfg)
     sizes = list(cfg.INPUT.MIN_SIZE_TRAIN)
     pair = len(sizes) == 2 and sizes == sorted(sizes)

@@ -121,6 +121,18 @@ def test_a_value_of_another_type_is_told_what_to_write(write, engine, key, value
         load(write("VERSION: 2"), [key, words.split("write ")[1].strip('"')])
 
 
+@pytest.mark.parametrize(
+    "engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+)
+@pytest.mark.parametrize("device, words", [
+    ("mps", "'mps': cannot be used: it has no float64.*; give cuda, cuda:0 .*, or cpu"),
+    ("cuda0", "'cuda0': cannot be used; give cuda, cuda:0"),
+])  # fmt: skip
+def test_a_device_that_no_engine_runs_on(write, engine, device, words):
+    with pytest.raises(ConfigError, match=f"MODEL.DEVICE: {words}"):
+        pick(engine).load_config(write("VERSION: 2"), ["MODEL.DEVICE", device])
+
+
 def test_command_line_is_checked_too(write):
     path = write("SEED: 1")
     with pytest.raises(ConfigError, match="SOLVER.BASE_LE.*SOLVER.BASE_LR"):

@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import re
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from ..config import (
     ConfigError,
     add_resnet_det_config,
     check_batch,
+    check_device,
     check_lengths,
     flatten,
     unreadable,
@@ -32,6 +32,7 @@ from ..config_values import examples, explained, fits, near_it, wrong_value
 from ..data.loader import check_share
 from ..training import Checkpointer as Files
 from ..training import alone_in, distributed
+from ..training.distributed import launch
 from ..training.loop import exit_code
 from . import appendix
 from .checks import (
@@ -93,6 +94,7 @@ def load_config(path, overrides=()):
             raise ConfigError(f"{where}: {_explained(str(error.args[0]), known)}") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"{where}: {unreadable(error)}") from error
+    check_device(cfg)
     check_lengths(cfg)
     check_batch(cfg, images, overrides)
     if cfg.MODEL.META_ARCHITECTURE == "Classifier":
@@ -122,24 +124,6 @@ def _explained(message, known):
     if not unknown:
         return explained(message, known)
     return f"Detectron2 does not know the key {unknown[1]}{near_it(unknown[1], known)}"
-
-
-def launch(main, *args, **processes):
-    """Run ``main(*args)`` in processes that also form Detectron2's groups; torchrun's, or new ones.
-
-    The arguments, result and errors are those of
-    :func:`resnet_det.training.distributed.launch`, which are Detectron2's ``launch``'s.
-    """
-    return distributed.launch(partial(_in_group, main), *args, **processes)
-
-
-def _in_group(main, *args):
-    if distributed.launch_info().world == 1:
-        return main(*args)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.launch_info().world))
-    distributed.init("cuda" if torch.cuda.device_count() >= here else "cpu")
-    comm.create_local_process_group(here)
-    return main(*args)
 
 
 def check_schedule(cfg):
@@ -194,6 +178,7 @@ def train(cfg, resume=False):
     _check(cfg)
     check_trainable(cfg, resume)
     check_schedule(cfg)
+    _join(cfg)
     with alone_in(cfg.OUTPUT_DIR):
         check_output(cfg, resume)
         return _train(cfg, resume)
@@ -239,6 +224,7 @@ def evaluate(cfg):
         raise ConfigError("DATASETS.TEST: name at least one dataset")
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
+    _join(cfg)
     with alone_in(cfg.OUTPUT_DIR):
         _setup(cfg)
         metrics = evaluate_model(cfg, *trained(cfg))
@@ -255,15 +241,17 @@ def _check(cfg):
         if name and name not in known:
             hint = near_it(name, known) or f"; it has {', '.join(known)}"
             raise ConfigError(f"{key}: Detectron2 has no {name!r}{hint}")
-    here = comm.get_local_size()
-    if cfg.MODEL.DEVICE.startswith("cuda") and here > torch.cuda.device_count():
-        raise ConfigError(
-            f"MODEL.DEVICE: {cfg.MODEL.DEVICE}: {here} processes on this machine, but "
-            f"{torch.cuda.device_count()} GPUs"
-        )
     if cfg.TEST.AUG.ENABLED:
         raise ConfigError("TEST.AUG.ENABLED: this engine evaluates at one scale")
     appendix.check(cfg)
+
+
+def _join(cfg):
+    """Form the group of all processes, and Detectron2's of those on this machine."""
+    distributed.init(cfg.MODEL.DEVICE)
+    world = distributed.get_world_size()
+    if world > 1:
+        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
 
 
 def _setup(cfg):

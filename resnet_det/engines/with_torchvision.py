@@ -177,8 +177,7 @@ def detect(model, dataset, cfg, skip_bad=False):
         for sample, found in zip(batch, model(batch)):
             prediction = {k: v.cpu().numpy() for k, v in found.items()}
             mine.append({"image_id": sample["image_id"], **prediction})
-    parts = distributed.all_gather_objects(mine)
-    return [p for part in parts for p in part] if distributed.is_main() else []
+    return [p for part in distributed.gather_objects(mine) for p in part]
 
 
 def propose(cfg, name, path):

@@ -16,6 +16,7 @@ import logging
 import os
 import random
 import re
+import socket
 import struct
 import zipfile
 import zlib
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 
 from ..nets.weight_files import check_torch
+from . import distributed
 
 logger = logging.getLogger(__name__)
 
@@ -66,30 +68,61 @@ class Checkpointer:
     def latest(self):
         """Path of the newest readable checkpoint, or None where there is none at all.
 
-        Checks the file that ``last_checkpoint`` names from end to end; where it is damaged, warns
-        and falls back to the newest good one.
+        Call it in every process: the main one chooses, and the others check that they read the same
+        file. The choice is the file that ``last_checkpoint`` names, read from end to end; if it is
+        damaged, the newest good one, with a warning.
 
-        Raises:
+        Raises (in every process):
             RuntimeError: there are checkpoints, and every one is damaged.
+            ValueError: a process does not see what the main one sees: the folder is not shared, or
+                not up to date.
         """
-        named = self._named()
-        candidates = [named] if named else []
-        candidates += [path for path in self._periodic() if path != named]
+        choice = self._newest() if distributed.is_main() else None
+        choice = distributed.all_gather_objects(choice)[0]
+        if isinstance(choice, RuntimeError):
+            raise choice
+        path, checksums = choice
+        own = None if distributed.is_main() else self._difference(path, checksums)
+        for rank, difference in enumerate(distributed.all_gather_objects(own)):
+            if difference:
+                raise ValueError(
+                    f"OUTPUT_DIR: {self.folder} is not the same folder for every process: process "
+                    f"0 resumes from {path.name if path else 'nothing'}, but process {rank} "
+                    f"{difference}: give a folder on a disk that all machines share"
+                )
+        return path
+
+    def _newest(self):
+        """(path, checksums) of the newest readable checkpoint, (None, None) where there is none,
+        or the RuntimeError that says that all are damaged."""
+        candidates = self._candidates()
         for path in candidates:
             problem = _damage(path)
             if problem is None:
                 if path != candidates[0]:
                     logger.warning("falling back to the checkpoint %s", path)
-                return path
+                return path, _checksums(path)
             logger.warning("the checkpoint %s is unreadable (%s)", path, problem)
         if candidates:
-            raise RuntimeError(
+            return RuntimeError(
                 f"no checkpoint in {self.folder} is readable; remove them to start afresh"
             )
-        return None
+        return None, None
+
+    def _difference(self, path, checksums):
+        """What this process sees in place of the main one's choice; None where it sees the same."""
+        where, own = f"on {socket.gethostname()}", [own.name for own in self._candidates()]
+        if path is None:
+            return f"{where} finds {own[0]}" if own else None
+        if not path.is_file():
+            return f"{where} does not find that file, but {own[0] if own else 'nothing'}"
+        damage = _damage(path)
+        if damage:
+            return f"{where} cannot read that file ({damage})"
+        return None if _checksums(path) == checksums else f"{where} finds another file of that name"
 
     def load_latest(self):
-        """The state of :meth:`latest`, or None."""
+        """The state of :meth:`latest`, or None; raises what that raises."""
         path = self.latest()
         if path is None:
             return None
@@ -103,14 +136,14 @@ class Checkpointer:
             return None
         return self.folder / name if name else None
 
-    def _periodic(self):
-        """Paths of ``model_<iteration>.pth``, newest first."""
-        numbered = (re.fullmatch(r"model_(\d+)\.pth", path.name) for path in self._files())
+    def _candidates(self):
+        """What ``last_checkpoint`` names, then each ``model_<iteration>.pth``, newest first."""
+        named = self._named()
+        files = self.folder.iterdir() if self.folder.is_dir() else ()
+        numbered = (re.fullmatch(r"model_(\d+)\.pth", path.name) for path in files)
         found = sorted(((int(m[1]), m[0]) for m in numbered if m), reverse=True)
-        return [self.folder / name for _, name in found]
-
-    def _files(self):
-        return self.folder.iterdir() if self.folder.is_dir() else ()
+        periodic = [self.folder / name for _, name in found]
+        return [named] * bool(named) + [path for path in periodic if path != named]
 
 
 def load(path):
@@ -189,6 +222,12 @@ def _damage(path):
         return f"the checksum of {bad} does not match" if bad else None
     except _BROKEN_ZIP as error:
         return str(error)
+
+
+def _checksums(path):
+    """(name, CRC) of every record of a whole file: those of two files are equal if these are."""
+    with zipfile.ZipFile(path) as archive:
+        return [(record.filename, record.CRC) for record in archive.infolist()]
 
 
 def _check_plain(value, where):

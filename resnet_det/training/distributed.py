@@ -43,8 +43,13 @@ def launch_info():
     return Launch(*(int(os.environ[name]) for name in names))
 
 
-# What gloo says when the other end of a connection is gone.
-_LOST = re.compile("Connection (closed|reset|refused)|Broken pipe|Socket closed")
+# What gloo and NCCL say when the other end of a connection is gone. NCCL's watchdog may say it, and
+# end the process, before Python gets an error.
+LOST = re.compile(
+    "Connection (closed|reset|refused)|Broken pipe|Socket closed"
+    "|ncclRemoteError|remote process exited|NCCL communicator was aborted"
+    "|Watchdog caught collective operation timeout"
+)
 
 
 def launch(main, *args, num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto"):
@@ -66,10 +71,10 @@ def launch(main, *args, num_gpus=1, num_machines=1, machine_rank=0, dist_url="au
         except ConnectionError as error:
             sys.exit(f"error: {error}")
         except RuntimeError as error:
-            if get_world_size() > 1 and _LOST.search(str(error)):
+            if get_world_size() > 1 and LOST.search(str(error)):
                 sys.exit(
                     f"error: process {get_rank()} of {get_world_size()} stops because another has "
-                    "ended, whose own message says why; --resume goes on from the last checkpoint"
+                    "ended (or hangs): its own message says why; --resume goes on from the last checkpoint"
                 )
             raise
         shutdown()
@@ -120,39 +125,58 @@ def init(device="cuda"):
         torch.device: ``cuda:<local rank>`` or ``cpu``.
 
     Raises:
-        RuntimeError: no CUDA device, or fewer devices than processes.
+        ValueError: no CUDA device, fewer devices than processes, one device for several processes,
+            or GPUs for some processes and CPUs for others.
         ConnectionError: the processes cannot meet.
     """
     rank, world, local_rank = launch_info()
     device = torch.device(device)
+    if device.index is not None and world > 1:
+        raise ValueError(
+            f"MODEL.DEVICE: {device}: names one device for {world} processes: give {device.type}, "
+            "and each process takes its own"
+        )
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if count == 0:
-            raise RuntimeError("device cuda was asked for, but there is none; use MODEL.DEVICE cpu")
-        if device.index is None or world > 1:
+            raise ValueError("MODEL.DEVICE: cuda: there is no CUDA device: give cpu")
+        if device.index is None:
             device = torch.device("cuda", local_rank)
         if device.index >= count:
-            raise RuntimeError(
-                f"process {local_rank} of this machine needs {device}, but the machine has "
-                f"{count} CUDA devices; start at most {count} processes on it"
+            raise ValueError(
+                f"MODEL.DEVICE: process {local_rank} of this machine needs {device}, but the "
+                f"machine has {count} CUDA devices: start at most {count} processes on it"
             )
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
             store = _store_of_this_attempt(rank, world)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+            kinds = _of_every_process(store, rank, world, device.type)
+            if len(set(kinds)) == 1:
+                dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         except (RuntimeError, ValueError) as error:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise ConnectionError(
                 f"process {rank} of {world} could not meet the others at {address} ({error}); "
                 "if the port is taken, give another: torchrun --master-port, or --dist-url"
             ) from error
+        if len(set(kinds)) > 1:
+            raise ValueError(
+                f"MODEL.DEVICE: processes 0 to {world - 1} would run on {', '.join(kinds)}: leave "
+                "out the machines without a usable GPU, or give cpu"
+            )
     return device
 
 
+def _of_every_process(store, rank, world, kind):
+    """The ``kind`` that each process gives, in rank order, before they form a group."""
+    store.set(f"kind of {rank}", kind)
+    return [store.get(f"kind of {other}").decode() for other in range(world)]
+
+
 def _store_of_this_attempt(rank, world):
-    """The part of torchrun's store that only these processes use; None where torch makes a store.
+    """A store that only these processes use: in torchrun's, a part of it.
 
     torchrun keeps one store over its restarts, and in it the addresses of processes that are dead
     (pytorch issue 135712). Its count of restarts is no name for an attempt: machines count apart.
@@ -161,9 +185,9 @@ def _store_of_this_attempt(rank, world):
     Raises:
         RuntimeError: a process does not come within the store's timeout.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
     store = next(dist.rendezvous("env://", rank, world))[0]
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return store
     own, end = os.urandom(8).hex(), time.monotonic() + store.timeout.total_seconds()
     if rank:
         store.set(f"process {rank}", own)
@@ -214,6 +238,15 @@ def all_gather_objects(obj):
     objects = [None] * get_world_size()
     dist.all_gather_object(objects, obj)
     return objects
+
+
+def gather_objects(obj):
+    """Every process's ``obj`` (anything that pickles), in rank order, in the main one; else []."""
+    if get_world_size() == 1:
+        return [obj]
+    objects = [None] * get_world_size() if is_main() else None
+    dist.gather_object(obj, objects)
+    return objects or []
 
 
 def mean_over_ranks(tensor):

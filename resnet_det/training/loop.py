@@ -44,8 +44,9 @@ def train(
 ):
     """Train up to iteration ``max_iter`` and leave ``model_final.pth``.
 
-    A run that was interrupted and resumed gives bit for bit the weights and the metrics (but for
-    times) of one that was not, provided that ``batches`` does too. After SIGTERM, SIGUSR1 (Slurm's
+    On CPUs, a run that was interrupted and resumed gives bit for bit the weights and the metrics (but
+    for times) of one that was not, provided that ``batches`` does too; on GPUs it resumes from the
+    same state, but some kernels add in any order. After SIGTERM, SIGUSR1 (Slurm's
     warning) or SIGINT (Ctrl-C) the iteration in progress is finished, a checkpoint is saved and the
     process exits with 128 + the signal's number.
 

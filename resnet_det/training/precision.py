@@ -4,6 +4,8 @@ import logging
 
 import torch
 
+from . import distributed
+
 logger = logging.getLogger(__name__)
 
 
@@ -20,11 +22,22 @@ def has_bfloat16(device):
 def amp_dtype(device):
     """The type of mixed precision: bfloat16 in hardware; else float16 on a GPU, float32 on a CPU.
 
-    bfloat16 has float32's range; float16 needs its loss scaled. float32 comes with a warning.
+    bfloat16 has float32's range; float16 needs its loss scaled. float32 comes with a warning. Call
+    it in every process: all get the type that the least capable device is fast in.
     """
     if has_bfloat16(device):
-        return torch.bfloat16
-    if torch.device(device).type == "cuda":
-        return torch.float16
-    logger.warning("SOLVER.AMP.ENABLED: this CPU has no bfloat16: training in float32")
-    return torch.float32
+        own = torch.bfloat16
+    else:
+        own = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    types = distributed.all_gather_objects(own)
+    agreed = next(t for t in (torch.float32, torch.float16, torch.bfloat16) if t in types)
+    if agreed is not torch.bfloat16 and distributed.is_main():
+        ranks = [rank for rank, dtype in enumerate(types) if dtype is agreed]
+        if len(ranks) < len(types):
+            logger.warning(
+                "SOLVER.AMP.ENABLED: %s in every process: the devices of processes %s have no "
+                "bfloat16", agreed, ranks,
+            )  # fmt: skip
+        elif agreed is torch.float32:
+            logger.warning("SOLVER.AMP.ENABLED: this CPU has no bfloat16: training in float32")
+    return agreed

@@ -7,11 +7,15 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
+from unittest import mock
 
 import pytest
 from small_runs import python
 from test_resume import assert_same_runs, timeless
 
+from resnet_det.config import load_config
+from resnet_det.engines import classifier, pick
 from resnet_det.training import distributed
 
 
@@ -54,6 +58,65 @@ def test_a_mistake_in_launched_processes_is_one_line(monkeypatch, rank, code):
     with pytest.raises(SystemExit) as stopped:
         distributed._launched(rank, _mistaken, (), {}, 0)
     assert stopped.value.code == code
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:2",
+        "NCCL error in: ProcessGroupNCCL.cpp:3763, remote process exited or there was a network error",
+        "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting",
+        "NCCL communicator was aborted on rank 0.",
+        "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=880, ...",
+    ],
+)
+def test_a_dead_peer_is_known_by_the_words_of_gloo_and_nccl(words):
+    """As torch 2.14 words them; NCCL's are from bug reports, without a GPU here."""
+    assert distributed.LOST.search(words)
+    assert not distributed.LOST.search("NCCL error: invalid usage, ncclInvalidUsage")
+
+
+ENGINES = ["classifier", "torchvision", *["detectron2"] * bool(find_spec("detectron2"))]
+
+
+def _train(engine, configs, *overrides, resume=False):
+    """One iteration of an engine's small config; what it refuses."""
+    config = configs / ("classifier.yaml" if engine == "classifier" else "detector.yaml")
+    train, load = classifier.train, load_config
+    if engine != "classifier":
+        train, load = pick(engine).train, pick(engine).load_config
+    keys = ["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "DATASETS.TEST", "()"]
+    keys += ["TEST.PRECISE_BN.ENABLED", "False", "OUTPUT_DIR", engine]
+    try:
+        train(load(config, [*keys, *overrides]), resume)
+    except ValueError as error:
+        return str(error)
+
+
+def _on_own_disks(configs):
+    """Run in each process, which works in a folder of its own and writes there what it is told."""
+    disk = configs / str(distributed.launch_info().rank)
+    disk.mkdir()
+    os.chdir(disk)
+    said = {}
+    for engine in ENGINES:
+        first = _train(engine, configs)
+        again = _train(engine, configs, resume=True)
+        with mock.patch("torch.cuda.is_available", lambda: True):
+            one = _train(engine, configs, "OUTPUT_DIR", "other", "MODEL.DEVICE", "cuda:1")
+        said[engine] = [first, again, one]
+    (disk / "said.json").write_text(json.dumps(said))
+
+
+def test_each_engine_refuses_a_disk_that_is_not_shared_and_one_gpu_for_all(configs):
+    distributed.launch(_on_own_disks, configs, num_gpus=2)
+    for rank in "01":
+        said = json.loads((configs / rank / "said.json").read_text())
+        assert list(said) == ENGINES
+        for first, again, one in said.values():
+            assert first is None
+            assert "resumes from model_final.pth, but process 1 on" in again
+            assert "cuda:1: names one device for 2 processes" in one
 
 
 @pytest.mark.slow

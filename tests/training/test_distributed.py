@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,44 @@ def test_both_processes_meet(two):
         assert seen["who"] == [rank, 2, rank == 0]
         assert seen["gathered"] == [{"rank": 0}, {"rank": 1}]
         assert seen["mean"] == [0.5, 5.0]
+        assert seen["gathered on main"] == ([] if rank else [{"rank": 0}, {"rank": 1}])
+
+
+def test_processes_agree_on_a_device(two):
+    for seen in two[1]:
+        assert "processes 0 to 1 would run on cpu, cuda: leave out" in seen["mixed devices"]
+        assert "MODEL.DEVICE: cuda:1: names one device for 2 processes" in seen["device index"]
+
+
+def test_the_least_capable_device_decides_the_type_of_mixed_precision(two):
+    older = ["torch.float16", "torch.float32"]  # on GPUs, on CPUs
+    for seen in two[1]:
+        assert seen["types"] == {
+            "[0]": older, "[1]": older, "[0, 1]": older, "[]": ["torch.bfloat16"] * 2,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case, iteration", [("same", 2), ("stale last_checkpoint", 2), ("no checkpoint", None)]
+)
+def test_the_main_process_chooses_the_checkpoint(two, case, iteration):
+    assert [seen["resumed"][case] for seen in two[1]] == [iteration] * 2
+
+
+@pytest.mark.parametrize(
+    "case, words",
+    [
+        ("stale disk", "from model_2.pth, but process 1 on .* not find that file, but model_1.pth"),
+        ("nothing on one", "from model_2.pth, but process 1 on .* not find that file, but nothing"),
+        ("nothing on the main one", "from nothing, but process 1 on .* finds model_1.pth"),
+        ("other content", "process 1 on .* finds another file of that name"),
+        ("cut short", "process 1 on .* cannot read that file"),
+    ],
+)
+def test_a_disk_that_is_not_shared_ends_both_processes(two, case, words):
+    one, other = (seen["resumed"][case] for seen in two[1])
+    assert one == other
+    assert re.match(f"ValueError: OUTPUT_DIR: run is not the same folder .*{words}", one)
 
 
 def test_gradients_of_two_processes_equal_those_of_one(two):

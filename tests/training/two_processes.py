@@ -2,21 +2,39 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
-from toy import Toy, batches, run, toy_optimizer
+from toy import Toy, batches, run
 
-from resnet_det.training import Checkpointer, distributed, precise_bn, read_metrics
+from resnet_det.training import Checkpointer, distributed, precise_bn, precision, read_metrics
 
 out = Path(sys.argv[1])
 torch.set_num_threads(1)
-device = distributed.init("cpu")
-rank = distributed.get_rank()
+
+
+def message(function, *args):
+    """What a function raises, or what it returns."""
+    try:
+        return function(*args)
+    except (RuntimeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+rank = distributed.launch_info().rank
+with mock.patch("torch.cuda.device_count", lambda: 2), mock.patch("torch.cuda.set_device"):
+    mixed = message(distributed.init, "cuda" if rank else "cpu")
+    indexed = message(distributed.init, "cuda:1")
+distributed.init("cpu")
 seen = {
+    "mixed devices": mixed,
+    "device index": indexed,
     "who": [rank, distributed.get_world_size(), distributed.is_main()],
+    "gathered on main": distributed.gather_objects({"rank": rank}),
     "gathered": distributed.all_gather_objects({"rank": rank}),
     "mean": distributed.mean_over_ranks(torch.tensor([float(rank), 10.0 * rank])).tolist(),
 }
@@ -88,7 +106,47 @@ data = torch.arange(64, dtype=torch.float32).reshape(4, 2, 4, 2) ** 1.5
 precise_bn.update(net, [data[2 * rank : 2 * rank + 2]], 1, progress=False)
 seen["bn"] = [net.running_mean.tolist(), net.running_var.tolist()]
 
-optimizer, _ = toy_optimizer(model)
+types = {}
+for lacking in ([0], [1], [0, 1], []):
+    with mock.patch.object(precision, "has_bfloat16", lambda _, no=lacking: rank not in no):
+        types[str(lacking)] = [str(precision.amp_dtype(device)) for device in ("cuda", "cpu")]
+seen["types"] = types
+
+# Each process resumes in a folder "run" of its own, as on machines whose disk is not shared.
+(out / f"disk{rank}").mkdir()
+os.chdir(out / f"disk{rank}")
+
+
+def resumed(*disks, named=None, cut=False, seed=0):
+    """The iteration that a process resumes at, or its error.
+
+    Args:
+        disks: of each process, the iterations of its checkpoints, the last one named the newest.
+        named, cut, seed: what is else in process 1: the file named, the last file cut short, the
+            content of the files.
+    """
+    shutil.rmtree("run", ignore_errors=True)
+    for iteration in disks[rank]:
+        state = {"iteration": iteration, "x": torch.full((100,), seed * rank)}
+        path = Checkpointer("run").save(f"model_{iteration}", **state)
+    if rank and named:
+        Path("run/last_checkpoint").write_text(named)
+    if rank and cut:
+        os.truncate(path, path.stat().st_size // 2)
+    state = message(Checkpointer("run").load_latest)
+    return state["iteration"] if isinstance(state, dict) else state
+
+
+seen["resumed"] = {
+    "same": resumed([1, 2], [1, 2]),
+    "stale last_checkpoint": resumed([1, 2], [1, 2], named="model_1.pth"),
+    "no checkpoint": resumed([], []),
+    "stale disk": resumed([1, 2], [1]),
+    "nothing on one": resumed([1, 2], []),
+    "nothing on the main one": resumed([], [1]),
+    "other content": resumed([1, 2], [1, 2], seed=1),
+    "cut short": resumed([1, 2], [1, 2], cut=True),
+}
 (out / f"{rank}.json").write_text(json.dumps(seen))
 distributed.barrier()
 distributed.shutdown()
