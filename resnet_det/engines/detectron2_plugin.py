@@ -33,6 +33,7 @@ from detectron2.modeling import (
     GeneralizedRCNN,
 )
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, Res5ROIHeads
 from detectron2.structures import Boxes, Instances
 
@@ -40,7 +41,7 @@ from ..config import ConfigError
 from ..data import dataset_names, load_dataset
 from ..nets import NETS, Stages, build_net
 from ..nets.fast import channels_last_on_gpu, speed_up, take_stride
-from ..nets.roi_align import strided_roi_align
+from ..nets.roi_align import pool_exactly, strided_roi_align
 from . import appendix
 
 # ---- backbones
@@ -178,20 +179,43 @@ def build_head(name, **options):
     return build_net(name, **options).split()[1]
 
 
-class StridedROIAlign(torch.nn.Module):
+class ExactPool(torch.nn.Module):
+    """A pooler of one level that keeps the regions' corners under mixed precision.
+
+    Detectron2's ``ROIAlign`` rounds them to the type of the maps: :func:`.pool_exactly` does not.
+    """
+
+    def __init__(self, pool):
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x, rois):
+        return pool_exactly(self.pool, x, rois)
+
+
+def keep_corners(model):
+    """Put :class:`ExactPool` around the pooler of every level in a Detectron2 model; returns it."""
+    for pooler in [m for m in model.modules() if isinstance(m, ROIPooler)]:
+        for i, pool in enumerate(pooler.level_poolers):
+            if not isinstance(pool, ExactPool):
+                pooler.level_poolers[i] = ExactPool(pool)
+    return model
+
+
+class StridedROIAlign(ExactPool):
     """Detectron2's ``ROIAlign`` at every ``step``-th bin of its grid."""
 
     def __init__(self, pool, step):
-        super().__init__()
+        super().__init__(pool)
         size = pool.output_size
         size = size[0] if isinstance(size, tuple) else size
         self.grid = (size, pool.spatial_scale, pool.sampling_ratio, pool.aligned, step)
-        self.pool, self.step = pool, step
+        self.step = step
 
     def forward(self, x, rois):
         if torch.jit.is_tracing():  # a trace would keep this image's size and number of samples
-            return self.pool(x, rois)[:, :, :: self.step, :: self.step]
-        return strided_roi_align(x, rois.to(x.dtype), *self.grid)
+            return super().forward(x, rois)[:, :, :: self.step, :: self.step]
+        return strided_roi_align(x, rois, *self.grid)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -223,6 +247,7 @@ class PaperROIHeads(Res5ROIHeads):
                 step = take_stride(res5)
                 if step > 1:
                     self.pooler.level_poolers[0] = StridedROIAlign(pool, step)
+        keep_corners(self.pooler)
         self.stage_names, self.layout = res5.names, res5.layout
         for name, stage in res5.named_children():
             self.add_module(name, stage)
