@@ -173,7 +173,7 @@ def test_bfloat16_maps_leave_regions_where_they_are(kind, strides, step):
         return torch.cat(regions)[:, :, ::step, ::step]
 
     assert ours.dtype == torch.bfloat16
-    torch.testing.assert_close(ours.double(), reference(FAR), rtol=2**-8, atol=1e-5)
+    torch.testing.assert_close(ours.double(), reference(FAR), rtol=2**-8, atol=1e-4)
     assert (ours - reference(FAR.bfloat16())).abs().max() > 0.1  # what rounded corners give
 
 
