@@ -3,8 +3,8 @@
 It asks for no config key beyond Detectron2's own:
 
 * backbones ``<name>`` (C4: ``MODEL.RESNETS.OUT_FEATURES``), ``<name>_fpn`` and
-  ``<name>_retinanet_fpn`` for every net of ``NETS``; the name says the depth and the channels, so
-  ``MODEL.RESNETS.DEPTH`` and ``RES2_OUT_CHANNELS`` are not read;
+  ``<name>_retinanet_fpn`` for every net of ``NETS``; the name says the depth and the channels, and
+  a key of ``MODEL.RESNETS`` that asks for others is refused (:mod:`.net_keys`);
 * RoI heads ``PaperROIHeads``: the head of the very net that ``MODEL.BACKBONE.NAME`` names;
 * our datasets.
 
@@ -43,6 +43,7 @@ from ..nets import NETS, Stages, build_net
 from ..nets.fast import channels_last_on_gpu, speed_up, take_stride
 from ..nets.roi_align import pool_exactly, strided_roi_align
 from . import appendix
+from .net_keys import check_head, net_options
 
 # ---- backbones
 
@@ -73,24 +74,6 @@ class PaperBackbone(Stages, Backbone):
         return dict(self._shapes)
 
 
-def _options(cfg):
-    """``build_net``'s options from Detectron2's keys; what our nets cannot honour is refused."""
-    resnets = cfg.MODEL.RESNETS
-    fixed = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "STEM_OUT_CHANNELS": 64}
-    for key, value in fixed.items():
-        if resnets[key] != value:
-            raise ConfigError(f"MODEL.RESNETS.{key}: {resnets[key]}: the paper's nets have {value}")
-    if any(resnets.DEFORM_ON_PER_STAGE):
-        raise ConfigError(
-            "MODEL.RESNETS.DEFORM_ON_PER_STAGE: the paper's nets have no deformable convolutions"
-        )
-    return {
-        "norm": resnets.NORM,
-        "stride_in_1x1": resnets.STRIDE_IN_1X1,
-        "res5_dilation": resnets.RES5_DILATION,
-    }
-
-
 def _own(cfg, key, default):
     """``RESNET_DET.<key>``; the default in a foreign project, whose config has no such node."""
     return cfg.get("RESNET_DET", {}).get(key, default)
@@ -100,12 +83,12 @@ def _build_c4(cfg, name, input_shape):
     appendix.check(cfg)
     if input_shape.channels != 3:
         raise ConfigError(f"MODEL.PIXEL_MEAN: {name} takes 3 channels, not {input_shape.channels}")
-    features, options = cfg.MODEL.RESNETS.OUT_FEATURES, _options(cfg)
+    features, options = cfg.MODEL.RESNETS.OUT_FEATURES, net_options(cfg, name)
     fast = _own(cfg, "FAST", True)
     try:
         return PaperBackbone(name, features, cfg.MODEL.BACKBONE.FREEZE_AT, fast, **options)
     except ValueError as error:
-        raise ConfigError(f"MODEL.RESNETS does not fit {name}: {error}") from error
+        raise ConfigError(f"MODEL.RESNETS.OUT_FEATURES: {name}: {error}") from error
 
 
 def _check_stock_heads(cfg, name):
@@ -116,7 +99,7 @@ def _check_stock_heads(cfg, name):
     ):
         return
     with torch.device("meta"):
-        _, head = build_net(name, **_options(cfg)).split()
+        _, head = build_net(name, **net_options(cfg, name)).split()
         theirs, _ = Res5ROIHeads._build_res5_block(cfg)
     ours = {k: v.shape for k, v in head.state_dict().items()}
     if ours != {f"res5.{k}": v.shape for k, v in theirs.state_dict().items()}:
@@ -255,8 +238,9 @@ class PaperROIHeads(Res5ROIHeads):
     @classmethod
     def from_config(cls, cfg, input_shape):
         name = cls._net_name(cfg)
+        check_head(cfg, name)
         with torch.device("meta"):
-            net = build_net(name, **_options(cfg))
+            net = build_net(name, **net_options(cfg, name))
         cut, features = net.trunk_names[-1], list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
         if features != [cut] or cut not in input_shape:
             raise ConfigError(
@@ -293,7 +277,8 @@ class PaperROIHeads(Res5ROIHeads):
 
     @classmethod
     def _build_res5_block(cls, cfg):
-        net = build_net(cls._net_name(cfg), **_options(cfg))
+        name = cls._net_name(cfg)
+        net = build_net(name, **net_options(cfg, name))
         return net.split()[1], net.channels[net.stage_names[-1]]
 
     def _shared_roi_transform(self, features, boxes):

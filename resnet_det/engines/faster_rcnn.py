@@ -22,6 +22,7 @@ from ..nets.layers import FullyConnected
 from ..nets.roi_align import pool_exactly, strided_roi_align
 from ..nets.weights import rename_parameters
 from . import appendix
+from .net_keys import check_head, net_options
 from .rpn import RPN, smooth_l1
 
 DETECTRON2_BACKBONES = ("build_resnet_backbone", "build_resnet_fpn_backbone")
@@ -312,16 +313,11 @@ def build_model(cfg):
     appendix.check(cfg)
     name, pyramid = net_name(cfg)
     resnets, box = cfg.MODEL.RESNETS, cfg.MODEL.ROI_BOX_HEAD
+    net = build_net(name, **net_options(cfg, name))
     try:
-        net = build_net(
-            name,
-            norm=resnets.NORM,
-            stride_in_1x1=resnets.STRIDE_IN_1X1,
-            res5_dilation=resnets.RES5_DILATION,
-        )
         trunk, head = net.split(resnets.OUT_FEATURES)
     except ValueError as error:
-        raise ConfigError(f"MODEL.BACKBONE.NAME and MODEL.RESNETS: {error}") from error
+        raise ConfigError(f"MODEL.RESNETS.OUT_FEATURES: {error}") from error
     trunk.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
     fast, step = cfg.RESNET_DET.FAST, 1
     if fast:
@@ -353,6 +349,7 @@ def build_model(cfg):
             nn.init.zeros_(layer.bias)
         head_channels = box.FC_DIM
     else:
+        check_head(cfg, name)
         if roi_in != list(net.trunk_names[-1:]):
             raise ConfigError(
                 f"MODEL.ROI_HEADS.IN_FEATURES: {roi_in}: the head of {name} takes "

@@ -300,6 +300,7 @@ def test_every_net_is_a_detector(config, name):
     model = build_model(
         config(
             "MODEL.BACKBONE.NAME", name, "MODEL.RESNETS.OUT_FEATURES", [cut],
+            "MODEL.RESNETS.NORM", "" if name == "paper_vgg16" else "BN",
             "MODEL.RPN.IN_FEATURES", [cut], "MODEL.ROI_HEADS.IN_FEATURES", [cut],
             "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", resolution,
             "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool", "MODEL.BACKBONE.FREEZE_AT", 2,
@@ -390,7 +391,8 @@ def test_vgg_needs_its_resolution(config):
     cut = ["conv5"]
     with pytest.raises(ConfigError, match="POOLER_RESOLUTION: 14: fc6 of paper_vgg16 takes 7"):
         build_model(
-            config("MODEL.BACKBONE.NAME", "paper_vgg16", "MODEL.RESNETS.OUT_FEATURES", cut,
+            config("MODEL.BACKBONE.NAME", "paper_vgg16", "MODEL.RESNETS.NORM", "",
+                   "MODEL.RESNETS.OUT_FEATURES", cut,
                    "MODEL.RPN.IN_FEATURES", cut, "MODEL.ROI_HEADS.IN_FEATURES", cut,
                    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 14)
         )  # fmt: skip
