@@ -32,7 +32,10 @@ def net_options(cfg, name):
     try:
         check_name(name)
     except ValueError as error:
-        raise ConfigError(f"MODEL.BACKBONE.NAME: {error}") from error
+        own = cfg.MODEL.BACKBONE.NAME.startswith(name)  # else Detectron2's, of so many layers
+        raise ConfigError(
+            f"MODEL.{'BACKBONE.NAME' if own else 'RESNETS.DEPTH'}: {error}"
+        ) from error
     resnets = cfg.MODEL.RESNETS
     _refuse_others("MODEL.RESNETS", resnets, _resnets_of(name), RESNETS_DEFAULTS, name)
     choices = {"RES5_DILATION": (1, 2), "NORM": tuple(NORMS)}

@@ -193,7 +193,10 @@ def test_every_region_is_pooled_in_float32_under_autocast(config, monkeypatch, k
     torch.manual_seed(0)
     model = build_model(cfg)
     picture = sample()
-    picture["scales"] = [F.interpolate(picture["image"][None], scale_factor=2 / 3)[0], picture["image"]]
+    picture["scales"] = [
+        F.interpolate(picture["image"][None], scale_factor=2 / 3)[0],
+        picture["image"],
+    ]
     with torch.autocast("cpu", torch.bfloat16):
         losses = model([picture])
         sum(losses.values()).backward()
