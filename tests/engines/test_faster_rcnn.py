@@ -300,10 +300,11 @@ def test_every_net_is_a_detector(config, name):
         cut, stage = "res3", "res4"
     if name == "paper_vgg16":
         cut, stage, resolution = "conv5", "fc6", 7
+    norm = "" if name == "paper_vgg16" else "BN"
     model = build_model(
         config(
             "MODEL.BACKBONE.NAME", name, "MODEL.RESNETS.OUT_FEATURES", [cut],
-            "MODEL.RESNETS.NORM", "" if name == "paper_vgg16" else "BN",
+            "MODEL.RESNETS.NORM", norm,
             "MODEL.RPN.IN_FEATURES", [cut], "MODEL.ROI_HEADS.IN_FEATURES", [cut],
             "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", resolution,
             "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool", "MODEL.BACKBONE.FREEZE_AT", 2,
@@ -327,6 +328,7 @@ def test_every_net_is_a_detector(config, name):
         assert found["boxes"].min() >= 0 and found["boxes"][:, 2].max() <= 128
     again = build_model(
         config("MODEL.BACKBONE.NAME", name, "MODEL.RESNETS.OUT_FEATURES", [cut],
+               "MODEL.RESNETS.NORM", norm,
                "MODEL.RPN.IN_FEATURES", [cut], "MODEL.ROI_HEADS.IN_FEATURES", [cut],
                "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", resolution)
     )  # fmt: skip
