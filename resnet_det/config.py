@@ -39,7 +39,7 @@ CHOICES = {
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2", "ROIAlign", "ROIPool"),
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": (False,),
-    "MODEL.RESNETS.NORM": ("FrozenBN", "BN", "SyncBN", "GN"),
+    "MODEL.RESNETS.NORM": ("FrozenBN", "BN", "SyncBN", "GN", ""),  # "": VGG-16
     "MODEL.RESNETS.RES5_DILATION": (1, 2),
     "MODEL.FPN.NORM": ("",),
     "MODEL.FPN.FUSE_TYPE": ("sum",),

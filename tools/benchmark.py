@@ -182,9 +182,9 @@ def fill(model):
 def peak_memory(device, reset=False):
     """Bytes at most since the last reset: resident in the process, or allocated on the GPU."""
     if device.startswith("cuda"):
-        peak = torch.cuda.max_memory_allocated()
+        peak = torch.cuda.max_memory_allocated(device)
         if reset:
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.reset_peak_memory_stats(device)
         return peak
     if reset:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
@@ -222,7 +222,7 @@ def worker(name, args, pipe):
             sum(losses.values()).backward()
             optimizer.step()
         if kind == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(args.device)
 
     def run():
         while True:
@@ -250,7 +250,11 @@ def worker(name, args, pipe):
 
 
 def matrix_rate(args):
-    """Multiply-adds per second of a large matrix product: the best of five."""
+    """Multiply-adds per second of a large matrix product: the best of five.
+
+    In TF32 on a GPU where convolutions run in it, as PyTorch's default is.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     side = 8192 if args.device.startswith("cuda") else 2048
     a = torch.randn(side, side, device=args.device, dtype=getattr(torch, args.dtype))
     times = []
@@ -327,7 +331,7 @@ def main():
         print("Detectron2 is not installed: left out, and the ratios are to the first line.\n")
     where = f"{cpu_model()}, {args.threads} threads"
     if args.device.startswith("cuda"):
-        where = torch.cuda.get_device_name()
+        where = torch.cuda.get_device_name(args.device)
     torch.set_num_threads(args.threads)
     load = f", load average {os.getloadavg()[0]:.1f} before" if hasattr(os, "getloadavg") else ""
     print(f"{where}{load}; torch {torch.__version__}, commit {commit() or 'unknown'}. "

@@ -22,6 +22,7 @@ from ..training import alone_in, distributed, precise_bn
 from .checks import check_output, check_schedule, check_trainable
 from .conventions import check_conventions, commit, pixel_facts, say_changes
 from .faster_rcnn import net_name
+from .net_keys import net_options
 from .results import check_expected
 from .run import run_training, setup, start
 
@@ -102,10 +103,10 @@ def _check(cfg):
             "INPUT.CROP: a classifier takes square crops of a size in pixels: "
             "ENABLED: True, TYPE: absolute, SIZE: [32, 32]"
         )
-    if cfg.MODEL.RESNETS.NORM == "FrozenBN":
+    norm = "" if cfg.MODEL.BACKBONE.NAME == "paper_vgg16" else cfg.MODEL.RESNETS.NORM
+    if norm == "FrozenBN":
         raise ConfigError("MODEL.RESNETS.NORM: FrozenBN learns no statistics; use BN to pretrain")
-    has_bn = cfg.MODEL.RESNETS.NORM != "GN" and cfg.MODEL.BACKBONE.NAME != "paper_vgg16"
-    if cfg.TEST.PRECISE_BN.ENABLED and not has_bn:
+    if cfg.TEST.PRECISE_BN.ENABLED and norm in ("", "GN"):
         raise ConfigError("TEST.PRECISE_BN.ENABLED: this net has no batch normalisation")
 
 
@@ -162,17 +163,8 @@ def build(cfg, num_classes=None):
     Raises:
         ConfigError: names the keys that do not fit.
     """
-    resnets = cfg.MODEL.RESNETS
-    try:
-        return build_net(
-            cfg.MODEL.BACKBONE.NAME,
-            num_classes,
-            norm=resnets.NORM,
-            stride_in_1x1=resnets.STRIDE_IN_1X1,
-            res5_dilation=resnets.RES5_DILATION,
-        )
-    except ValueError as error:
-        raise ConfigError(f"MODEL.BACKBONE.NAME and MODEL.RESNETS: {error}") from error
+    name = cfg.MODEL.BACKBONE.NAME
+    return build_net(name, num_classes, **net_options(cfg, name))
 
 
 def _load(net, cfg, classes=None):

@@ -3,8 +3,8 @@
 It asks for no config key beyond Detectron2's own:
 
 * backbones ``<name>`` (C4: ``MODEL.RESNETS.OUT_FEATURES``), ``<name>_fpn`` and
-  ``<name>_retinanet_fpn`` for every net of ``NETS``; the name says the depth and the channels, so
-  ``MODEL.RESNETS.DEPTH`` and ``RES2_OUT_CHANNELS`` are not read;
+  ``<name>_retinanet_fpn`` for every net of ``NETS``; the name says the depth and the channels, and
+  a key of ``MODEL.RESNETS`` that asks for others is refused (:mod:`.net_keys`);
 * RoI heads ``PaperROIHeads``: the head of the very net that ``MODEL.BACKBONE.NAME`` names;
 * our datasets.
 
@@ -33,6 +33,7 @@ from detectron2.modeling import (
     GeneralizedRCNN,
 )
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, Res5ROIHeads
 from detectron2.structures import Boxes, Instances
 
@@ -40,8 +41,9 @@ from ..config import ConfigError
 from ..data import dataset_names, load_dataset
 from ..nets import NETS, Stages, build_net
 from ..nets.fast import channels_last_on_gpu, speed_up, take_stride
-from ..nets.roi_align import strided_roi_align
+from ..nets.roi_align import pool_exactly, strided_roi_align
 from . import appendix
+from .net_keys import check_head, net_options
 
 # ---- backbones
 
@@ -72,24 +74,6 @@ class PaperBackbone(Stages, Backbone):
         return dict(self._shapes)
 
 
-def _options(cfg):
-    """``build_net``'s options from Detectron2's keys; what our nets cannot honour is refused."""
-    resnets = cfg.MODEL.RESNETS
-    fixed = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "STEM_OUT_CHANNELS": 64}
-    for key, value in fixed.items():
-        if resnets[key] != value:
-            raise ConfigError(f"MODEL.RESNETS.{key}: {resnets[key]}: the paper's nets have {value}")
-    if any(resnets.DEFORM_ON_PER_STAGE):
-        raise ConfigError(
-            "MODEL.RESNETS.DEFORM_ON_PER_STAGE: the paper's nets have no deformable convolutions"
-        )
-    return {
-        "norm": resnets.NORM,
-        "stride_in_1x1": resnets.STRIDE_IN_1X1,
-        "res5_dilation": resnets.RES5_DILATION,
-    }
-
-
 def _own(cfg, key, default):
     """``RESNET_DET.<key>``; the default in a foreign project, whose config has no such node."""
     return cfg.get("RESNET_DET", {}).get(key, default)
@@ -99,12 +83,12 @@ def _build_c4(cfg, name, input_shape):
     appendix.check(cfg)
     if input_shape.channels != 3:
         raise ConfigError(f"MODEL.PIXEL_MEAN: {name} takes 3 channels, not {input_shape.channels}")
-    features, options = cfg.MODEL.RESNETS.OUT_FEATURES, _options(cfg)
+    features, options = cfg.MODEL.RESNETS.OUT_FEATURES, net_options(cfg, name)
     fast = _own(cfg, "FAST", True)
     try:
         return PaperBackbone(name, features, cfg.MODEL.BACKBONE.FREEZE_AT, fast, **options)
     except ValueError as error:
-        raise ConfigError(f"MODEL.RESNETS does not fit {name}: {error}") from error
+        raise ConfigError(f"MODEL.RESNETS.OUT_FEATURES: {name}: {error}") from error
 
 
 def _check_stock_heads(cfg, name):
@@ -115,7 +99,7 @@ def _check_stock_heads(cfg, name):
     ):
         return
     with torch.device("meta"):
-        _, head = build_net(name, **_options(cfg)).split()
+        _, head = build_net(name, **net_options(cfg, name)).split()
         theirs, _ = Res5ROIHeads._build_res5_block(cfg)
     ours = {k: v.shape for k, v in head.state_dict().items()}
     if ours != {f"res5.{k}": v.shape for k, v in theirs.state_dict().items()}:
@@ -178,20 +162,43 @@ def build_head(name, **options):
     return build_net(name, **options).split()[1]
 
 
-class StridedROIAlign(torch.nn.Module):
+class ExactPool(torch.nn.Module):
+    """A pooler of one level that keeps the regions' corners under mixed precision.
+
+    Detectron2's ``ROIAlign`` rounds them to the type of the maps: :func:`.pool_exactly` does not.
+    """
+
+    def __init__(self, pool):
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x, rois):
+        return pool_exactly(self.pool, x, rois)
+
+
+def keep_corners(model):
+    """Put :class:`ExactPool` around the pooler of every level in a Detectron2 model; returns it."""
+    for pooler in [m for m in model.modules() if isinstance(m, ROIPooler)]:
+        for i, pool in enumerate(pooler.level_poolers):
+            if not isinstance(pool, ExactPool):
+                pooler.level_poolers[i] = ExactPool(pool)
+    return model
+
+
+class StridedROIAlign(ExactPool):
     """Detectron2's ``ROIAlign`` at every ``step``-th bin of its grid."""
 
     def __init__(self, pool, step):
-        super().__init__()
+        super().__init__(pool)
         size = pool.output_size
         size = size[0] if isinstance(size, tuple) else size
         self.grid = (size, pool.spatial_scale, pool.sampling_ratio, pool.aligned, step)
-        self.pool, self.step = pool, step
+        self.step = step
 
     def forward(self, x, rois):
         if torch.jit.is_tracing():  # a trace would keep this image's size and number of samples
-            return self.pool(x, rois)[:, :, :: self.step, :: self.step]
-        return strided_roi_align(x, rois.to(x.dtype), *self.grid)
+            return super().forward(x, rois)[:, :, :: self.step, :: self.step]
+        return strided_roi_align(x, rois, *self.grid)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -223,6 +230,7 @@ class PaperROIHeads(Res5ROIHeads):
                 step = take_stride(res5)
                 if step > 1:
                     self.pooler.level_poolers[0] = StridedROIAlign(pool, step)
+        keep_corners(self.pooler)
         self.stage_names, self.layout = res5.names, res5.layout
         for name, stage in res5.named_children():
             self.add_module(name, stage)
@@ -230,8 +238,9 @@ class PaperROIHeads(Res5ROIHeads):
     @classmethod
     def from_config(cls, cfg, input_shape):
         name = cls._net_name(cfg)
+        check_head(cfg, name)
         with torch.device("meta"):
-            net = build_net(name, **_options(cfg))
+            net = build_net(name, **net_options(cfg, name))
         cut, features = net.trunk_names[-1], list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
         if features != [cut] or cut not in input_shape:
             raise ConfigError(
@@ -268,7 +277,8 @@ class PaperROIHeads(Res5ROIHeads):
 
     @classmethod
     def _build_res5_block(cls, cfg):
-        net = build_net(cls._net_name(cfg), **_options(cfg))
+        name = cls._net_name(cfg)
+        net = build_net(name, **net_options(cfg, name))
         return net.split()[1], net.channels[net.stage_names[-1]]
 
     def _shared_roi_transform(self, features, boxes):

@@ -15,6 +15,7 @@ from .conventions import conventions
 from .detector_weights import new_layers
 from .detectron2_data import Mapper, training_records
 from .detectron2_evaluation import evaluate_model
+from .detectron2_plugin import keep_corners
 from .detectron2_resume import AMP, Batches, Resumable, Simple
 from .detectron2_weights import Checkpointer
 
@@ -46,6 +47,8 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         dtype = amp_dtype(cfg.MODEL.DEVICE) if cfg.SOLVER.AMP.ENABLED else torch.float32
+        if dtype is not torch.float32:
+            keep_corners(model)  # StandardROIHeads' poolers too
         if dtype is torch.bfloat16:
             _autocast_in_training(model, dtype)
         gpu = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None

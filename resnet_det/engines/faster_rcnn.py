@@ -19,9 +19,10 @@ from ..nets import Stages, build_net
 from ..nets.fast import channels_last_on_gpu, speed_up, take_stride
 from ..nets.fpn import FPN
 from ..nets.layers import FullyConnected
-from ..nets.roi_align import strided_roi_align
+from ..nets.roi_align import pool_exactly, strided_roi_align
 from ..nets.weights import rename_parameters
 from . import appendix
+from .net_keys import check_head, net_options
 from .rpn import RPN, smooth_l1
 
 DETECTRON2_BACKBONES = ("build_resnet_backbone", "build_resnet_fpn_backbone")
@@ -47,17 +48,17 @@ class Pooler(nn.Module):
 
     def pool(self, features, rois, stride):
         if self.kind == "ROIPool":
-            return roi_pool(features, rois, self.resolution, 1 / stride)
+            return pool_exactly(roi_pool, features, rois, self.resolution, 1 / stride)
         grid = (self.resolution, 1 / stride, self.sampling_ratio, self.kind == "ROIAlignV2")
         if self.step > 1:
             return strided_roi_align(features, rois, *grid, self.step)
-        return roi_align(features, rois, *grid)
+        return pool_exactly(roi_align, features, rois, *grid)
 
     def forward(self, features, proposals, image_shapes):
         """List of maps, list of boxes (N_i, 4) -> regions (sum N_i, C, resolution, resolution)."""
         index = [box.new_full((len(box), 1), i) for i, box in enumerate(proposals)]
         boxes = torch.cat(proposals)
-        rois = torch.cat((torch.cat(index), boxes), 1).to(features[0].dtype)
+        rois = torch.cat((torch.cat(index), boxes), 1)  # in float32, also of bfloat16 maps
         if len(features) == 1:
             return self.pool(features[0], rois, self.strides[0])
         size = box_area(boxes).sqrt()
@@ -67,7 +68,7 @@ class Pooler(nn.Module):
         regions = features[0].new_zeros(shape)
         for i, (x, stride) in enumerate(zip(features, self.strides)):
             at = torch.nonzero(level == i)[:, 0]
-            regions.index_put_((at,), self.pool(x, rois[at], stride).to(regions.dtype))
+            regions.index_put_((at,), self.pool(x, rois[at], stride))
         return regions
 
 
@@ -312,16 +313,11 @@ def build_model(cfg):
     appendix.check(cfg)
     name, pyramid = net_name(cfg)
     resnets, box = cfg.MODEL.RESNETS, cfg.MODEL.ROI_BOX_HEAD
+    net = build_net(name, **net_options(cfg, name))
     try:
-        net = build_net(
-            name,
-            norm=resnets.NORM,
-            stride_in_1x1=resnets.STRIDE_IN_1X1,
-            res5_dilation=resnets.RES5_DILATION,
-        )
         trunk, head = net.split(resnets.OUT_FEATURES)
     except ValueError as error:
-        raise ConfigError(f"MODEL.BACKBONE.NAME and MODEL.RESNETS: {error}") from error
+        raise ConfigError(f"MODEL.RESNETS.OUT_FEATURES: {error}") from error
     trunk.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
     fast, step = cfg.RESNET_DET.FAST, 1
     if fast:
@@ -353,6 +349,7 @@ def build_model(cfg):
             nn.init.zeros_(layer.bias)
         head_channels = box.FC_DIM
     else:
+        check_head(cfg, name)
         if roi_in != list(net.trunk_names[-1:]):
             raise ConfigError(
                 f"MODEL.ROI_HEADS.IN_FEATURES: {roi_in}: the head of {name} takes "

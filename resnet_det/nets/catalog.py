@@ -23,6 +23,16 @@ NETS = {
 BOTTLENECK_NETS = ("paper_resnet50", "paper_resnet101", "paper_resnet152")
 
 
+def check_name(name):
+    """
+    Raises:
+        ValueError: there is no such net; names the nearest ones.
+    """
+    if name not in NETS:
+        near = difflib.get_close_matches(name, NETS, n=3, cutoff=0.4)
+        raise ValueError(f"net {name!r} does not exist; near it: {', '.join(near or NETS)}")
+
+
 def build_net(name, num_classes=None, *, norm="BN", stride_in_1x1=True, res5_dilation=1):
     """Build the classifier ``name`` of ``NETS`` with He-initialised weights.
 
@@ -39,9 +49,7 @@ def build_net(name, num_classes=None, *, norm="BN", stride_in_1x1=True, res5_dil
     Raises:
         ValueError: for an unknown name or an option that the net cannot honour.
     """
-    if name not in NETS:
-        near = difflib.get_close_matches(name, NETS, n=3, cutoff=0.4)
-        raise ValueError(f"net {name!r} does not exist; near it: {', '.join(near or NETS)}")
+    check_name(name)
     options = {"norm": norm, "stride_in_1x1": stride_in_1x1, "res5_dilation": res5_dilation}
     if num_classes is not None:
         options["num_classes"] = num_classes

@@ -34,7 +34,7 @@ class Stages(nn.Module):
 
     def freeze(self, freeze_at):
         """Freeze the first ``freeze_at`` stages (Detectron2's ``BACKBONE.FREEZE_AT``)."""
-        for name in self.names[:freeze_at]:
+        for name in self.names[: max(freeze_at, 0)]:
             freeze(getattr(self, name))
         return self
 

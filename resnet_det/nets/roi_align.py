@@ -1,6 +1,22 @@
-"""RoIAlign at every ``step``-th bin of its grid."""
+"""Region pooling in float32, and RoIAlign at every ``step``-th bin of its grid."""
 
 import torch
+
+
+def pool_exactly(pool, x, rois, *args):
+    """``pool(x, rois, *args)`` in float32 at least, returned in the type of ``x``.
+
+    A corner at 1,300 pixels moves by up to 4 in bfloat16, so regions must not take the type of the
+    maps under mixed precision. torchvision's operators want one type for both, and some of them
+    have no bfloat16 at all.
+
+    Args:
+        pool: a region pooling, such as ``torchvision.ops.roi_pool``.
+        x: (N, C, H, W).
+        rois: (R, 5): image, x1, y1, x2, y2, in float32.
+    """
+    exact = torch.promote_types(x.dtype, torch.float32)
+    return pool(x.to(exact), rois.to(exact), *args).to(x.dtype)
 
 
 def _bin_weights(start, size, bins, step, sampling_ratio, length):
@@ -35,7 +51,7 @@ def strided_roi_align(x, rois, size, scale, sampling_ratio, aligned, step, chunk
 
     Args:
         x: (N, C, H, W).
-        rois: (R, 5): image, x1, y1, x2, y2.
+        rois: (R, 5): image, x1, y1, x2, y2, in float32 whatever the type of ``x``.
         size, scale, sampling_ratio, aligned: as the operator's.
         step: take the bins 0, step, 2 step...
         chunk: numbers that a step of the computation may hold between the two products.

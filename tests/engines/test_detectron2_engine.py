@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 import yaml
 from small_configs import CLASSIFIER, DETECTOR
 
@@ -223,8 +224,16 @@ def test_two_processes_on_the_cpu(how, config, tmp_path):
 
 
 def test_amp_is_bfloat16_where_the_cpu_has_it(config, monkeypatch):
-    cfg = config("SOLVER.AMP.ENABLED", "True")
-    seen = []
+    cfg = config("SOLVER.AMP.ENABLED", "True", "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
+                 "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead",
+                 "MODEL.ROI_BOX_HEAD.NUM_FC", "1")  # fmt: skip
+    seen, rounded = [], []
+
+    def roi_align(x, rois, *grid):
+        rounded.append(torch.equal(rois, rois.bfloat16().to(rois)))
+        return torchvision.ops.roi_align(x, rois, *grid)
+
+    monkeypatch.setattr(sys.modules["detectron2.layers.roi_align"], "roi_align", roi_align)
     for hardware in (True, False):
         monkeypatch.setattr(precision, "has_bfloat16", lambda device, has=hardware: has)
         trainer = Trainer(cfg)
@@ -235,6 +244,7 @@ def test_amp_is_bfloat16_where_the_cpu_has_it(config, monkeypatch):
         assert all(value.isfinite() for value in losses.values())
         trainer.model.eval()(sample)
     assert seen == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
+    assert rounded == [False] * 4
 
 
 # ---- weights

@@ -28,11 +28,13 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torchvision.ops import roi_align, roi_pool
 
 from resnet_det.engines.detectron2_plugin import (
     PaperBackbone,
     PaperROIHeads,
     build_head,
+    keep_corners,
 )
 
 pytestmark = pytest.mark.detectron2
@@ -349,7 +351,8 @@ def test_msra_weights_of_the_zoo_load_as_into_detectron2s(tmp_path):
 
 @pytest.mark.parametrize("name", [*KINDS, "paper_vgg16"])
 def test_c4_detector_trains_and_detects(name):
-    model = build_model(small_cfg(name, MODEL__RESNETS__NORM="GN" if "paper" in name else "BN"))
+    norm = {"cifar_resnet20": "BN", "paper_vgg16": ""}.get(name, "GN")
+    model = build_model(small_cfg(name, MODEL__RESNETS__NORM=norm))
     found = losses(model, picture())
     assert set(found) == {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
     sum(found.values()).backward()
@@ -498,7 +501,7 @@ def test_norm(norm, kind):
         ("paper_resnet18", "RESNETS.NORM", "LN", "LN"),
         ("paper_resnet50", "RESNETS.NUM_GROUPS", 32, "NUM_GROUPS"),
         ("paper_resnet50", "RESNETS.DEFORM_ON_PER_STAGE", [False, False, True, True], "DEFORM"),
-        ("cifar_resnet20", "RESNETS.RES5_DILATION", 2, "res5_dilation"),
+        ("cifar_resnet20", "RESNETS.RES5_DILATION", 2, "RES5_DILATION: 2: .* takes 1"),
         ("paper_vgg16", "ROI_BOX_HEAD.POOLER_RESOLUTION", 14, "POOLER_RESOLUTION"),
         ("paper_vgg16", "MASK_ON", True, "MASK_ON"),
         ("paper_resnet18", "ROI_HEADS.IN_FEATURES", ["res5"], "IN_FEATURES"),
@@ -566,6 +569,53 @@ def test_fast_gives_the_same_regions(key, value, step):
             m.roi_heads._shared_roi_transform([m.backbone(x)["res4"]], boxes) for m in models
         )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("kind", ["ROIPool", "ROIAlign", "ROIAlignV2"])
+@pytest.mark.parametrize("heads", ["PaperROIHeads", "StandardROIHeads"])
+def test_bfloat16_maps_leave_regions_where_they_are(heads, kind):
+    """Against torchvision in float64; Detectron2's own ROIAlign moves corners by up to 4 pixels."""
+    cfg = small_cfg("paper_resnet50") if heads == "PaperROIHeads" else fpn_cfg("paper_resnet50")
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = kind
+    model = skeleton(cfg)
+    if heads == "PaperROIHeads":
+        pooler, strides, step = model.roi_heads.pooler, (16, 16), 2 if "Align" in kind else 1
+    else:
+        pooler, strides, step = keep_corners(model).roi_heads.box_pooler, (4, 32), 1
+    torch.manual_seed(0)
+    maps = [torch.randn(1, 3, int(800 * s), int(1344 * s)).bfloat16()
+            for s in (p.pool.spatial_scale for p in pooler.level_poolers)]  # fmt: skip
+    boxes = torch.tensor([[1283.3, 700.7, 1301.9, 741.2], [5.1, 6.2, 1300.6, 780.9]])
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = pooler(maps, [Boxes(boxes)])
+
+    def reference(boxes):
+        regions, size = [], cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+        for x, box, stride in zip((maps[0], maps[-1]), boxes.double(), strides):
+            if kind == "ROIPool":
+                regions.append(roi_pool(x.double(), [box[None]], size, 1 / stride))
+            else:
+                aligned = kind == "ROIAlignV2"
+                regions.append(roi_align(x.double(), [box[None]], size, 1 / stride, 0, aligned))
+        return torch.cat(regions)[:, :, ::step, ::step]
+
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.double(), reference(boxes), rtol=2**-8, atol=1e-4)
+    assert (ours - reference(boxes.bfloat16())).abs().max() > 0.1  # what rounded corners give
+
+
+@pytest.mark.parametrize("kind", ["ROIPool", "ROIAlignV2"])
+def test_a_detector_trains_and_detects_in_bfloat16(kind):
+    cfg = small_cfg("cifar_resnet20", MODEL__RESNETS__NORM="BN")
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = kind
+    model = build_model(cfg)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = losses(model, picture())
+        with torch.no_grad():
+            instances = model.eval()([picture()])[0]["instances"]
+    sum(found.values()).backward()
+    assert all(value.isfinite() for value in found.values())
+    assert len(instances) and instances.pred_boxes.tensor.dtype == torch.float32
 
 
 def test_a_traced_pooler_takes_other_regions_and_other_maps():

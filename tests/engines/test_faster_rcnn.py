@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, roi_align, roi_pool
 
 from resnet_det.config import ConfigError
+from resnet_det.engines.appendix import Improved
 from resnet_det.engines.faster_rcnn import Pooler, build_model
 from resnet_det.engines.rpn import RPN, Anchors
 from resnet_det.nets import resnet
@@ -147,6 +148,65 @@ def test_pyramid_levels_by_size():
     assert out[:, 0, 0, 0].tolist() == [4, 4, 8, 8, 16, 16, 32, 32]
 
 
+FAR = torch.tensor([[1283.3, 700.7, 1301.9, 741.2], [5.1, 6.2, 1300.6, 780.9]])
+
+
+@pytest.mark.parametrize(
+    "kind, strides, step",
+    [("ROIPool", [16], 1), ("ROIAlign", [16], 1), ("ROIAlignV2", [16], 2), ("ROIAlignV2", [8, 16], 1)],
+)  # fmt: skip
+def test_bfloat16_maps_leave_regions_where_they_are(kind, strides, step):
+    """Against torchvision in float64; a corner at 1,300 pixels would move by up to 4."""
+    torch.manual_seed(0)
+    maps = [torch.randn(1, 3, 800 // s, 1344 // s).bfloat16() for s in strides]
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = Pooler(kind, 14, strides, 0, step)(maps, [FAR], None)
+
+    def reference(boxes):
+        regions = []
+        for level, box in zip((0, len(maps) - 1), boxes.double()):  # the small one, the large one
+            x, scale = maps[level].double(), 1 / strides[level]
+            if kind == "ROIPool":
+                regions.append(roi_pool(x, [box[None]], 14, scale))
+            else:
+                regions.append(roi_align(x, [box[None]], 14, scale, 0, kind == "ROIAlignV2"))
+        return torch.cat(regions)[:, :, ::step, ::step]
+
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.double(), reference(FAR), rtol=2**-8, atol=1e-4)
+    assert (ours - reference(FAR.bfloat16())).abs().max() > 0.1  # what rounded corners give
+
+
+@pytest.mark.parametrize("kind", ["ROIPool", "ROIAlignV2"])
+def test_every_region_is_pooled_in_float32_under_autocast(config, monkeypatch, kind):
+    """Training and test with all of Appendix B, in bfloat16 on a CPU."""
+    cfg = config("MODEL.ROI_BOX_HEAD.POOLER_TYPE", kind, "MODEL.ROI_HEADS.NAME", "PaperROIHeads",
+                 "RESNET_DET.GLOBAL_CONTEXT", True, "RESNET_DET.BOX_REFINEMENT", True,
+                 "RESNET_DET.MULTI_SCALE_TEST", (32, 48))  # fmt: skip
+    types, pool = set(), Pooler.pool
+
+    def spy(self, features, rois, stride):
+        types.add((features.dtype, rois.dtype))
+        return pool(self, features, rois, stride)
+
+    monkeypatch.setattr(Pooler, "pool", spy)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    picture = sample()
+    picture["scales"] = [
+        F.interpolate(picture["image"][None], scale_factor=2 / 3)[0],
+        picture["image"],
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model([picture])
+        sum(losses.values()).backward()
+        with torch.no_grad():
+            found = Improved([model.eval()], cfg)([picture])[0]
+    assert types == {(torch.bfloat16, torch.float32)}
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert len(found["boxes"]) and found["boxes"].dtype == torch.float32
+
+
 @pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
 def test_losses_against_their_definitions(config, beta):
     """Both losses of both stages, recomputed from the sampled anchors and regions."""
@@ -240,9 +300,11 @@ def test_every_net_is_a_detector(config, name):
         cut, stage = "res3", "res4"
     if name == "paper_vgg16":
         cut, stage, resolution = "conv5", "fc6", 7
+    norm = "" if name == "paper_vgg16" else "BN"
     model = build_model(
         config(
             "MODEL.BACKBONE.NAME", name, "MODEL.RESNETS.OUT_FEATURES", [cut],
+            "MODEL.RESNETS.NORM", norm,
             "MODEL.RPN.IN_FEATURES", [cut], "MODEL.ROI_HEADS.IN_FEATURES", [cut],
             "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", resolution,
             "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool", "MODEL.BACKBONE.FREEZE_AT", 2,
@@ -266,6 +328,7 @@ def test_every_net_is_a_detector(config, name):
         assert found["boxes"].min() >= 0 and found["boxes"][:, 2].max() <= 128
     again = build_model(
         config("MODEL.BACKBONE.NAME", name, "MODEL.RESNETS.OUT_FEATURES", [cut],
+               "MODEL.RESNETS.NORM", norm,
                "MODEL.RPN.IN_FEATURES", [cut], "MODEL.ROI_HEADS.IN_FEATURES", [cut],
                "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", resolution)
     )  # fmt: skip
@@ -333,7 +396,8 @@ def test_vgg_needs_its_resolution(config):
     cut = ["conv5"]
     with pytest.raises(ConfigError, match="POOLER_RESOLUTION: 14: fc6 of paper_vgg16 takes 7"):
         build_model(
-            config("MODEL.BACKBONE.NAME", "paper_vgg16", "MODEL.RESNETS.OUT_FEATURES", cut,
+            config("MODEL.BACKBONE.NAME", "paper_vgg16", "MODEL.RESNETS.NORM", "",
+                   "MODEL.RESNETS.OUT_FEATURES", cut,
                    "MODEL.RPN.IN_FEATURES", cut, "MODEL.ROI_HEADS.IN_FEATURES", cut,
                    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 14)
         )  # fmt: skip
