@@ -82,20 +82,16 @@ def test_without_a_shared_class_all_starts_fresh():
 
 
 @pytest.mark.detectron2
-def test_the_class_layers_of_detectron2(tmp_path):
+def test_the_class_layers_of_detectron2():
     """RetinaNet's and a mask head's, as the real modules compute with them."""
     from detectron2.layers import ShapeSpec
-    from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
     from detectron2.modeling.meta_arch.retinanet import RetinaNetHead, permute_to_N_HWA_K
     from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 
-    anchors = DefaultAnchorGenerator(
-        sizes=[[8, 16]], aspect_ratios=[[1.0]], strides=[8]
-    ).num_anchors
     specs = [ShapeSpec(channels=4)]
 
     def retina(classes):
-        return RetinaNetHead(input_shape=specs, num_classes=classes, num_anchors=anchors,
+        return RetinaNetHead(input_shape=specs, num_classes=classes, num_anchors=2,
                              conv_dims=[4])  # fmt: skip
 
     def masks(classes):
