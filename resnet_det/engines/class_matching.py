@@ -14,6 +14,7 @@ import torch
 
 from ..config import ConfigError
 from ..data import Dataset
+from ..nets.weights import WeightsError
 
 logger = logging.getLogger(__name__)
 
@@ -279,21 +280,27 @@ def keep_shared_classes(own, state, facts, classes, path, by_order=False):
 
     Raises:
         ConfigError: as :func:`places`.
+        WeightsError: the file names more or fewer classes than its layers have.
     """
     known = facts.get("classes")
-    if known is None:
-        return state
     fitted = {}
     for key, mine in own.items():
         if key not in state or not mine.dim():
             continue
         theirs = torch.as_tensor(state[key])
         here = class_rows(key, len(mine), len(classes))
-        there = class_rows(key, len(theirs), len(known)) if theirs.dim() else None
+        there = class_rows(key, len(theirs), len(known or classes)) if theirs.dim() else None
+        if known and there is None and ("cls_score." in key or key.startswith("linear.")):
+            raise WeightsError(
+                f"{path}: names {len(known)} classes, but its {key} has {len(theirs)} rows"
+            )
         same = here is not None and there is not None and here.shape[1] == there.shape[1]
         if same and mine.shape[1:] == theirs.shape[1:]:
             fitted[key] = mine.clone(), theirs, here, there
     if not fitted:  # a classifier's file for a detector, or layers of another kind
+        return state
+    if known is None:
+        logger.warning("%s does not name its classes: it keeps their rows in order", path)
         return state
     found = places(classes, known, by_order)
     if found == list(range(len(known))):

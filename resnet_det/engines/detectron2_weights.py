@@ -66,8 +66,10 @@ class Checkpointer(DetectionCheckpointer):
         return rest
 
     def _load_file(self, filename):
-        if filename.endswith((".pkl", ".safetensors")):
-            # Refuses what would run code; Detectron2's reading of a .pkl would not.
+        # Refuses what would run code; Detectron2's reading of a .pkl would not. A file that was
+        # downloaded says its facts only here.
+        unread = filename.endswith(".pth") and not self.resuming and not self.facts
+        if unread or filename.endswith((".pkl", ".safetensors")):
             state, self.facts = read(filename)
             if filename.endswith(".safetensors"):
                 return {"model": state}

@@ -341,8 +341,10 @@ def predictor(weights, overrides=()):
         numpy arrays, tuple of class names).
     """
     _, facts = read(weights)
-    if "config" not in facts:
-        raise ConfigError(f"{weights}: carries no config; give a checkpoint of tools/train_net.py")
+    if not {"config", "classes"} <= facts.keys():
+        raise ConfigError(
+            f"{weights}: carries no config or classes; give a checkpoint of tools/train_net.py"
+        )
     cfg = parse_config(facts["config"], weights, ["MODEL.WEIGHTS", str(weights), *overrides])
     _check(cfg)
     device = torch.device(device_name(cfg))

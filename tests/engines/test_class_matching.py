@@ -15,7 +15,7 @@ from resnet_det.data.scenes import write_scenes
 from resnet_det.engines import class_matching, with_torchvision
 from resnet_det.engines.faster_rcnn import Predictor
 from resnet_det.nets.class_names import COCO, VOC
-from resnet_det.nets.weights import read
+from resnet_det.nets.weights import WeightsError, read
 
 # ---- lists of names
 
@@ -79,6 +79,15 @@ def test_without_a_shared_class_all_starts_fresh():
     file = {f"box_predictor.{k}": v for k, v in predictor(2, False, 1).state_dict().items()}
     state = class_matching.keep_shared_classes(own, file, {"classes": ["x", "y"]}, "ab", "w.pth")
     assert all(torch.equal(state[key], value) for key, value in own.items())
+
+
+def test_names_and_rows_of_a_file_must_agree(caplog):
+    """More names than rows are an error; no names are believed, with a warning."""
+    own = {f"predictor.{k}": v for k, v in predictor(2, False, 0).state_dict().items()}
+    with pytest.raises(WeightsError, match="w.pth: names 3 classes, but its .* has 3 rows"):
+        class_matching.keep_shared_classes(own, own, {"classes": list("abc")}, "ab", "w.pth")
+    assert class_matching.keep_shared_classes(own, own, {}, "ab", "w.pth") is own
+    assert "w.pth does not name its classes" in caplog.text
 
 
 @pytest.mark.detectron2
