@@ -190,6 +190,8 @@ def _trained(cfg, stand_in):
     state, facts = read(path)
     check_conventions(facts, cfg, path)
     classes = tuple(facts.get("classes", stand_in))
+    if "classes" not in facts:
+        logger.warning("%s does not name its classes: those of the test set are believed", path)
     net = build(cfg, len(classes))
     logger.info("%s: %s", path, fit(net, state, facts, path))
     return net, classes, facts

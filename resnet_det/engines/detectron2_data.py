@@ -51,7 +51,7 @@ def load_any(names, skip_bad=False, files=()):
     return dataset
 
 
-def test_sets(cfg):
+def load_test_sets(cfg):
     """Read DATASETS.TEST: dict of name -> Dataset."""
     return {name: load_any([name], files=files) for name, files in test_files(cfg)}
 

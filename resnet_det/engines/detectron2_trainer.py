@@ -14,7 +14,7 @@ from ..training.precision import amp_dtype
 from .class_matching import match_test_sets
 from .conventions import conventions
 from .detector_weights import new_layers
-from .detectron2_data import Mapper, test_sets, training_records
+from .detectron2_data import Mapper, load_test_sets, training_records
 from .detectron2_evaluation import as_tested, evaluate_model
 from .detectron2_resume import AMP, Batches, Resumable, Simple
 from .detectron2_weights import Checkpointer
@@ -47,7 +47,7 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         trained_on = "+".join(cfg.DATASETS.TRAIN)
-        self.tests = match_test_sets(test_sets(cfg), self.classes, trained_on, cfg)
+        self.tests = match_test_sets(load_test_sets(cfg), self.classes, trained_on, cfg)
         dtype = amp_dtype(cfg.MODEL.DEVICE) if cfg.SOLVER.AMP.ENABLED else torch.float32
         if dtype is torch.bfloat16:
             _autocast_in_training(model, dtype)

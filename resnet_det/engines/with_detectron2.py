@@ -43,7 +43,7 @@ from .checks import (
 from .class_matching import match_test_sets
 from .conventions import check_conventions, say_changes
 from .detector_weights import check_statistics, new_layers
-from .detectron2_data import test_sets, training_records
+from .detectron2_data import load_test_sets, training_records
 from .detectron2_evaluation import as_tested, evaluate_model
 from .detectron2_trainer import Trainer
 from .detectron2_weights import trained
@@ -172,7 +172,7 @@ def check(cfg, resume=False):
     check_trainable(cfg, resume)
     check_schedule(cfg)
     _, classes = training_records(cfg)
-    match_test_sets(test_sets(cfg), classes, "+".join(cfg.DATASETS.TRAIN), cfg)
+    match_test_sets(load_test_sets(cfg), classes, "+".join(cfg.DATASETS.TRAIN), cfg)
     new_layers(build_model(cfg), cfg)
 
 
@@ -240,7 +240,7 @@ def evaluate(cfg):
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
     with alone_in(cfg.OUTPUT_DIR):
         _setup(cfg)
-        sets = test_sets(cfg)
+        sets = load_test_sets(cfg)
         model, facts = trained(cfg)
         classes = facts.get("classes")
         tests = match_test_sets(sets, classes, cfg.MODEL.WEIGHTS, cfg)

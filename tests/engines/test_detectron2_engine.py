@@ -34,7 +34,7 @@ from resnet_det.engines import classifier, pick
 from resnet_det.engines import with_detectron2 as engine
 from resnet_det.engines.class_matching import match_test_sets
 from resnet_det.engines.detector_weights import check_statistics, new_layers
-from resnet_det.engines.detectron2_data import test_sets
+from resnet_det.engines.detectron2_data import load_test_sets
 from resnet_det.engines.detectron2_evaluation import evaluate_model
 from resnet_det.engines.detectron2_trainer import Trainer
 from resnet_det.engines.detectron2_weights import Checkpointer
@@ -534,7 +534,7 @@ class Perfect(torch.nn.Module):
 
 def evaluated(cfg, model):
     """A detector whose file does not name its classes."""
-    return evaluate_model(cfg, model, match_test_sets(test_sets(cfg), None, "the model", cfg))
+    return evaluate_model(cfg, model, match_test_sets(load_test_sets(cfg), None, "the model", cfg))
 
 
 def test_a_perfect_detector_scores_100(config):
@@ -587,7 +587,7 @@ def test_proposals_need_a_file_for_each_dataset(config, files):
     keys = ["MODEL.LOAD_PROPOSALS", "True", "MODEL.PROPOSAL_GENERATOR.NAME",
             "PrecomputedProposals", "DATASETS.PROPOSAL_FILES_TEST", str(files)]  # fmt: skip
     with pytest.raises(ValueError, match=f"PROPOSAL_FILES_TEST: {len(files)} files for 1"):
-        test_sets(config(*keys))
+        load_test_sets(config(*keys))
 
 
 def test_a_foreign_dataset_is_evaluated_the_coco_way(config):
