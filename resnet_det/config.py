@@ -70,6 +70,9 @@ def add_resnet_det_config(cfg):
     cfg.RESNET_DET.NEW_LAYERS = ()
     # Train on objects that VOC marks as difficult. Detectron2 does, py-faster-rcnn does not.
     cfg.RESNET_DET.USE_DIFFICULT = True
+    # Classes of checkpoints and datasets are matched by name. True: by their order, where the same
+    # classes have other names; their numbers must be equal.
+    cfg.RESNET_DET.CLASSES_BY_ORDER = False
     # Leave out broken training images and annotations, with a count, instead of ending the run.
     cfg.RESNET_DET.SKIP_BAD_DATA = False
     # Zero pixels around a classifier's training image before the crop (4 on CIFAR, section 4.2).

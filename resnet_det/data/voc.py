@@ -4,15 +4,11 @@ import math
 import os
 import xml.etree.ElementTree as ET
 
+from ..nets.class_names import VOC
 from .pixels import ImageError, image_header
 from .records import LONGEST_SIDE, BoxMode, DatasetError, box_fault, name_fault
 
-# Alphabetical, as in the devkit; a class's place here is its category_id.
-CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
-    "train", "tvmonitor",
-)  # fmt: skip
+CLASSES = VOC  # alphabetical, as in the devkit; a class's place here is its category_id
 
 
 def scan(dirname, split, classes=CLASSES, annotated=True):

@@ -150,13 +150,16 @@ class Improved(nn.Module):
             * ``finish(batch, sizes, found)``: triples of :func:`select` -> the output.
 
         cfg: the config of the test.
+        orders: for each detector its index of each of the first one's classes, or None where it
+            has them in the same order.
 
     A sample holds ``image`` and, for several scales, ``scales``: a list of images.
     """
 
-    def __init__(self, detectors, cfg):
+    def __init__(self, detectors, cfg, orders=None):
         super().__init__()
         self.detectors = nn.ModuleList(detectors)
+        self.orders = orders or [None] * len(detectors)
         self.training = detectors[0].training
         self.refine = cfg.RESNET_DET.BOX_REFINEMENT
         self.scales = tuple(cfg.RESNET_DET.MULTI_SCALE_TEST)
@@ -205,10 +208,13 @@ class Improved(nn.Module):
     def _classify(self, views, boxes, sizes):
         """[(scores (N_i, K), boxes (N_i, K, 4))], the means over the detectors."""
         answers = []
-        for detector, levels in views:
+        for (detector, levels), order in zip(views, self.orders):
             vectors = partial(self._vectors, detector, levels, sizes)
             x = with_context(vectors, boxes, sizes) if detector.context else vectors(boxes)
-            answers.append(zip(*detector.classify(x, boxes)))
+            parts = detector.classify(x, boxes)
+            if order is not None:
+                parts = [[of_image[:, order] for of_image in part] for part in parts]
+            answers.append(zip(*parts))
         return [
             tuple(torch.stack(part).mean(0) for part in zip(*of_image))
             for of_image in zip(*answers)

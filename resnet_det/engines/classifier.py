@@ -6,6 +6,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -16,10 +17,11 @@ from ..data.large_images import LargeImages
 from ..data.small_images import SmallImages
 from ..evaluation import responses
 from ..evaluation.classification import count_errors, write_results
-from ..nets import NETS, build_net, load
-from ..nets.weights import read, rename_parameters
+from ..nets import NETS, build_net
+from ..nets.weights import fit, read, rename_parameters
 from ..training import alone_in, distributed, precise_bn
 from .checks import check_output, check_schedule, check_trainable
+from .class_matching import check_resumed, keep_shared_classes, member_order, tested_places
 from .conventions import check_conventions, commit, pixel_facts, say_changes
 from .faster_rcnn import net_name
 from .net_keys import net_options
@@ -57,7 +59,7 @@ KEYS = (
     "MODEL.RESNETS.RES5_DILATION", "INPUT.FORMAT", "INPUT.RANDOM_FLIP", "INPUT.CROP.",
     "DATASETS.TRAIN", "DATASETS.TEST", "SOLVER.", "TEST.EXPECTED_RESULTS", "TEST.EVAL_PERIOD", "TEST.PRECISE_BN.",
     "OUTPUT_DIR", "SEED", "CUDNN_BENCHMARK", "RESNET_DET.SKIP_BAD_DATA", "RESNET_DET.ENSEMBLE",
-    "RESNET_DET.PER_PIXEL_MEAN", "RESNET_DET.WARMUP_UNTIL_ERROR",
+    "RESNET_DET.PER_PIXEL_MEAN", "RESNET_DET.WARMUP_UNTIL_ERROR", "RESNET_DET.CLASSES_BY_ORDER",
 )  # fmt: skip
 # Further ones, by the kind of image.
 SMALL_KEYS = ("RESNET_DET.CROP_PADDING",)
@@ -167,42 +169,62 @@ def build(cfg, num_classes=None):
     return build_net(name, num_classes, **net_options(cfg, name))
 
 
-def _load(net, cfg, classes=None):
-    """Load ``MODEL.WEIGHTS``, whole; or, to train on ``classes``, all but the layer of other classes.
+def _trained(cfg, stand_in):
+    """The net ``MODEL.WEIGHTS``.
 
-    That layer stays as it is drawn where the file names other classes, or in another order, or has
-    it in another shape or not at all; it is logged.
+    Args:
+        stand_in: names of the classes, where the file does not say them.
+
+    Returns:
+        (net, its classes, dict of the file's facts).
+    """
+    path = cfg.MODEL.WEIGHTS
+    state, facts = read(path)
+    check_conventions(facts, cfg, path)
+    classes = tuple(facts.get("classes", stand_in))
+    if "classes" not in facts:
+        logger.warning("%s does not name its classes: those of the test set are believed", path)
+    net = build(cfg, len(classes))
+    logger.info("%s: %s", path, fit(net, state, facts, path))
+    return net, classes, facts
+
+
+def _load_to_train(net, cfg, classes):
+    """Load ``MODEL.WEIGHTS`` to train on ``classes``: shared ones keep their rows of the last layer.
+
+    That layer stays as it is drawn where the file has it in another shape, but says no classes, or
+    has none.
 
     Returns:
         dict of the file's facts.
     """
     path = cfg.MODEL.WEIGHTS
-
-    def fresh(state, facts):
-        others = classes is not None and list(facts.get("classes", classes)) != list(classes)
-        return ("linear.weight", "linear.bias") if others else ()
-
-    match = load(net, path, new=() if classes is None else ("linear.",), fresh=fresh)
-    check_conventions(match.facts, cfg, path)
+    state, facts = read(path)
+    check_conventions(facts, cfg, path)
+    by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
+    state = keep_shared_classes(net.state_dict(), state, facts, classes, path, by_order)
+    match = fit(net, state, facts, path, new=("linear.",))
     logger.info("%s: %s", path, match)
     made = [*match.missing, *match.mismatched]
     if made:
         logger.info("%s: is of other classes; made afresh: %s", path, ", ".join(made))
-    return match.facts
+    return facts
 
 
-def _check_classes(tests, classes, source):
-    """
-    Raises:
-        ConfigError: a test set has other classes, or in another order, than ``source``.
-    """
-    for name, test in tests.items():
-        if tuple(test.classes) != tuple(classes):
-            raise ConfigError(f"DATASETS.TEST: {name}: its classes are not those of {source}")
+def _tested(tests, classes, source, cfg):
+    """Dict of each test set's :func:`.class_matching.tested_places` among ``classes``."""
+    by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
+    return {
+        name: tested_places(test.classes, name, classes, source, by_order)
+        for name, test in tests.items()
+    }
 
 
 def _member(path, cfg, classes, image):
     """A further net of an ensemble: built by the config in its file, it must see the same pixels.
+
+    Returns:
+        (net, its index of each of ``classes``).
 
     Raises:
         ConfigError, WeightsError
@@ -212,26 +234,37 @@ def _member(path, cfg, classes, image):
         raise ConfigError(
             f"RESNET_DET.ENSEMBLE: {path}: carries no config: give checkpoints of tools/pretrain.py"
         )
-    if tuple(facts.get("classes", ())) != tuple(classes):
-        raise ConfigError(f"RESNET_DET.ENSEMBLE: {path}: its classes are not those of the test set")
+    order = member_order(classes, facts.get("classes", ()), path, cfg.RESNET_DET.CLASSES_BY_ORDER)
     own_stride = {"stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1}  # may be its own
     check_conventions(facts | own_stride, cfg, path)
     own = parse_config(facts["config"], path, ["MODEL.WEIGHTS", str(path)])
-    net = build(own, len(classes))
-    its_image = _load(net, own).get("mean_image")
+    net, _, facts = _trained(own, classes)
+    its_image = facts.get("mean_image")
     if (image is None) != (its_image is None) or (image is not None and not image.equal(its_image)):
         raise ConfigError(f"RESNET_DET.ENSEMBLE: {path}: subtracts another mean image")
-    return net
+    return net, order
 
 
-def _evaluate(nets, datasets, cfg):
-    """Errors of the nets' mean softmax on each set; ``inference/<dataset>/results.json`` too."""
+def _evaluate(nets, datasets, tested, cfg):
+    """Errors of the nets' mean softmax on each set; ``inference/<dataset>/results.json`` too.
+
+    Args:
+        nets: list of (net, its index of each class of the first net).
+        tested: of :func:`_tested`. A net chooses among a set's classes alone, in the first net's
+            order, whatever the set's order is.
+    """
     metrics, size = {}, cfg.INPUT.CROP.SIZE[0]
-    models = [partial(net.dense, size=size) if cfg.TEST.AUG.ENABLED else net for net in nets]
     for name, data in datasets.items():
+        scored = sorted(tested[name])
+        models = []
+        for net, order in nets:
+            model = partial(net.dense, size=size) if cfg.TEST.AUG.ENABLED else net
+            models.append(partial(_columns, model, [order[place] for place in scored]))
+        number = torch.tensor([scored.index(place) for place in tested[name]])
         batches = data.test_batches(
             size=size, rank=distributed.get_rank(), world=distributed.get_world_size()
         )
+        batches = ((views, number.to(labels.device)[labels]) for views, labels in batches)
         parts = distributed.all_gather_objects(count_errors(models, batches))
         total = sum(n for _, n in parts)
         errors = {k: 100 * sum(wrong[k] for wrong, _ in parts) / total for k in parts[0][0]}
@@ -243,6 +276,10 @@ def _evaluate(nets, datasets, cfg):
                 facts["views"] = str(data.views)
             write_results(Path(cfg.OUTPUT_DIR) / "inference" / name, errors, total, facts)
     return metrics
+
+
+def _columns(model, index, images):
+    return model(images)[:, index]
 
 
 def train(cfg, resume=False):
@@ -270,21 +307,24 @@ def _train(cfg, resume, device, seed):
     rank, world = distributed.get_rank(), distributed.get_world_size()
     data = _read(cfg.DATASETS.TRAIN[0], cfg, device, cfg.RESNET_DET.SKIP_BAD_DATA)
     tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
-    _check_classes(tests, data.classes, cfg.DATASETS.TRAIN[0])
+    tested = _tested(tests, data.classes, cfg.DATASETS.TRAIN[0], cfg)
     net = build(cfg, len(data.classes))
     checkpointer = training.Checkpointer(cfg.OUTPUT_DIR)
     state = checkpointer.load_latest() if resume else None
     image, source = None, cfg.DATASETS.TRAIN[0]
     if state is not None:
+        by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
+        check_resumed(state["meta"], data.classes, cfg.OUTPUT_DIR, by_order)
         image, source = state["meta"].get("mean_image"), cfg.OUTPUT_DIR
     elif cfg.MODEL.WEIGHTS:
-        image = _load(net, cfg, data.classes).get("mean_image")
+        image = _load_to_train(net, cfg, data.classes).get("mean_image")
         source = cfg.MODEL.WEIGHTS
     elif cfg.RESNET_DET.PER_PIXEL_MEAN:
         size = () if isinstance(data, SmallImages) else (cfg.INPUT.CROP.SIZE[0],)
         image = data.mean_image(*size)
     _normalise(cfg, image, source, data, *tests.values())
     model = ClassifierLoss(net).to(device)
+    order = range(len(data.classes))
 
     small = {"padding": cfg.RESNET_DET.CROP_PADDING} if isinstance(data, SmallImages) else {}
 
@@ -312,7 +352,7 @@ def _train(cfg, resume, device, seed):
         checkpointer,
         device,
         seed,
-        evaluate=lambda m: _evaluate([m.eval().net], tests, cfg),
+        evaluate=lambda m: _evaluate([(m.eval().net, order)], tests, tested, cfg),
         finish=finish,
         classes=data.classes,
         facts={} if image is None else {"mean_image": image.cpu()},
@@ -335,14 +375,14 @@ def evaluate(cfg):
     device, _ = setup(cfg)
     with alone_in(cfg.OUTPUT_DIR):
         tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
-        classes = next(iter(tests.values())).classes
-        net = build(cfg, len(classes))
-        facts = _load(net, cfg)
-        _check_classes(tests, facts.get("classes", classes), cfg.MODEL.WEIGHTS)
+        net, classes, facts = _trained(cfg, next(iter(tests.values())).classes)
+        tested = _tested(tests, classes, cfg.MODEL.WEIGHTS, cfg)
         image = facts.get("mean_image")
         _normalise(cfg, image, cfg.MODEL.WEIGHTS, *tests.values())
         others = [_member(path, cfg, classes, image) for path in cfg.RESNET_DET.ENSEMBLE]
-        metrics = _evaluate([net.to(device).eval() for net in [net, *others]], tests, cfg)
+        nets = [(net, range(len(classes))), *others]
+        nets = [(net.to(device).eval(), order) for net, order in nets]
+        metrics = _evaluate(nets, tests, tested, cfg)
     logger.info("results: %s", ", ".join(f"{key} {value:.2f}" for key, value in metrics.items()))
     check_expected(cfg, metrics)
     return metrics
@@ -368,8 +408,8 @@ def layer_responses(folder):
         raise ConfigError(f"{weights}: its config has no DATASETS.TEST to take the responses on")
     device = start(cfg)
     data = _read(cfg.DATASETS.TEST[0], cfg, device)
-    net = build(cfg, len(data.classes))
-    _normalise(cfg, _load(net, cfg).get("mean_image"), weights, data)
+    net, _, facts = _trained(cfg, data.classes)
+    _normalise(cfg, facts.get("mean_image"), weights, data)
     images = (views[0] for views, _ in data.test_batches(size=cfg.INPUT.CROP.SIZE[0]))
     result = responses.layer_responses(net.to(device), images)
     kept.write_text(json.dumps(result, indent=1) + "\n")

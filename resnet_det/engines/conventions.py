@@ -11,6 +11,7 @@ from ..nets.catalog import BOTTLENECK_NETS, NETS
 from ..nets.weight_formats import same_mean
 from ..nets.weights import read
 from ..training import distributed
+from .class_matching import member_order
 
 logger = logging.getLogger(__name__)
 
@@ -136,37 +137,42 @@ def say_changes(facts, cfg, path, keys=""):
         logger.warning("%s: was trained with another config: %s", path, "; ".join(changed))
 
 
-def ensemble(cfg):
+def ensemble(cfg, classes=None):
     """The further detectors of a test, ``RESNET_DET.ENSEMBLE``.
 
+    Args:
+        classes: names of the first detector's classes, if they are known.
+
     Returns:
-        list of (checkpoint, its config as YAML, the overrides KEY, VALUE... of this test).
+        list of (checkpoint, its config as YAML, the overrides KEY, VALUE... of this test, the
+        member's index of each of ``classes``, or None).
 
     Raises:
         ConfigError: a file carries no config, or other classes or another order of the channels
             than ``MODEL.WEIGHTS``.
     """
-    paths = list(cfg.RESNET_DET.ENSEMBLE)
-    own = read(cfg.MODEL.WEIGHTS)[1] if paths else {}
-    ours = {"format": cfg.INPUT.FORMAT, "classes": own.get("classes")}
     members = []
-    for path in paths:
+    for path in cfg.RESNET_DET.ENSEMBLE:
         facts = read(path)[1]
         if "config" not in facts:
             raise ConfigError(
                 f"RESNET_DET.ENSEMBLE: {path}: carries no config; give checkpoints of "
                 "tools/train_net.py"
             )
-        for fact, value in ours.items():
-            if value is not None and facts.get(fact) != value:
-                raise ConfigError(
-                    f"RESNET_DET.ENSEMBLE: {path}: was trained with the {fact} {facts.get(fact)}, "
-                    f"MODEL.WEIGHTS with {value}"
-                )
+        if facts.get("format") != cfg.INPUT.FORMAT:
+            raise ConfigError(
+                f"RESNET_DET.ENSEMBLE: {path}: was trained with the format {facts.get('format')}, "
+                f"MODEL.WEIGHTS with {cfg.INPUT.FORMAT}"
+            )
+        order = None
+        if classes is not None:
+            by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
+            order = member_order(classes, facts.get("classes", ()), path, by_order)
         overrides = {
             "MODEL.WEIGHTS": str(path),
             "MODEL.DEVICE": cfg.MODEL.DEVICE,
             "RESNET_DET.ENSEMBLE": (),
         }
-        members.append((path, facts["config"], [x for pair in overrides.items() for x in pair]))
+        pairs = [x for pair in overrides.items() for x in pair]
+        members.append((path, facts["config"], pairs, order))
     return members

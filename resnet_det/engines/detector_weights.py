@@ -3,8 +3,8 @@
 import logging
 
 from ..config import ConfigError
-from ..nets import load, without_statistics
-from ..nets.weights import WeightsError, classifier_name
+from ..nets import without_statistics
+from ..nets.weights import WeightsError, classifier_name, fit
 
 logger = logging.getLogger(__name__)
 
@@ -13,35 +13,30 @@ _STAGES = ("stem.", "res2.", "res3.", "res4.", "res5.", "conv1.", "conv2.", "con
 _PARTS = ("proposal_generator.", "roi_heads.")  # a detector's, which another may lack
 
 
-def load_detector(model, path, fresh=(), check=None, classes=()):
-    """Load a detector's weights from another detector's file, or from a classifier's.
+def fit_detector(model, state, facts, path, fresh=()):
+    """Fill a detector with the weights of another detector's file, or of a classifier's.
 
     The classifier's trunk and head must all be there, but for ``fresh``, which are not read (of
-    :func:`new_layers`). New are the detector's own layers that the file lacks, and the class layers
-    of a detector of other classes (COCO to VOC in Tables 10 and 11: they are made afresh, all else
-    is kept); both are logged. Parts and stages that this detector does not have are left.
-    ``check`` as for :func:`resnet_det.nets.load`, ``classes`` as for :func:`of_other_classes`.
+    :func:`new_layers`). New are the detector's own layers that the file lacks, and class layers
+    that it has in another shape; both are logged. Parts and stages that this detector does not have
+    are left.
+
+    Args:
+        state, facts, path: as for :func:`resnet_det.nets.weights.fit`.
 
     Returns:
         Match
 
     Raises:
-        WeightsError: unreadable file, or one that does not fit.
+        WeightsError: a file that does not fit.
     """
     stages = {key: classifier_name(key) for key in model.state_dict()}
     new = [key for key, name in stages.items() if not name.startswith(_STAGES)]
     drop = [s for s in _STAGES if not any(name.startswith(s) for name in stages.values())]
     drop += [p for p in _PARTS if not any(key.startswith(p) for key in stages)]
-    others = set()
-
-    def all_fresh(state, facts):
-        if classes:
-            others.update(of_other_classes(model, classes, state, facts, path))
-        return {*fresh, *others}
-
-    match = load(model, path, new=new, drop=drop, fresh=all_fresh, check=check)
+    match = fit(model, state, facts, path, new=new, drop=drop, fresh=fresh)
     check_remade(match.mismatched, path)
-    made = [key for key in match.missing if key in new and key not in others]
+    made = [key for key in match.missing if key in new and key not in fresh]
     if made:
         logger.info("%s: made afresh, the file lacks them: %s", path, ", ".join(made))
     return match
@@ -66,29 +61,6 @@ def new_layers(model, cfg):
     return found
 
 
-def of_other_classes(model, classes, state, facts, path):
-    """Names of the class layers that a file holds in the model's shape, but for other classes.
-
-    They differ in name or order from ``classes``, the model's: such layers are made afresh, which
-    is logged. A file that says no names is believed.
-
-    Args:
-        state, facts: as :func:`resnet_det.nets.weights.read` gives them.
-    """
-    if list(facts.get("classes", classes)) == list(classes):
-        return set()
-    rows = {"predictor.bbox_pred.": 4 * len(classes), "mask_head.predictor.": len(classes)}
-    found = set()
-    for key, own in model.state_dict().items():
-        of_classes = "cls_score." in key or any(
-            layer in key and len(own) == count for layer, count in rows.items()
-        )
-        if of_classes and key in state and state[key].shape == own.shape:
-            found.add(key)
-    _log_remade(sorted(found), path)
-    return found
-
-
 def check_remade(keys, path):
     """Log the layers that are made afresh because the file has them in another shape.
 
@@ -98,10 +70,6 @@ def check_remade(keys, path):
     wrong = [key for key in keys if "predictor." not in key]
     if wrong:
         raise WeightsError(f"{path}: has {', '.join(wrong)} in other shapes than the config asks")
-    _log_remade(keys, path)
-
-
-def _log_remade(keys, path):
     if keys:
         logger.info("%s: is of other classes; made afresh: %s", path, ", ".join(keys))
 

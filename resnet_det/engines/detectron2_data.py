@@ -24,12 +24,13 @@ from ..data import (
 )
 from ..data.mapper import with_usable_annotations
 from ..data.pixels import at_scales, read_image
-from .checks import proposal_files
+from .checks import proposal_files, test_files
+from .class_matching import check_number
 
 logger = logging.getLogger(__name__)
 
 
-def load_any(cfg, names, skip_bad=False, files=()):
+def load_any(names, skip_bad=False, files=()):
     """Our reading of our datasets (faults named, "difficult" known); Detectron2's of all others.
 
     With ``files`` of precomputed proposals, one a dataset, their records carry these.
@@ -47,13 +48,12 @@ def load_any(cfg, names, skip_bad=False, files=()):
             parts = (get_detection_dataset_dicts([name], filter_empty=False) for name in names)
             parts = (proposals.attach(*pair) for pair in zip(parts, files))
             dataset.records = list(chain.from_iterable(parts))
-    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and count != len(dataset.metadata.classes):
-        raise ConfigError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES: {count}, but {dataset.name} has "
-            f"{len(dataset.metadata.classes)} classes"
-        )
     return dataset
+
+
+def load_test_sets(cfg):
+    """Read DATASETS.TEST: dict of name -> Dataset."""
+    return {name: load_any([name], files=files) for name, files in test_files(cfg)}
 
 
 def training_records(cfg):
@@ -67,7 +67,8 @@ def training_records(cfg):
         ValueError: no record has a usable annotation.
     """
     files = proposal_files(cfg, "TRAIN")
-    dataset = load_any(cfg, cfg.DATASETS.TRAIN, cfg.RESNET_DET.SKIP_BAD_DATA, files)
+    dataset = load_any(cfg.DATASETS.TRAIN, cfg.RESNET_DET.SKIP_BAD_DATA, files)
+    check_number(cfg, dataset.metadata.classes, dataset.name)
     records, difficult = dataset.records, cfg.RESNET_DET.USE_DIFFICULT
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:

@@ -13,9 +13,8 @@ from detectron2.utils import comm
 from ..config import add_resnet_det_config, flatten
 from ..training import distributed
 from .appendix import in_test
-from .checks import test_files
 from .conventions import ensemble
-from .detectron2_data import Mapper, load_any
+from .detectron2_data import Mapper
 from .detectron2_plugin import improved
 from .detectron2_weights import trained
 from .results import publish, score
@@ -27,12 +26,12 @@ class Evaluator(DatasetEvaluator):
     """VOC's or COCO's average precision of a dataset, by our evaluators.
 
     Args:
-        dataset: from ``resnet_det.data.load_dataset``.
+        test: a :class:`.class_matching.TestSet`.
         folder: gets the results, and the files that the devkit or the test server takes.
     """
 
-    def __init__(self, dataset, folder):
-        self.dataset, self.folder = dataset, folder
+    def __init__(self, test, folder):
+        self.test, self.dataset, self.folder = test, test.dataset, folder
         self.scored = None  # in the main process (Evaluation, dataset, predictions)
         self.reset()
 
@@ -56,6 +55,7 @@ class Evaluator(DatasetEvaluator):
         predictions = list(chain.from_iterable(comm.gather(self.predictions)))
         if not comm.is_main_process():
             return {}
+        predictions = self.test.select(predictions)
         evaluation = score(self.dataset, predictions, self.folder)
         if evaluation is None:
             logger.info("%s has no annotations: see %s", self.dataset.name, self.folder)
@@ -64,15 +64,17 @@ class Evaluator(DatasetEvaluator):
         return {"bbox": evaluation.metrics}
 
 
-def evaluate_model(cfg, model, weights=None):
-    """Evaluate on every DATASETS.TEST, and publish; flat metrics in the main process, else {}.
+def evaluate_model(cfg, model, tests, weights=None):
+    """Evaluate on test sets, and publish; flat metrics in the main process, else {}.
 
-    ``weights`` as for :func:`.results.publish`.
+    Args:
+        model: of :func:`as_tested`.
+        tests: of :func:`.class_matching.match_test_sets`.
+        weights: as for :func:`.results.publish`.
     """
-    scored, model = {}, as_tested(model, cfg)
-    for name, files in test_files(cfg):
-        dataset = load_any(cfg, [name], files=files)
-        evaluator = Evaluator(dataset, f"{cfg.OUTPUT_DIR}/inference/{name}")
+    scored = {}
+    for name, test in tests.items():
+        evaluator = Evaluator(test, f"{cfg.OUTPUT_DIR}/inference/{name}")
         loader = build_detection_test_loader(
             evaluator.dataset.records,
             mapper=Mapper(cfg, False),
@@ -85,15 +87,19 @@ def evaluate_model(cfg, model, weights=None):
     return publish(cfg, scored, facts, weights) if scored else {}
 
 
-def as_tested(model, cfg):
-    """The model as the config tests it: itself, or with the appendix's improvements."""
+def as_tested(model, cfg, classes=None):
+    """The model as the config tests it: itself, or with the appendix's improvements.
+
+    ``classes``: that it was trained on, if they are known.
+    """
     if not in_test(cfg):
         return model
-    others = []
-    for _, text, overrides in ensemble(cfg):
+    others, orders = [], [None]
+    for _, text, overrides, order in ensemble(cfg, classes):
         member = get_cfg()
         add_resnet_det_config(member)
         pairs = flatten(yaml.safe_load(text)).items()
         member.merge_from_list([*chain.from_iterable(pairs), *overrides])
         others.append(trained(member)[0])
-    return improved(cfg, distributed.unwrap(model), others)
+        orders.append(order)
+    return improved(cfg, distributed.unwrap(model), others, orders)

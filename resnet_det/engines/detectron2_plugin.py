@@ -345,13 +345,15 @@ class _Parts(torch.nn.Module):
         return GeneralizedRCNN._postprocess(results, batch, sizes)
 
 
-def improved(cfg, model, others=()):
+def improved(cfg, model, others=(), orders=None):
     """A detector, with the ``others`` of its ensemble, as ``RESNET_DET`` tests it.
+
+    ``orders`` as for :class:`.appendix.Improved`.
 
     With MULTI_SCALE_TEST a sample needs ``scales`` beside ``image``:
     :class:`resnet_det.engines.detectron2_data.Mapper` gives them.
     """
-    return appendix.Improved([_Parts(m) for m in (model, *others)], cfg)
+    return appendix.Improved([_Parts(m) for m in (model, *others)], cfg, orders)
 
 
 # ---- datasets

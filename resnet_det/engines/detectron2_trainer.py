@@ -11,10 +11,11 @@ from detectron2.utils import comm
 from ..training import distributed
 from ..training.loop import undisturbed
 from ..training.precision import amp_dtype
+from .class_matching import match_test_sets
 from .conventions import conventions
 from .detector_weights import new_layers
-from .detectron2_data import Mapper, training_records
-from .detectron2_evaluation import evaluate_model
+from .detectron2_data import Mapper, load_test_sets, training_records
+from .detectron2_evaluation import as_tested, evaluate_model
 from .detectron2_plugin import keep_corners
 from .detectron2_resume import AMP, Batches, Resumable, Simple
 from .detectron2_weights import Checkpointer
@@ -46,6 +47,8 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
+        trained_on = "+".join(cfg.DATASETS.TRAIN)
+        self.tests = match_test_sets(load_test_sets(cfg), self.classes, trained_on, cfg)
         dtype = amp_dtype(cfg.MODEL.DEVICE) if cfg.SOLVER.AMP.ENABLED else torch.float32
         if dtype is not torch.float32:
             keep_corners(model)  # StandardROIHeads' poolers too
@@ -62,6 +65,7 @@ class Trainer(DefaultTrainer):
             meta=conventions(cfg, self.classes, self.seed),
             fresh=new_layers(distributed.unwrap(model), cfg),
             classes=self.classes,
+            by_order=cfg.RESNET_DET.CLASSES_BY_ORDER,
             trainer=weakref.proxy(self),
         )
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
@@ -108,8 +112,7 @@ class Trainer(DefaultTrainer):
                 hook._data_loader.first = lambda: 0
         return built
 
-    @classmethod
-    def test(cls, cfg, model):
+    def test(self, cfg, model):
         distributed.share_buffers(model)  # evaluate what is saved
         with undisturbed(model, torch.device(cfg.MODEL.DEVICE)):
-            return evaluate_model(cfg, model)
+            return evaluate_model(cfg, as_tested(model, cfg), self.tests)

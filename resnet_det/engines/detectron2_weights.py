@@ -9,8 +9,9 @@ from ..config import ConfigError
 from ..nets.weights import SUFFIXES, WeightsError, read
 from ..training import Checkpointer as Files
 from ..training.checkpoint import load
+from .class_matching import check_resumed, keep_shared_classes
 from .conventions import check_conventions
-from .detector_weights import check_remade, check_statistics, load_detector, of_other_classes
+from .detector_weights import check_remade, check_statistics, fit_detector
 
 logger = logging.getLogger(__name__)
 
@@ -20,13 +21,22 @@ class Checkpointer(DetectionCheckpointer):
 
     Of a classifier's file every tensor but those of its linear layer must fit the detector's
     trunk and head. Any other file is Detectron2's business, but one of which nothing fits is
-    refused. ``meta`` are plain facts to save beside the weights; ``fresh`` names the tensors that
-    weights alone leave as they are, besides the class layers of a file of other ``classes``.
+    refused.
+
+    Args:
+        meta: plain facts to save beside the weights.
+        fresh: names of the tensors that weights alone leave as they are.
+        classes: to train on: of weights alone, shared classes keep their rows; a run of other
+            classes is not resumed.
+        by_order: ``RESNET_DET.CLASSES_BY_ORDER``.
     """
 
-    def __init__(self, model, save_dir="", *, meta=None, fresh=(), classes=(), **others):
+    def __init__(
+        self, model, save_dir="", *, meta=None, fresh=(), classes=(), by_order=False, **others
+    ):
         super().__init__(model, save_dir, **others)
-        self.meta, self.fresh, self.classes = meta or {}, fresh, classes
+        self.meta, self.fresh = meta or {}, fresh
+        self.classes, self.by_order = classes, by_order
 
     def load(self, path, checkpointables=None):
         """Load a whole checkpoint, or weights alone (``checkpointables=[]``).
@@ -36,16 +46,15 @@ class Checkpointer(DetectionCheckpointer):
         """
         self.misfits = list(self.model.state_dict())  # tensors that the file does not give
         self.facts = {}  # that the file tells about itself
-        fresh = set(self.fresh) if checkpointables == [] else set()
-        if checkpointables == [] and path.endswith(SUFFIXES) and "://" not in path:
+        self.source, self.resuming = path, checkpointables != []
+        fresh = () if self.resuming else self.fresh
+        if not self.resuming and path.endswith(SUFFIXES) and "://" not in path:
             state, self.facts = read(path)
             if "stem.conv1.weight" in state or "conv1.1.weight" in state:
-                match = load_detector(self.model, path, self.fresh)
+                match = fit_detector(self.model, state, self.facts, path, fresh)
                 self.misfits = match.missing
                 logger.info("%s, a classifier's: %s", path, match)
                 return {}
-            if self.classes:
-                fresh |= of_other_classes(self.model, self.classes, state, self.facts, path)
         kept = {k: v.clone() for k, v in self.model.state_dict().items() if k in fresh}
         rest = super().load(path, checkpointables)
         self.model.load_state_dict(kept, strict=False)
@@ -57,8 +66,10 @@ class Checkpointer(DetectionCheckpointer):
         return rest
 
     def _load_file(self, filename):
-        if filename.endswith((".pkl", ".safetensors")):
-            # Refuses what would run code; Detectron2's reading of a .pkl would not.
+        # Refuses what would run code; Detectron2's reading of a .pkl would not. A file that was
+        # downloaded says its facts only here.
+        unread = filename.endswith(".pth") and not self.resuming and not self.facts
+        if unread or filename.endswith((".pkl", ".safetensors")):
             state, self.facts = read(filename)
             if filename.endswith(".safetensors"):
                 return {"model": state}
@@ -75,6 +86,17 @@ class Checkpointer(DetectionCheckpointer):
             Files(self.save_dir).save(name, model=model, meta=self.meta, **state, **others)
 
     def _load_model(self, checkpoint):
+        if self.classes and self.resuming:
+            check_resumed(checkpoint.get("meta", {}), self.classes, self.save_dir, self.by_order)
+        elif self.classes:
+            checkpoint["model"] = keep_shared_classes(
+                self.model.state_dict(),
+                checkpoint["model"],
+                self.facts,
+                self.classes,
+                self.source,
+                self.by_order,
+            )
         found = super()._load_model(checkpoint)
         missing = {*found.missing_keys, *(key for key, *_ in found.incorrect_shapes)}
         own = [k for k in self.model.state_dict() if not k.endswith("num_batches_tracked")]

@@ -40,12 +40,12 @@ from .checks import (
     check_testable,
     check_trainable,
     refuse_classifier_keys,
-    test_files,
 )
+from .class_matching import match_test_sets
 from .conventions import check_conventions, say_changes
 from .detector_weights import check_statistics, new_layers
-from .detectron2_data import load_any, training_records
-from .detectron2_evaluation import evaluate_model
+from .detectron2_data import load_test_sets, training_records
+from .detectron2_evaluation import as_tested, evaluate_model
 from .detectron2_trainer import Trainer
 from .detectron2_weights import trained
 from .results import check_expected
@@ -155,9 +155,8 @@ def check(cfg, resume=False):
     _check(cfg)
     check_trainable(cfg, resume)
     check_schedule(cfg)
-    training_records(cfg)
-    for name, files in test_files(cfg):
-        load_any(cfg, [name], files=files)
+    _, classes = training_records(cfg)
+    match_test_sets(load_test_sets(cfg), classes, "+".join(cfg.DATASETS.TRAIN), cfg)
     new_layers(build_model(cfg), cfg)
 
 
@@ -227,7 +226,11 @@ def evaluate(cfg):
     _join(cfg)
     with alone_in(cfg.OUTPUT_DIR):
         _setup(cfg)
-        metrics = evaluate_model(cfg, *trained(cfg))
+        sets = load_test_sets(cfg)
+        model, facts = trained(cfg)
+        classes = facts.get("classes")
+        tests = match_test_sets(sets, classes, cfg.MODEL.WEIGHTS, cfg)
+        metrics = evaluate_model(cfg, as_tested(model, cfg, classes), tests, facts)
     if comm.is_main_process():
         check_expected(cfg, metrics)
     return metrics

@@ -11,8 +11,7 @@ from ..config import ConfigError, load_config, parse_config
 from ..data import load_dataset, load_datasets, proposals
 from ..data.loader import test_batches, training_batches
 from ..data.mapper import DetectionMapper, with_usable_annotations
-from ..nets import load
-from ..nets.weights import read
+from ..nets.weights import fit, read
 from ..training import alone_in, distributed
 from ..training.distributed import launch
 from .appendix import Improved, in_test
@@ -25,8 +24,14 @@ from .checks import (
     refuse_classifier_keys,
     test_files,
 )
+from .class_matching import (
+    check_number,
+    check_resumed,
+    keep_shared_classes,
+    match_test_sets,
+)
 from .conventions import check_conventions, ensemble
-from .detector_weights import check_statistics, load_detector, new_layers
+from .detector_weights import check_statistics, fit_detector, new_layers
 from .faster_rcnn import build_model
 from .results import check_expected, publish, score
 from .run import device_name, run_training, setup
@@ -48,29 +53,20 @@ def _load_weights(model, cfg, classes=()):
     """
     path, facts = cfg.MODEL.WEIGHTS, {}
     if path:
-
-        def check(facts):
-            check_conventions(facts, cfg, path)
-
+        state, facts = read(path)
+        check_conventions(facts, cfg, path)
         if classes:
-            match = load_detector(model, path, new_layers(model, cfg), check, classes)
+            by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
+            own = model.state_dict()
+            state = keep_shared_classes(own, state, facts, classes, path, by_order)
+            match = fit_detector(model, state, facts, path, new_layers(model, cfg))
         else:
-            match = load(model, path, check=check)
-        facts = match.facts
+            match = fit(model, state, facts, path)
         logger.info("%s: %s", path, match)
     elif not classes:
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
     check_statistics(model)
     return facts
-
-
-def _check_classes(cfg, dataset, key):
-    classes = dataset.metadata.classes
-    if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise ConfigError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES: {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, "
-            f"but {dataset.name} ({key}) has {len(classes)} classes"
-        )
 
 
 def _check(cfg):
@@ -115,13 +111,18 @@ def _trained(cfg, device):
     return model.to(device), facts
 
 
-def _in_test(model, cfg, device):
-    """The model as the config tests it: itself, or with the appendix's improvements."""
+def _in_test(model, cfg, device, classes=None):
+    """The model as the config tests it: itself, or with the appendix's improvements.
+
+    ``classes``: that it was trained on, if they are known.
+    """
     if not in_test(cfg):
         return model
-    others = [_trained(parse_config(text, path, keys), device)[0]
-              for path, text, keys in ensemble(cfg)]  # fmt: skip
-    return Improved([model, *others], cfg)
+    detectors, orders = [model], [None]
+    for path, text, keys, order in ensemble(cfg, classes):
+        detectors.append(_trained(parse_config(text, path, keys), device)[0])
+        orders.append(order)
+    return Improved(detectors, cfg, orders)
 
 
 def _training_set(cfg):
@@ -130,7 +131,7 @@ def _training_set(cfg):
         skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA,
         proposal_files=proposal_files(cfg, "TRAIN"),
     )
-    _check_classes(cfg, dataset, "DATASETS.TRAIN")
+    check_number(cfg, dataset.metadata.classes, f"{dataset.name} (DATASETS.TRAIN)")
     return dataset
 
 
@@ -141,11 +142,7 @@ def _trainable_records(dataset, cfg):
 
 
 def _test_sets(cfg):
-    sets = {}
-    for name, files in test_files(cfg):
-        sets[name] = load_datasets([name], proposal_files=files)
-        _check_classes(cfg, sets[name], "DATASETS.TEST")
-    return sets
+    return {name: load_datasets([name], proposal_files=files) for name, files in test_files(cfg)}
 
 
 def _log_skipped(*datasets):
@@ -198,11 +195,11 @@ def propose(cfg, name, path):
     distributed.barrier()
 
 
-def _evaluate(model, sets, cfg, device, weights=None):
-    model = _in_test(model, cfg, device)
+def _evaluate(model, tests, cfg, weights=None):
     scored = {}
-    for name, dataset in sets.items():
-        predictions = detect(model, dataset, cfg)
+    for name, test in tests.items():
+        dataset = test.dataset
+        predictions = test.select(detect(model, dataset, cfg))
         if distributed.is_main():
             folder = f"{cfg.OUTPUT_DIR}/inference/{name}"
             evaluation = score(dataset, predictions, folder)
@@ -222,8 +219,9 @@ def check(cfg, resume=False):
     _check(cfg)
     check_trainable(cfg, resume)
     check_schedule(cfg)
-    _trainable_records(_training_set(cfg), cfg)
-    _test_sets(cfg)
+    dataset = _training_set(cfg)
+    _trainable_records(dataset, cfg)
+    match_test_sets(_test_sets(cfg), dataset.metadata.classes, dataset.name, cfg)
     with torch.device("meta"):
         new_layers(build_model(cfg), cfg)
 
@@ -252,8 +250,10 @@ def train(cfg, resume=False):
 
 
 def _train(cfg, resume, device, seed):
-    dataset, tests = _training_set(cfg), _test_sets(cfg)
-    _log_skipped(dataset, *tests.values())
+    dataset, sets = _training_set(cfg), _test_sets(cfg)
+    _log_skipped(dataset, *sets.values())
+    classes = dataset.metadata.classes
+    tests = match_test_sets(sets, classes, dataset.name, cfg)
     records = _trainable_records(dataset, cfg)
     logger.info("training on %d images of %s", len(records), dataset.name)
 
@@ -261,7 +261,10 @@ def _train(cfg, resume, device, seed):
     checkpointer = training.Checkpointer(cfg.OUTPUT_DIR)
     state = checkpointer.load_latest() if resume else None
     if state is None:
-        _load_weights(model, cfg, dataset.metadata.classes)
+        _load_weights(model, cfg, classes)
+    else:
+        by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
+        check_resumed(state.get("meta", {}), classes, cfg.OUTPUT_DIR, by_order)
     model.to(device)
     mapper = DetectionMapper(
         cfg.INPUT.MIN_SIZE_TRAIN,
@@ -296,8 +299,8 @@ def _train(cfg, resume, device, seed):
         checkpointer,
         device,
         seed,
-        evaluate=lambda m: _evaluate(m, tests, cfg, device),
-        classes=dataset.metadata.classes,
+        evaluate=lambda m: _evaluate(_in_test(m, cfg, device), tests, cfg),
+        classes=classes,
     )
 
 
@@ -315,10 +318,12 @@ def evaluate(cfg):
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST: name at least one dataset")
     with alone_in(cfg.OUTPUT_DIR):
-        tests = _test_sets(cfg)
-        _log_skipped(*tests.values())
+        sets = _test_sets(cfg)
+        _log_skipped(*sets.values())
         model, facts = _trained(cfg, device)
-        metrics = _evaluate(model, tests, cfg, device, facts)
+        classes = facts.get("classes")
+        tests = match_test_sets(sets, classes, cfg.MODEL.WEIGHTS, cfg)
+        metrics = _evaluate(_in_test(model, cfg, device, classes), tests, cfg, facts)
     if distributed.is_main():
         check_expected(cfg, metrics)
     return metrics
@@ -335,12 +340,15 @@ def predictor(weights, overrides=()):
         numpy arrays, tuple of class names).
     """
     _, facts = read(weights)
-    if "config" not in facts:
-        raise ConfigError(f"{weights}: carries no config; give a checkpoint of tools/train_net.py")
+    if not {"config", "classes"} <= facts.keys():
+        raise ConfigError(
+            f"{weights}: carries no config or classes; give a checkpoint of tools/train_net.py"
+        )
     cfg = parse_config(facts["config"], weights, ["MODEL.WEIGHTS", str(weights), *overrides])
     _check(cfg)
     device = torch.device(device_name(cfg))
-    model = _in_test(_trained(cfg, device)[0], cfg, device).eval()
+    classes = tuple(facts["classes"])
+    model = _in_test(_trained(cfg, device)[0], cfg, device, classes).eval()
     mapper = _test_mapper(cfg)
 
     @torch.no_grad()
@@ -348,4 +356,4 @@ def predictor(weights, overrides=()):
         sample = mapper({"file_name": path, "image_id": path}, np.random.default_rng(0))
         return {k: v.cpu().numpy() for k, v in model([sample])[0].items()}
 
-    return predict, tuple(facts["classes"])
+    return predict, classes

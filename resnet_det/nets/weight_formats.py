@@ -5,6 +5,7 @@ import re
 import torch
 
 from .catalog import build_net
+from .class_names import COCO, VOC
 from .weight_files import WeightsError
 
 # Pixels in Detectron2's scale, 0-255. torchvision's and timm's ImageNet weights:
@@ -142,7 +143,18 @@ def to_our_names(state, author=""):
         # A bottleneck's stride is on its 3x3.
         stride = {"stride_in_1x1": False} if "res2.0.conv3.weight" in state else {}
         return state, torchvision | stride
-    return state, {}
+    return state, _zoo_facts(state) if author == "Detectron2 Model Zoo" else {}
+
+
+# Rows of the class layer of Detectron2's published detectors: with background, or RetinaNet's of
+# its 9 anchors.
+_ZOO_CLASSES = {len(COCO) + 1: COCO, 9 * len(COCO): COCO, len(VOC) + 1: VOC}
+
+
+def _zoo_facts(state):
+    rows = {len(v) for k, v in state.items() if k.endswith("cls_score.weight")}
+    classes = _ZOO_CLASSES.get(rows.pop()) if len(rows) == 1 else None
+    return {"classes": list(classes)} if classes else {}
 
 
 _FC = {"fc6.weight": (4096, 512, 7, 7), "fc7.weight": (4096, 4096, 1, 1)}  # timm: convolutions

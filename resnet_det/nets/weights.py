@@ -14,6 +14,7 @@ __all__ = [
     "Match",
     "WeightsError",
     "classifier_name",
+    "fit",
     "load",
     "read",
     "rename_parameters",
@@ -103,38 +104,36 @@ def classifier_name(key):
     return next((key[len(p) :] for p in DETECTOR_PREFIXES if key.startswith(p)), key)
 
 
-def load(net, path, *, new=(), drop=(), fresh=(), partial=False, check=None):
-    """Load a weight file into a classifier or a detector, and say what matched.
+def load(net, path, **options):
+    """:func:`read` a weight file and :func:`fit` it; the options are the latter's."""
+    return fit(net, *read(path), path, **options)
+
+
+def fit(net, state, facts, path, *, new=(), drop=(), fresh=(), partial=False):
+    """Fill a classifier or a detector with a file's tensors, and say what matched.
 
     A classifier's file fills a detector's trunk and head by their common names.
 
     Args:
         net: module with Detectron2's parameter names.
-        path: a file that :func:`read` can read.
+        state, facts: of the file, as :func:`read` gives them; ``path`` names it in errors.
         new: prefixes of the net's parameters that a file may lack, or hold in another shape.
         drop: prefixes of the file's parameters that the net need not have.
-        fresh: names of the net's parameters that stay as they are, whatever the file holds; or a
-            function that gives them, of what :func:`read` gives.
+        fresh: names of the net's parameters that stay as they are, whatever the file holds.
         partial: accept any other miss too, as long as something matches.
-        check: called with the facts that the file carries, before anything is loaded.
 
     Returns:
         Match
 
     Raises:
-        WeightsError: unreadable file, or a miss that was not asked for.
+        WeightsError: a miss that was not asked for.
     """
-    state, facts = read(path)
-    if check is not None:
-        check(facts)
-    if callable(fresh):
-        fresh = fresh(state, facts)
     own = net.state_dict()
     detector_file = any(key.startswith(DETECTOR_PREFIXES) for key in state)
     target = {key if detector_file else classifier_name(key): key for key in own}
 
-    for key in [k for k in target if target[k] in fresh]:
-        state.pop(key, None)
+    unread = {key for key in target if target[key] in fresh}
+    state = {key: value for key, value in state.items() if key not in unread}
 
     def counter(key):  # of batches, absent in frozen norms
         return key.endswith("num_batches_tracked")

@@ -65,7 +65,7 @@ def test_train_and_evaluate_with_all_of_them(config, tmp_path):
 def test_the_mapper_gives_the_embedded_engines_scales(config, tmp_path):
     keys = ("RESNET_DET.MULTI_SCALE_TEST", str(SIDES), "INPUT.MAX_SIZE_TEST", "60")
     cfg = config(*keys)
-    (record, *_) = load_any(cfg, cfg.DATASETS.TEST).records
+    (record, *_) = load_any(cfg.DATASETS.TEST).records
     theirs = Mapper(cfg, False)(record)
     ours = with_torchvision._test_mapper(with_torchvision.load_config(tmp_path / "tiny.yaml", keys))
     ours = ours(record, np.random.default_rng(0))

@@ -33,7 +33,9 @@ from detectron2.utils.events import EventStorage
 
 from resnet_det.engines import classifier, pick
 from resnet_det.engines import with_detectron2 as engine
+from resnet_det.engines.class_matching import match_test_sets
 from resnet_det.engines.detector_weights import check_statistics, new_layers
+from resnet_det.engines.detectron2_data import load_test_sets
 from resnet_det.engines.detectron2_evaluation import evaluate_model
 from resnet_det.engines.detectron2_trainer import Trainer
 from resnet_det.engines.detectron2_weights import Checkpointer
@@ -273,24 +275,41 @@ def test_new_layers_start_fresh(config, tmp_path):
             assert torch.equal(after[key], given.get(key, given.get(classifier_name(key)))), key
 
 
-def test_fine_tuning_on_other_classes_makes_their_layers_afresh(config, tmp_path, caplog):
+def test_fine_tuning_keeps_the_rows_of_shared_classes(config, tmp_path, caplog):
+    """Wherever they stand; the other rows start fresh. A file that says no names is believed."""
     still = ["SOLVER.BASE_LR", "0.0", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"]
     engine.train(config(*still))
     content = torch.load(tmp_path / "out/model_final.pth", weights_only=True)
     start, names = content["model"], content["meta"].pop("classes")
     layers = {key for key in start if "box_predictor." in key and key.endswith("weight")}
     assert len(layers) == 2
-    for number, (classes, kept) in enumerate(((names, True), (None, True), (names[::-1], False))):
+    score, box = "roi_heads.box_predictor.cls_score.", "roi_heads.box_predictor.bbox_pred."
+    for number, classes in enumerate((names, None, [*names[:0:-1], "dragon"])):
         meta = content["meta"] | ({"classes": classes} if classes else {})
         file = tmp_path / "start.pth"
         torch.save({"model": start, "meta": meta}, file)
         output = ["OUTPUT_DIR", str(tmp_path / f"{number}")]
-        caplog.clear()
         engine.train(config(*still, "MODEL.WEIGHTS", str(file), "SEED", "7", *output))
         after = read(tmp_path / f"{number}/model_final.pth")[0]
         parameters = [key for key in after if key.endswith(("weight", "bias"))]
         changed = {key for key in parameters if not torch.equal(after[key], start[key])}
-        assert changed == (set() if kept else layers), classes
+        if number < 2:
+            assert not changed
+            continue
+        assert changed == layers
+        for to, name in enumerate(names):
+            if name not in classes:
+                assert not torch.equal(after[score + "weight"][to], start[score + "weight"][to])
+                continue
+            at = classes.index(name)
+            for key, rows in ((score + "weight", 1), (score + "bias", 1), (box + "weight", 4)):
+                kept = after[key][rows * to : rows * (to + 1)]
+                assert torch.equal(kept, start[key][rows * at : rows * (at + 1)]), (key, name)
+        assert torch.equal(after[score + "weight"][-1], start[score + "weight"][-1])  # background
+        assert (
+            f"7 classes keep their rows ({', '.join(names[1:])}), 1 start fresh ({names[0]})"
+            in (caplog.text)
+        )
 
 
 def detector(config, *overrides):
@@ -523,11 +542,16 @@ class Perfect(torch.nn.Module):
         return found
 
 
+def evaluated(cfg, model):
+    """A detector whose file does not name its classes."""
+    return evaluate_model(cfg, model, match_test_sets(load_test_sets(cfg), None, "the model", cfg))
+
+
 def test_a_perfect_detector_scores_100(config):
     model = Perfect(data.load_dataset("scenes_voc_test").records)
-    metrics = evaluate_model(config(), model)
+    metrics = evaluated(config(), model)
     assert metrics["bbox/AP"] == metrics["bbox/AP50"] == 100
-    both = evaluate_model(config("DATASETS.TEST", "('scenes_voc_test', 'scenes_voc_test')"), model)
+    both = evaluated(config("DATASETS.TEST", "('scenes_voc_test', 'scenes_voc_test')"), model)
     assert both == metrics or both["bbox/AP"] == 100
 
 
@@ -573,7 +597,7 @@ def test_proposals_need_a_file_for_each_dataset(config, files):
     keys = ["MODEL.LOAD_PROPOSALS", "True", "MODEL.PROPOSAL_GENERATOR.NAME",
             "PrecomputedProposals", "DATASETS.PROPOSAL_FILES_TEST", str(files)]  # fmt: skip
     with pytest.raises(ValueError, match=f"PROPOSAL_FILES_TEST: {len(files)} files for 1"):
-        evaluate_model(config(*keys), None)
+        load_test_sets(config(*keys))
 
 
 def test_a_foreign_dataset_is_evaluated_the_coco_way(config):
@@ -583,7 +607,7 @@ def test_a_foreign_dataset_is_evaluated_the_coco_way(config):
     try:
         MetadataCatalog.get(name).set(thing_classes=[f"class {i}" for i in range(8)])
         plain = [dict(r, annotations=[voc_box(a) for a in r["annotations"]]) for r in records]
-        metrics = evaluate_model(config("DATASETS.TEST", f"('{name}',)"), Perfect(plain))
+        metrics = evaluated(config("DATASETS.TEST", f"('{name}',)"), Perfect(plain))
         assert metrics["bbox/AP"] == pytest.approx(100)
     finally:
         DatasetCatalog.remove(name)

@@ -14,7 +14,7 @@ import torch
 from resnet_det.config import ConfigError, load_config
 from resnet_det.data import scenes
 from resnet_det.engines import classifier, pick, with_torchvision
-from resnet_det.engines.detector_weights import load_detector, new_layers, of_other_classes
+from resnet_det.engines.detector_weights import fit_detector, new_layers
 from resnet_det.engines.faster_rcnn import build_model
 from resnet_det.nets import build_net
 from resnet_det.nets.weights import WeightsError, read
@@ -232,11 +232,11 @@ def test_new_layers_start_fresh(pretrained):
     model = build_model(load_config("detector.yaml"))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(WeightsError, match="res4.2.conv1.weight"):
-        load_detector(model, "part.pth")
+        fit_detector(model, *read("part.pth"), "part.pth")
     for file in ("part.pth", weights):
         model.load_state_dict(before)
         cfg = load_config("detector.yaml", ["RESNET_DET.NEW_LAYERS", ("res4.2",)])
-        match = load_detector(model, file, new_layers(model, cfg))
+        match = fit_detector(model, *read(file), file, new_layers(model, cfg))
         assert "roi_heads.res4.2.conv1.weight" in match.missing
         after = model.state_dict()
         for key in whole:
@@ -248,42 +248,46 @@ def test_new_layers_start_fresh(pretrained):
         new_layers(model, load_config("detector.yaml", ["RESNET_DET.NEW_LAYERS", ("res9",)]))
 
 
-def test_fine_tuning_on_other_classes_makes_their_layers_afresh(pretrained, caplog):
-    """As many classes of other names, or in another order; a file that says no names is believed."""
+def test_fine_tuning_keeps_the_rows_of_shared_classes(pretrained, caplog):
+    """Wherever they stand; the other rows start fresh. A file that says no names is believed."""
     still = ["SOLVER.BASE_LR", 0.0, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", ()]
     with_torchvision.train(load_config("detector.yaml", [*still, "OUTPUT_DIR", "output/first"]))
     content = torch.load("output/first/model_final.pth", weights_only=True)
     start, names = content["model"], content["meta"].pop("classes")
     layers = {key for key in start if "box_predictor." in key and key.endswith("weight")}
     assert len(layers) == 2
+    score, box = "roi_heads.box_predictor.cls_score.", "roi_heads.box_predictor.bbox_pred."
     caplog.set_level("INFO")
-    for classes, kept in (
-        (names, True), (None, True), (names[::-1], False), ([*names[1:], "dragon"], False),
+    renamed = [f"my {name}" for name in names]
+    for classes, by_order in (
+        (names, False), (None, False), (renamed, True), (renamed, False),
+        ([*names[:0:-1], "dragon"], False),
     ):  # fmt: skip
         meta = content["meta"] | ({"classes": classes} if classes else {})
         torch.save({"model": start, "meta": meta}, "start.pth")
-        options = [
-            "MODEL.WEIGHTS",
-            "start.pth",
-            "OUTPUT_DIR",
-            f"output/{len(os.listdir('output'))}",
-        ]
-        cfg = load_config("detector.yaml", [*still, *options, "SEED", 7])
+        output = f"output/{len(os.listdir('output'))}"
+        cfg = load_config("detector.yaml", [
+            *still, "MODEL.WEIGHTS", "start.pth", "OUTPUT_DIR", output, "SEED", 7,
+            "RESNET_DET.CLASSES_BY_ORDER", by_order,
+        ])  # fmt: skip
         caplog.clear()
         with_torchvision.train(cfg)
         after = final_weights(cfg.OUTPUT_DIR)
         changed = {key for key in after if not torch.equal(after[key], start[key])}
+        kept = classes in (None, names) or by_order
         assert changed == (set() if kept else layers), classes
-        assert ("start.pth: is of other classes; made afresh" in caplog.text) != kept
-
-
-def test_boxes_that_all_classes_share_are_kept(folder):
-    model = build_model(
-        load_config("detector.yaml", ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True])
-    )
-    facts = {"classes": list("hgfedcba")}
-    found = of_other_classes(model, tuple("abcdefgh"), model.state_dict(), facts, "x.pth")
-    assert found == {f"roi_heads.box_predictor.cls_score.{x}" for x in ("weight", "bias")}
+        assert ("start.pth: is of other classes" in caplog.text) != kept
+    for to, name in enumerate(names):
+        if name not in classes:
+            assert not torch.equal(after[score + "weight"][to], start[score + "weight"][to])
+            continue
+        at = classes.index(name)
+        for key, rows in ((score + "weight", 1), (score + "bias", 1), (box + "weight", 4)):
+            kept = after[key][rows * to : rows * (to + 1)]
+            assert torch.equal(kept, start[key][rows * at : rows * (at + 1)]), (key, name)
+    assert torch.equal(after[score + "weight"][-1], start[score + "weight"][-1])  # background
+    told = f"7 classes keep their rows ({', '.join(names[1:])}), 1 start fresh ({names[0]})"
+    assert told in caplog.text
 
 
 def test_frozen_norms_without_statistics_are_refused(folder):
@@ -586,7 +590,7 @@ def test_dilated_conv5_in_the_trunk_starts_from_a_classifier(folder):
         "MODEL.ROI_HEADS.IN_FEATURES", ["res5"], "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
         "MODEL.ROI_BOX_HEAD.NUM_FC", 2, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 7,
     ])  # fmt: skip
-    match = load_detector(build_model(cfg), "net.pth")
+    match = fit_detector(build_model(cfg), *read("net.pth"), "net.pth")
     assert set(match.unused) == {"linear.weight", "linear.bias"}
     cfg.MODEL.ROI_HEADS.NAME = "Res5ROIHeads"
     with pytest.raises(ConfigError, match="OUT_FEATURES|IN_FEATURES"):

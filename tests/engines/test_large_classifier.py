@@ -230,20 +230,65 @@ def test_mistakes_are_named(overrides, words):
         classifier.train(load_config("c.yaml", ["OUTPUT_DIR", "output/m", *overrides]))
 
 
-def test_weights_of_other_classes_are_named(tmp_path):
-    ours = torch.load(WEIGHTS, weights_only=True)
-    assert ours["meta"]["classes"] == ["n0", "n1", "n2"]
-    turned = ours["meta"] | {"classes": ["n2", "n1", "n0"]}
-    torch.save({"model": ours["model"], "meta": turned}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match="imagenet_val: its classes are not those of .*x.pth"):
-        classifier.evaluate(load_config("c.yaml", ["MODEL.WEIGHTS", str(tmp_path / "x.pth")]))
+def turned(path, order, names=None):
+    """The trained classifier with the rows of its last layer, and their names, in another order."""
+    file = torch.load(WEIGHTS, weights_only=True)
+    assert file["meta"]["classes"] == ["n0", "n1", "n2"]
+    for key in ("linear.weight", "linear.bias"):
+        file["model"][key] = file["model"][key][order]
+    file["meta"]["classes"] = names or [f"n{i}" for i in order]
+    torch.save(file, path)
+    return str(path)
 
 
-@pytest.mark.parametrize("classes, kept", [
-    (["n0", "n1", "n2"], True), (None, True), (["n2", "n1", "n0"], False), (["a", "b"], False),
+def top1(tmp_path, *overrides):
+    keys = ["OUTPUT_DIR", str(tmp_path / "o"), *overrides]
+    return classifier.evaluate(load_config("c.yaml", keys))["classification/top1_error"]
+
+
+def test_classes_are_matched_by_name(tmp_path):
+    """In another order, alone and in an ensemble; other names are an error, or overruled."""
+    expected = top1(tmp_path, "MODEL.WEIGHTS", WEIGHTS)
+    assert expected < 50
+    other = turned(tmp_path / "x.pth", [2, 0, 1])
+    assert top1(tmp_path, "MODEL.WEIGHTS", other) == expected
+    assert top1(tmp_path, "MODEL.WEIGHTS", WEIGHTS, "RESNET_DET.ENSEMBLE", (other,)) == expected
+    assert top1(tmp_path, "MODEL.WEIGHTS", other, "RESNET_DET.CLASSES_BY_ORDER", True) > expected
+    named = turned(tmp_path / "y.pth", [0, 1, 2], ["red", "green", "n2"])
+    words = "imagenet_val has n0, n1; only .*y.pth has red, green.*CLASSES_BY_ORDER True"
+    with pytest.raises(ValueError, match=words):
+        top1(tmp_path, "MODEL.WEIGHTS", named)
+    by_order = ["RESNET_DET.CLASSES_BY_ORDER", True]
+    assert top1(tmp_path, "MODEL.WEIGHTS", named, *by_order) == expected
+
+
+def test_a_subset_of_the_classes_is_scored_on_the_subset(folder, tmp_path, monkeypatch):
+    """Among two of the three classes, whose order differs from the net's."""
+    for name in ("n0", "n1"):
+        (tmp_path / "imagenet/val").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "imagenet/val" / name).symlink_to(folder / "imagenet/val" / name)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert top1(tmp_path, "MODEL.WEIGHTS", turned(tmp_path / "x.pth", [1, 2, 0])) == 0
+    # A net that takes everything for n2 still chooses among the two.
+    file = torch.load(WEIGHTS, weights_only=True)
+    file["model"]["linear.bias"][2] += 1000
+    torch.save(file, tmp_path / "y.pth")
+    assert top1(tmp_path, "MODEL.WEIGHTS", str(tmp_path / "y.pth")) == 0
+    words = "imagenet_val has classes that imagenet_train was not trained on"
+    (tmp_path / "imagenet/train").symlink_to(tmp_path / "imagenet/val")
+    (tmp_path / "all/imagenet").mkdir(parents=True)
+    (tmp_path / "all/imagenet/train").symlink_to(tmp_path / "imagenet/val")
+    (tmp_path / "all/imagenet/val").symlink_to(folder / "imagenet/val")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "all"))
+    with pytest.raises(ValueError, match=words):
+        classifier.train(load_config("c.yaml", ["OUTPUT_DIR", str(tmp_path / "t")]))
+
+
+@pytest.mark.parametrize("classes", [
+    ["n0", "n1", "n2"], None, ["n2", "n1", "n0"], ["n2", "a"], ["a", "b", "c"],
 ])  # fmt: skip
-def test_other_classes_have_their_layer_made_afresh(classes, kept, tmp_path, monkeypatch, caplog):
-    """By name where the file says names, even if they are as many; else by shape."""
+def test_shared_classes_keep_their_rows(classes, tmp_path, monkeypatch, caplog):
+    """By name where the file says names, wherever they stand; else by order."""
     file = torch.load(WEIGHTS, weights_only=True)
     trained = dict(file["model"])
     file["meta"].pop("classes")
@@ -259,10 +304,29 @@ def test_other_classes_have_their_layer_made_afresh(classes, kept, tmp_path, mon
     keys = ["MODEL.WEIGHTS", str(tmp_path / "x.pth"), "OUTPUT_DIR", str(tmp_path / "o")]
     with caplog.at_level("INFO"):
         classifier.train(load_config("c.yaml", keys))
+    known = classes or ["n0", "n1", "n2"]
     for key, value in begun[0].state_dict().items():
-        assert value.equal(trained[key]) is (kept or not key.startswith("linear.")), key
-    words = "x.pth: is of other classes; made afresh: linear.weight, linear.bias"
-    assert (words in caplog.text) is not kept
+        if not key.startswith("linear."):
+            assert value.equal(trained[key]), key
+            continue
+        for i, name in enumerate(("n0", "n1", "n2")):
+            if name in known:
+                assert value[i].equal(trained[key][known.index(name)]), (key, name)
+            else:
+                assert not any(value[i].equal(row) for row in trained[key]), (key, name)
+    assert ("start fresh" in caplog.text) is (known != ["n0", "n1", "n2"])
+
+
+def test_a_run_is_not_resumed_on_other_classes(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for split in ("train", "val"):
+        (tmp_path / "imagenet" / split).mkdir(parents=True)
+        for old, new in (("n0", "n0"), ("n1", "n1"), ("n2", "N2")):
+            link = tmp_path / "imagenet" / split / new
+            link.symlink_to(folder / "imagenet" / split / old)
+    words = "the run to resume has other classes .*DATASETS.TRAIN has N2; only the run has n2"
+    with pytest.raises(ValueError, match=words):
+        classifier.train(load_config("c.yaml", ["OUTPUT_DIR", "output/a"]), resume=True)
 
 
 def test_responses_without_a_test_set_are_refused(tmp_path):
@@ -278,7 +342,7 @@ def test_responses_without_a_test_set_are_refused(tmp_path):
 def test_members_that_do_not_fit_are_named(tmp_path):
     ours = torch.load(WEIGHTS, weights_only=True)
     for change, words in (
-        ({"classes": ["cat"]}, "classes are not those"),
+        ({"classes": ["cat"]}, "has other classes than MODEL.WEIGHTS: only .* has cat"),
         ({"format": "RGB"}, "INPUT.FORMAT RGB"),
         ({"mean_image": torch.zeros(3, 32, 32)}, "another mean image"),
         (None, "carries no config"),
