@@ -139,7 +139,9 @@ def move_zeros(state, facts, nets, path, zeros=None):
         return state, facts
     ours = zeros_at_end(facts)
     if not (zeros or ours):
-        plain = [f". If its net has no shortcuts: --net {n}" for n in nets if n not in OPTION_A_NETS]
+        plain = [
+            f". If its net has no shortcuts: --net {n}" for n in nets if n not in OPTION_A_NETS
+        ]
         raise WeightsError(f"{zeros_unknown(path)}{''.join(plain)}")
     if zeros == "both" and ours and (facts or is_detector(state)):
         raise WeightsError(f"--zeros both: {path} is a file of ours, with the zeros at the end")
