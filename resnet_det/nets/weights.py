@@ -20,6 +20,7 @@ __all__ = [
     "SUFFIXES",
     "Match",
     "WeightsError",
+    "check_shortcuts",
     "classifier_name",
     "load",
     "read",
@@ -126,14 +127,23 @@ def zeros_unknown(path):
     )
 
 
-def _check_shortcuts(net, facts, path):
-    """Raise if the file's shortcuts are not the net's, which no name and no shape can tell."""
-    padded = any(isinstance(m, PadShortcut) for m in net.modules())
+def check_shortcuts(net, facts, path):
+    """Raise if a file's shortcuts are not the net's, which no name and no shape of a tensor tells.
+
+    Args:
+        net: module that the file is loaded into.
+        facts: as :func:`read` gives them.
+
+    Raises:
+        WeightsError: the file holds a plain net and this one has option A, or the reverse; or it
+            does not say where option A's zeros stand.
+    """
+    padded = any(isinstance(m, PadShortcut) and m.new_channels for m in net.modules())
     held = facts.get("net", "").removesuffix("_fpn")
     if held in NETS and (held in OPTION_A_NETS) != padded:
         raise WeightsError(
             f"{path}: holds {held}, and this net has {'' if padded else 'no '}shortcuts that pad "
-            "zeros: the tensors fit, but the net would compute something else"
+            "zeros: even if every tensor fits, it would compute something else"
         )
     if padded and not zeros_at_end(facts):
         raise zeros_unknown(path)
@@ -202,7 +212,7 @@ def load(net, path, *, new=(), drop=(), fresh=(), partial=False, check=None):
         faults.append(f"other shapes: {some(wrong)}")
     if not fits or (faults and not partial):
         raise WeightsError(f"{path}: does not fit the net ({match}): {'; '.join(faults)}")
-    _check_shortcuts(net, facts, path)
+    check_shortcuts(net, facts, path)
     for key in fits:
         if state[key].is_floating_point() and not bool(state[key].isfinite().all()):
             raise WeightsError(f"{path}: {key} holds values that are not finite")

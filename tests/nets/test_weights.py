@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from resnet_det.nets import build_net, load
+from resnet_det.nets.fast import speed_up
+from resnet_det.nets.resnet import PadShortcut
 from resnet_det.nets.weight_files import write_file
 from resnet_det.nets.weights import WeightsError, read
 
@@ -225,6 +227,16 @@ def test_a_plain_nets_weights_are_no_residual_nets(held, net, tmp_path):
     load(build_net(held), tmp_path / "it.pth")
     with pytest.raises(WeightsError, match=f"it.pth: holds {held}, .*something else"):
         load(build_net(net), tmp_path / "it.pth")
+
+
+def test_a_shortcut_that_only_subsamples_is_no_option_a(tmp_path):
+    """As the last blocks of a fast trunk have them."""
+    net = build_net("paper_resnet50", 11, norm="FrozenBN")
+    write_file(tmp_path / "it.pth", net.state_dict(), {"net": "paper_resnet50", "format": "BGR"})
+    trunk = speed_up(net.split()[0])
+    assert any(isinstance(m, PadShortcut) for m in trunk.modules())
+    detector = torch.nn.ModuleDict({"backbone": trunk})
+    assert not load(detector, tmp_path / "it.pth", drop=("res5.", "linear.")).missing
 
 
 def to_their_names(net):
