@@ -6,13 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import foreign
 import pytest
+import timm
 import torch
 import torchvision
 
 from resnet_det.config import ConfigError, get_cfg
 from resnet_det.engines.conventions import check_conventions
-from resnet_det.nets import build_net, load
+from resnet_det.nets import NETS, build_net, load
+from resnet_det.nets.weight_nets import fitting_nets
 from resnet_det.nets.weights import WeightsError, read
 
 TOOL = Path(__file__).parent.parent / "tools/convert_weights.py"
@@ -183,3 +186,132 @@ def test_command(tmp_path):
     assert done.returncode == 0 and "INPUT.FORMAT 'RGB'" in done.stdout, done.stderr
     done = run("--to", "timm", "own.pth", "it.pth")
     assert done.returncode == 1 and done.stderr.startswith("error: own.pth: timm has no such net")
+
+
+def foreign_resnet20():
+    """A net that pads zeros on both sides, with weights by chance."""
+    with torch.device("meta"):
+        return foreign.fill(foreign.BothSides((3, 3, 3), (16, 32, 64)))
+
+
+def test_zeros_on_both_sides(tmp_path, monkeypatch, capsys):
+    """Refused until they are stated; then our net gives the other net's logits."""
+    monkeypatch.chdir(tmp_path)
+    theirs = foreign_resnet20()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}}, "t.pth")
+    words = "t.pth: .*each side.* --zeros both t.pth OUT.pth.*--zeros end.*--net cifar_plain20"
+    with pytest.raises(WeightsError, match=words):
+        tool.convert("t.pth", "no.pth")
+    tool.main(tool.parse(["--zeros", "both", "t.pth", "ours.safetensors"]))
+    assert "ours.safetensors: a classifier, cifar_resnet20" in capsys.readouterr().out
+    ours = build_net("cifar_resnet20").double().eval()
+    load(ours, "ours.safetensors")
+    x = foreign.picture(32)
+    with torch.no_grad():
+        expected = theirs.double()(x)
+        assert (ours(x) - expected).abs().max() < 1e-12 * expected.abs().max()
+    tool.convert("t.pth", "end.pth", zeros="end")
+    assert same(read("end.pth")[0], read("t.pth")[0])
+    load(ours, "end.pth")
+    tool.convert("ours.safetensors", "again.pkl")  # it is known now
+    assert same(read("again.pkl")[0], read("ours.safetensors")[0])
+
+    assert tool.convert("t.pth", "plain.pth", net="cifar_plain20")["net"] == "cifar_plain20"
+    load(build_net("cifar_plain20"), "plain.pth")
+    for path in ("t.pth", "plain.pth"):
+        with pytest.raises(WeightsError, match=path):
+            load(ours, path)
+
+
+def test_zeros_that_a_file_contradicts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save("own.pth", "cifar_resnet20", TORCHVISIONS)
+    save("b.pth", "paper_resnet34_b", TORCHVISIONS)
+    with pytest.raises(WeightsError, match="--zeros both: own.pth is a file of ours"):
+        tool.convert("own.pth", "no.pth", zeros="both")
+    with pytest.raises(WeightsError, match="--zeros: b.pth holds paper_resnet34, .*no option A"):
+        tool.convert("b.pth", "no.pth", zeros="end")
+    assert tool.convert("own.pth", "it.pth", zeros="end")["zeros"] == "end"
+
+
+def detector(state):
+    """A detector's file of Detectron2's names with a pyramid, of a classifier's tensors."""
+    more = ("backbone.fpn_lateral2.weight", "proposal_generator.rpn_head.conv.weight",
+            "roi_heads.box_head.fc1.weight", "roi_heads.box_predictor.cls_score.weight",
+            "pixel_mean")  # fmt: skip
+    trunk = {f"backbone.bottom_up.{k}": v for k, v in state.items() if "linear" not in k}
+    return trunk | {k: torch.ones(2, 2) for k in more}
+
+
+@pytest.mark.parametrize("name", [n for n in NETS if not n.endswith(("vgg16", "1202"))])
+def test_every_net_is_known_by_its_tensors(name):
+    with torch.device("meta"):
+        state = build_net(name, 7).state_dict()
+    same_tensors = [{"paper_resnet34", "paper_resnet34_b"}]
+    same_tensors += [{f"paper_resnet{d}_a", f"paper_plain{d}"} for d in (18, 34)]
+    same_tensors += [{f"cifar_resnet{d}", f"cifar_plain{d}"} for d in (20, 32, 44, 56, 110)]
+    expected = next((names for names in same_tensors if name in names), {name})
+    without = {k: v for k, v in state.items() if not k.startswith("linear.")}
+    for tensors in (state, without, detector(state)):
+        assert set(fitting_nets(tensors, "it.pth")) == expected
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "GN"])
+def test_norms_do_not_hide_a_net(norm):
+    with torch.device("meta"):
+        state = build_net("paper_resnet50", norm=norm).state_dict()
+    assert fitting_nets(state, "it.pth") == ["paper_resnet50"]
+
+
+def mmdetection():
+    state = torchvision.models.resnet50().state_dict()
+    return {f"backbone.{k}": v for k, v in state.items() if not k.startswith("fc.")} | {
+        "neck.lateral_convs.0.conv.weight": torch.ones(2, 2)
+    }
+
+
+def without(state, *keys):
+    return {k: v for k, v in state.items() if k not in keys}
+
+
+@pytest.mark.parametrize("make, words", [
+    (mmdetection, "holds none of the nets paper_resnet18, .*names, backbone.conv1.weight"),
+    (lambda: timm.create_model("resnet50d").state_dict(),
+     "nearest is paper_resnet50, but the file lacks stem.conv1.weight.*has no .*stem.conv1.0.weight"),
+    (lambda: timm.create_model("resnet18", in_chans=1).state_dict(),
+     r"paper_resnet18, but other shapes: stem.conv1.weight \(64, 1, 7, 7\), in the net \(64, 3, 7, 7"),
+    (lambda: without(torchvision.models.resnet18().state_dict(), "layer2.0.conv1.weight"),
+     "nearest is paper_resnet18, but the file lacks res3.0.conv1.weight"),
+    (lambda: without(torchvision.models.resnet18().state_dict(), "fc.bias"), "lacks linear.bias"),
+    (lambda: torchvision.models.resnet18().state_dict() | {"head.weight": torch.ones(2)},
+     "nearest is paper_resnet18, but the net has no head.weight"),
+    (lambda: without(detector(build_net("paper_resnet18").state_dict()),
+                     "backbone.bottom_up.res4.1.conv2.weight"), "lacks res4.1.conv2.weight"),
+    (lambda: torchvision.models.resnext50_32x4d().state_dict(), "paper_resnet50, but other shapes"),
+])  # fmt: skip
+def test_what_holds_no_net_is_not_written(make, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": make()}, "it.pth")
+    with pytest.raises(WeightsError, match=f"it.pth: .*{words}"):
+        tool.convert("it.pth", "no.pkl")
+    assert [p.name for p in Path().iterdir()] == ["it.pth"]
+
+
+def test_a_stated_net_is_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(torchvision.models.resnet18().state_dict(), "it.pth")
+    with pytest.raises(ConfigError, match="--net: net 'paper_resnet81' .*paper_resnet18"):
+        tool.convert("it.pth", "no.pth", net="paper_resnet81")
+    with pytest.raises(WeightsError, match="it.pth: is no paper_resnet34: the file lacks res2.2.c"):
+        tool.convert("it.pth", "no.pth", net="paper_resnet34")
+    assert tool.convert("it.pth", "own.pth", net="paper_resnet18")["net"] == "paper_resnet18"
+    with pytest.raises(WeightsError, match="own.pth: says that it holds paper_resnet18, not"):
+        tool.convert("own.pth", "no.pth", net="paper_resnet34")
+
+
+def test_safetensors_say_that_detectron2_cannot_read_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save("own.pth", "cifar_resnet20", TORCHVISIONS)
+    for suffix in ("pth", "pkl", "safetensors"):
+        tool.main(tool.parse(["own.pth", f"it.{suffix}"]))
+        assert ("Detectron2's own" in capsys.readouterr().out) == (suffix == "safetensors")

@@ -5,16 +5,15 @@
     python tools/convert_weights.py --to torchvision output/imagenet/model_final.pth r34.pth
     python tools/convert_weights.py resnet50.pth r50.pkl
 
-IN is any file that the nets read: torchvision's, timm's, Detectron2's, MSRA's and Detectron's
-(Caffe2), VGG-16 of Caffe, ours. OUT's suffix says the kind of file; a .pkl is Detectron2's. A
-detector's file can be converted to ours and Detectron2's, whose names are the same.
-
 What the weights were trained on goes with them. Where IN does not say it, or it was only guessed
-from the names of its tensors (a net trained in Caffe may have torchvision's), trailing KEY VALUE
-pairs do, of INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and MODEL.RESNETS.STRIDE_IN_1X1:
+from the names of its tensors (a net trained in Caffe may have torchvision's), KEY VALUE pairs do:
 
     python tools/convert_weights.py bare.pth r34.safetensors INPUT.FORMAT RGB \\
         MODEL.PIXEL_MEAN "[123.675, 116.28, 103.53]" MODEL.PIXEL_STD "[58.395, 57.12, 57.375]"
+
+A CIFAR net of another project, whose option A pads half of its zeros on each side of the channels:
+
+    python tools/convert_weights.py --zeros both theirs.pth resnet20.pth
 """
 
 import argparse
@@ -23,19 +22,52 @@ from pathlib import Path
 
 from resnet_det.config import ConfigError, flatten, get_cfg
 from resnet_det.engines.conventions import CONVENTIONS, check_conventions, pixel_facts
+from resnet_det.nets.catalog import NETS, OPTION_A_NETS
 from resnet_det.nets.weight_files import WeightsError, write_file
-from resnet_det.nets.weight_formats import FORMATS, to_their_names
-from resnet_det.nets.weights import read
+from resnet_det.nets.weight_formats import FORMATS, to_their_names, zeros_to_end
+from resnet_det.nets.weight_nets import fitting_nets, is_detector, misfits
+from resnet_det.nets.weights import read, zeros_at_end, zeros_unknown
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="IN")
-    parser.add_argument("target", metavar="OUT")
-    parser.add_argument("--to", choices=FORMATS, default="own", help="names: %(default)s")
-    parser.add_argument("stated", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+    parser.add_argument(
+        "source",
+        metavar="IN",
+        help="a .pth, .pkl or .safetensors file: a classifier of torchvision, timm, MSRA, Detectron "
+        "or Caffe, or a classifier or detector of Detectron2 or of ours",
+    )
+    parser.add_argument(
+        "target",
+        metavar="OUT",
+        help="the file to write; its suffix says the kind. Detectron2's own checkpointer loads our "
+        ".pth and .pkl into any project, but cannot read .safetensors",
+    )
+    parser.add_argument(
+        "stated",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help=f"what IN was trained on: any of {', '.join(CONVENTIONS.values())}",
+    )
+    parser.add_argument(
+        "--to",
+        choices=FORMATS,
+        default="own",
+        help="the names in OUT (default: %(default)s, which are Detectron2's); torchvision and timm "
+        "take classifiers only",
+    )
+    parser.add_argument(
+        "--net",
+        help="the net in IN, such as paper_resnet34_a; by default it is known by its tensors",
+    )
+    parser.add_argument(
+        "--zeros",
+        choices=("both", "end"),
+        help="where option A of IN pads zeros: half on each side of the channels, or all behind "
+        "them, as here. Channels are reordered accordingly",
+    )
     args = parser.parse_args(argv)
     if any(word.startswith("--") for word in args.stated):
         parser.error("options go first")
@@ -63,13 +95,77 @@ def stated_facts(pairs, facts, path):
     return {fact: flatten(cfg)[key] for fact, key in said.items()}
 
 
-def convert(source, target, format="own", pairs=()):
-    """Convert a file; returns the facts that go with it.
+def check_net(state, facts, path, net=None):
+    """Names of the nets that a file may hold: more than one where only zeros tell them apart.
+
+    Args:
+        state, facts: as :func:`resnet_det.nets.weights.read` gives them.
+        net: the one that it is said to hold.
 
     Raises:
-        WeightsError, ConfigError: unreadable, or what was asked for makes no sense.
+        WeightsError: it holds none, or another; the tensors that are missing or too many are named.
+        ConfigError: there is no net of that name.
+    """
+    stored = facts.get("net", "").removesuffix("_fpn")
+    if net is None and stored not in NETS:
+        return fitting_nets(state, path)
+    if net is not None and stored in NETS and stored != net:
+        raise WeightsError(f"{path}: says that it holds {stored}, not {net}")
+    try:
+        faults = misfits(state, net or stored)
+    except ValueError as error:
+        raise ConfigError(f"--net: {error}") from error
+    if faults:
+        raise WeightsError(f"{path}: is no {net or stored}: {faults}")
+    return [net or stored]
+
+
+def move_zeros(state, facts, nets, path, zeros=None):
+    """Let option A's zeros stand behind the channels, as our nets have them.
+
+    Args:
+        nets: of :func:`check_net`.
+        zeros: where they stand in the file, "both" sides or "end", or None where it is not said.
+
+    Returns:
+        (state, facts)
+
+    Raises:
+        WeightsError: the file does not say it, or contradicts ``zeros``.
+    """
+    if not set(nets) & set(OPTION_A_NETS):
+        if zeros:
+            raise WeightsError(f"--zeros: {path} holds {nets[0]}, which has no option A")
+        return state, facts
+    ours = zeros_at_end(facts)
+    if not (zeros or ours):
+        plain = [
+            f". If its net has no shortcuts: --net {n}" for n in nets if n not in OPTION_A_NETS
+        ]
+        raise WeightsError(f"{zeros_unknown(path)}{''.join(plain)}")
+    if zeros == "both" and ours and (facts or is_detector(state)):
+        raise WeightsError(f"--zeros both: {path} is a file of ours, with the zeros at the end")
+    if zeros == "both":
+        state = zeros_to_end(state)
+    return state, facts | ({"zeros": "end"} if zeros else {})
+
+
+def convert(source, target, format="own", pairs=(), net=None, zeros=None):
+    """Convert a file; returns the facts that go with it.
+
+    Args:
+        format: of ``FORMATS``, whose names the target gets.
+        pairs: KEY, VALUE, ... that the source was trained with.
+        net, zeros: as for :func:`check_net` and :func:`move_zeros`.
+
+    Raises:
+        WeightsError, ConfigError: unreadable, no whole net, or what was asked for makes no sense.
     """
     state, facts = read(source)
+    nets = check_net(state, facts, source, net)
+    state, facts = move_zeros(state, facts, nets, source, zeros)
+    if net:
+        facts["net"] = net
     said = stated_facts(list(pairs), facts, source)
     guessed = [fact for fact in facts.pop("guessed", ()) if fact not in said]
     facts |= said | ({"guessed": guessed} if guessed else {})  # it stays a guess in OUT
@@ -88,12 +184,15 @@ def convert(source, target, format="own", pairs=()):
     if foreign:
         state = to_their_names(state, facts, format, source)
     write_file(target, state, facts, bare=foreign)
+    kind = "a detector" if is_detector(state) else "a classifier"
+    print(f"wrote {target}: {kind}, {' or '.join(nets)}")
     return facts
 
 
 def main(args):
-    facts = convert(args.source, args.target, args.to, args.stated)
-    print(f"wrote {args.target}")
+    facts = convert(args.source, args.target, args.to, args.stated, args.net, args.zeros)
+    if args.to == "own" and args.target.endswith(".safetensors"):
+        print("for our nets only: Detectron2's own checkpointer reads a .pth or .pkl")
     if args.to == "own":
         said = [f"{key} {facts[fact]!r}" for fact, key in CONVENTIONS.items() if fact in facts]
         print("to be used with", *said)

@@ -6,7 +6,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
 from ..config import ConfigError
-from ..nets.weights import SUFFIXES, WeightsError, read
+from ..nets.weights import SUFFIXES, WeightsError, check_shortcuts, read
 from ..training import Checkpointer as Files
 from ..training.checkpoint import load
 from .class_matching import check_resumed, keep_shared_classes
@@ -55,6 +55,7 @@ class Checkpointer(DetectionCheckpointer):
                 self.misfits = match.missing
                 logger.info("%s, a classifier's: %s", path, match)
                 return {}
+            check_shortcuts(self.model, self.facts, path)
         kept = {k: v.clone() for k, v in self.model.state_dict().items() if k in fresh}
         rest = super().load(path, checkpointables)
         self.model.load_state_dict(kept, strict=False)

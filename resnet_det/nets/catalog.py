@@ -19,6 +19,12 @@ NETS = {
     **{f"cifar_plain{d}": partial(cifar_resnet, d, "none") for d in CIFAR_DEPTHS},
 }
 
+# Those whose shortcuts pad channels with zeros. Their tensors are named as a plain net's.
+OPTION_A_NETS = (
+    "paper_resnet18_a",
+    "paper_resnet34_a",
+    *(f"cifar_resnet{d}" for d in (*CIFAR_DEPTHS, 1202)),
+)
 # Those whose stride has two places.
 BOTTLENECK_NETS = ("paper_resnet50", "paper_resnet101", "paper_resnet152")
 

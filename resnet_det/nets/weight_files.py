@@ -279,10 +279,17 @@ def read_file(path):
     return content, beside
 
 
+# What Detectron2's checkpointer reads beside the tensors: match them by the ends of their names, so
+# that a classifier's "res2.0..." fills "backbone.res2.0...". It takes a .pkl without an author for
+# Caffe2's.
+_DETECTRON2 = {"matching_heuristics": True, "__author__": "resnet_det"}
+
+
 def write_file(path, tensors, meta, *, bare=False):
     """Write tensors and the facts about them, in the kind of file that the suffix names.
 
-    A ``.pkl`` is Detectron2's. An interruption leaves no half of a file.
+    Detectron2's own checkpointer loads a ``.pth`` or a ``.pkl`` into any project, unless it is
+    ``bare``; it cannot read a ``.safetensors``. An interruption leaves no half of a file.
 
     Args:
         meta: dict of plain values and of tensors, which another file than a ``.pth`` holds among
@@ -299,20 +306,16 @@ def write_file(path, tensors, meta, *, bare=False):
         tensors = tensors | {f"meta.{k}": meta[k] for k in apart}
         meta = {k: v for k, v in meta.items() if k not in apart}
     tensors = {k: v.detach().contiguous() for k, v in tensors.items()}
+    content = {"model": tensors, "meta": meta}
     try:
         if path.suffix == ".pth":
-            torch.save(tensors if bare else {"model": tensors, "meta": meta}, temporary)
+            torch.save(tensors if bare else _DETECTRON2 | content, temporary)
         elif path.suffix == ".safetensors":
             held = {} if bare else {"meta": json.dumps(meta)}
             save_file(tensors, temporary, {"format": "pt", **held})
         elif path.suffix == ".pkl":
-            content = {
-                "model": {k: v.numpy() for k, v in tensors.items()},
-                "__author__": "resnet_det",
-                "matching_heuristics": True,  # Detectron2: match by the ends of the names
-                "meta": meta,
-            }
-            temporary.write_bytes(pickle.dumps(content, protocol=4))
+            content["model"] = {k: v.numpy() for k, v in tensors.items()}
+            temporary.write_bytes(pickle.dumps(_DETECTRON2 | content, protocol=4))
         else:
             raise WeightsError(f"{path}: name a .pth, .pkl or .safetensors file")
         os.replace(temporary, path)

@@ -157,6 +157,38 @@ def _zoo_facts(state):
     return {"classes": list(classes)} if classes else {}
 
 
+def zeros_to_end(state):
+    """A net whose option A pads zeros on both sides of the channels -> the same function with them
+    behind the channels, as our nets have it.
+
+    A stage of W channels after one of V starts with (W - V) / 2 zeros there. The channels of the
+    residual stream are reordered, from that stage on: those of the stage before, then the others.
+
+    Args:
+        state: dict in our names, of a net of two 3x3 convolutions per block.
+    """
+    state = dict(state)
+    order = list(range(len(state["stem.conv1.weight"])))  # of the stream: our channel -> theirs
+    blocks = {tuple(k.split(".")[:2]) for k in state if k.startswith("res")}
+    for stage, block in sorted(blocks, key=lambda b: (b[0], int(b[1]))):
+        conv1, conv2 = f"{stage}.{block}.conv1.weight", f"{stage}.{block}.conv2."
+        state[conv1] = state[conv1][:, order]
+        width = len(state[f"{conv2}weight"])
+        before = (width - len(order)) // 2
+        order = [
+            *(before + channel for channel in order),
+            *range(before),
+            *range(before + len(order), width),
+        ]
+        norm = (f"norm.{name}" for name in ("weight", "bias", "running_mean", "running_var"))
+        for key in (conv2 + name for name in ("weight", *norm)):
+            if key in state:
+                state[key] = state[key][order]
+    if "linear.weight" in state:
+        state["linear.weight"] = state["linear.weight"][:, order]
+    return state
+
+
 _FC = {"fc6.weight": (4096, 512, 7, 7), "fc7.weight": (4096, 4096, 1, 1)}  # timm: convolutions
 FORMATS = ("own", "torchvision", "timm")
 # The nets that torchvision and timm have too.

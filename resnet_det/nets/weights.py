@@ -1,27 +1,34 @@
 """Weight files into nets, by name, with every miss reported."""
 
+import logging
 import math
+import shlex
 from dataclasses import dataclass
 
 import torch
 
+from .catalog import NETS, OPTION_A_NETS
+from .resnet import PadShortcut
 from .weight_files import SUFFIXES, WeightsError, read_file
 from .weight_formats import to_our_names
+from .weight_nets import DETECTOR_PREFIXES, classifier_name, is_counter, is_detector, some
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "DETECTOR_PREFIXES",
     "SUFFIXES",
     "Match",
     "WeightsError",
+    "check_shortcuts",
     "classifier_name",
     "fit",
     "load",
     "read",
     "rename_parameters",
+    "zeros_at_end",
+    "zeros_unknown",
 ]
-
-# A detector's parameter names, stripped of these, are the classifier's.
-DETECTOR_PREFIXES = ("backbone.bottom_up.", "backbone.", "roi_heads.")
 
 # Facts that a file of ours may carry, and the types that are believed.
 _FACTS = {
@@ -34,6 +41,7 @@ _FACTS = {
     "guessed": list,
     "config": str,
     "mean_image": torch.Tensor,
+    "zeros": str,
 }
 
 
@@ -49,6 +57,8 @@ def _checked(facts, path):
             fits = all(type(x) is str for x in value)
         if fits and name == "mean_image" and name in facts:
             fits = value.dim() == 3 and len(value) == 3
+        if fits and name == "zeros" and name in facts:
+            fits = value == "end"  # a file is converted to it
         if not fits:
             raise WeightsError(f"{path}: its fact {name!r} is not what it should be, {kind}")
     return facts
@@ -95,13 +105,53 @@ class Match:
         )
 
 
-def _some(names):
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def zeros_at_end(facts):
+    """Whether a file's option A pads its zeros behind the channels, as our nets do.
+
+    That is not known of a file with the names of another project, from which facts were guessed,
+    unless its conversion said it (the fact ``zeros``). Our names are only given to our nets.
+
+    Args:
+        facts: as :func:`read` gives them.
+    """
+    return "zeros" in facts or "guessed" not in facts
 
 
-def classifier_name(key):
-    """A detector's parameter name as the classifier has it."""
-    return next((key[len(p) :] for p in DETECTOR_PREFIXES if key.startswith(p)), key)
+def zeros_unknown(path):
+    """The WeightsError for a file of option A of which :func:`zeros_at_end` is not known."""
+    command = shlex.join(["tools/convert_weights.py", "--zeros", "both", str(path), "OUT.pth"])
+    return WeightsError(
+        f"{path}: does not say where option A pads its zeros, and weights for either place fit: "
+        "half of them on each side of the channels, as common PyTorch versions of the CIFAR nets "
+        f"do (python {command}), or all behind the channels, as the nets here do (the same with "
+        "--zeros end)"
+    )
+
+
+def check_shortcuts(net, facts, path):
+    """Raise if a file's shortcuts are not the net's, which no name and no shape of a tensor tells.
+
+    Args:
+        net: module that the file is loaded into.
+        facts: as :func:`read` gives them.
+
+    Raises:
+        WeightsError: the file holds a plain net and this one has option A, or the reverse; or it
+            does not say where option A's zeros stand.
+    """
+    padded = any(isinstance(m, PadShortcut) and m.new_channels for m in net.modules())
+    held = facts.get("net", "").removesuffix("_fpn")
+    if held in NETS and (held in OPTION_A_NETS) != padded:
+        raise WeightsError(
+            f"{path}: holds {held}, and this net has {'' if padded else 'no '}shortcuts that pad "
+            "zeros: even if every tensor fits, it would compute something else"
+        )
+    if padded and not zeros_at_end(facts):
+        raise zeros_unknown(path)
+    if padded and not facts:
+        logger.warning(
+            "%s: carries no facts; its option A is taken to pad zeros behind the channels", path
+        )
 
 
 def load(net, path, **options):
@@ -126,22 +176,20 @@ def fit(net, state, facts, path, *, new=(), drop=(), fresh=(), partial=False):
         Match
 
     Raises:
-        WeightsError: a miss that was not asked for.
+        WeightsError: a miss that was not asked for, or a file of another project for a net with
+            option A that does not say where the zeros stand.
     """
     own = net.state_dict()
-    detector_file = any(key.startswith(DETECTOR_PREFIXES) for key in state)
+    detector_file = is_detector(state)
     target = {key if detector_file else classifier_name(key): key for key in own}
 
     unread = {key for key in target if target[key] in fresh}
     state = {key: value for key, value in state.items() if key not in unread}
 
-    def counter(key):  # of batches, absent in frozen norms
-        return key.endswith("num_batches_tracked")
-
     fits = {k for k in target if k in state and state[k].shape == own[target[k]].shape}
     wrong = [target[k] for k in target if k in state and k not in fits]
-    missing = [target[k] for k in target if k not in state and not counter(k)]
-    unused = [k for k in state if k not in target and not counter(k)]
+    missing = [target[k] for k in target if k not in state and not is_counter(k)]
+    unused = [k for k in state if k not in target and not is_counter(k)]
     match = Match(
         tuple(target[k] for k in fits), tuple(missing), tuple(unused), tuple(wrong), facts
     )
@@ -156,13 +204,14 @@ def fit(net, state, facts, path, *, new=(), drop=(), fresh=(), partial=False):
         if not k.startswith(tuple(new))
     ]
     if missing:
-        faults.append(f"the file lacks {_some(missing)}")
+        faults.append(f"the file lacks {some(missing)}")
     if unused:
-        faults.append(f"the net has no {_some(unused)}")
+        faults.append(f"the net has no {some(unused)}")
     if wrong:
-        faults.append(f"other shapes: {_some(wrong)}")
+        faults.append(f"other shapes: {some(wrong)}")
     if not fits or (faults and not partial):
         raise WeightsError(f"{path}: does not fit the net ({match}): {'; '.join(faults)}")
+    check_shortcuts(net, facts, path)
     for key in fits:
         if state[key].is_floating_point() and not bool(state[key].isfinite().all()):
             raise WeightsError(f"{path}: {key} holds values that are not finite")

@@ -7,6 +7,8 @@ A checkpoint is a dict of tensors and plain containers, read with ``weights_only
     rng                                  one random state per process
     window                               the values since the last line of metrics.json
     meta                                 plain facts: name of the net, pixel convention, ...
+    matching_heuristics                  True: Detectron2's own checkpointer matches a classifier's
+                                         names to the ends of a detector's
 
 Files are named as Detectron2's: ``model_0000999.pth`` after iteration 999, ``model_final.pth``,
 and the text file ``last_checkpoint`` holds the name of the newest.
@@ -54,7 +56,8 @@ class Checkpointer:
         path = self.folder / f"{name}.pth"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_atomically(path, lambda file: torch.save(state, file))
+            content = {**state, "matching_heuristics": True}
+            _write_atomically(path, lambda file: torch.save(content, file))
             if newest:
                 _write_atomically(
                     self.folder / "last_checkpoint", lambda file: file.write(path.name.encode())

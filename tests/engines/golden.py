@@ -247,13 +247,20 @@ def with_torchvision(case):
 @torch.no_grad()
 def with_detectron2(case, fast=True):
     """The same from the real Detectron2."""
-    from detectron2.structures import Boxes, Instances
-    from detectron2.utils.events import EventStorage
-
     from resnet_det.engines.detectron2_evaluation import as_tested
 
     cfg = detectron2_config(case, fast)
-    model = in_double(fill(detectron2_model(case, fast))).train()
+    model = in_double(fill(detectron2_model(case, fast)))
+    return by_detectron2(model, as_tested(model, cfg), batch(cfg.RESNET_DET.MULTI_SCALE_TEST))
+
+
+@torch.no_grad()
+def by_detectron2(model, tested=None, tests=None):
+    """The same of a detector of Detectron2; ``tested`` detects in its place, in ``tests``."""
+    from detectron2.structures import Boxes, Instances
+    from detectron2.utils.events import EventStorage
+
+    model.train()
     samples = batch()
     for sample in samples:
         sample["instances"] = Instances((HEIGHT, WIDTH))
@@ -264,8 +271,7 @@ def with_detectron2(case, fast=True):
     model.eval()
     images = model.preprocess_image(samples)
     proposals, _ = model.proposal_generator(images, model.backbone(images.tensor))
-    found = as_tested(model, cfg)(batch(cfg.RESNET_DET.MULTI_SCALE_TEST))
-    found = [r["instances"] for r in found]
+    found = [r["instances"] for r in (tested or model)(tests or batch())]
     detections = [(f.pred_boxes.tensor, f.scores, f.pred_classes) for f in found]
     return _plain(losses, [p.proposal_boxes.tensor for p in proposals], detections)
 

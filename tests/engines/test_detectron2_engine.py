@@ -331,6 +331,18 @@ def test_a_classifiers_file_fills_trunk_and_head(config, tmp_path):
     assert same(model, state, where)
 
 
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_a_plain_nets_file_is_refused_by_a_residual_net(prefixed, config, tmp_path):
+    """The names and shapes of their tensors are the same."""
+    source = detector(config, "MODEL.BACKBONE.NAME", "cifar_plain20")
+    state = (source if prefixed else build_net("cifar_plain20")).state_dict()
+    file = tmp_path / "net.pth"
+    torch.save({"model": state, "meta": {"net": "cifar_plain20"}}, file)
+    Checkpointer(source).load(str(file), checkpointables=[])
+    with pytest.raises(WeightsError, match="net.pth: holds cifar_plain20, .*something else"):
+        Checkpointer(detector(config)).load(str(file), checkpointables=[])
+
+
 def test_torchvisions_file_fills_a_pyramid(config, tmp_path):
     from torchvision.models import resnet18
 

@@ -6,10 +6,10 @@ import pytest
 import timm
 import torch
 import torchvision
-from foreign import caffe_vgg_forward, fill, msra_blobs, msra_forward, picture
+from foreign import BothSides, caffe_vgg_forward, fill, msra_blobs, msra_forward, picture
 
 from resnet_det.nets import build_net, load
-from resnet_det.nets.weight_formats import to_our_names, to_their_names
+from resnet_det.nets.weight_formats import to_our_names, to_their_names, zeros_to_end
 from resnet_det.nets.weights import WeightsError, read
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -91,6 +91,26 @@ def test_msra_equals_its_own_blobs(depth, tmp_path):
             if name in ("res3.0", "res4.0", "res5.0"):
                 block.conv1.stride, block.conv2.stride = (1, 1), (2, 2)
         assert not torch.allclose(net(x), expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name, counts, widths, stem, classes", [
+    ("cifar_resnet20", (3, 3, 3), (16, 32, 64), 3, 10),
+    ("cifar_resnet32", (5, 5, 5), (16, 32, 64), 3, 10),
+    ("paper_resnet18_a", (2, 2, 2, 2), (64, 128, 256, 512), 7, 1000),
+])  # fmt: skip
+def test_zeros_on_both_sides_become_zeros_at_the_end(name, counts, widths, stem, classes):
+    """The same logits in float64; without the permutation, others."""
+    with torch.device("meta"):
+        theirs = BothSides(counts, widths, stem, classes)
+    state = to_our_names(fill(theirs).state_dict())[0]
+    ours = empty(name).to_empty(device="cpu").double().eval()
+    theirs, x = theirs.double(), picture(32)
+    with torch.no_grad():
+        expected = theirs(x)
+        ours.load_state_dict(state)
+        assert (ours(x) - expected).abs().max() > 1e-2 * expected.abs().max()
+        ours.load_state_dict(zeros_to_end(state))
+        assert (ours(x) - expected).abs().max() < 1e-12 * expected.abs().max()
 
 
 def test_group_norm_blobs_keep_their_numbers():

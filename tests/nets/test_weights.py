@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from resnet_det.nets import build_net, load
+from resnet_det.nets.fast import speed_up
+from resnet_det.nets.resnet import PadShortcut
 from resnet_det.nets.weight_files import write_file
 from resnet_det.nets.weights import WeightsError, read
 
@@ -185,3 +188,63 @@ def test_weights_that_are_not_finite_are_refused(checkpoint):
     torch.save(net.state_dict(), path)
     with pytest.raises(WeightsError, match="res3.1.conv2.weight holds values that are not finite"):
         load(net, path)
+
+
+def test_option_a_of_another_project_must_say_where_its_zeros_stand(tmp_path, checkpoint, caplog):
+    """A file with other names than ours is refused, converted or not, unless it says "end"."""
+    net, own = checkpoint
+    foreign, path = to_their_names(net), tmp_path / "it.pth"
+    torch.save(foreign, path)
+    words = r"it.pth: .*each side .*convert_weights.py --zeros both .*it.pth OUT.pth.*--zeros end"
+    with pytest.raises(WeightsError, match=words):
+        load(build_net("cifar_resnet20"), path)
+    state, facts = read(path)
+    trunk, head = build_net("cifar_resnet20").split()
+    detector = torch.nn.ModuleDict({"backbone": trunk, "roi_heads": head})
+    write_file(path, state, facts)
+    with pytest.raises(WeightsError, match=words):
+        load(detector, path, drop=("linear.",))
+    load(build_net("cifar_plain20"), path)
+    write_file(path, state, facts | {"zeros": "end"})
+    load(build_net("cifar_resnet20"), path)
+    write_file(path, state, facts | {"zeros": "both"})
+    with pytest.raises(WeightsError, match="it.pth: its fact 'zeros'"):
+        load(build_net("cifar_resnet20"), path)
+    for content, warned in ((net.state_dict(), True), (torch.load(own), False)):
+        caplog.clear()
+        torch.save(content, path)
+        load(build_net("cifar_resnet20"), path)
+        assert ("it.pth: carries no facts" in caplog.text) is warned
+
+
+@pytest.mark.parametrize("held, net", [
+    ("cifar_resnet20", "cifar_plain20"), ("cifar_plain20", "cifar_resnet20"),
+])  # fmt: skip
+def test_a_plain_nets_weights_are_no_residual_nets(held, net, tmp_path):
+    """Their tensors have the same names and shapes."""
+    meta = {"net": held, "format": "BGR"}
+    write_file(tmp_path / "it.pth", build_net(held).state_dict(), meta)
+    load(build_net(held), tmp_path / "it.pth")
+    with pytest.raises(WeightsError, match=f"it.pth: holds {held}, .*something else"):
+        load(build_net(net), tmp_path / "it.pth")
+
+
+def test_a_shortcut_that_only_subsamples_is_no_option_a(tmp_path):
+    """As the last blocks of a fast trunk have them."""
+    net = build_net("paper_resnet50", 11, norm="FrozenBN")
+    write_file(tmp_path / "it.pth", net.state_dict(), {"net": "paper_resnet50", "format": "BGR"})
+    trunk = speed_up(net.split()[0])
+    assert any(isinstance(m, PadShortcut) for m in trunk.modules())
+    detector = torch.nn.ModuleDict({"backbone": trunk})
+    assert not load(detector, tmp_path / "it.pth", drop=("res5.", "linear.")).missing
+
+
+def to_their_names(net):
+    """The tensors of a CIFAR net of ours with the names of common PyTorch versions."""
+    names = {"stem.": "", "res2.": "layer1.", "res3.": "layer2.", "res4.": "layer3."}
+    state = {}
+    for key, value in net.state_dict().items():
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        state[re.sub(r"conv(\d)\.norm", r"bn\1", key)] = value
+    return state

@@ -4,6 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 
 def fill(module, seed=1):
@@ -28,6 +29,51 @@ def picture(size, seed=0):
     return torch.randn(
         1, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
+
+
+class _BothSidesBlock(nn.Module):
+    def __init__(self, cin, cout, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(cin, cout, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(cout)
+        self.conv2 = nn.Conv2d(cout, cout, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(cout)
+        self.stride, self.zeros = stride, (cout - cin) // 2
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        x = x[:, :, :: self.stride, :: self.stride]
+        return (y + F.pad(x, (0, 0, 0, 0, self.zeros, self.zeros))).relu()
+
+
+class BothSides(nn.Module):
+    """A residual net whose option A pads half of its zeros on each side of the channels.
+
+    As common PyTorch versions of the CIFAR nets do, with their names. ``stem``: the kernel of the
+    first convolution; 7 has a stride and a max pooling, as for ImageNet.
+    """
+
+    def __init__(self, counts, widths, stem=3, classes=10):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, widths[0], stem, stem // 3, stem // 2, bias=False)
+        self.bn1, self.stem, self.stages = nn.BatchNorm2d(widths[0]), stem, len(counts)
+        cin = widths[0]
+        for stage, (count, width) in enumerate(zip(counts, widths), 1):
+            blocks = []
+            for i in range(count):
+                stride = 2 if i == 0 and stage > 1 else 1
+                blocks.append(_BothSidesBlock(cin, width, stride))
+                cin = width
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        self.linear = nn.Linear(cin, classes)
+
+    def forward(self, x):
+        x = self.bn1(self.conv1(x)).relu()
+        if self.stem == 7:
+            x = F.max_pool2d(x, 3, 2, 1)
+        for stage in range(1, self.stages + 1):
+            x = getattr(self, f"layer{stage}")(x)
+        return self.linear(x.mean((2, 3)))
 
 
 # MSRA's and Detectron's blobs, and what they compute, written from the prototxt's description:
