@@ -60,6 +60,17 @@ def read_image(path, format="BGR", stored_upright=False):
         return _as_array(upright_rgb(image, path), format)
 
 
+def check_size(image, record):
+    """Raises ImageError where a decoded image has another size than its record says, if it does."""
+    height, width = image.shape[:2]
+    expected = (record.get("height", height), record.get("width", width))
+    if (height, width) != expected:
+        raise ImageError(
+            record["file_name"],
+            f"is {width} x {height} pixels, but its annotation says {expected[1]} x {expected[0]}",
+        )
+
+
 def upright_rgb(image, path):
     """Decode an opened PIL image to 8-bit RGB, turned upright by its EXIF orientation.
 

@@ -22,13 +22,13 @@ from detectron2.data.transforms import AugInput
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
+from .. import data
 from ..config import ConfigError
 from ..data import (
     Dataset,
     ImageError,
     Metadata,
     dataset_names,
-    load_dataset,
     load_datasets,
     proposals,
 )
@@ -39,14 +39,17 @@ from .checks import proposal_files
 logger = logging.getLogger(__name__)
 
 
+def check_names(names):
+    """Raises UnknownDataset, with the nearest names, where Detectron2's catalog lacks one."""
+    data.check_names(name for name in names if name not in DatasetCatalog)
+
+
 def load_any(cfg, names, skip_bad=False, files=()):
     """Our reading of our datasets (faults named, "difficult" known); Detectron2's of all others.
 
     With ``files`` of precomputed proposals, one a dataset, their records carry these.
     """
-    unknown = [n for n in names if n not in DatasetCatalog]
-    if unknown:
-        load_dataset(unknown[0])  # which names the nearest ones
+    check_names(names)
     if set(names) <= set(dataset_names()):
         dataset = load_datasets(names, skip_bad=skip_bad, proposal_files=files)
         for line in dataset.skipped:
@@ -172,3 +175,9 @@ def read(file_name, format):
     if format in ("BGR", "RGB"):
         return read_image(path, format)
     return convert_PIL_to_numpy(Image.fromarray(read_image(path, "RGB")), format)
+
+
+def local_records(records):
+    """The records whose images lie on this machine, under the paths that they have here."""
+    here = (record for record in records if "://" not in record["file_name"])
+    return [r | {"file_name": PathManager.get_local_path(r["file_name"])} for r in here]

@@ -35,6 +35,7 @@ from ..training import alone_in, distributed
 from ..training.loop import exit_code
 from . import appendix
 from .checks import (
+    check_images,
     check_output,
     check_testable,
     check_trainable,
@@ -43,7 +44,7 @@ from .checks import (
 )
 from .conventions import check_conventions, say_changes
 from .detector_weights import check_statistics, new_layers
-from .detectron2_data import load_any, training_records
+from .detectron2_data import check_names, load_any, local_records, training_records
 from .detectron2_evaluation import evaluate_model
 from .detectron2_trainer import Trainer
 from .detectron2_weights import trained
@@ -171,9 +172,11 @@ def check(cfg, resume=False):
     _check(cfg)
     check_trainable(cfg, resume)
     check_schedule(cfg)
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    check_names(names)
+    make_datasets(*names)
     training_records(cfg)
-    for name, files in test_files(cfg):
-        load_any(cfg, [name], files=files)
+    _check_tests(cfg)
     new_layers(build_model(cfg), cfg)
 
 
@@ -194,6 +197,7 @@ def train(cfg, resume=False):
     _check(cfg)
     check_trainable(cfg, resume)
     check_schedule(cfg)
+    check_names((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     with alone_in(cfg.OUTPUT_DIR):
         check_output(cfg, resume)
         return _train(cfg, resume)
@@ -201,6 +205,8 @@ def train(cfg, resume=False):
 
 def _train(cfg, resume):
     _setup(cfg)
+    make_datasets(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    _check_tests(cfg)
     latest = Files(cfg.OUTPUT_DIR).latest() if resume else None
     if comm.is_main_process() and not latest:
         (Path(cfg.OUTPUT_DIR) / "metrics.json").unlink(missing_ok=True)
@@ -239,8 +245,10 @@ def evaluate(cfg):
         raise ConfigError("DATASETS.TEST: name at least one dataset")
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
+    check_names(cfg.DATASETS.TEST)
     with alone_in(cfg.OUTPUT_DIR):
         _setup(cfg)
+        make_datasets(*cfg.DATASETS.TEST)
         metrics = evaluate_model(cfg, *trained(cfg))
     if comm.is_main_process():
         check_expected(cfg, metrics)
@@ -266,6 +274,12 @@ def _check(cfg):
     appendix.check(cfg)
 
 
+def _check_tests(cfg):
+    """Raise where the annotations or images of a test set are at fault, before the training."""
+    for name, files in test_files(cfg):
+        check_images(cfg, name, local_records(load_any(cfg, [name], files=files).records))
+
+
 def _setup(cfg):
     # Detectron2 adds a terminal and a file with each run; those of this process's run before go.
     setup_logger.cache_clear()
@@ -278,4 +292,3 @@ def _setup(cfg):
     theirs = logging.getLogger("detectron2").handlers
     ours.handlers[:] = [h for h in theirs if type(h) is logging.StreamHandler]
     ours.setLevel(logging.INFO)
-    make_datasets(cfg)
