@@ -75,6 +75,9 @@ def add_resnet_det_config(cfg):
     cfg.RESNET_DET.CLASSES_BY_ORDER = False
     # Leave out broken training images and annotations, with a count, instead of ending the run.
     cfg.RESNET_DET.SKIP_BAD_DATA = False
+    # Decode the test images before training and stop if one is unusable; what was decoded before is
+    # not decoded again (resnet_det/data/image_check.py). Images in tar shards are not checked.
+    cfg.RESNET_DET.CHECK_IMAGES = True
     # Zero pixels around a classifier's training image before the crop (4 on CIFAR, section 4.2).
     cfg.RESNET_DET.CROP_PADDING = 0
     # Subtract the mean image of a classifier's training set (section 4.2) instead of PIXEL_MEAN,

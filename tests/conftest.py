@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests start processes beside this one
@@ -12,6 +13,10 @@ import torch
 
 
 def pytest_configure(config):
+    if "RESNET_DET_CACHE" not in os.environ:  # nothing of a test is left in the user's own
+        cache = tempfile.TemporaryDirectory(prefix="resnet_det-cache-")
+        os.environ["RESNET_DET_CACHE"] = cache.name
+        config.add_cleanup(cache.cleanup)
     torch.set_num_threads(min(2, torch.get_num_threads()))
     # The same examples every time, whatever the machine's load.
     hypothesis.settings.register_profile(

@@ -66,6 +66,7 @@ def check(name, root=None, workers=1):
     """
     faults, known, counts = [], [], Counter()
     try:
+        data.ensure_made([name], root, workers)
         metadata, scan = scan_dataset(name, root)
         records = []
         for record, found in tqdm(scan, desc="annotations", unit=" images", disable=None):
@@ -128,7 +129,7 @@ def check_classification(name, root=None, workers=1):
             faults = [line for lines, _ in parts for line in lines]
             counts = sum((count for _, count in parts), Counter())
         else:
-            data.ensure_made([name], root)
+            data.ensure_made([name], root, workers)
             where = os.path.join(root, FOLDERS[name])
             listed = list_folder(where)
             classes = [os.path.basename(path) for path, _ in listed]

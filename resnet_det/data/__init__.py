@@ -7,10 +7,12 @@ and "id". The image_id is the file's stem for VOC and an int for COCO.
 """
 
 from .catalog import (
+    DRAWN,
     PUBLISHED,
     Dataset,
     Metadata,
     UnknownDataset,
+    check_names,
     dataset_names,
     datasets_root,
     ensure_made,
@@ -24,6 +26,7 @@ from .pixels import ImageError
 from .records import BoxMode, DatasetError
 
 __all__ = [
+    "DRAWN",
     "PUBLISHED",
     "BoxMode",
     "Dataset",
@@ -31,6 +34,7 @@ __all__ = [
     "ImageError",
     "Metadata",
     "UnknownDataset",
+    "check_names",
     "dataset_names",
     "datasets_root",
     "ensure_made",

@@ -4,7 +4,7 @@ import difflib
 import os
 from dataclasses import dataclass, field
 
-from . import coco, proposals, voc
+from . import coco, miniature, proposals, scenes, voc
 from .records import DatasetError
 
 # name -> (folder, split, year); voc_2012_test has no public annotations.
@@ -46,6 +46,7 @@ PUBLISHED = {
     "coco_2017_train": 118287,
     "coco_2017_val": 5000,
 }
+DRAWN = ("scenes", "miniature")  # the folders of the sets that programs draw
 _CIFAR10 = ("batches-py", "batches-bin", "python.tar.gz", "binary.tar.gz")  # any one will do
 
 
@@ -89,8 +90,22 @@ def datasets_root(root=None):
     return os.path.expanduser(root or os.environ.get("DETECTRON2_DATASETS") or "datasets")
 
 
+def check_names(names):
+    """Raises UnknownDataset, with the nearest names, where :func:`dataset_names` lacks one."""
+    for name in names:
+        if name not in _VOC and name not in _COCO:
+            near = difflib.get_close_matches(name, dataset_names(), n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {dataset_names()}"
+            raise UnknownDataset(f"unknown dataset {name!r}; {hint}")
+
+
+def _drawn_by(name):
+    """The module that draws a dataset, or None for one that is fetched."""
+    return {"scenes": scenes, "miniature": miniature}.get(name.partition("_")[0])
+
+
 def ensure_made(names, root=None, workers=1):
-    """Compose the sets among ``names`` that programs make, where they are absent.
+    """Draw the sets among ``names`` that programs draw, where they are absent.
 
     Args:
         workers: processes to draw with; more than one needs a guarded main module.
@@ -98,26 +113,26 @@ def ensure_made(names, root=None, workers=1):
     Raises:
         DatasetError: a set of another version of its drawing, or what it is made of is absent.
     """
-    root = datasets_root(root)
-    if any(name.startswith("scenes_") for name in names):
-        from . import scenes
-
-        scenes.ensure_scenes(root, workers)
-    if any(name.startswith("miniature_") for name in names):
-        from . import miniature
-
-        miniature.ensure(root)
+    for module in filter(None, dict.fromkeys(map(_drawn_by, names))):
+        module.ensure(datasets_root(root), workers)
 
 
-def _voc_classes(name):
-    """Class names of a dataset in VOC's format."""
-    if name.startswith("scenes_"):
-        from .scenes import CLASSES
-    elif name.startswith("miniature_"):
-        from .miniature import CLASSES
-    else:
-        return voc.CLASSES
-    return CLASSES
+def check_made(name, root=None):
+    """Raise unless a set that a program draws is there, in this version of its drawing.
+
+    Reading a set never draws it: a foreign project may have asked for its name alone.
+
+    Raises:
+        DatasetError: names the command that draws it.
+    """
+    module, kind = _drawn_by(name), name.partition("_")[0]
+    if module is None:
+        return
+    target = os.path.join(datasets_root(root), kind)
+    if not os.path.isdir(target):
+        what = f"is absent; {name} needs it: draw it by python tools/get_data.py {kind}"
+        raise DatasetError(target, what)
+    scenes.check_version(target, module.VERSION)
 
 
 def missing(name, root=None):
@@ -167,23 +182,19 @@ def shortfall(name, root=None):
 def scan_dataset(name, root=None):
     """``(metadata, scan)``: ``scan`` yields every ``(record, faults)`` of the dataset.
 
-    For loading and checking alike; see ``voc.scan`` and ``coco.read``. A set that a program makes
-    is made first where it is absent.
+    For loading and checking alike; see ``voc.scan`` and ``coco.read``.
 
     Raises:
         UnknownDataset: names the nearest ones.
-        DatasetError: the dataset as a whole cannot be read.
+        DatasetError: the dataset as a whole cannot be read, or is drawn and not there yet.
     """
     root = datasets_root(root)
-    if name not in _VOC and name not in _COCO:
-        near = difflib.get_close_matches(name, dataset_names(), n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {dataset_names()}"
-        raise UnknownDataset(f"unknown dataset {name!r}; {hint}")
-    ensure_made([name], root)
+    check_names([name])
+    check_made(name, root)
 
     if name in _VOC:
         folder, split, year = _VOC[name]
-        classes = _voc_classes(name)
+        classes = (_drawn_by(name) or voc).CLASSES
         dirname = os.path.join(root, folder)
         annotated = name != "voc_2012_test"
         metadata = Metadata(

@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from . import pixels
-from .records import DatasetError
+from .records import DatasetError, together
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +74,10 @@ def read_images(folder, skip_bad=False):
         (uint8 array (N, 3, H, W) in RGB, int64 array (N,), classes).
 
     Raises:
-        DatasetError, ImageError: names the file.
+        DatasetError, ImageError: names the file, or up to ten.
     """
     files, labels, classes = read_folder(folder)
-    images, kept, bad = [], [], 0
+    images, kept, faults = [], [], []
     for file, label in zip(files, labels):
         try:
             image = pixels.read_image(file, "RGB")
@@ -85,13 +85,14 @@ def read_images(folder, skip_bad=False):
                 size, usual = image.shape[:2], images[0].shape[:2]
                 raise DatasetError(file, f"is {size} pixels, others are {usual}")
         except DatasetError as fault:
-            if not skip_bad:
-                raise
-            bad += 1
-            logger.warning("skipped %s (%d unusable so far)", fault, bad)
+            faults.append(fault)
+            if skip_bad:
+                logger.warning("skipped %s (%d unusable so far)", fault, len(faults))
             continue
         images.append(image)
         kept.append(label)
+    if faults and not skip_bad:
+        raise together(folder, faults)
     if not images:
         raise DatasetError(folder, f"none of its {len(files)} images is usable")
     return np.stack(images).transpose(0, 3, 1, 2), np.array(kept), classes

@@ -101,13 +101,7 @@ class DetectionMapper:
     def __call__(self, record, rng):
         image = pixels.read_image(record["file_name"], self.format, stored_upright=self.train)
         height, width = image.shape[:2]
-        expected = (record.get("height", height), record.get("width", width))
-        if (height, width) != expected:
-            raise pixels.ImageError(
-                record["file_name"],
-                f"is {width} x {height} pixels, but its annotation says "
-                f"{expected[1]} x {expected[0]}",
-            )
+        pixels.check_size(image, record)
         short = draw_size(self.short_sizes, self.sampling, rng)
         new_height, new_width = pixels.resized_shape(height, width, short, self.max_size)
         mirror = self.flip == "horizontal" and rng.random() < 0.5

@@ -134,8 +134,8 @@ def write(root, trainval=1000, test=500, size=(96, 128), seed=0):
     return os.path.join(root, "miniature")
 
 
-def ensure(root):
-    """The folder of the set under ``root``, composed first where it is absent.
+def ensure(root, workers=1):
+    """The folder of the set under ``root``, composed first where it is absent, by one process.
 
     Raises:
         DatasetError: CIFAR-10 is absent, or the set is of another version of the composing.

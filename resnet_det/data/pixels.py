@@ -1,24 +1,25 @@
-"""Images from disk, resized and mirrored: pixel for pixel what Detectron2 gives its detectors."""
+"""Images from disk, resized and mirrored: pixel for pixel what Detectron2 gives its detectors.
+
+That holds for opaque images of 8 bits per channel. Of the others, Detectron2 clips grey levels of
+more bits and drops the alpha channel; :func:`upright_rgb` scales or refuses the first, and shows
+the second over white.
+"""
 
 import io
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from .records import DatasetError
 
-_EXIF_ORIENTATION = 274
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+EIGHT_BIT_MODES = ("RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX")
+ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+# Formats whose 16-bit grey levels run from 0 to 65535; a TIFF says how many bits it has. In others
+# (FITS, McIDAS) 16 bits hold measurements of any range.
+_SIXTEEN_BIT_FORMATS = ("PNG", "PPM", "JPEG2000", "IM")
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
 class ImageError(DatasetError):
@@ -46,8 +47,9 @@ def read_image(path, format="BGR", stored_upright=False):
         uint8 array (height, width, 3), contiguous and writable.
 
     Raises:
-        ImageError: missing, empty, truncated, not an image, or so large (over Pillow's
-            ``Image.MAX_IMAGE_PIXELS``) that decoding it could exhaust the memory.
+        ImageError: missing, empty, truncated, not an image, of a mode or range of values that
+            :func:`upright_rgb` refuses, or so large (over Pillow's ``Image.MAX_IMAGE_PIXELS``) that
+            decoding it could exhaust the memory.
     """
     if format not in ("BGR", "RGB"):
         raise ValueError(f"INPUT.FORMAT must be 'BGR' or 'RGB', not {format!r}")
@@ -55,10 +57,80 @@ def read_image(path, format="BGR", stored_upright=False):
         orientation = _orientation(image)
         if stored_upright and orientation != 1:
             raise ImageError(path, f"is turned by EXIF orientation {orientation}: save it upright")
-        method = _UPRIGHT.get(orientation)
-        if method is not None:
-            image = image.transpose(method)
-        return _as_array(image.convert("RGB"), format)
+        return _as_array(upright_rgb(image, path), format)
+
+
+def check_size(image, record):
+    """Raises ImageError where a decoded image has another size than its record says, if it does."""
+    height, width = image.shape[:2]
+    expected = (record.get("height", height), record.get("width", width))
+    if (height, width) != expected:
+        raise ImageError(
+            record["file_name"],
+            f"is {width} x {height} pixels, but its annotation says {expected[1]} x {expected[0]}",
+        )
+
+
+def upright_rgb(image, path):
+    """Decode an opened PIL image to 8-bit RGB, turned upright by its EXIF orientation.
+
+    | mode | becomes |
+    |---|---|
+    | RGB, L, 1, P, CMYK, YCbCr, HSV, LAB, RGBX | Pillow's conversion |
+    | LA, La, PA, RGBA, RGBa; P, L, RGB, 1 with a transparent colour | the same over white |
+    | I;16 in any byte order; I of a PGM file | divided by 257 (12-bit TIFF: by 4095 / 255) |
+    | F with values in 0..1 | times 255 |
+
+    Args:
+        path: the file's name, for errors.
+
+    Raises:
+        ImageError: another mode, or values whose range the file does not declare.
+    """
+    white, inverted = _declared_white(image), _white_is_zero(image)
+    if _orientation(image) != 1:
+        image.info.pop("exif", None)  # would be written anew, which fails where it is damaged
+        image = ImageOps.exif_transpose(image)
+    image.load()
+    mode = image.mode
+    if mode in EIGHT_BIT_MODES + ALPHA_MODES:
+        if not image.has_transparency_data:
+            return image if mode == "RGB" else image.convert("RGB")
+        image = image.convert("LA") if mode == "La" else image
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if white is None or "transparency" in image.info:
+        raise ImageError(
+            path,
+            f"pixel mode {mode} declares no range of levels here: save it as 8-bit grey or RGB",
+        )
+    levels = np.asarray(image).astype(np.float64)
+    if not ((levels >= 0) & (levels <= white)).all():
+        raise ImageError(
+            path,
+            f"pixel mode {mode} holds values from {levels.min():g} to {levels.max():g}, not from 0 to "
+            f"{white:g}: scale them to that, or save it as 8-bit grey",
+        )
+    levels *= 255 / white
+    grey = (255 - levels if inverted else levels) + 0.5
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+def _declared_white(image):
+    """The level that a PIL image with more than 8 bits per pixel declares as its largest, or None.
+
+    Must be asked before the image is turned, which makes it forget its file.
+    """
+    if image.mode == "F":
+        return 1.0
+    if image.format == "TIFF" and image.mode.startswith("I;16"):
+        return 2 ** image.tag_v2[_TIFF_BITS][0] - 1
+    return 65535 if image.format in _SIXTEEN_BIT_FORMATS else None
+
+
+def _white_is_zero(image):
+    """Does a TIFF count its grey levels from white? Pillow inverts those of 8 bits only."""
+    return image.format == "TIFF" and image.tag_v2.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
 def read_crop(path, place, size, format="BGR", *, mirror=False, scaled=True):
@@ -82,15 +154,11 @@ def read_crop(path, place, size, format="BGR", *, mirror=False, scaled=True):
         ImageError: as :func:`read_image`.
     """
     with _opened(path) as image:
-        orientation = _orientation(image)
-        width, height = image.size[::-1] if orientation >= 5 else image.size
+        width, height = _upright_size(image)
         new_height, new_width, top, left = place(height, width)
-        if scaled and orientation == 1:
+        if scaled and _orientation(image) == 1:
             image.draft("RGB", (new_width, new_height))  # nothing where it is no JPEG
-        if orientation != 1:
-            image = image.transpose(_UPRIGHT[orientation])
-        if image.mode != "RGB":
-            image = image.convert("RGB")
+        image = upright_rgb(image, path)
         x, y = image.width / new_width, image.height / new_height
         box = (left * x, top * y, (left + size) * x, (top + size) * y)
         crop = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
@@ -109,18 +177,23 @@ def image_header(path):
     """``(height, width, orientation)`` from the header alone: the size of the upright image, and
     its EXIF orientation (1: stored upright). Raises ImageError."""
     with _opened(path) as image:
-        turned = _orientation(image)
-        width, height = image.size[::-1] if turned >= 5 else image.size
-        return height, width, turned
+        width, height = _upright_size(image)
+        return height, width, _orientation(image)
 
 
 def _orientation(image):
     """EXIF orientation (1 is upright) of a PIL image; 1 where the tag is absent or unreadable."""
     try:
-        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # noqa: BLE001  (damaged EXIF raises many kinds; the pixels are good)
         return 1
-    return value if value in _UPRIGHT else 1
+    return value if value in range(1, 9) else 1
+
+
+def _upright_size(image):
+    """(width, height) of a PIL image, once it is upright; Pillow says that of a TIFF by itself."""
+    turned = _orientation(image) >= 5 and image.format != "TIFF"
+    return image.size[::-1] if turned else image.size
 
 
 @contextmanager

@@ -28,6 +28,23 @@ class DatasetError(ValueError):
         return text.encode(errors="backslashreplace").decode()  # json's half surrogates too
 
 
+SHOWN_FAULTS = 10
+
+
+def together(source, faults):
+    """One error for several: the fault itself where there is one, else a list of up to ten.
+
+    Args:
+        source: what they were found in, such as a dataset's name.
+    """
+    if len(faults) == 1:
+        return faults[0]
+    lines = [f"  {fault}" for fault in faults[:SHOWN_FAULTS]]
+    more = len(faults) - len(lines)
+    lines += [f"  and {more} more"] if more else []
+    return DatasetError(source, "\n".join([f"{len(faults)} images cannot be used:", *lines]))
+
+
 LONGEST_SIDE = 10**6  # pixels of an image
 
 

@@ -630,7 +630,7 @@ def _each(function, jobs, workers, title):
         return list(bar(pool.map(function, jobs, chunksize=16)))
 
 
-def ensure_scenes(root, workers=1):
+def ensure(root, workers=1):
     """The folder of the scenes under ``root``, drawn first (half a minute) where it is absent.
 
     More than one worker needs a main module that guards itself with ``__name__ == "__main__"``.

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from . import cifar10, shards
-from .catalog import UnknownDataset, datasets_root
+from .catalog import UnknownDataset, check_made, datasets_root
 from .image_folder import FOLDERS, read_images
 from .loader import check_share, global_batches
 
@@ -58,10 +58,7 @@ class SmallImages:
             images, labels = cifar10.read(name, root)
             classes = cifar10.CLASSES
         else:
-            if name.startswith("scenes_"):
-                from . import scenes
-
-                scenes.ensure_scenes(root)
+            check_made(name, root)
             images, labels, classes = read_images(os.path.join(root, FOLDERS[name]), skip_bad)
         if format == "BGR":
             images = images[:, ::-1]

@@ -164,6 +164,7 @@ def train(engine, cfg, resume=False):
     """
     distributed.init(device_name(cfg))
     steps = _steps(engine, cfg, resume)
+    engine.check(cfg, resume)  # of the test sets, which the steps leave out
     with alone_in(cfg.OUTPUT_DIR):
         for step in (*steps, cfg):
             check_output(step, resume)

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from ..config import ConfigError, get_cfg
+from ..data.image_check import unusable
 from ..data.loader import check_share
+from ..data.records import together
 from ..training import distributed
 from ..training.schedule import check_steps
 
@@ -60,6 +62,25 @@ def check_output(cfg, resume):
             f"OUTPUT_DIR: {cfg.OUTPUT_DIR} holds the checkpoints of an earlier run: give --resume "
             "to go on, or another OUTPUT_DIR, or remove it"
         )
+
+
+def check_images(cfg, name, records):
+    """Decode the images of a test set, shared by all processes, unless they are known to be usable.
+
+    Args:
+        name: of the set.
+        records: as :func:`resnet_det.data.image_check.unusable` takes them.
+
+    Raises:
+        DatasetError: names the images that cannot be used, up to ten.
+    """
+    if not cfg.RESNET_DET.CHECK_IMAGES:
+        return
+    mine = records[distributed.get_rank() :: distributed.get_world_size()]
+    parts = distributed.all_gather_objects(unusable(mine, cfg.DATALOADER.NUM_WORKERS))
+    faults = [fault for part in parts for fault in part]
+    if faults:
+        raise together(name, faults)
 
 
 def check_testable(cfg):

@@ -20,13 +20,13 @@ from ..evaluation.classification import count_errors, write_results
 from ..nets import NETS, build_net
 from ..nets.weights import fit, read, rename_parameters
 from ..training import alone_in, distributed, precise_bn
-from .checks import check_output, check_schedule, check_trainable
+from .checks import check_images, check_output, check_schedule, check_trainable
 from .class_matching import check_resumed, keep_shared_classes, member_order, tested_places
 from .conventions import check_conventions, commit, pixel_facts, say_changes
 from .faster_rcnn import net_name
 from .net_keys import net_options
 from .results import check_expected
-from .run import run_training, setup, start
+from .run import make_datasets, run_training, setup, start
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ KEYS = (
 SMALL_KEYS = ("RESNET_DET.CROP_PADDING",)
 LARGE_KEYS = (
     "INPUT.MIN_SIZE_", "DATALOADER.NUM_WORKERS", "TEST.AUG.ENABLED", "TEST.AUG.MIN_SIZES",
-    "TEST.AUG.FLIP", "RESNET_DET.TEST_CROPS", "RESNET_DET.COLOR_PCA",
+    "TEST.AUG.FLIP", "RESNET_DET.TEST_CROPS", "RESNET_DET.COLOR_PCA", "RESNET_DET.CHECK_IMAGES",
 )  # fmt: skip
 
 
@@ -298,6 +298,7 @@ def train(cfg, resume=False):
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ConfigError(f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN}: a classifier trains on one set")
     device, seed = setup(cfg)
+    make_datasets(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     with alone_in(cfg.OUTPUT_DIR):
         check_output(cfg, resume)
         return _train(cfg, resume, device, seed)
@@ -308,6 +309,9 @@ def _train(cfg, resume, device, seed):
     data = _read(cfg.DATASETS.TRAIN[0], cfg, device, cfg.RESNET_DET.SKIP_BAD_DATA)
     tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
     tested = _tested(tests, data.classes, cfg.DATASETS.TRAIN[0], cfg)
+    for name, test in tests.items():
+        if isinstance(test, LargeImages):
+            check_images(cfg, name, test.image_records())
     net = build(cfg, len(data.classes))
     checkpointer = training.Checkpointer(cfg.OUTPUT_DIR)
     state = checkpointer.load_latest() if resume else None
@@ -373,6 +377,7 @@ def evaluate(cfg):
     if not cfg.DATASETS.TEST or not cfg.MODEL.WEIGHTS:
         raise ConfigError("DATASETS.TEST and MODEL.WEIGHTS: both are needed to evaluate")
     device, _ = setup(cfg)
+    make_datasets(*cfg.DATASETS.TEST)
     with alone_in(cfg.OUTPUT_DIR):
         tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
         net, classes, facts = _trained(cfg, next(iter(tests.values())).classes)
@@ -407,6 +412,7 @@ def layer_responses(folder):
     if not cfg.DATASETS.TEST:
         raise ConfigError(f"{weights}: its config has no DATASETS.TEST to take the responses on")
     device = start(cfg)
+    make_datasets(cfg.DATASETS.TEST[0])
     data = _read(cfg.DATASETS.TEST[0], cfg, device)
     net, _, facts = _trained(cfg, data.classes)
     _normalise(cfg, facts.get("mean_image"), weights, data)

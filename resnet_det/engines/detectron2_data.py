@@ -1,5 +1,6 @@
 """Datasets and images as Detectron2's loaders take them, and faults in them named."""
 
+import copy
 import logging
 from itertools import chain
 
@@ -10,15 +11,24 @@ from detectron2.data import (
     MetadataCatalog,
     get_detection_dataset_dicts,
 )
-from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data.detection_utils import (
+    SizeMismatchError,
+    check_image_size,
+    convert_PIL_to_numpy,
+    transform_proposals,
+)
+from detectron2.data.detection_utils import read_image as detectron2_read
+from detectron2.data.transforms import AugInput
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 
+from .. import data
 from ..config import ConfigError
 from ..data import (
     Dataset,
     ImageError,
     Metadata,
     dataset_names,
-    load_dataset,
     load_datasets,
     proposals,
 )
@@ -30,14 +40,17 @@ from .class_matching import check_number
 logger = logging.getLogger(__name__)
 
 
+def check_names(names):
+    """Raises UnknownDataset, with the nearest names, where Detectron2's catalog lacks one."""
+    data.check_names(name for name in names if name not in DatasetCatalog)
+
+
 def load_any(names, skip_bad=False, files=()):
     """Our reading of our datasets (faults named, "difficult" known); Detectron2's of all others.
 
     With ``files`` of precomputed proposals, one a dataset, their records carry these.
     """
-    unknown = [n for n in names if n not in DatasetCatalog]
-    if unknown:
-        load_dataset(unknown[0])  # which names the nearest ones
+    check_names(names)
     if set(names) <= set(dataset_names()):
         dataset = load_datasets(names, skip_bad=skip_bad, proposal_files=files)
         for line in dataset.skipped:
@@ -110,8 +123,9 @@ def _foreign(names):
 
 
 class Mapper(DatasetMapper):
-    """Detectron2's, except that a broken image is named.
+    """Detectron2's mapper, with images read by :func:`resnet_det.data.pixels.read_image`.
 
+    A broken image is named, and grey levels of more than 8 bits are scaled, not clipped.
     In a test with RESNET_DET.MULTI_SCALE_TEST the sample also holds ``scales``, a list of images.
     """
 
@@ -121,15 +135,50 @@ class Mapper(DatasetMapper):
         self.size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
 
     def __call__(self, dataset_dict):
+        """As Detectron2's, line by line, but for the reading of the image and ``scales``."""
+        sample = copy.deepcopy(dataset_dict)
+        image = read(sample["file_name"], self.image_format)
         try:
-            sample = super().__call__(dataset_dict)
-            if self.scales:
-                image = read_image(sample["file_name"], self.image_format)
-                others = at_scales(image, self.scales, *self.size)
-                sample["scales"] = [torch.from_numpy(x.transpose(2, 0, 1).copy()) for x in others]
-            return sample
+            check_image_size(sample, image)
         except SizeMismatchError as error:
-            raise ImageError(dataset_dict["file_name"], str(error)) from error
-        except Exception:
-            read_image(dataset_dict["file_name"])  # which says what is wrong with it
-            raise
+            raise ImageError(sample["file_name"], str(error)) from error
+        if self.scales:
+            others = at_scales(image, self.scales, *self.size)
+            sample["scales"] = [torch.from_numpy(x.transpose(2, 0, 1).copy()) for x in others]
+        labels = sample.pop("sem_seg_file_name", None)
+        if labels is not None:
+            labels = detectron2_read(labels, "L").squeeze(2)
+        augmented = AugInput(image, sem_seg=labels)
+        transforms = self.augmentations(augmented)
+        sample["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())
+        if labels is not None:
+            sample["sem_seg"] = torch.from_numpy(augmented.sem_seg.astype("long"))
+        shape = augmented.image.shape[:2]
+        if self.proposal_topk is not None:
+            transform_proposals(sample, shape, transforms, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            sample.pop("annotations", None)
+        elif "annotations" in sample:
+            self._transform_annotations(sample, transforms, shape)
+        return sample
+
+
+def read(file_name, format):
+    """Read an image of a Detectron2 dataset, also one that only its PathManager finds.
+
+    Args:
+        format: any value that Detectron2 takes for INPUT.FORMAT.
+
+    Raises:
+        ImageError: as :func:`resnet_det.data.pixels.read_image`.
+    """
+    path = PathManager.get_local_path(file_name)
+    if format in ("BGR", "RGB"):
+        return read_image(path, format)
+    return convert_PIL_to_numpy(Image.fromarray(read_image(path, "RGB")), format)
+
+
+def local_records(records):
+    """The records whose images lie on this machine, under the paths that they have here."""
+    here = (record for record in records if "://" not in record["file_name"])
+    return [r | {"file_name": PathManager.get_local_path(r["file_name"])} for r in here]

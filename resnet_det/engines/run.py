@@ -1,6 +1,6 @@
 """A run: its device, processes and seed, its training, and one iteration run again.
 
-A training by Detectron2 is its trainer's; making datasets and the last are for it too.
+Both engines share `make_datasets` and `replayed`; the rest serves the embedded engine.
 """
 
 import logging
@@ -29,7 +29,7 @@ def device_name(cfg):
 
 
 def start(cfg):
-    """Join the processes, log to the terminal, and make the datasets of programs if they are asked for.
+    """Join the processes, and log to the terminal.
 
     Returns:
         torch.device, of :func:`device_name`.
@@ -44,14 +44,12 @@ def start(cfg):
         ours.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
     if device.type == "cpu" and cfg.MODEL.DEVICE != "cpu" and not again:
         logger.info("MODEL.DEVICE: %s, and there is none: using the CPU", cfg.MODEL.DEVICE)
-    make_datasets(cfg)
     return device
 
 
-def make_datasets(cfg):
-    """Compose the sets of a config that programs make, where they are absent, in one process."""
+def make_datasets(*names):
+    """Draw the sets among ``names`` that programs draw, where they are absent, in one process."""
     if distributed.is_main():
-        names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
         ensure_made(names, workers=min(os.cpu_count() or 1, 4))
     distributed.barrier()
 

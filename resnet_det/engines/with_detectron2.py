@@ -36,6 +36,7 @@ from ..training.distributed import launch
 from ..training.loop import exit_code
 from . import appendix
 from .checks import (
+    check_images,
     check_output,
     check_testable,
     check_trainable,
@@ -44,7 +45,7 @@ from .checks import (
 from .class_matching import match_test_sets
 from .conventions import check_conventions, say_changes
 from .detector_weights import check_statistics, new_layers
-from .detectron2_data import load_test_sets, training_records
+from .detectron2_data import check_names, load_test_sets, local_records, training_records
 from .detectron2_evaluation import as_tested, evaluate_model
 from .detectron2_trainer import Trainer
 from .detectron2_weights import trained
@@ -155,8 +156,13 @@ def check(cfg, resume=False):
     _check(cfg)
     check_trainable(cfg, resume)
     check_schedule(cfg)
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    check_names(names)
+    make_datasets(*names)
     _, classes = training_records(cfg)
-    match_test_sets(load_test_sets(cfg), classes, "+".join(cfg.DATASETS.TRAIN), cfg)
+    sets = load_test_sets(cfg)
+    match_test_sets(sets, classes, "+".join(cfg.DATASETS.TRAIN), cfg)
+    _check_images(cfg, sets)
     new_layers(build_model(cfg), cfg)
 
 
@@ -178,6 +184,7 @@ def train(cfg, resume=False):
     check_trainable(cfg, resume)
     check_schedule(cfg)
     _join(cfg)
+    check_names((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     with alone_in(cfg.OUTPUT_DIR):
         check_output(cfg, resume)
         return _train(cfg, resume)
@@ -185,6 +192,8 @@ def train(cfg, resume=False):
 
 def _train(cfg, resume):
     _setup(cfg)
+    make_datasets(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    _check_images(cfg, load_test_sets(cfg))
     latest = Files(cfg.OUTPUT_DIR).latest() if resume else None
     if comm.is_main_process() and not latest:
         (Path(cfg.OUTPUT_DIR) / "metrics.json").unlink(missing_ok=True)
@@ -223,9 +232,11 @@ def evaluate(cfg):
         raise ConfigError("DATASETS.TEST: name at least one dataset")
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
+    check_names(cfg.DATASETS.TEST)
     _join(cfg)
     with alone_in(cfg.OUTPUT_DIR):
         _setup(cfg)
+        make_datasets(*cfg.DATASETS.TEST)
         sets = load_test_sets(cfg)
         model, facts = trained(cfg)
         classes = facts.get("classes")
@@ -257,6 +268,12 @@ def _join(cfg):
         comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
 
 
+def _check_images(cfg, sets):
+    """Raise where images of the test sets cannot be used, before the training."""
+    for name, dataset in sets.items():
+        check_images(cfg, name, local_records(dataset.records))
+
+
 def _setup(cfg):
     # Detectron2 adds a terminal and a file with each run; those of this process's run before go.
     setup_logger.cache_clear()
@@ -269,4 +286,3 @@ def _setup(cfg):
     theirs = logging.getLogger("detectron2").handlers
     ours.handlers[:] = [h for h in theirs if type(h) is logging.StreamHandler]
     ours.setLevel(logging.INFO)
-    make_datasets(cfg)

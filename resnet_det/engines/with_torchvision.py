@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from .. import training
 from ..config import ConfigError, load_config, parse_config
-from ..data import load_dataset, load_datasets, proposals
+from ..data import check_names, load_dataset, load_datasets, proposals
 from ..data.loader import test_batches, training_batches
 from ..data.mapper import DetectionMapper, with_usable_annotations
 from ..nets.weights import fit, read
@@ -16,6 +16,7 @@ from ..training import alone_in, distributed
 from ..training.distributed import launch
 from .appendix import Improved, in_test
 from .checks import (
+    check_images,
     check_output,
     check_schedule,
     check_testable,
@@ -34,7 +35,7 @@ from .conventions import check_conventions, ensemble
 from .detector_weights import check_statistics, fit_detector, new_layers
 from .faster_rcnn import build_model
 from .results import check_expected, publish, score
-from .run import device_name, run_training, setup
+from .run import device_name, make_datasets, run_training, setup
 
 __all__ = ["check", "check_schedule", "evaluate", "launch", "load_config", "predictor", "train"]
 
@@ -145,6 +146,11 @@ def _test_sets(cfg):
     return {name: load_datasets([name], proposal_files=files) for name, files in test_files(cfg)}
 
 
+def _check_images(cfg, sets):
+    for name, dataset in sets.items():
+        check_images(cfg, name, dataset.records)
+
+
 def _log_skipped(*datasets):
     for line in (line for dataset in datasets for line in dataset.skipped):
         logger.warning("left out: %s", line)
@@ -184,7 +190,9 @@ def propose(cfg, name, path):
     SKIP_BAD_DATA leaves out has none.
     """
     _check(cfg)
+    check_names([name])
     device, _ = setup(cfg)
+    make_datasets(name)
     skip_bad = cfg.RESNET_DET.SKIP_BAD_DATA
     dataset = load_dataset(name, skip_bad=skip_bad)
     predictions = detect(_trained(cfg, device)[0], dataset, cfg, skip_bad)
@@ -219,9 +227,13 @@ def check(cfg, resume=False):
     _check(cfg)
     check_trainable(cfg, resume)
     check_schedule(cfg)
-    dataset = _training_set(cfg)
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    check_names(names)
+    make_datasets(*names)
+    dataset, sets = _training_set(cfg), _test_sets(cfg)
     _trainable_records(dataset, cfg)
-    match_test_sets(_test_sets(cfg), dataset.metadata.classes, dataset.name, cfg)
+    match_test_sets(sets, dataset.metadata.classes, dataset.name, cfg)
+    _check_images(cfg, sets)
     with torch.device("meta"):
         new_layers(build_model(cfg), cfg)
 
@@ -243,7 +255,10 @@ def train(cfg, resume=False):
     _check(cfg)
     check_trainable(cfg, resume)
     check_schedule(cfg)
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    check_names(names)
     device, seed = setup(cfg)
+    make_datasets(*names)
     with alone_in(cfg.OUTPUT_DIR):
         check_output(cfg, resume)
         return _train(cfg, resume, device, seed)
@@ -251,9 +266,10 @@ def train(cfg, resume=False):
 
 def _train(cfg, resume, device, seed):
     dataset, sets = _training_set(cfg), _test_sets(cfg)
-    _log_skipped(dataset, *sets.values())
     classes = dataset.metadata.classes
     tests = match_test_sets(sets, classes, dataset.name, cfg)
+    _check_images(cfg, sets)
+    _log_skipped(dataset, *sets.values())
     records = _trainable_records(dataset, cfg)
     logger.info("training on %d images of %s", len(records), dataset.name)
 
@@ -314,9 +330,11 @@ def evaluate(cfg):
         ConfigError, DatasetError, WeightsError, FolderInUse: as :func:`train`.
     """
     _check(cfg)
-    device, _ = setup(cfg)
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST: name at least one dataset")
+    check_names(cfg.DATASETS.TEST)
+    device, _ = setup(cfg)
+    make_datasets(*cfg.DATASETS.TEST)
     with alone_in(cfg.OUTPUT_DIR):
         sets = _test_sets(cfg)
         _log_skipped(*sets.values())

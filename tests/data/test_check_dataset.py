@@ -72,6 +72,12 @@ def rotated(folder):
     return path, "EXIF orientation 3"
 
 
+def floats_of_another_range(folder):
+    path = folder.image("000001")  # Pillow goes by the content, not by the name
+    Image.fromarray(np.full((40, 60), 200, np.float32)).save(path, "TIFF")
+    return path, "pixel mode F holds values from 200"
+
+
 def remove_annotation(folder):
     folder.xml("000001").unlink()
     return folder.xml("000001"), "missing annotation file"
@@ -108,8 +114,8 @@ def no_list(folder):
 
 
 FAULTS = [
-    truncate, remove_image, not_an_image, other_size, rotated, remove_annotation, malformed,
-    outside, inverted, unknown_class, duplicate, no_list,
+    truncate, remove_image, not_an_image, other_size, floats_of_another_range, rotated,
+    remove_annotation, malformed, outside, inverted, unknown_class, duplicate, no_list,
 ]  # fmt: skip
 
 
@@ -206,6 +212,8 @@ def test_classification_set(imagenet, check):
     assert lines[0].startswith(f"{imagenet}/n02: holds no image")
     assert lines[1].startswith(f"{imagenet}/n01/a.JPEG: ")
     assert lines[2] == f"{imagenet}: holds 2 images of 2 classes, ImageNet's 3 of 2"
+    Image.fromarray(np.zeros((6, 8), np.int32)).save(imagenet / "n01/a.JPEG", "TIFF")
+    assert f"{imagenet}/n01/a.JPEG: pixel mode I " in check(root, "imagenet_val")[1][1]
     status, lines = check(root, "imagenet_train")
     assert status == 1 and lines[0] == f"{root}/imagenet/train: no such folder of classes"
 

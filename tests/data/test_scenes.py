@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_det.data import DatasetError, load_dataset, pixels, scenes
+from resnet_det.data import DatasetError, ensure_made, load_dataset, pixels, scenes
+from resnet_det.data.small_images import SmallImages
 
 SMALL = {"trainval": 24, "test": 6, "train_crops": 16, "val_crops": 8}
 
@@ -164,7 +165,7 @@ def test_classification_folders(root):
             assert Image.open(crops[0]).size == (36, 36)
 
 
-def test_drawn_on_first_use_only(tmp_path, monkeypatch):
+def test_drawn_once_and_on_request_only(tmp_path, monkeypatch):
     few = {"trainval": 2, "test": 1, "train_crops": 1, "val_crops": 1}
     calls = []
     whole = scenes.write_scenes
@@ -174,6 +175,15 @@ def test_drawn_on_first_use_only(tmp_path, monkeypatch):
         return whole(root, **few, **options)
 
     monkeypatch.setattr(scenes, "write_scenes", write)
+    for name in ("scenes_voc_trainval", "scenes_coco_test", "miniature_voc_test"):
+        kind = name.split("_")[0]
+        with pytest.raises(DatasetError, match=rf"{kind}: is absent; .*get_data\.py {kind}$"):
+            load(name, tmp_path)
+    with pytest.raises(DatasetError, match=r"get_data\.py scenes$"):
+        SmallImages.read("scenes_classification_val", "BGR", tmp_path)
+    assert not calls and list(tmp_path.iterdir()) == []
+    for _ in range(2):
+        ensure_made(["voc_2007_test", "scenes_voc_test", "scenes_coco_train"], tmp_path)
     assert len(load("scenes_voc_trainval", tmp_path)) == 2
     assert len(load("scenes_coco_test", tmp_path)) == 1
     assert calls == [str(tmp_path)]

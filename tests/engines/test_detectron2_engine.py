@@ -13,6 +13,7 @@ import pytest
 import torch
 import torchvision
 import yaml
+from PIL import Image
 from small_configs import CLASSIFIER, DETECTOR
 
 from resnet_det import data
@@ -413,7 +414,7 @@ def test_caffes_folded_norms_count_as_filled(config):
 
 
 def test_wrong_class_count_and_names_are_refused(config):
-    with pytest.raises(ValueError, match="NUM_CLASSES: 20, but scenes_voc_trainval has 8"):
+    with pytest.raises(ValueError, match="NUM_CLASSES: 20, but scenes_voc_test has 8"):
         engine.train(config("MODEL.ROI_HEADS.NUM_CLASSES", "20"))
     with pytest.raises(data.UnknownDataset, match="scenes_voc_trainval"):
         engine.train(config("DATASETS.TRAIN", "('scenes_voc_trainvall',)"))
@@ -533,6 +534,42 @@ def test_a_broken_image_is_named_or_left_out(config, monkeypatch, tmp_path):
     found = seen_images(trainer.data_loader, 8)
     assert set(found) == {r["file_name"] for r in records[1:] if r["annotations"]}
     assert len(found) > 1
+
+
+@pytest.mark.parametrize("before_pretraining", [True, False])
+def test_unusable_test_images_are_named_before_training(
+    config, monkeypatch, tmp_path, before_pretraining
+):
+    write_scenes(str(tmp_path), trainval=4, test=3, train_crops=8, val_crops=8, size=(48, 64))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    files = [record["file_name"] for record in data.load_dataset("scenes_coco_test").records]
+    Path(files[0]).unlink()
+    Image.new("RGB", (9, 9)).save(files[2])
+    monkeypatch.setattr(Trainer, "__init__", lambda *_: pytest.fail("it was trained"))
+    cfg = config("DATASETS.TEST", "('scenes_coco_test',)")
+    with pytest.raises(data.DatasetError, match="scenes_coco_test: 2 images cannot") as caught:
+        engine.check(cfg) if before_pretraining else engine.train(cfg)
+    assert f"{files[0]}: missing image file" in str(caught.value)
+    assert f"{files[2]}: is 9 x 9 pixels" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["DATASETS.TRAIN", "DATASETS.TEST"])
+def test_an_unknown_name_is_told_before_the_scenes_are_drawn(config, monkeypatch, tmp_path, key):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "none"))
+    cfg = config(key, "('scenes_voc_tst',)")
+    for run in (engine.check, engine.train):
+        with pytest.raises(data.UnknownDataset, match="did you mean scenes_voc_test"):
+            run(cfg)
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_evaluation_makes_no_training_set(config, monkeypatch):
+    made = []
+    monkeypatch.setattr(engine, "make_datasets", lambda *names: made.extend(names))
+    monkeypatch.setattr(engine, "trained", lambda cfg: (None, {}))
+    monkeypatch.setattr(engine, "evaluate_model", lambda *_: {})
+    engine.evaluate(config("MODEL.WEIGHTS", "x", "DATASETS.TRAIN", "('miniature_voc_trainval',)"))
+    assert made == ["scenes_voc_test"]
 
 
 class Perfect(torch.nn.Module):

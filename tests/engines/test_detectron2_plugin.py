@@ -15,6 +15,7 @@ from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall as L
 from detectron2.config import get_cfg, instantiate
+from detectron2.data import DatasetCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
@@ -160,6 +161,14 @@ assert {"scenes_voc_test", "voc_2012_test", "voc_2007_test"} <= set(DatasetCatal
 """
     done = run_python(code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["scenes_voc_test", "scenes_coco_train", "miniature_voc_test"])
+def test_loading_a_name_draws_nothing(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(ValueError, match=rf"python tools/get_data\.py {name.split('_')[0]}$"):
+        DatasetCatalog.get(name)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("broken", [False, True])

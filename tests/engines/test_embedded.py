@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from resnet_det.config import ConfigError, load_config
 from resnet_det.data import scenes
-from resnet_det.engines import classifier, pick, with_torchvision
+from resnet_det.engines import classifier, pick, run, with_torchvision
 from resnet_det.engines.detector_weights import fit_detector, new_layers
 from resnet_det.engines.faster_rcnn import build_model
 from resnet_det.nets import build_net
@@ -454,6 +455,83 @@ def test_an_earlier_runs_folder_is_known_before_pretraining(folder):
     with pytest.raises(ConfigError, match="checkpoints of an earlier run"):
         classifier.ensure_weights(cfg, lambda: with_torchvision.check(cfg))
     with_torchvision.check(cfg, resume=True)
+
+
+@pytest.fixture
+def own_scenes(folder, few_scenes, monkeypatch):
+    """Scenes of this test's own, to spoil."""
+    shutil.copytree(few_scenes, folder / "data")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(folder / "data"))
+    return folder / "data/scenes/voc"
+
+
+@pytest.mark.parametrize("name", ["train_net", "train_alternating"])
+def test_unusable_test_images_are_named_before_training(own_scenes, monkeypatch, name):
+    Path("detector.yaml").write_text(DETECTOR.replace("FREEZE_AT: 2", "FREEZE_AT: 0"))
+    bad = [f"{own_scenes}/JPEGImages/{i}.jpg" for i in listed(own_scenes, "test")[:2]]
+    for file in bad:
+        Path(file).write_text("no picture")
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    module = importlib.import_module(name)
+    overrides = ["MODEL.WEIGHTS", "", "RESNET_DET.PRETRAIN", "", "MODEL.RESNETS.NORM", "BN",
+                 "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ()]  # fmt: skip
+    args = module.train_net.parse if name == "train_alternating" else module.parse
+    args = args(["--engine", "torchvision", "--config-file", "detector.yaml"])
+    with pytest.raises(ValueError, match="scenes_voc_test: 2 images cannot be used") as caught:
+        module.main(args, load_config("detector.yaml", overrides))
+    assert all(f"{file}: not an image" in str(caught.value) for file in bad)
+    assert not list(Path("output").rglob("metrics.json"))
+    assert not list(Path("output").rglob("*.pth"))
+
+
+def listed(voc, split):
+    return (voc / f"ImageSets/Main/{split}.txt").read_text().split()
+
+
+def test_check_images_can_be_switched_off(own_scenes):
+    Path(f"{own_scenes}/JPEGImages/{listed(own_scenes, 'test')[0]}.jpg").write_text("no picture")
+    overrides = ["MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.RESNETS.NORM", "BN",
+                 "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", (), "RESNET_DET.CHECK_IMAGES", False]  # fmt: skip
+    with pytest.raises(ValueError, match="not an image"):  # after training
+        with_torchvision.train(load_config("detector.yaml", overrides))
+    assert len(lines("output/detector/metrics.json")) == 1
+
+
+def test_unusable_small_images_are_all_named(own_scenes):
+    crops = sorted(own_scenes.parent.glob("classification/val/*/*.jpg"))
+    for file in crops[:2]:
+        file.write_text("no picture")
+    with pytest.raises(ValueError, match="2 images cannot be used") as caught:
+        classifier.train(load_config("classifier.yaml"))
+    assert all(str(file) in str(caught.value) for file in crops[:2])
+    assert not Path("output/classifier/metrics.json").exists()
+
+
+@pytest.mark.parametrize("key", ["DATASETS.TRAIN", "DATASETS.TEST"])
+def test_an_unknown_name_is_told_before_the_scenes_are_drawn(folder, monkeypatch, key):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(folder / "none"))
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    train_net = importlib.import_module("train_net")
+    args = train_net.parse(["--engine", "torchvision", "--config-file", "detector.yaml"])
+    for pretrain in ("classifier.yaml", ""):
+        overrides = [key, ("scenes_voc_tst",), "RESNET_DET.PRETRAIN", pretrain]
+        with pytest.raises(ValueError, match="'scenes_voc_tst'; did you mean scenes_voc_test"):
+            train_net.main(args, load_config("detector.yaml", overrides))
+    with pytest.raises(ValueError, match="did you mean scenes_classification_val"):
+        classifier.train(load_config("classifier.yaml", [key, ("scenes_classification_vall",)]))
+    assert not (folder / "none").exists()
+
+
+def test_an_evaluation_makes_and_reads_no_training_set(pretrained, monkeypatch):
+    made = []
+    monkeypatch.setattr(run, "ensure_made", lambda names, workers: made.append(names))
+    cfg = load_config("detector.yaml", ["SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ()])
+    with_torchvision.train(cfg)
+    assert made == [("scenes_voc_trainval", "scenes_voc_test", "scenes_coco_test")]
+    overrides = ["MODEL.WEIGHTS", "output/detector/model_final.pth", "OUTPUT_DIR", "output/eval",
+                 "DATASETS.TRAIN", ("miniature_voc_trainval",)]  # fmt: skip
+    assert with_torchvision.evaluate(load_config("detector.yaml", overrides))
+    assert made[1:] == [("scenes_voc_test", "scenes_coco_test")]
 
 
 def test_expected_results_are_checked(pretrained):

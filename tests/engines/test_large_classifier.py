@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -228,6 +229,23 @@ def test_every_way_of_testing_is_what_it_is_by_hand(overrides, see, members, mon
 def test_mistakes_are_named(overrides, words):
     with pytest.raises(ValueError, match=words):
         classifier.train(load_config("c.yaml", ["OUTPUT_DIR", "output/m", *overrides]))
+
+
+def test_unusable_test_images_are_named_before_training(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder / "imagenet", tmp_path / "imagenet")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    files = sorted(tmp_path.glob("imagenet/val/*/*.JPEG"))[:11]
+    for file in files[:2]:
+        file.write_text("no picture")
+    keys = ["SOLVER.MAX_ITER", 1, "TEST.PRECISE_BN.ENABLED", False, "OUTPUT_DIR"]
+    with pytest.raises(ValueError, match="imagenet_val: 2 images cannot be used") as caught:
+        classifier.train(load_config("c.yaml", [*keys, str(tmp_path / "a")]))
+    assert all(f"{file}: not an image" in str(caught.value) for file in files[:2])
+    assert not (tmp_path / "a/metrics.json").exists()
+    keys = ["RESNET_DET.CHECK_IMAGES", False, *keys]
+    with pytest.raises(ValueError, match="not an image"):  # after the training
+        classifier.train(load_config("c.yaml", [*keys, str(tmp_path / "b")]))
+    assert (tmp_path / "b/metrics.json").exists()
 
 
 def turned(path, order, names=None):

@@ -58,10 +58,12 @@ def images():
         yield f"{kind} called jpg", encoded(rgb, kind), OK
     for mode, kind in (
         ("CMYK", "JPEG"), ("L", "JPEG"), ("L", "PNG"), ("1", "PNG"), ("P", "PNG"), ("LA", "PNG"),
-        ("RGBA", "PNG"), ("YCbCr", "JPEG"), ("I;16", "PNG"), ("I", "TIFF"), ("F", "TIFF"),
+        ("RGBA", "PNG"), ("YCbCr", "JPEG"), ("I;16", "PNG"),
     ):  # fmt: skip
         image = picture("L").convert("I").convert(mode) if mode == "I;16" else picture(mode)
         yield f"{mode} {kind}", encoded(image, kind), OK
+    for mode, what in (("I", "declares no range"), ("F", "values from")):
+        yield f"{mode} TIFF of levels to 255", encoded(picture(mode), "TIFF"), what
     frames = [picture(seed=seed) for seed in range(3)]
     for kind in ("GIF", "PNG", "WEBP"):
         animated = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
