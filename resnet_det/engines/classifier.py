@@ -6,6 +6,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -104,9 +105,11 @@ def _check(cfg):
         )
     if cfg.MODEL.RESNETS.NORM == "FrozenBN":
         raise ConfigError("MODEL.RESNETS.NORM: FrozenBN learns no statistics; use BN to pretrain")
-    has_bn = cfg.MODEL.RESNETS.NORM != "GN" and cfg.MODEL.BACKBONE.NAME != "paper_vgg16"
-    if cfg.TEST.PRECISE_BN.ENABLED and not has_bn:
-        raise ConfigError("TEST.PRECISE_BN.ENABLED: this net has no batch normalisation")
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        with torch.device("meta"):
+            net = build(cfg)
+        if not net.has_batch_norm:
+            raise ConfigError("TEST.PRECISE_BN.ENABLED: this net has no batch normalisation")
 
 
 def _read(name, cfg, device, skip_bad=False):
