@@ -19,7 +19,8 @@ class NetSpec:
     """One net of the catalog. What a net shows by itself, such as its strides, is asked of it.
 
     Attributes:
-        build: builds the net. The options that the net has are its keyword parameters.
+        build: builds the net. Of :func:`build_net`'s options it gets those that are its keyword
+            parameters, or all if it takes ``**options``.
         image_size: side of the training images in pixels: 224 for ImageNet, 32 for CIFAR-10.
         paper_gflops: multiply-adds for one image in 10^9, as the paper prints them; "" where the
             paper gives none. (Its errors are in the tables of :mod:`resnet_det.engines.paper`.)
@@ -100,10 +101,12 @@ def build_net(
     }
     if num_classes is not None:
         options["num_classes"] = num_classes
-    supported = inspect.signature(build).parameters
-    if res5_dilation != 1 and "res5_dilation" not in supported:
+    parameters = inspect.signature(build).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return build(**options)  # it passes them on, and whoever takes them refuses what is unknown
+    if res5_dilation != 1 and "res5_dilation" not in parameters:
         raise ValueError(f"res5_dilation {res5_dilation}: {name} has no conv5_x to dilate")
-    return build(**{k: v for k, v in options.items() if k in supported})
+    return build(**{k: v for k, v in options.items() if k in parameters})
 
 
 def meta_net(name: str, num_classes: int | None = None, **options: Any) -> Classifier:
