@@ -54,7 +54,8 @@ def test_vgg_equals_torchvision_timm_and_caffe(depth):
     ours = empty(f"paper_{name}").eval()
     ours.load_state_dict(to_our_names(state)[0], assign=True)
     own = ours.state_dict()
-    assert list(to_their_names(own, to_our_names(state)[1], "torchvision", "it")) == list(state)
+    back = to_their_names(own, to_our_names(state)[1], "torchvision", "it")
+    assert list(back) == list(state) and all(back[k].equal(state[k]) for k in state)
     timm_state = to_their_names(own, to_our_names(state)[1], "timm", "it")
     timms.load_state_dict(timm_state, assign=True)
     caffe = {k.replace(".", "_"): v for k, v in own.items()}
