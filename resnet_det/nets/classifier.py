@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .layers import freeze
+from .layers import FrozenBatchNorm2d, freeze
 
 
 class Stages(nn.Module):
@@ -84,9 +84,20 @@ class Classifier(nn.Module):
         self.linear = nn.Linear(channels[self.stage_names[-1]], num_classes)
 
     @property
+    def has_norm(self) -> bool:
+        """Whether the net has normalisation layers of any kind. VGG has none."""
+        kinds = (_BatchNorm, FrozenBatchNorm2d, nn.GroupNorm)
+        return any(isinstance(m, kinds) for m in self.modules())
+
+    @property
     def has_batch_norm(self) -> bool:
         """Whether the net has batch norms that learn statistics (frozen ones do not)."""
         return any(isinstance(m, _BatchNorm) for m in self.modules())
+
+    @property
+    def has_padded_shortcuts(self) -> bool:
+        """Whether shortcuts pad new channels with zeros (option A). No tensor's name shows this."""
+        return any(getattr(m, "new_channels", 0) for m in self.modules())
 
     @property
     def has_stride_choice(self) -> bool:

@@ -116,7 +116,10 @@ def test_a_net_says_what_it_is(name):
     net = meta_net(name).eval()
     assert net.has_batch_norm == any(k.endswith("running_var") for k in net.state_dict())
     assert not meta_net(name, norm="FrozenBN").has_batch_norm
-    assert not meta_net("paper_resnet18", norm="GN").has_batch_norm
+    for norm in ("BN", "FrozenBN"):
+        assert meta_net(name, norm=norm).has_norm == (not name.startswith("paper_vgg"))
+    group = meta_net("paper_resnet18", norm="GN")
+    assert group.has_norm and not group.has_batch_norm
     larger = torch.empty(1, net.channels[net.trunk_names[-1]], *[net.pooled + 2] * 2, device="meta")
     if net.has_fully_connected_head:
         with pytest.raises(RuntimeError, match="dim"):
@@ -164,6 +167,7 @@ def test_place_of_projections(depth, option, where):
     shortcuts = {n: m.shortcut for n, m in net.named_modules() if isinstance(m, Block)}
     assert [n for n, s in shortcuts.items() if isinstance(s, Conv2d)] == where
     padded = [n for n, s in shortcuts.items() if isinstance(s, PadShortcut)]
+    assert net.has_padded_shortcuts == (option == "A")
     assert padded == (["res3.0", "res4.0", "res5.0"] if option == "A" else [])
     assert all((s is None) == (option == "none") for s in shortcuts.values())
     for name in where:
