@@ -132,12 +132,12 @@ def msra_forward(blobs, depths, x):
 
 
 def caffe_vgg_forward(blob, x):
-    """The logits of Caffe's VGG-16, conv1_1_w ... fc8_b, for a picture of 224."""
-    for stage, count in enumerate((2, 2, 3, 3, 3), 1):
-        for i in range(1, count + 1):
-            x = F.conv2d(
-                x, blob[f"conv{stage}_{i}_w"], blob[f"conv{stage}_{i}_b"], padding=1
-            ).relu()
+    """The logits of Caffe's VGG, conv1_1_w ... fc8_b, for a picture of 224."""
+    for stage in range(1, 6):
+        for i in range(1, 5):
+            name = f"conv{stage}_{i}"
+            if f"{name}_w" in blob:
+                x = F.conv2d(x, blob[f"{name}_w"], blob[f"{name}_b"], padding=1).relu()
         x = F.max_pool2d(x, 2)
     x = x.reshape(len(x), -1)  # channels, rows, columns
     for name in ("fc6", "fc7"):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from resnet_det.config import ConfigError, flatten, get_cfg
 from resnet_det.engines.conventions import CONVENTIONS, check_conventions, pixel_facts
-from resnet_det.nets.catalog import NETS, OPTION_A_NETS
+from resnet_det.nets import NETS, meta_net
 from resnet_det.nets.weight_files import WeightsError, write_file
 from resnet_det.nets.weight_formats import FORMATS, to_their_names, zeros_to_end
 from resnet_det.nets.weight_nets import fitting_nets, is_detector, misfits
@@ -133,16 +133,15 @@ def move_zeros(state, facts, nets, path, zeros=None):
     Raises:
         WeightsError: the file does not say it, or contradicts ``zeros``.
     """
-    if not set(nets) & set(OPTION_A_NETS):
+    plain = [n for n in nets if not meta_net(n).has_padded_shortcuts]
+    if len(plain) == len(nets):
         if zeros:
             raise WeightsError(f"--zeros: {path} holds {nets[0]}, which has no option A")
         return state, facts
     ours = zeros_at_end(facts)
     if not (zeros or ours):
-        plain = [
-            f". If its net has no shortcuts: --net {n}" for n in nets if n not in OPTION_A_NETS
-        ]
-        raise WeightsError(f"{zeros_unknown(path)}{''.join(plain)}")
+        others = "".join(f". If its net has no shortcuts: --net {n}" for n in plain)
+        raise WeightsError(f"{zeros_unknown(path)}{others}")
     if zeros == "both" and ours and (facts or is_detector(state)):
         raise WeightsError(f"--zeros both: {path} is a file of ours, with the zeros at the end")
     if zeros == "both":

@@ -3,118 +3,141 @@
 
     python tools/model_table.py [NET ...] > table.md
 
-Everything is counted by running the nets on one image (224 pixels, CIFAR's 32) without memory or
-numbers; only the paper's figures are typed in. Counted are the convolutions and linear layers:
-their multiply-adds without biases; no batch norm, ReLU, pooling or addition. Parameters are all
-that is learned, batch norm's weight and bias too. Layers are those with weights on the main path,
-without projections.
+Everything is counted by running each net on one image of its training size on the meta device,
+which computes shapes only. The paper's figures come from the catalog. Multiply-adds are those of
+convolutions and linear layers, without biases; batch norms, ReLUs, poolings and additions do not
+count. Parameters are all that training updates, so they include the weight and bias of batch
+norms. Layers are those with weights on the main path, without the projections of shortcuts.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resnet_det.evaluation.tables import markdown_table
-from resnet_det.nets import NETS, build_net
+from resnet_det.nets import NETS, meta_net
 
-# Multiply-adds in 10^9: Table 1, and section 3.3's and 4.1's words on VGG-16 and the plain net.
-PAPER_GIGA = {
-    "18": "1.8", "34": "3.6", "50": "3.8", "101": "7.6", "152": "11.3", "vgg16": "15.3",
-}  # fmt: skip
-# Parameters in 10^6: Table 6.
-PAPER_MEGA = {
-    "20": "0.27", "32": "0.46", "44": "0.66", "56": "0.85", "110": "1.7", "1202": "19.4",
-}  # fmt: skip
 HEADER = (
     "net", "layers", "output sizes", "parameters", "multiply-adds, stride in 1x1",
-    "multiply-adds, stride in 3x3", "paper", "ours beside it",
+    "multiply-adds, stride in 3x3", "paper", "our count against the paper's",
 )  # fmt: skip
 
 
-@torch.no_grad()
-def measure(name, **options):
-    """What one net counts.
+@dataclass
+class Counts:
+    """What :func:`measure` counts of one net.
 
-    Returns:
-        dict: ``layers``, ``sizes`` (dict stage -> side), ``parameters``, ``convolutions`` and
-        ``linear`` (their multiply-adds), ``bottleneck``.
+    Attributes:
+        layers: convolutions and linear layers on the main path.
+        sizes: side of each stage's output in cells, by the stage's name.
+        parameters: number of parameters.
+        convolutions, linear: multiply-adds in the convolutions and in the linear layers.
+        has_stride_choice: whether ``stride_in_1x1`` changes the net.
     """
-    with torch.device("meta"):
-        net = build_net(name, **options).eval()
-        image = torch.empty(1, 3, *[32 if name.startswith("cifar") else 224] * 2)
-    found = {"layers": 0, "sizes": {}, "convolutions": 0, "linear": 0, "bottleneck": False}
 
-    def count(module, output):
-        kind = "convolutions" if isinstance(module, nn.Conv2d) else "linear"
-        found[kind] += output.numel() * module.weight[0].numel()
+    parameters: int
+    has_stride_choice: bool
+    layers: int = 0
+    convolutions: int = 0
+    linear: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def multiply_adds(self) -> int:
+        return self.convolutions + self.linear
+
+
+@torch.no_grad()
+def measure(name: str, **options: Any) -> Counts:
+    """Count one net.
+
+    Args:
+        name: of the net, in ``NETS``.
+        options: as for :func:`resnet_det.build_net`.
+
+    Raises:
+        ValueError: as ``build_net``.
+    """
+    net = meta_net(name, **options).eval()
+    counts = Counts(sum(p.numel() for p in net.parameters()), net.has_stride_choice)
+
+    def count(module: nn.Module, _: Any, output: Tensor) -> None:
+        assert isinstance(module.weight, Tensor)
+        multiply_adds = output.numel() * module.weight[0].numel()
+        if isinstance(module, nn.Conv2d):
+            counts.convolutions += multiply_adds
+        else:
+            counts.linear += multiply_adds
+
+    side = NETS[name].image_size
+    image = torch.empty(1, 3, side, side, device="meta")
+    counts.sizes = {stage: x.shape[-1] for stage, x in net.features(image).items()}
     for path, module in net.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(lambda m, _, output: count(m, output))
-            found["layers"] += not path.endswith("shortcut")
-        if path in net.strides:
-            module.register_forward_hook(
-                lambda _, __, output, path=path: found["sizes"].update({path: output.shape[-1]})
-            )
-        found["bottleneck"] |= getattr(module, "bottleneck", False)
+            module.register_forward_hook(count)
+            counts.layers += not path.endswith("shortcut")
     net(image)
-    found["parameters"] = sum(p.numel() for p in net.parameters())
-    return found
+    return counts
 
 
-def beside(paper, count, unit):
-    """How the paper's figure comes from the count: ``"rounded"``, ``"cut off"``, or neither."""
+def compare(paper: str, count: int, unit: int) -> str | None:
+    """How the figure ``paper`` follows from a count: "rounded", "truncated", or None if it does not.
+
+    Args:
+        paper: the figure as printed, such as "3.8".
+        count: our count, in ones.
+        unit: of the figure, such as 10^9.
+    """
     digits = len(paper.partition(".")[2])
     if f"{count / unit:.{digits}f}" == paper:
         return "rounded"
     step = unit // 10**digits
-    return "cut off" if round(float(paper) * 10**digits) == count // step else None
+    return "truncated" if round(float(paper) * 10**digits) == count // step else None
 
 
-def row(name):
+def compare_gflops(paper: str, in_1x1: Counts, in_3x3: Counts) -> str:
+    """How the multiply-adds that the paper gives follow from the counts of both strides."""
+    remark = compare(paper, in_1x1.multiply_adds, 10**9)
+    if remark is None and compare(paper, in_1x1.convolutions, 10**9):
+        remark = f"without linear layers {in_1x1.convolutions:,}, rounded"
+    remark = remark or "differs"
+    if in_1x1.has_stride_choice:
+        either = compare(paper, in_3x3.multiply_adds, 10**9)
+        remark += "; either stride" if either else "; only with the stride in the 1x1"
+    return remark
+
+
+def row(name: str) -> tuple[str, ...]:
     """The cells of a net, in the order of ``HEADER``."""
-    first, other = measure(name), measure(name, stride_in_1x1=False)
-    total = first["convolutions"] + first["linear"]
-    # Of option C's thirteen further projections Table 1 says nothing.
-    depth = (
-        ""
-        if name.endswith("_c")
-        else name.split("_")[1].removeprefix("plain").removeprefix("resnet")
-    )
+    in_1x1 = in_3x3 = measure(name)
+    if in_1x1.has_stride_choice:
+        in_3x3 = measure(name, stride_in_1x1=False)
+    spec = NETS[name]
     paper, remark = "", ""
-    if name.startswith("cifar"):
-        figure, count, unit, what = (
-            PAPER_MEGA.get(depth),
-            first["parameters"],
-            10**6,
-            "M parameters",
-        )
-    else:
-        figure, count, unit, what = PAPER_GIGA.get(depth), total, 10**9, "G"
-    if figure:
-        paper, remark = f"{figure} {what}", beside(figure, count, unit)
-        if remark is None and beside(figure, first["convolutions"], unit):
-            remark = f"without linear layers {first['convolutions']:,}, rounded"
-        remark = remark or "differs"
-        if first["bottleneck"] and beside(figure, other["convolutions"] + other["linear"], unit):
-            remark += "; either stride"
-        elif first["bottleneck"]:
-            remark += "; only with the stride in the 1x1"
+    if spec.paper_gflops:
+        paper = f"{spec.paper_gflops} G"
+        remark = compare_gflops(spec.paper_gflops, in_1x1, in_3x3)
+    elif spec.paper_mparams:
+        paper = f"{spec.paper_mparams} M parameters"
+        remark = compare(spec.paper_mparams, in_1x1.parameters, 10**6) or "differs"
     return (
         name,
-        str(first["layers"]),
-        " ".join(f"{stage} {side}" for stage, side in first["sizes"].items()),
-        f"{first['parameters']:,}",
-        f"{total:,}",
-        f"{other['convolutions'] + other['linear']:,}" if first["bottleneck"] else "–",
+        str(in_1x1.layers),
+        " ".join(f"{stage} {side}" for stage, side in in_1x1.sizes.items()),
+        f"{in_1x1.parameters:,}",
+        f"{in_1x1.multiply_adds:,}",
+        f"{in_3x3.multiply_adds:,}" if in_1x1.has_stride_choice else "–",
         paper,
         remark,
     )
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -126,5 +149,5 @@ def main(argv=None):
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:  # an unknown net, and the message says which are near
+    except ValueError as error:  # the net is unknown; the message names its neighbours
         sys.exit(f"error: {error}")

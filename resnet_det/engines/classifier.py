@@ -17,7 +17,7 @@ from ..data.large_images import LargeImages
 from ..data.small_images import SmallImages
 from ..evaluation import responses
 from ..evaluation.classification import count_errors, write_results
-from ..nets import NETS, build_net
+from ..nets import NETS, build_net, meta_net
 from ..nets.weights import fit, read, rename_parameters
 from ..training import alone_in, distributed, precise_bn
 from .checks import check_images, check_output, check_schedule, check_trainable
@@ -105,10 +105,10 @@ def _check(cfg):
             "INPUT.CROP: a classifier takes square crops of a size in pixels: "
             "ENABLED: True, TYPE: absolute, SIZE: [32, 32]"
         )
-    norm = "" if cfg.MODEL.BACKBONE.NAME == "paper_vgg16" else cfg.MODEL.RESNETS.NORM
-    if norm == "FrozenBN":
+    name = cfg.MODEL.BACKBONE.NAME
+    if cfg.MODEL.RESNETS.NORM == "FrozenBN" and meta_net(name).has_norm:
         raise ConfigError("MODEL.RESNETS.NORM: FrozenBN learns no statistics; use BN to pretrain")
-    if cfg.TEST.PRECISE_BN.ENABLED and norm in ("", "GN"):
+    if cfg.TEST.PRECISE_BN.ENABLED and not meta_net(name, **net_options(cfg, name)).has_batch_norm:
         raise ConfigError("TEST.PRECISE_BN.ENABLED: this net has no batch normalisation")
 
 

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from ..config import ConfigError, embedded_part, parse_text
-from ..nets.catalog import BOTTLENECK_NETS, NETS
+from ..nets import NETS, meta_net
 from ..nets.weight_formats import same_mean
 from ..nets.weights import read
 from ..training import distributed
@@ -102,7 +102,8 @@ def check_conventions(facts, cfg, path, trained="was trained"):
             f"tools/convert_weights.py {shlex.join([str(path), 'OUT.pth', *words])}"
         )
     net = cfg.MODEL.BACKBONE.NAME.removesuffix("_fpn")
-    strideless = net in NETS and net not in BOTTLENECK_NETS  # Detectron2's own nets may have them
+    # Detectron2's own nets are not in NETS and may have the choice.
+    strideless = net in NETS and not meta_net(net).has_stride_choice
     unsaid = [
         f"{key} {ours[fact]}"
         for fact, key in CONVENTIONS.items()

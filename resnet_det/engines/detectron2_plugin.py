@@ -39,7 +39,7 @@ from detectron2.structures import Boxes, Instances
 
 from ..config import ConfigError
 from ..data import dataset_names, load_dataset
-from ..nets import NETS, Stages, build_net
+from ..nets import NETS, Stages, build_net, meta_net
 from ..nets.fast import channels_last_on_gpu, speed_up, take_stride
 from ..nets.roi_align import pool_exactly, strided_roi_align
 from . import appendix
@@ -98,8 +98,8 @@ def _check_stock_heads(cfg, name):
         "Res5ROIHeads",
     ):
         return
+    _, head = meta_net(name, **net_options(cfg, name)).split()
     with torch.device("meta"):
-        _, head = build_net(name, **net_options(cfg, name)).split()
         theirs, _ = Res5ROIHeads._build_res5_block(cfg)
     ours = {k: v.shape for k, v in head.state_dict().items()}
     if ours != {f"res5.{k}": v.shape for k, v in theirs.state_dict().items()}:
@@ -203,7 +203,7 @@ class StridedROIAlign(ExactPool):
 
 @ROI_HEADS_REGISTRY.register()
 class PaperROIHeads(Res5ROIHeads):
-    """Fast R-CNN on a net's own head: conv5_x, a CIFAR net's last stage, or VGG-16's fc6 and fc7.
+    """Fast R-CNN on a net's own head: conv5_x, a CIFAR net's last stage, or VGG's fc6 and fc7.
 
     It is Detectron2's ``Res5ROIHeads`` (masks included) with another body. The parameters carry
     the stages' own names: ``roi_heads.res5.0.conv1.weight``, ``roi_heads.fc6.weight``.
@@ -239,15 +239,14 @@ class PaperROIHeads(Res5ROIHeads):
     def from_config(cls, cfg, input_shape):
         name = cls._net_name(cfg)
         check_head(cfg, name)
-        with torch.device("meta"):
-            net = build_net(name, **net_options(cfg, name))
+        net = meta_net(name, **net_options(cfg, name))
         cut, features = net.trunk_names[-1], list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
         if features != [cut] or cut not in input_shape:
             raise ConfigError(
                 f"MODEL.ROI_HEADS.IN_FEATURES: {features}, of the backbone's {list(input_shape)}: "
                 f"the head of {name} takes [{cut!r}]"
             )
-        if net.head_names[0] == "fc6":
+        if net.has_fully_connected_head:
             resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
             if resolution != net.pooled:
                 raise ConfigError(

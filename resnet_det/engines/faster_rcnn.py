@@ -360,7 +360,7 @@ def build_model(cfg):
                 f"MODEL.RESNETS.OUT_FEATURES: {list(resnets.OUT_FEATURES)}: the head of {name} "
                 f"runs {head.names[0]} per region, so the trunk ends at {net.trunk_names[-1]}"
             )
-        if name == "paper_vgg16" and box.POOLER_RESOLUTION != net.pooled:
+        if net.has_fully_connected_head and box.POOLER_RESOLUTION != net.pooled:
             raise ConfigError(
                 f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION: {box.POOLER_RESOLUTION}: "
                 f"fc6 of {name} takes {net.pooled}"

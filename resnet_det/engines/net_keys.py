@@ -6,10 +6,9 @@ our nets has (groups, deformable convolutions, DeepLab's stem) must be off. A te
 lists with what Detectron2's own builders read.
 """
 
-import re
-
 from ..config import ConfigError
-from ..nets.catalog import BOTTLENECK_NETS, check_name
+from ..nets import NETS, meta_net
+from ..nets.catalog import check_name
 from ..nets.layers import NORMS
 
 # Detectron2's defaults of the keys that a net's name decides: they say nothing.
@@ -38,11 +37,11 @@ def net_options(cfg, name):
         ) from error
     resnets = cfg.MODEL.RESNETS
     _refuse_others("MODEL.RESNETS", resnets, _resnets_of(name), RESNETS_DEFAULTS, name)
-    choices = {"RES5_DILATION": (1, 2), "NORM": tuple(NORMS)}
-    if name.startswith("cifar"):  # no conv5_x, and 16 channels make no 32 groups
-        choices = {"RES5_DILATION": (1,), "NORM": tuple(norm for norm in NORMS if norm != "GN")}
-    elif name == "paper_vgg16":
-        choices = {"RES5_DILATION": (1,)}
+    net = meta_net(name)
+    choices = {"RES5_DILATION": (1, 2) if "res5" in net.stage_names else (1,)}
+    if net.has_norm:
+        narrow = min(net.channels.values()) < 32  # too few channels for GN's 32 groups
+        choices["NORM"] = tuple(norm for norm in NORMS if not (narrow and norm == "GN"))
     for key, values in choices.items():
         if resnets[key] not in values:
             raise ConfigError(
@@ -62,13 +61,15 @@ def check_head(cfg, name):
     Raises:
         ConfigError: as :func:`net_options`.
     """
-    model, vgg = cfg.MODEL, name == "paper_vgg16"
+    model, net = cfg.MODEL, meta_net(name)
     head = f"the head of {name}"
     _refuse_others("MODEL", model, {"KEYPOINT_ON": False}, {}, head)
     built = {
         "NAME": "", "NUM_CONV": 0, "CONV_DIM": 256, "NORM": "", "TRAIN_ON_PRED_BOXES": False,
-        "NUM_FC": 2 if vgg else 0, "FC_DIM": 4096 if vgg else 1024,
+        **BOX_HEAD_DEFAULTS,
     }  # fmt: skip
+    if net.has_fully_connected_head:
+        built |= {"NUM_FC": len(net.head_names), "FC_DIM": net.channels[net.head_names[-1]]}
     _refuse_others("MODEL.ROI_BOX_HEAD", model.ROI_BOX_HEAD, built, BOX_HEAD_DEFAULTS, head)
     if model.MASK_ON:  # one pooling serves boxes and masks
         built = {key: model.ROI_BOX_HEAD[key] for key in MASK_HEAD_DEFAULTS}
@@ -77,10 +78,11 @@ def check_head(cfg, name):
 
 def _resnets_of(name):
     """What the net has of the keys of ``MODEL.RESNETS`` that cannot be chosen."""
-    width = 16 if name.startswith("cifar") else 64
+    net = meta_net(name)
+    first, second = (net.channels[stage] for stage in net.stage_names[:2])
     fixed = {
-        "DEPTH": int(re.search(r"\d+", name)[0]),
-        "STEM_OUT_CHANNELS": width,
+        "DEPTH": NETS[name].depth,
+        "STEM_OUT_CHANNELS": first,
         "NUM_GROUPS": 1,
         "WIDTH_PER_GROUP": 64,
         "DEFORM_ON_PER_STAGE": [False] * 4,
@@ -91,9 +93,9 @@ def _resnets_of(name):
         "RES4_DILATION": 1,
         "RES5_MULTI_GRID": [1, 1, 1],
     }
-    if name == "paper_vgg16":
+    if not net.has_norm:  # VGG, whose second stage no key describes
         return fixed | {"NORM": "", "RES2_OUT_CHANNELS": RESNETS_DEFAULTS["RES2_OUT_CHANNELS"]}
-    return fixed | {"RES2_OUT_CHANNELS": width * (4 if name in BOTTLENECK_NETS else 1)}
+    return fixed | {"RES2_OUT_CHANNELS": second}
 
 
 def _refuse_others(path, node, built, defaults, what):

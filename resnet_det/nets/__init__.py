@@ -1,6 +1,6 @@
 """The paper's networks, in pure torch."""
 
-from .catalog import NETS, build_net
+from .catalog import NETS, build_net, meta_net
 from .classifier import Classifier, Stages
 from .layers import FrozenBatchNorm2d, freeze, without_statistics
 from .weights import load
@@ -13,5 +13,6 @@ __all__ = [
     "build_net",
     "freeze",
     "load",
+    "meta_net",
     "without_statistics",
 ]

@@ -1,65 +1,128 @@
-"""Every net by its name: the only list."""
+"""Every net by its name, with the facts that hold for it: the only list of nets."""
 
 import difflib
 import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from .resnet import cifar_resnet, imagenet_resnet
-from .vgg import VGG16
+import torch
 
-CIFAR_DEPTHS = (20, 32, 44, 56, 110)
+from .classifier import Classifier
+from .resnet import DEPTHS, cifar_resnet, imagenet_resnet
+from .vgg import CONVOLUTIONS, VGG
 
-NETS = {
-    **{f"paper_resnet{d}": partial(imagenet_resnet, d, "B") for d in (18, 34, 50, 101, 152)},
-    "paper_resnet18_a": partial(imagenet_resnet, 18, "A"),
-    **{f"paper_resnet34_{o}": partial(imagenet_resnet, 34, o.upper()) for o in "abc"},
-    **{f"paper_plain{d}": partial(imagenet_resnet, d, "none") for d in (18, 34)},
-    "paper_vgg16": VGG16,
-    **{f"cifar_resnet{d}": partial(cifar_resnet, d, "A") for d in (*CIFAR_DEPTHS, 1202)},
-    **{f"cifar_plain{d}": partial(cifar_resnet, d, "none") for d in CIFAR_DEPTHS},
+
+@dataclass(frozen=True)
+class NetSpec:
+    """One net of the catalog. What a net shows by itself, such as its strides, is asked of it.
+
+    Attributes:
+        build: builds the net. Of :func:`build_net`'s options it gets those that are its keyword
+            parameters, or all if it takes ``**options``.
+        depth: number of layers with weights, as in the net's name.
+        image_size: side of the training images in pixels: 224 for ImageNet, 32 for CIFAR-10.
+        paper_gflops: multiply-adds for one image in 10^9, as the paper prints them; "" where the
+            paper gives none. (Its errors are in the tables of :mod:`resnet_det.engines.paper`.)
+        paper_mparams: parameters in 10^6, as the paper prints them, or "".
+        torchvision: name of the same architecture in torchvision and timm, or "".
+    """
+
+    build: Callable[..., Classifier]
+    depth: int
+    image_size: int = 224
+    paper_gflops: str = ""
+    paper_mparams: str = ""
+    torchvision: str = ""
+
+
+# Multiply-adds in 10^9 by depth: Table 1 (the plain nets, and shortcuts A and B, share them), and
+# section 3.3 and 4.1 for VGG.
+RESNET_GFLOPS = {18: "1.8", 34: "3.6", 50: "3.8", 101: "7.6", 152: "11.3"}
+VGG_GFLOPS = {16: "15.3", 19: "19.6"}
+# Parameters in 10^6 by depth: Table 6.
+CIFAR_MPARAMS = {20: "0.27", 32: "0.46", 44: "0.66", 56: "0.85", 110: "1.7", 1202: "19.4"}
+
+
+def _imagenet(depth: int, shortcut: str, torchvision: str = "") -> NetSpec:
+    gflops = "" if shortcut == "C" else RESNET_GFLOPS[depth]  # Table 1 does not cover option C
+    build = partial(imagenet_resnet, depth, shortcut)
+    return NetSpec(build, depth, paper_gflops=gflops, torchvision=torchvision)
+
+
+def _cifar(depth: int, shortcut: str) -> NetSpec:
+    build = partial(cifar_resnet, depth, shortcut)
+    return NetSpec(build, depth, 32, paper_mparams=CIFAR_MPARAMS[depth])
+
+
+def _vgg(depth: int) -> NetSpec:
+    gflops = VGG_GFLOPS.get(depth, "")
+    build = partial(VGG, depth)
+    return NetSpec(build, depth, paper_gflops=gflops, torchvision=f"vgg{depth}")
+
+
+NETS: dict[str, NetSpec] = {
+    **{f"paper_resnet{d}": _imagenet(d, "B", f"resnet{d}") for d in DEPTHS},
+    "paper_resnet18_a": _imagenet(18, "A"),
+    **{f"paper_resnet34_{o}": _imagenet(34, o.upper()) for o in "abc"},
+    **{f"paper_plain{d}": _imagenet(d, "none") for d in (18, 34)},
+    **{f"paper_vgg{d}": _vgg(d) for d in CONVOLUTIONS},
+    **{f"cifar_resnet{d}": _cifar(d, "A") for d in CIFAR_MPARAMS},
+    **{f"cifar_plain{d}": _cifar(d, "none") for d in CIFAR_MPARAMS if d != 1202},
 }
 
-# Those whose shortcuts pad channels with zeros. Their tensors are named as a plain net's.
-OPTION_A_NETS = (
-    "paper_resnet18_a",
-    "paper_resnet34_a",
-    *(f"cifar_resnet{d}" for d in (*CIFAR_DEPTHS, 1202)),
-)
-# Those whose stride has two places.
-BOTTLENECK_NETS = ("paper_resnet50", "paper_resnet101", "paper_resnet152")
 
-
-def check_name(name):
-    """
-    Raises:
-        ValueError: there is no such net; names the nearest ones.
-    """
+def check_name(name: str) -> None:
+    """Raise ValueError, with the nearest names, if there is no net ``name``."""
     if name not in NETS:
         near = difflib.get_close_matches(name, NETS, n=3, cutoff=0.4)
         raise ValueError(f"net {name!r} does not exist; near it: {', '.join(near or NETS)}")
 
 
-def build_net(name, num_classes=None, *, norm="BN", stride_in_1x1=True, res5_dilation=1):
-    """Build the classifier ``name`` of ``NETS`` with He-initialised weights.
+def build_net(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    norm: str = "BN",
+    stride_in_1x1: bool = True,
+    res5_dilation: int = 1,
+) -> Classifier:
+    """Build the net ``name`` of ``NETS`` with He-initialised weights.
 
     Args:
-        num_classes: outputs of ``linear``; default 1000, or 10 for a CIFAR net.
-        norm: "BN", "SyncBN", "FrozenBN" or "GN"; VGG-16 has none.
-        stride_in_1x1: stride of a bottleneck on its first 1x1 (the paper) or on its 3x3
-            (torchvision); the other nets have no such choice.
-        res5_dilation: 2 for a conv5_x at stride 16, in the ImageNet residual and plain nets.
-
-    Returns:
-        Classifier: ``trunk``, ``head``, ``linear``, ``features``, ``split``.
+        num_classes: outputs of ``linear``. The default is 1000, or 10 for a CIFAR net.
+        norm: "BN", "SyncBN", "FrozenBN" or "GN". Ignored by VGG, which has no normalisation.
+        stride_in_1x1: whether a bottleneck has its stride on the first 1x1 convolution (the
+            paper) or on the 3x3 (torchvision). Ignored by nets without bottlenecks.
+        res5_dilation: 2 keeps conv5_x at stride 16 and dilates it. Only the ImageNet residual and
+            plain nets have this option.
 
     Raises:
-        ValueError: for an unknown name or an option that the net cannot honour.
+        ValueError: the name is unknown, or the net does not support an option.
     """
     check_name(name)
-    options = {"norm": norm, "stride_in_1x1": stride_in_1x1, "res5_dilation": res5_dilation}
+    build = NETS[name].build
+    options: dict[str, Any] = {
+        "norm": norm,
+        "stride_in_1x1": stride_in_1x1,
+        "res5_dilation": res5_dilation,
+    }
     if num_classes is not None:
         options["num_classes"] = num_classes
-    taken = inspect.signature(NETS[name]).parameters
-    if res5_dilation != 1 and "res5_dilation" not in taken:
+    parameters = inspect.signature(build).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return build(**options)  # it passes them on, and whoever takes them refuses what is unknown
+    if res5_dilation != 1 and "res5_dilation" not in parameters:
         raise ValueError(f"res5_dilation {res5_dilation}: {name} has no conv5_x to dilate")
-    return NETS[name](**{k: v for k, v in options.items() if k in taken})
+    return build(**{k: v for k, v in options.items() if k in parameters})
+
+
+def meta_net(name: str, num_classes: int | None = None, **options: Any) -> Classifier:
+    """Build a net as :func:`build_net` does, on the meta device.
+
+    It takes neither memory nor time for its weights, and answers what the net is: its shapes,
+    ``trunk_names``, ``strides``, ``has_batch_norm``, ...
+    """
+    with torch.device("meta"):
+        return build_net(name, num_classes, **options)

@@ -1,28 +1,39 @@
-"""The one cut: every net is a trunk shared by the image and a head run per region."""
+"""The one cut: every net is a trunk that the image shares and a head that runs per region."""
+
+from collections.abc import Callable, Iterable, Mapping
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from .layers import freeze
+from .layers import FrozenBatchNorm2d, freeze
 
 
 class Stages(nn.Module):
-    """Named stages in a row; the parameter names start with the stage's name.
+    """Named stages in sequence. A parameter's name starts with the name of its stage.
 
-    ``forward(x)`` returns the outputs of ``out_features`` (default: the last stage) as a dict.
-    With ``layout``, a function of a map that gives it in another memory format, they run on that.
+    Args:
+        stages: the stages in order, by name.
+        out_features: the stages whose output ``forward`` returns. The default is the last one.
+
+    Attributes:
+        layout: if set, a function that ``forward`` applies to its input, such as one that changes
+            the memory format.
     """
 
-    layout = None
+    layout: Callable[[Tensor], Tensor] | None = None
 
-    def __init__(self, stages, out_features=None):
+    def __init__(
+        self, stages: Mapping[str, nn.Module], out_features: Iterable[str] | None = None
+    ) -> None:
         super().__init__()
         self.names = tuple(stages)
         self.out_features = tuple(out_features or self.names[-1:])
         for name, stage in stages.items():
             self.add_module(name, stage)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Run all stages and return the outputs of ``out_features`` by name."""
         if self.layout is not None:
             x = self.layout(x)
         features = {}
@@ -32,7 +43,7 @@ class Stages(nn.Module):
                 features[name] = x
         return features
 
-    def freeze(self, freeze_at):
+    def freeze(self, freeze_at: int) -> "Stages":
         """Freeze the first ``freeze_at`` stages (Detectron2's ``BACKBONE.FREEZE_AT``)."""
         for name in self.names[: max(freeze_at, 0)]:
             freeze(getattr(self, name))
@@ -40,20 +51,29 @@ class Stages(nn.Module):
 
 
 class Classifier(nn.Module):
-    """``linear(pool(head(trunk(x))))``: the paper's classification network, cut for a detector.
+    """``linear(pool(head(trunk(x))))``: the paper's classification net, cut for a detector.
 
     Args:
-        stages: dict of the stages in order, name -> module; the names start the parameter names.
-        cut: name of the trunk's last stage; the stages behind it are the head.
-        channels: dict stage -> output channels.
-        strides: dict stage -> stride with respect to the image; stages that give vectors (VGG's
-            fc6 and fc7) have none.
-        pooled: side of the square that RoI pooling hands to the head, as large as the trunk's
-            output on a training image (14 for a 224-pixel image); VGG-16's is 7, after pool5.
+        stages: the stages in order, by name. A parameter's name starts with its stage's name.
+        cut: name of the trunk's last stage. The stages behind it are the head.
+        channels: output channels of each stage.
+        strides: stride of each stage's output with respect to the image. Stages that give vectors
+            (VGG's fc6 and fc7) have none and are left out.
+        pooled: side of the square that RoI pooling passes to the head. It is as large as the
+            head's input on a training image: 14 for a residual net, 7 for VGG (after pool5).
         num_classes: outputs of ``linear``.
     """
 
-    def __init__(self, stages, *, cut, channels, strides, pooled, num_classes):
+    def __init__(
+        self,
+        stages: Mapping[str, nn.Module],
+        *,
+        cut: str,
+        channels: dict[str, int],
+        strides: dict[str, int],
+        pooled: int,
+        num_classes: int,
+    ) -> None:
         super().__init__()
         for name, stage in stages.items():
             self.add_module(name, stage)
@@ -63,54 +83,94 @@ class Classifier(nn.Module):
         self.channels, self.strides, self.pooled = channels, strides, pooled
         self.linear = nn.Linear(channels[self.stage_names[-1]], num_classes)
 
-    def _run(self, names, x):
+    @property
+    def has_norm(self) -> bool:
+        """Whether the net has normalisation layers of any kind. VGG has none."""
+        kinds = (_BatchNorm, FrozenBatchNorm2d, nn.GroupNorm)
+        return any(isinstance(m, kinds) for m in self.modules())
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the net has batch norms that learn statistics (frozen ones do not)."""
+        return any(isinstance(m, _BatchNorm) for m in self.modules())
+
+    @property
+    def has_padded_shortcuts(self) -> bool:
+        """Whether shortcuts pad new channels with zeros (option A). No tensor's name shows this."""
+        return any(getattr(m, "new_channels", 0) for m in self.modules())
+
+    @property
+    def has_stride_choice(self) -> bool:
+        """Whether ``stride_in_1x1`` changes the net: it does if the net has bottlenecks."""
+        return any(getattr(m, "bottleneck", False) for m in self.modules())
+
+    @property
+    def has_fully_connected_head(self) -> bool:
+        """Whether the head takes regions of exactly ``pooled`` cells per side and gives vectors.
+
+        Any other head is convolutional: it takes regions of any size and gives maps.
+        """
+        return isinstance(getattr(self, self.head_names[0]), nn.Linear)
+
+    def _run(self, names: Iterable[str], x: Tensor) -> Tensor:
         for name in names:
             x = getattr(self, name)(x)
         return x
 
-    def trunk(self, x):
-        """Images (N, 3, H, W) -> shared features (N, C, ceil(H/s), ceil(W/s)), s the cut's stride.
+    def trunk(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> shared features (N, C, ceil(H/s), ceil(W/s)).
 
-        VGG-16's are rounded down.
+        ``s`` is the stride of the cut. VGG rounds down instead.
         """
         return self._run(self.trunk_names, x)
 
-    def head(self, regions):
+    def head(self, regions: Tensor) -> Tensor:
         """Regions (R, C, pooled, pooled) -> their features, (R, C', h, w) or (R, C')."""
         return self._run(self.head_names, regions)
 
     @staticmethod
-    def pool(x):
+    def pool(x: Tensor) -> Tensor:
         """Global average pooling: (N, C, H, W) -> (N, C)."""
         return x.mean((2, 3))
 
-    def features(self, x):
-        """Images -> dict stage -> its map: ``stem``, ``res2``..., all that have a stride."""
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """Images (N, 3, H, W) -> the map of every stage that has a stride, by the stage's name."""
         maps = {}
         for name in self.strides:
             maps[name] = x = getattr(self, name)(x)
         return maps
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) -> logits (N, num_classes)."""
         return self.linear(self.pool(self.head(self.trunk(x))))
 
-    def dense(self, x, size):
-        """Images (N, 3, H, W) of any size -> the mean of the logits of every window (N, classes).
+    def dense(self, x: Tensor, size: int) -> Tensor:
+        """Apply the net fully convolutionally (section 4.1) and average its logits over space.
 
-        The net is applied fully convolutionally (section 4.1): its last maps, pooled over windows
-        as large as an image of ``size`` pixels has (7 x 7 of 224), go through ``linear`` one by
-        one. Pooling, ``linear`` and the mean commute, so ``linear`` runs once.
+        The last maps are average-pooled over every window as large as an image of ``size`` pixels
+        gives (7x7 for 224), and each window would go through ``linear``. Pooling, ``linear`` and
+        the mean commute, so ``linear`` runs only once, on the mean of the windows.
+
+        Args:
+            x: images (N, 3, H, W) of any size.
+            size: side of the training images in pixels.
+
+        Returns:
+            Logits (N, num_classes).
         """
         side = -(-size // self.strides[self.stage_names[-1]])
         windows = F.avg_pool2d(self.head(self.trunk(x)), side, stride=1)
         return self.linear(windows.mean((2, 3)))
 
-    def split(self, out_features=None):
-        """The net as a detector takes it: ``(trunk, head)``, two :class:`Stages`.
+    def split(self, out_features: Iterable[str] | None = None) -> tuple[Stages, Stages]:
+        """Return the trunk and the head for a detector. They share their modules with this net.
 
-        With ``out_features`` beyond the cut (a pyramid's ``res5``) the trunk holds the whole net
-        up to the last of them. The modules are this net's own, not copies.
+        Args:
+            out_features: stages whose maps the trunk returns; the default is the cut's. With a
+                stage behind the cut (``res5`` of a pyramid) the trunk holds the net up to there.
+
+        Raises:
+            ValueError: the net has no such map.
         """
         out_features = tuple(out_features or self.trunk_names[-1:])
         for name in out_features:

@@ -1,83 +1,109 @@
 """The same results with less work, for nets whose batch norms are constant (appendix A).
 
-A net is plain as it is built. :func:`speed_up` prepares the trunk and the head of a detector in
-place; parameters, buffers and their names stay as they are.
+A net is built plain. :func:`speed_up` prepares the trunk or the head of a detector in place. The
+parameters and buffers, and their names, do not change.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
+from torch import Tensor, nn
 
+from .classifier import Stages
 from .layers import Conv2d, FrozenBatchNorm2d
 from .resnet import Block, PadShortcut
 
 
-def channels_last(x):
+def channels_last(x: Tensor) -> Tensor:
+    """Return ``x`` (N, C, H, W) in the memory format channels last."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def channels_last_on_gpu(x):
-    """Convolutions of small maps lose by it on a CPU (a tenth of conv5_x's training step)."""
+def channels_last_on_gpu(x: Tensor) -> Tensor:
+    """Return ``x`` (N, C, H, W) in channels last on a GPU and in the default format on a CPU.
+
+    Small maps are slower in channels last on a CPU: a training step of conv5_x by a tenth.
+    """
     return channels_last(x) if x.is_cuda else x.contiguous()
 
 
-def speed_up(stages, layout=channels_last):
-    """Prepare a trunk or a head (:class:`.Stages`), after it is frozen; returns it.
+def speed_up(stages: Stages, layout: Callable[[Tensor], Tensor] = channels_last) -> Stages:
+    """Prepare a trunk or a head in place, after it has been frozen.
 
     * Constant batch norms are folded into their convolutions (:class:`.layers.Conv2d`).
-    * Maps lie in memory as ``layout`` puts them: :func:`channels_last_on_gpu` for a head.
-    * Where a stage reads only the even cells of the one before, and nobody else asks for that
-      one (C4, the stride on the first 1x1), its last block computes only those: the 3x3, the last
-      1x1 and the addition.
+    * The maps get the memory format of ``layout``; use :func:`channels_last_on_gpu` for a head.
+    * If a stage reads only every second cell of the stage before it (C4 with the stride on the
+      first 1x1) and nobody else reads that map, the last block of the stage before computes only
+      those cells, in its 3x3, its last 1x1 and the addition.
+
+    Only a :class:`.resnet.Block` is changed. A subclass with its own ``forward``, such as a
+    pre-activation block, keeps its strides, because its norms may see the cells that are skipped.
+
+    Returns:
+        ``stages``.
     """
     for m in stages.modules():
         if isinstance(m, Conv2d):
             m.fold = True
     stages.layout = layout
     for name, following in pairwise(stages.names):
-        last = _blocks(stages, name)[-1:]
-        if name not in stages.out_features and last and _can_stride(last[0]):
-            step = take_stride(stages, following)
-            if step > 1:
-                _add_stride(last[0], step)
+        last = _block(stages, name, -1)
+        if name not in stages.out_features and last is not None and _can_stride(last):
+            stride = take_stride(stages, following)
+            if stride > 1:
+                _add_stride(last, stride)
     return stages
 
 
-def take_stride(stages, name=None):
-    """Make a stage (default: the first) read every cell of a map that has only those it would read.
+def take_stride(stages: Stages, name: str | None = None) -> int:
+    """Remove a stage's stride, for an input that is already subsampled.
+
+    Args:
+        name: the stage; the default is the first.
 
     Returns:
-        int: the step at which its input is to be computed; 1 where it reads every cell, as it does
-        if its first convolution is not a 1x1 with a stride.
+        The stride that was removed, by which the caller subsamples the input. It is 1 if nothing
+        was removed: the stage has no stride, or reads the cells in between (its first convolution
+        is no 1x1 with the stride, or its first block is not computed as :class:`.resnet.Block`).
     """
-    first = next(iter(_blocks(stages, name or stages.names[0])), None)
+    first = _block(stages, name or stages.names[0], 0)
     if first is None or not first.bottleneck or first.conv1.stride == (1, 1):
         return 1
-    step, first.conv1.stride = first.conv1.stride[0], (1, 1)
+    stride, first.conv1.stride = first.conv1.stride[0], (1, 1)
     if isinstance(first.shortcut, Conv2d):
         first.shortcut.stride = (1, 1)
     elif isinstance(first.shortcut, PadShortcut):
         first.shortcut.stride = 1
-    return step
+    return stride
 
 
-def _blocks(stages, name):
-    return [m for m in getattr(stages, name).children() if isinstance(m, Block)]
+def _block(stages: Stages, name: str, index: int) -> Block | None:
+    """The first (0) or last (-1) layer of a stage, if it is computed as ``Block`` says."""
+    layers = list(getattr(stages, name).children())
+    block = layers[index] if layers else None
+    if not isinstance(block, Block) or type(block).forward is not Block.forward:
+        return None
+    convs = [m for n, m in block.named_children() if n.startswith("conv")]
+    known = isinstance(block.shortcut, Conv2d | PadShortcut | nn.Identity | None)
+    return block if known and all(type(m) is Conv2d for m in convs) else None
 
 
-def _can_stride(block):
-    """A bottleneck whose norms do not see the map (statistics of half of it would differ)."""
+def _can_stride(block: Block) -> bool:
+    """Whether skipping cells leaves the others as they are: all norms behind are constant."""
     convs = [block.conv2, block.conv3, block.shortcut] if block.bottleneck else []
     norms = [c.norm for c in convs if isinstance(c, Conv2d)]
     return block.bottleneck and all(isinstance(n, FrozenBatchNorm2d) for n in norms)
 
 
-def _add_stride(block, step):
-    """Let a bottleneck compute every ``step``-th cell of its output only."""
-    block.conv2.stride = tuple(s * step for s in block.conv2.stride)
+def _add_stride(block: Block, stride: int) -> None:
+    """Let a bottleneck compute only every ``stride``-th cell of its output."""
+    height, width = block.conv2.stride
+    block.conv2.stride = (height * stride, width * stride)
     if isinstance(block.shortcut, Conv2d):
-        block.shortcut.stride = tuple(s * step for s in block.shortcut.stride)
+        height, width = block.shortcut.stride
+        block.shortcut.stride = (height * stride, width * stride)
     elif isinstance(block.shortcut, PadShortcut):
-        block.shortcut.stride *= step
+        block.shortcut.stride *= stride
     elif block.shortcut is not None:
-        block.shortcut = PadShortcut(0, step)
+        block.shortcut = PadShortcut(0, stride)

@@ -1,20 +1,29 @@
 """Convolution with its normalisation, frozen batch normalisation, and the He initialisation."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalisation as a constant affine map (appendix A: "fixed" BN).
 
-    Weight, bias, mean and variance are buffers: no gradient, no update, the same names as
-    ``nn.BatchNorm2d``. A fresh one changes nothing: see :func:`without_statistics`.
+    Weight, bias, mean and variance are buffers with the names of ``nn.BatchNorm2d``: they get no
+    gradient and no update. A new layer is the identity (up to ``eps``); see
+    :func:`without_statistics`.
     """
 
-    def __init__(self, channels, eps=1e-5):
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
         self.register_buffer("weight", torch.ones(channels))
@@ -22,7 +31,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
         )
@@ -31,11 +40,11 @@ class FrozenBatchNorm2d(nn.Module):
         state_dict.pop(prefix + "num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}"
 
 
-NORMS = {
+NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
     "FrozenBN": FrozenBatchNorm2d,
@@ -43,12 +52,13 @@ NORMS = {
 }
 
 
-def freeze(module):
-    """Turn off every gradient in ``module`` and replace its batch norms by frozen ones.
+def freeze(module: nn.Module) -> nn.Module:
+    """Turn off every gradient in ``module`` and replace its batch norms by frozen ones, in place.
 
-    Returns the module, or its replacement where the module is itself a batch norm.
+    Returns:
+        The module, or its replacement if the module itself is a batch norm.
     """
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, _BatchNorm):
         frozen = FrozenBatchNorm2d(module.num_features, module.eps)
         frozen.load_state_dict(module.state_dict())
         return frozen.to(module.weight.device)
@@ -59,10 +69,11 @@ def freeze(module):
     return module
 
 
-def without_statistics(module):
-    """Names of the frozen batch norms in ``module`` that are still as they were made.
+def without_statistics(module: nn.Module) -> list[str]:
+    """Names of the frozen batch norms in ``module`` that nothing was loaded into.
 
-    (Caffe's models, folded into weight and bias, keep mean 0 and variance 1 and are complete.)
+    The statistics of Caffe's models are folded into weight and bias: those have mean 0 and
+    variance 1 and are complete.
     """
     return [
         name
@@ -74,22 +85,30 @@ def without_statistics(module):
 
 
 class Conv2d(nn.Conv2d):
-    """Convolution, then its normalisation if it has one; the output is before any nonlinearity.
+    """Convolution, followed by its normalisation if it has one. The ReLU is the caller's.
 
-    With ``norm`` (a key of ``NORMS``) the convolution has no bias (section 3.4 of the paper).
-    The normalisation is a child called ``norm``, as in Detectron2's parameter names.
+    With a norm the convolution has no bias (section 3.4). The normalisation is the child ``norm``,
+    as in Detectron2.
 
-    With ``fold`` (see :mod:`.fast`) a batch norm that is a constant affine map goes into the
-    weight of the convolution: one pass over the map less, the same gradients. Where nothing here
-    wants a gradient the folded weight is kept until a tensor of it changes. A change in place
-    through ``.data`` cannot be seen: make it under ``torch.no_grad()`` instead, or call
-    ``train()`` or ``eval()`` behind it.
+    If ``fold`` is set (see :mod:`.fast`), a batch norm that is a constant affine map is multiplied
+    into the convolution's weight. This saves one pass over the map and gives the same gradients.
+    While the weight needs no gradient, the folded weight is cached until one of its tensors
+    changes. A change in place through ``.data`` goes unnoticed: make it under ``torch.no_grad()``
+    instead, or call ``train()`` or ``eval()`` afterwards.
+
+    Args:
+        cin, cout: input and output channels.
+        kernel: side of the kernel, an odd number. The padding keeps the size of the map.
+        norm: a key of ``NORMS``, or "" for none.
     """
 
     fold = False
-    _folded = None  # ((storage and version of each source), sources, weight, bias)
+    norm: Any  # a module of NORMS, or None
+    _folded: Any = None  # ((address and version of each source), sources, weight, bias)
 
-    def __init__(self, cin, cout, kernel, stride=1, norm="", dilation=1):
+    def __init__(
+        self, cin: int, cout: int, kernel: int, stride: int = 1, norm: str = "", dilation: int = 1
+    ) -> None:
         if norm and norm not in NORMS:
             raise ValueError(f"norm {norm!r}: use one of {', '.join(NORMS)}")
         super().__init__(
@@ -97,47 +116,47 @@ class Conv2d(nn.Conv2d):
         )
         self.norm = NORMS[norm](cout) if norm else None
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if self.fold and self._norm_is_constant():
             return self._conv_forward(x, *self._fold_or_reuse())
         x = super().forward(x)
         return x if self.norm is None else self.norm(x)
 
-    def _norm_is_constant(self):
-        if isinstance(self.norm, nn.modules.batchnorm._BatchNorm):
+    def _norm_is_constant(self) -> bool:
+        if isinstance(self.norm, _BatchNorm):
             return not (self.norm.training or torch.is_grad_enabled())
         return isinstance(self.norm, FrozenBatchNorm2d)
 
-    def _fold(self):
+    def _fold(self) -> tuple[Tensor, Tensor]:
         scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
         bias = self.norm.bias - self.norm.running_mean * scale
         return self.weight * scale[:, None, None, None], bias
 
-    def _fold_or_reuse(self):
+    def _fold_or_reuse(self) -> tuple[Tensor, Tensor]:
         norm = self.norm
         sources = (self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
         if (
             (torch.is_grad_enabled() and self.weight.requires_grad)
             or torch.compiler.is_compiling()
-            or any(t.is_inference() for t in sources)  # they count no versions
+            or any(t.is_inference() for t in sources)  # inference tensors have no version counter
         ):
             return self._fold()
         state = [(t.data_ptr(), t._version) for t in sources]
         if self._folded is None or self._folded[0] != state:
-            # The sources are held, so that no other tensor can come to lie where they do. Not an
-            # inference tensor, which could never serve in training again.
+            # Keeping the sources alive ensures that no other tensor gets their addresses. The
+            # cached weight is no inference tensor, because training could not use one later.
             with torch.inference_mode(False), torch.no_grad():
                 self._folded = state, [t.detach() for t in sources], *self._fold()
         return self._folded[2:]
 
-    def _forget(self):
+    def _forget(self) -> None:
         self.__dict__.pop("_folded", None)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "Conv2d":
         self._forget()
         return super().train(mode)
 
-    def _apply(self, *args, **kwargs):  # to(), cuda(), half()... change no version
+    def _apply(self, *args, **kwargs):  # to(), cuda(), half(), ... do not change the versions
         self._forget()
         return super()._apply(*args, **kwargs)
 
@@ -145,25 +164,26 @@ class Conv2d(nn.Conv2d):
         self._forget()
         return super()._load_from_state_dict(*args, **kwargs)
 
-    def __getstate__(self):  # a copy, or a file, begins without what is kept
+    def __getstate__(self) -> dict[str, Any]:  # copies and pickles do not contain the cache
         return {k: v for k, v in self.__dict__.items() if k != "_folded"}
 
 
 class FullyConnected(nn.Linear):
-    """Flatten, fully connected, ReLU, dropout: (N, ...) -> (N, outputs)."""
+    """Flatten, fully connected layer, ReLU, dropout: (N, ...) -> (N, outputs)."""
 
-    def __init__(self, inputs, outputs, dropout=0.0):
+    def __init__(self, inputs: int, outputs: int, dropout: float = 0.0) -> None:
         super().__init__(inputs, outputs)
         self.dropout = dropout
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.dropout(F.relu(super().forward(x.flatten(1))), self.dropout, self.training)
 
 
-def init_weights(net):
-    """He initialisation (section 3.4): N(0, 2 / fan), biases 0, BN at weight 1 and bias 0.
+def init_weights(net: nn.Module) -> None:
+    """Initialise as He et al. do (section 3.4): weights from N(0, 2 / fan), biases 0.
 
-    Convolutions take fan_out, linear layers fan_in; the PReLU paper allows either.
+    Convolutions use fan_out and linear layers fan_in; the PReLU paper allows either. Norms keep
+    their own initialisation, weight 1 and bias 0.
     """
     for m in net.modules():
         if isinstance(m, nn.Conv2d):

@@ -4,13 +4,16 @@ The parameter names are Detectron2's: ``stem.conv1.weight``, ``res2.0.conv1.norm
 ``res2.0.shortcut.weight``, ``linear.weight``.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from .classifier import Classifier
 from .layers import Conv2d, init_weights
 
-# Table 1: blocks in conv2_x .. conv5_x, and whether they are bottlenecks.
+# Table 1: the number of blocks in conv2_x .. conv5_x, and whether they are bottlenecks.
 DEPTHS = {
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
@@ -22,22 +25,22 @@ SHORTCUTS = ("A", "B", "C", "none")
 
 
 class PadShortcut(nn.Module):
-    """Option A: every ``stride``-th pixel, and zeros for the channels that are new."""
+    """Option A: take every ``stride``-th pixel and append ``new_channels`` channels of zeros."""
 
-    def __init__(self, new_channels, stride):
+    def __init__(self, new_channels: int, stride: int) -> None:
         super().__init__()
         self.new_channels, self.stride = new_channels, stride
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, :: self.stride, :: self.stride]
         return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"new_channels={self.new_channels}, stride={self.stride}"
 
 
-def build_shortcut(option, cin, cout, stride, norm):
-    """Section 3.3's shortcut A, B or C, or None for a plain net."""
+def build_shortcut(option: str, cin: int, cout: int, stride: int, norm: str) -> nn.Module | None:
+    """Build the shortcut of section 3.3: option "A", "B" or "C", or None for a plain net."""
     if option == "none":
         return None
     same = cin == cout and stride == 1
@@ -49,14 +52,30 @@ def build_shortcut(option, cin, cout, stride, norm):
 class Block(nn.Module):
     """``relu(F(x) + shortcut(x))`` (Eqn. 1 and 2), or ``relu(F(x))`` in a plain net.
 
-    ``F`` is two 3x3 convolutions, or the bottleneck 1x1, 3x3, 1x1 (Fig. 5). Its stride sits on
-    the first convolution, as in the authors' networks; ``stride_in_1x1=False`` puts a
-    bottleneck's on the 3x3, as torchvision does.
+    ``F`` is two 3x3 convolutions, or the bottleneck of a 1x1, a 3x3 and a 1x1 (Fig. 5).
+
+    Args:
+        cin, cout: input and output channels.
+        stride: stride of the block, on its first convolution as in the authors' networks.
+        bottleneck: whether ``F`` is a bottleneck.
+        shortcut: one of ``SHORTCUTS``.
+        norm: a key of :data:`.layers.NORMS`.
+        stride_in_1x1: False puts a bottleneck's stride on its 3x3, as torchvision does.
+        dilation: of the 3x3 convolution (of two, the first).
     """
 
     def __init__(
-        self, cin, cout, stride, *, bottleneck, shortcut, norm, stride_in_1x1=True, dilation=1
-    ):
+        self,
+        cin: int,
+        cout: int,
+        stride: int,
+        *,
+        bottleneck: bool,
+        shortcut: str,
+        norm: str,
+        stride_in_1x1: bool = True,
+        dilation: int = 1,
+    ) -> None:
         super().__init__()
         if bottleneck:
             width = cout // 4
@@ -70,7 +89,7 @@ class Block(nn.Module):
         self.bottleneck = bottleneck
         self.shortcut = build_shortcut(shortcut, cin, cout, stride, norm)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         out = self.conv2(F.relu_(self.conv1(x)))
         if self.bottleneck:
             out = self.conv3(F.relu_(out))
@@ -79,47 +98,76 @@ class Block(nn.Module):
         return F.relu_(out)
 
 
-def build_stage(blocks, cin, cout, stride, **block):
-    """A stage: the first block changes the map size and the channels, the others keep them."""
+class ImageNetStem(nn.Module):
+    """conv1 (7x7, stride 2) and a max pooling (3x3, stride 2, padding 1): stride 4 in all."""
+
+    def __init__(self, channels: int, norm: str) -> None:
+        super().__init__()
+        self.conv1 = Conv2d(3, channels, 7, 2, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu_(self.conv1(x)), 3, 2, 1)
+
+
+class CifarStem(nn.Module):
+    """The first layer of section 4.2: 3x3, stride 1."""
+
+    def __init__(self, channels: int, norm: str) -> None:
+        super().__init__()
+        self.conv1 = Conv2d(3, channels, 3, 1, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu_(self.conv1(x))
+
+
+def build_stage(
+    blocks: int, cin: int, cout: int, stride: int, *, block: type[Block] = Block, **options: Any
+) -> nn.Sequential:
+    """Build a stage of blocks. The first changes the map's size and channels, the others keep both.
+
+    Args:
+        blocks: number of blocks.
+        block: class of the blocks; ``options`` are its keyword parameters.
+    """
     return nn.Sequential(
         *(
-            Block(cin if i == 0 else cout, cout, stride if i == 0 else 1, **block)
+            block(cin if i == 0 else cout, cout, stride if i == 0 else 1, **options)
             for i in range(blocks)
         )
     )
 
 
-class ImageNetStem(nn.Module):
-    """conv1 and its max pooling: 7x7, 64, stride 2; 3x3, stride 2, pad 1. Stride 4 in all."""
+def build_resnet(
+    stem: ImageNetStem | CifarStem,
+    stem_stride: int,
+    blocks: Sequence[int],
+    widths: Sequence[int],
+    *,
+    cut: str,
+    pooled: int,
+    num_classes: int,
+    res5_dilation: int = 1,
+    **options: Any,
+) -> Classifier:
+    """Build a residual or plain net: the stem, then the stages ``res2``, ``res3``, ...
 
-    def __init__(self, channels, norm):
-        super().__init__()
-        self.conv1 = Conv2d(3, channels, 7, 2, norm)
+    Each stage but the first halves the map.
 
-    def forward(self, x):
-        return F.max_pool2d(F.relu_(self.conv1(x)), 3, 2, 1)
-
-
-class CifarStem(nn.Module):
-    """The first layer of section 4.2: 3x3, 16, stride 1."""
-
-    def __init__(self, channels, norm):
-        super().__init__()
-        self.conv1 = Conv2d(3, channels, 3, 1, norm)
-
-    def forward(self, x):
-        return F.relu_(self.conv1(x))
-
-
-def _classifier(stem, stem_stride, blocks, widths, *, res5_dilation=1, norm, cut, pooled,
-                num_classes, **block):  # fmt: skip
+    Args:
+        stem, stem_stride: the first stage and its stride.
+        blocks, widths: the number of blocks and the output channels of each stage.
+        cut, pooled, num_classes: as for :class:`.classifier.Classifier`.
+        res5_dilation: above 1, ``res5`` keeps the stride of ``res4`` and is dilated instead.
+        options: as for :func:`build_stage`: ``block``, ``norm``, ``shortcut``, ...
+    """
     cin, stride = stem.conv1.out_channels, stem_stride
-    stages, channels, strides = {"stem": stem}, {"stem": cin}, {"stem": stride}
+    stages: dict[str, nn.Module] = {"stem": stem}
+    channels, strides = {"stem": cin}, {"stem": stride}
     for i, (count, cout) in enumerate(zip(blocks, widths)):
         name = f"res{i + 2}"
         dilation = res5_dilation if name == "res5" else 1
         step = 1 if i == 0 or dilation > 1 else 2
-        stages[name] = build_stage(count, cin, cout, step, norm=norm, dilation=dilation, **block)
+        stages[name] = build_stage(count, cin, cout, step, dilation=dilation, **options)
         cin, stride = cout, stride * step
         channels[name], strides[name] = cin, stride
     net = Classifier(
@@ -130,22 +178,29 @@ def _classifier(stem, stem_stride, blocks, widths, *, res5_dilation=1, norm, cut
 
 
 def imagenet_resnet(
-    depth,
-    shortcut="B",
+    depth: int,
+    shortcut: str = "B",
     *,
-    num_classes=1000,
-    norm="BN",
-    stride_in_1x1=True,
-    res5_dilation=1,
-):
-    """Table 1's networks; the trunk is conv1..conv4_x (stride 16), the head conv5_x.
+    num_classes: int = 1000,
+    norm: str = "BN",
+    stride_in_1x1: bool = True,
+    res5_dilation: int = 1,
+    block: type[Block] = Block,
+) -> Classifier:
+    """Build a net of Table 1. The trunk is conv1 .. conv4_x (stride 16), the head conv5_x.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
         shortcut: "A", "B", "C", or "none" for a plain net.
+        num_classes: outputs of ``linear``.
         norm: "BN", "SyncBN", "FrozenBN" or "GN".
-        stride_in_1x1: where a bottleneck's stride sits; no meaning in 18 and 34 layers.
+        stride_in_1x1: whether a bottleneck has its stride on the first 1x1 or on the 3x3. Without
+            effect in nets of 18 and 34 layers.
         res5_dilation: 2 keeps conv5_x at stride 16 and dilates its 3x3 convolutions.
+        block: class of the blocks; a subclass may change their ``forward``.
+
+    Raises:
+        ValueError: no such depth, shortcut, norm or dilation.
     """
     if depth not in DEPTHS or shortcut not in SHORTCUTS:
         raise ValueError(
@@ -156,26 +211,33 @@ def imagenet_resnet(
         raise ValueError(f"res5_dilation {res5_dilation}: use 1 or 2")
     blocks, bottleneck = DEPTHS[depth]
     widths = [w * (4 if bottleneck else 1) for w in (64, 128, 256, 512)]
-    return _classifier(
+    return build_resnet(
         ImageNetStem(64, norm), 4, blocks, widths, cut="res4", pooled=14,
         num_classes=num_classes, bottleneck=bottleneck, shortcut=shortcut, norm=norm,
-        stride_in_1x1=stride_in_1x1, res5_dilation=res5_dilation,
+        stride_in_1x1=stride_in_1x1, res5_dilation=res5_dilation, block=block,
     )  # fmt: skip
 
 
-def cifar_resnet(depth, shortcut="A", *, num_classes=10, norm="BN"):
-    """Section 4.2's networks of 6n+2 layers; the trunk ends with the second stage (stride 2).
+def cifar_resnet(
+    depth: int, shortcut: str = "A", *, num_classes: int = 10, norm: str = "BN"
+) -> Classifier:
+    """Build a net of section 4.2, of 6n+2 layers. The trunk ends with ``res3`` (stride 2).
 
     Args:
-        depth: 6n+2: 20, 32, 44, 56, 110, 1202...
-        shortcut: "A" in all of the paper's residual nets, "none" for a plain net.
+        depth: 6n+2: 20, 32, 44, 56, 110, 1202, ...
+        shortcut: "A", as in all of the paper's residual nets on CIFAR-10; "none" for a plain net.
+        num_classes: outputs of ``linear``.
+        norm: "BN", "SyncBN" or "FrozenBN".
+
+    Raises:
+        ValueError: no such depth or shortcut.
     """
     n, rest = divmod(depth - 2, 6)
     if n < 1 or rest or shortcut not in SHORTCUTS:
         raise ValueError(
             f"depth {depth}, shortcut {shortcut!r}: use a depth of 6n+2 and one of {SHORTCUTS}"
         )
-    return _classifier(
+    return build_resnet(
         CifarStem(16, norm), 1, (n, n, n), (16, 32, 64), cut="res3", pooled=16,
         num_classes=num_classes, bottleneck=False, shortcut=shortcut, norm=norm,
     )  # fmt: skip

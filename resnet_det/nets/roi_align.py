@@ -1,10 +1,14 @@
 """Region pooling in float32, and RoIAlign at every ``step``-th bin of its grid."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch import Tensor
 
 
-def pool_exactly(pool, x, rois, *args):
-    """``pool(x, rois, *args)`` in float32 at least, returned in the type of ``x``.
+def pool_exactly(pool: Callable[..., Tensor], x: Tensor, rois: Tensor, *args: Any) -> Tensor:
+    """Run ``pool(x, rois, *args)`` in float32 or wider; return the result in the type of ``x``.
 
     A corner at 1,300 pixels moves by up to 4 in bfloat16, so regions must not take the type of the
     maps under mixed precision. torchvision's operators want one type for both, and some of them
@@ -12,19 +16,29 @@ def pool_exactly(pool, x, rois, *args):
 
     Args:
         pool: a region pooling, such as ``torchvision.ops.roi_pool``.
-        x: (N, C, H, W).
-        rois: (R, 5): image, x1, y1, x2, y2, in float32.
+        x: maps (N, C, H, W).
+        rois: regions (R, 5): index of the image, x1, y1, x2, y2, in float32.
     """
     exact = torch.promote_types(x.dtype, torch.float32)
     return pool(x.to(exact), rois.to(exact), *args).to(x.dtype)
 
 
-def _bin_weights(start, size, bins, step, sampling_ratio, length):
-    """What each cell of an axis weighs in each bin: (R, ceil(bins / step), length).
+def _bin_weights(
+    start: Tensor, size: Tensor, bins: int, step: int, sampling_ratio: int, length: int
+) -> Tensor:
+    """The weight of each cell of an axis in each bin, by the rules of torchvision's operator.
 
-    ``start`` and ``size`` (R,) are the regions' in cells. Rules as in torchvision's operator:
-    ``ceil(size / bins)`` samples a bin (none in an empty region) where ``sampling_ratio`` is 0;
-    a sample more than a cell outside of the map is zero, one on the rim takes the rim's value.
+    A bin has ``sampling_ratio`` samples, or ``ceil(size / bins)`` if that is 0 (none for an empty
+    region). A sample more than one cell outside of the map is zero; one at the border takes the
+    value at the border.
+
+    Args:
+        start, size: of the regions along the axis, in cells (R,).
+        bins: the bins of a region, of which every ``step``-th is computed.
+        length: the number of cells.
+
+    Returns:
+        (R, ceil(bins / step), length).
     """
     samples = torch.ceil(size / bins) if sampling_ratio <= 0 else size.new_full((), sampling_ratio)
     samples = samples.expand_as(size).clamp(min=0)[:, None]
@@ -33,7 +47,7 @@ def _bin_weights(start, size, bins, step, sampling_ratio, length):
     for s in range(int(samples.max()) if len(samples) else 0):
         at = first + (s + 0.5) / samples * (size[:, None] / bins)
         share = ((s < samples) & (at >= -1) & (at <= length)) / samples
-        share = torch.where(s < samples, share, 0)  # no sample at all: 0 / 0
+        share = torch.where(s < samples, share, 0)  # 0 / 0 if a region has no samples
         at = torch.where(s < samples, at, 0).clamp(0, length - 1)
         low = at.floor()
         high_share = share * (at - low)
@@ -43,21 +57,34 @@ def _bin_weights(start, size, bins, step, sampling_ratio, length):
     return weights
 
 
-def strided_roi_align(x, rois, size, scale, sampling_ratio, aligned, step, chunk=2**23):
-    """``torchvision.ops.roi_align(...)[:, :, ::step, ::step]``, computing no other bin.
+def strided_roi_align(
+    x: Tensor,
+    rois: Tensor,
+    size: int,
+    scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    step: int,
+    chunk: int = 2**23,
+) -> Tensor:
+    """``torchvision.ops.roi_align(...)[:, :, ::step, ::step]`` without computing the other bins.
 
-    Bilinear sampling and the mean over a bin are separable, so the result is two matrix products
-    with each region's weights of rows and of columns.
+    Bilinear sampling and the mean over a bin are separable. Each region is therefore computed by
+    two matrix products, one with its weights of rows and one with its weights of columns.
 
     Args:
-        x: (N, C, H, W).
-        rois: (R, 5): image, x1, y1, x2, y2, in float32 whatever the type of ``x``.
-        size, scale, sampling_ratio, aligned: as the operator's.
-        step: take the bins 0, step, 2 step...
-        chunk: numbers that a step of the computation may hold between the two products.
+        x: maps (N, C, H, W).
+        rois: regions (R, 5): index of the image, x1, y1, x2, y2 in pixels of the image, in float32
+            whatever the type of ``x``.
+        size: bins per side of a region before the subsampling.
+        scale: cells per pixel.
+        sampling_ratio: samples per bin and axis; 0 adapts to the region.
+        aligned: whether pixels are shifted by half a cell, as in ROIAlignV2.
+        step: compute the bins 0, step, 2 step, ...
+        chunk: maximum number of elements of the intermediate product, to bound the memory.
 
     Returns:
-        (R, C, ceil(size / step), ceil(size / step)) in the memory format channels last.
+        (R, C, ceil(size / step), ceil(size / step)) in the type of ``x``, in channels last.
     """
     height, width = x.shape[2:]
     with torch.autocast(x.device.type, enabled=False):
@@ -75,14 +102,15 @@ def strided_roi_align(x, rois, size, scale, sampling_ratio, aligned, step, chunk
         if not len(rois):
             return x.new_zeros(0, channels, bins, bins) + 0 * x.sum()
         images, counts = torch.unique_consecutive(rois[:, 0].long(), return_counts=True)
-        images = images.repeat_interleave(counts).tolist()
-        most = max(1, chunk // (bins * width * channels))
+        image_of = images.repeat_interleave(counts).tolist()
+        max_regions = max(1, chunk // (bins * width * channels))
         parts, first = [], 0
-        while first < len(images):
-            last = first + 1
-            while last < len(images) and last - first < most and images[last] == images[first]:
+        while first < len(image_of):
+            # A part holds consecutive regions of one image.
+            image, last = image_of[first], first + 1
+            while last < len(image_of) and last - first < max_regions and image_of[last] == image:
                 last += 1
-            y = rows[first:last].flatten(0, 1) @ maps[images[first]].flatten(1)
+            y = rows[first:last].flatten(0, 1) @ maps[image].flatten(1)
             y = y.view(last - first, bins, width, channels)
             parts.append(columns[first:last, None] @ y)
             first = last

@@ -1,36 +1,51 @@
-"""VGG-16, the baseline of Tables 3, 7 and 8 (configuration D of Simonyan and Zisserman)."""
+"""VGG (Simonyan and Zisserman): VGG-16 is the baseline of Tables 3, 7 and 8, VGG-19 Fig. 3's."""
 
 from collections import OrderedDict
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from .classifier import Classifier
 from .layers import Conv2d, FullyConnected, init_weights
 
-# Convolutions of each stage: (count, channels); a max pooling stands before all but the first.
-STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+# The architectures: the number of 3x3 convolutions in each stage, by depth (configurations D, E).
+CONVOLUTIONS = {
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+CHANNELS = (64, 128, 256, 512, 512)
 
 
-def _stage(count, cin, cout, pool):
-    layers = OrderedDict(pool=nn.MaxPool2d(2)) if pool else OrderedDict()
-    for i in range(count):
-        layers[str(i + 1)] = Conv2d(cin if i == 0 else cout, cout, 3)
-        layers[f"relu{i + 1}"] = nn.ReLU()
+def build_stage(convolutions: int, cin: int, cout: int, pool: bool) -> nn.Sequential:
+    """A 2x2 max pooling (if ``pool``), then 3x3 convolutions, each with a ReLU behind it."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if pool:
+        layers["pool"] = nn.MaxPool2d(2)
+    for i in range(1, convolutions + 1):
+        layers[str(i)] = Conv2d(cin if i == 1 else cout, cout, 3)
+        layers[f"relu{i}"] = nn.ReLU()
     return nn.Sequential(layers)
 
 
-class VGG16(Classifier):
-    """13 convolutions (``conv1.1`` .. ``conv5.3``, stride 16), then ``fc6``, ``fc7``, ``linear``.
+class VGG(Classifier):
+    """Five stages of convolutions (``conv1.1``, ``conv1.2``, ...), ``fc6``, ``fc7``, ``linear``.
 
-    The trunk ends before pool5, which RoI pooling to 7x7 replaces in a detector.
+    The trunk ends after the last convolution, at stride 16. In a detector RoI pooling to 7x7
+    replaces pool5, and fc6 and fc7 are the head.
+
+    Args:
+        depth: a key of ``CONVOLUTIONS``.
+        num_classes: outputs of ``linear``.
     """
 
-    def __init__(self, *, num_classes=1000):
-        stages, channels, strides, cin = {}, {}, {}, 3
-        for i, (count, cout) in enumerate(STAGES):
+    def __init__(self, depth: int, *, num_classes: int = 1000) -> None:
+        if depth not in CONVOLUTIONS:
+            raise ValueError(f"depth {depth}: use one of {tuple(CONVOLUTIONS)}")
+        stages: dict[str, nn.Module] = {}
+        channels, strides, cin = {}, {}, 3
+        for i, (convolutions, cout) in enumerate(zip(CONVOLUTIONS[depth], CHANNELS)):
             name = f"conv{i + 1}"
-            stages[name] = _stage(count, cin, cout, pool=i > 0)
+            stages[name] = build_stage(convolutions, cin, cout, pool=i > 0)
             channels[name], strides[name], cin = cout, 2**i, cout
         stages["fc6"] = FullyConnected(512 * 7 * 7, 4096, dropout=0.5)
         stages["fc7"] = FullyConnected(4096, 4096, dropout=0.5)
@@ -39,20 +54,24 @@ class VGG16(Classifier):
             stages, cut="conv5", channels=channels, strides=strides, pooled=7,
             num_classes=num_classes,
         )  # fmt: skip
+        self.depth = depth
         init_weights(self)
 
     @staticmethod
-    def pool(x):
-        """The head's features are vectors already: (N, 4096)."""
+    def pool(x: Tensor) -> Tensor:
+        """Return ``x``: the head's features are vectors already, (N, 4096)."""
         return x
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, 3, 224, 224) -> logits (N, num_classes)."""
         return self.linear(self.head(F.max_pool2d(self.trunk(x), 2)))
 
-    def dense(self, x, size):
-        """As :meth:`Classifier.dense`: fc6 is a 7 x 7 convolution and fc7 a 1 x 1 (section 4.1)."""
+    def dense(self, x: Tensor, size: int) -> Tensor:
+        """As :meth:`Classifier.dense`, with fc6 as a 7x7 convolution and fc7 as a 1x1."""
         maps = F.max_pool2d(self.trunk(x), 2)
-        for layer, side in ((self.fc6, self.pooled), (self.fc7, 1)):
+        for name, side in (("fc6", self.pooled), ("fc7", 1)):
+            layer = self.get_submodule(name)
+            assert isinstance(layer, FullyConnected)
             weight = layer.weight.view(len(layer.weight), -1, side, side)
             maps = F.relu(F.conv2d(maps, weight, layer.bias))
         return self.linear(maps.mean((2, 3)))

@@ -4,8 +4,9 @@ import re
 
 import torch
 
-from .catalog import build_net
+from .catalog import NETS, meta_net
 from .class_names import COCO, VOC
+from .vgg import CONVOLUTIONS
 from .weight_files import WeightsError
 
 # Pixels in Detectron2's scale, 0-255. torchvision's and timm's ImageNet weights:
@@ -39,22 +40,41 @@ _TO_TORCHVISION = (
     (r"\.shortcut\.", ".downsample.0."),
     (r"\bconv(\d)\.norm\.", r"bn\1."),
 )
-_VGG_CONVS = dict(
-    zip(
-        [f"features.{i}." for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)],
-        [f"conv{i + 1}.{j + 1}." for i, n in enumerate((2, 2, 3, 3, 3)) for j in range(n)],
-    )
-)
-_TORCHVISION_VGG = _VGG_CONVS | {
+_TORCHVISION_VGG = {
     "classifier.0.": "fc6.",
     "classifier.3.": "fc7.",
     "classifier.6.": "linear.",
 }
-_TIMM_VGG = _VGG_CONVS | {
+_TIMM_VGG = {
     "pre_logits.fc1.": "fc6.",
     "pre_logits.fc2.": "fc7.",
     "head.fc.": "linear.",
 }
+
+
+def _vgg_prefixes(convolutions):
+    """The prefixes of torchvision's and timm's VGG -> ours, for the convolutions of each stage.
+
+    Each convolution has a ReLU behind it, and each stage a pooling.
+    """
+    prefixes, index = {}, 0
+    for stage, count in enumerate(convolutions, 1):
+        for i in range(1, count + 1):
+            prefixes[f"features.{index}."] = f"conv{stage}.{i}."
+            index += 2
+        index += 1
+    return prefixes
+
+
+def _vgg_prefixes_of(state, ours=False):
+    """The prefixes of the VGG that holds all convolutions of ``state``; none if there is no such."""
+    start = r"conv\d\.\d+\." if ours else r"features\.\d+\."
+    held = {m[0] for m in (re.match(start, key) for key in state) if m}
+    for convolutions in CONVOLUTIONS.values():
+        prefixes = _vgg_prefixes(convolutions)
+        if held <= set(prefixes.values() if ours else prefixes):
+            return prefixes
+    return {}
 
 
 def _by_patterns(state, patterns):
@@ -134,10 +154,10 @@ def to_our_names(state, author=""):
     if "conv1_w" in state or "conv1_1_w" in state:
         return _from_caffe(state)
     if "pre_logits.fc1.weight" in state:
-        state = _by_prefixes(state, _TIMM_VGG)
+        state = _by_prefixes(state, _vgg_prefixes_of(state) | _TIMM_VGG)
         return {k: v.flatten(1) if k in _FC else v for k, v in state.items()}, torchvision
     if "features.0.weight" in state:
-        return _by_prefixes(state, _TORCHVISION_VGG), torchvision
+        return _by_prefixes(state, _vgg_prefixes_of(state) | _TORCHVISION_VGG), torchvision
     if author == "torchvision" or "layer1.0.conv1.weight" in state:
         state = _by_patterns(state, _TORCHVISION)
         # A bottleneck's stride is on its 3x3.
@@ -192,7 +212,7 @@ def zeros_to_end(state):
 _FC = {"fc6.weight": (4096, 512, 7, 7), "fc7.weight": (4096, 4096, 1, 1)}  # timm: convolutions
 FORMATS = ("own", "torchvision", "timm")
 # The nets that torchvision and timm have too.
-SHARED_NETS = (*(f"paper_resnet{d}" for d in (18, 34, 50, 101, 152)), "paper_vgg16")
+SHARED_NETS = tuple(name for name, spec in NETS.items() if spec.torchvision)
 
 
 def _net_of(state):
@@ -206,9 +226,7 @@ def _net_of(state):
         }
 
     for name in SHARED_NETS:
-        with torch.device("meta"):
-            net = build_net(name)
-        if shapes(net.state_dict()) == shapes(state):
+        if shapes(meta_net(name).state_dict()) == shapes(state):
             return name
     return None
 
@@ -238,7 +256,8 @@ def to_their_names(state, facts, format, path):
             f"{path}: was trained with MODEL.RESNETS.STRIDE_IN_1X1 True, and {format}'s nets have "
             "the stride on the 3x3 (False): they would lose accuracy in silence"
         )
-    first = "conv1.1.weight" if name == "paper_vgg16" else "stem.conv1.weight"
+    vgg = "fc6.weight" in state
+    first = "conv1.1.weight" if vgg else "stem.conv1.weight"
     weight, mean, std = state[first], facts["pixel_mean"], facts["pixel_std"]
     if facts["format"] != TORCHVISION_FACTS["format"]:
         weight, mean, std = weight.flip(1), mean[::-1], std[::-1]
@@ -257,11 +276,12 @@ def to_their_names(state, facts, format, path):
         scale /= torch.tensor(std, dtype=torch.float64)
         weight = (weight * scale[:, None, None]).to(weight.dtype)
     state = state | {first: weight}
-    if name != "paper_vgg16":
+    if not vgg:
         return _by_patterns(state, _TO_TORCHVISION)
     if format == "timm":
         state |= {k: state[k].reshape(shape) for k, shape in _FC.items()}
-    prefixes = _TIMM_VGG if format == "timm" else _TORCHVISION_VGG
+    prefixes = _vgg_prefixes_of(state, ours=True)
+    prefixes |= _TIMM_VGG if format == "timm" else _TORCHVISION_VGG
     return _by_prefixes(state, {ours: theirs for theirs, ours in prefixes.items()})
 
 

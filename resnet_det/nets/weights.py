@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .catalog import NETS, OPTION_A_NETS
+from .catalog import NETS, meta_net
 from .resnet import PadShortcut
 from .weight_files import SUFFIXES, WeightsError, read_file
 from .weight_formats import to_our_names
@@ -141,7 +141,7 @@ def check_shortcuts(net, facts, path):
     """
     padded = any(isinstance(m, PadShortcut) and m.new_channels for m in net.modules())
     held = facts.get("net", "").removesuffix("_fpn")
-    if held in NETS and (held in OPTION_A_NETS) != padded:
+    if held in NETS and meta_net(held).has_padded_shortcuts != padded:
         raise WeightsError(
             f"{path}: holds {held}, and this net has {'' if padded else 'no '}shortcuts that pad "
             "zeros: even if every tensor fits, it would compute something else"

@@ -204,7 +204,7 @@ def test_detector_holds_exactly_the_nets_parameters(name):
     assert held == {k: s for k, s in shapes(net).items() if not k.startswith("linear.")}
 
 
-@pytest.mark.parametrize("name", [*KINDS, "paper_vgg16"])
+@pytest.mark.parametrize("name", [*KINDS, "paper_vgg16", "paper_vgg19"])
 def test_pyramids(name):
     cfg = small_cfg(f"{name}_fpn")
     with torch.device("meta"):
@@ -358,7 +358,7 @@ def test_msra_weights_of_the_zoo_load_as_into_detectron2s(tmp_path):
 # ---- detectors of every kind
 
 
-@pytest.mark.parametrize("name", [*KINDS, "paper_vgg16"])
+@pytest.mark.parametrize("name", [*KINDS, "paper_vgg16", "paper_vgg19"])
 def test_c4_detector_trains_and_detects(name):
     norm = {"cifar_resnet20": "BN", "paper_vgg16": ""}.get(name, "GN")
     model = build_model(small_cfg(name, MODEL__RESNETS__NORM=norm))

@@ -288,7 +288,7 @@ def test_class_agnostic_boxes(config):
 
 
 NETS = ["cifar_plain20", "paper_resnet18", "paper_resnet18_a", "paper_plain18", "paper_resnet34_c",
-        "paper_resnet50", "paper_vgg16"]  # fmt: skip
+        "paper_resnet50", "paper_vgg16", "paper_vgg19"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -298,7 +298,7 @@ def test_every_net_is_a_detector(config, name):
     cut, stage, resolution = "res4", "res5", 8
     if name.startswith("cifar"):
         cut, stage = "res3", "res4"
-    if name == "paper_vgg16":
+    if name.startswith("paper_vgg"):
         cut, stage, resolution = "conv5", "fc6", 7
     norm = "" if name == "paper_vgg16" else "BN"
     model = build_model(

@@ -12,6 +12,7 @@ from torchvision.ops import roi_align
 from resnet_det.nets import FrozenBatchNorm2d, build_net
 from resnet_det.nets.fast import speed_up, take_stride
 from resnet_det.nets.layers import Conv2d
+from resnet_det.nets.resnet import Block, imagenet_resnet
 from resnet_det.nets.roi_align import strided_roi_align
 
 
@@ -99,8 +100,6 @@ def test_other_trunks(shortcut):
 
 @pytest.mark.parametrize("option", ["A", "C"])
 def test_bottlenecks_with_other_shortcuts(option):
-    from resnet_det.nets.resnet import imagenet_resnet
-
     torch.manual_seed(0)
     net = fill(imagenet_resnet(50, option, norm="FrozenBN"))
     twin = copy.deepcopy(net)
@@ -130,6 +129,61 @@ def test_head(name, options, step):
     x = torch.randn(3, 256 if name == "paper_resnet18" else 1024, 14, 14)
     assert take_stride(speed_up(fast)) == step
     assert_same(fast, plain, x, x[:, :, ::step, ::step])
+
+
+class PreActivation(Block):
+    """He et al. (2016): the norms and ReLUs stand before the convolutions."""
+
+    def __init__(self, cin, cout, stride, *, norm, **options):
+        super().__init__(cin, cout, stride, norm="", **options)
+        norm = {"BN": nn.BatchNorm2d, "FrozenBN": FrozenBatchNorm2d}[norm]
+        self.norms = nn.ModuleList([norm(c) for c in (cin, cout // 4, cout // 4)])
+
+    def forward(self, x):
+        out = x
+        for norm, conv in zip(self.norms, (self.conv1, self.conv2, self.conv3)):
+            out = conv(norm(out).relu())
+        return out + self.shortcut(x)
+
+
+class NormBeforeConv1(Block):
+    """A block that keeps ``forward`` and has a norm of the whole map inside conv1."""
+
+    def __init__(self, cin, cout, stride, **options):
+        super().__init__(cin, cout, stride, **options)
+        self.conv1 = nn.Sequential(nn.BatchNorm2d(cin), self.conv1)
+
+
+@pytest.mark.parametrize("block, norm", [(PreActivation, "BN"), (PreActivation, "FrozenBN"),
+                                         (NormBeforeConv1, "BN")])  # fmt: skip
+def test_blocks_with_norms_elsewhere_are_left_alone(block, norm):
+    """Their norms see the cells that a stride in conv1 drops: training with less is another net."""
+    torch.manual_seed(0)
+    net = fill(imagenet_resnet(50, block=block, norm=norm)).double()
+    twin = copy.deepcopy(net)
+    (trunk, head), (fast_trunk, fast_head) = net.split(), twin.split()
+    assert take_stride(speed_up(fast_head)) == 1
+    speed_up(fast_trunk)
+    image = torch.randn(2, 3, 49, 50, dtype=torch.float64)
+    regions = torch.randn(2, 1024, 14, 14, dtype=torch.float64)
+    for fast, plain, x in ((fast_trunk, trunk, image), (fast_head, head, regions)):
+        for ours, theirs in zip(fast(x).values(), plain(x).values(), strict=True):
+            close(ours, theirs)
+    for key, value in twin.state_dict().items():  # the batches' statistics, too
+        torch.testing.assert_close(value, net.state_dict()[key])
+
+
+def test_what_stands_around_the_blocks_of_a_stage_is_minded():
+    """A norm before the first block or behind the last sees the whole map, too."""
+    (plain, head), (fast, fast_head) = pair("paper_resnet50", 2)
+    for trunk in (plain, fast):
+        trunk.res2.append(nn.BatchNorm2d(256))
+        trunk.res3.append(nn.BatchNorm2d(512))
+    for twin in (head, fast_head):
+        twin.res5.insert(0, nn.BatchNorm2d(1024))
+    assert take_stride(speed_up(fast_head)) == 1
+    assert_same(speed_up(fast), plain, torch.randn(1, 3, 49, 50))
+    assert multiply_adds(fast.float()) == multiply_adds(plain.float())
 
 
 def multiply_adds(trunk):

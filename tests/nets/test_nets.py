@@ -7,7 +7,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnet_det.nets import NETS, FrozenBatchNorm2d, build_net, freeze, without_statistics
+from resnet_det.nets import (
+    NETS,
+    FrozenBatchNorm2d,
+    build_net,
+    freeze,
+    meta_net,
+    without_statistics,
+)
 from resnet_det.nets.layers import Conv2d
 from resnet_det.nets.resnet import Block, PadShortcut, cifar_resnet, imagenet_resnet
 
@@ -27,6 +34,7 @@ PAPER = {
     "paper_resnet101": (44_549_160, 7_570_194_432, 7_801_405_440),
     "paper_resnet152": (60_192_808, 11_282_415_616, 11_513_626_624),
     "paper_vgg16": (138_357_544, 15_470_264_320, None),
+    "paper_vgg19": (143_667_240, 19_632_062_464, None),
 }
 CIFAR = {
     20: (269_722, 40_551_040),
@@ -41,7 +49,7 @@ TABLE_1 = {18: 1.8, 34: 3.6, 50: 3.8, 101: 7.6, 152: 11.3}
 CONVOLUTIONAL = sorted(set(NETS) - {"cifar_resnet1202"})
 
 
-def meta_net(build, *args, **kwargs):
+def on_meta(build, *args, **kwargs):
     with torch.device("meta"):
         return build(*args, **kwargs).eval()
 
@@ -59,10 +67,11 @@ def multiply_adds(net, side):
 @pytest.mark.parametrize("name", PAPER)
 def test_imagenet_counts(name):
     expected, in_1x1, in_3x3 = PAPER[name]
-    net = meta_net(build_net, name)
+    net = meta_net(name)
     assert parameters(net) == expected
     assert multiply_adds(net, 224) == in_1x1
-    net = meta_net(build_net, name, stride_in_1x1=False)
+    assert net.has_stride_choice == (in_3x3 is not None)
+    net = meta_net(name, stride_in_1x1=False)
     assert parameters(net) == expected
     assert multiply_adds(net, 224) == (in_3x3 or in_1x1)
 
@@ -77,18 +86,56 @@ def test_imagenet_counts(name):
 )
 def test_options_beyond_the_paper(depth, option, expected, in_1x1, in_3x3):
     for stride_in_1x1, adds in ((True, in_1x1), (False, in_3x3)):
-        net = meta_net(imagenet_resnet, depth, option, stride_in_1x1=stride_in_1x1)
+        net = on_meta(imagenet_resnet, depth, option, stride_in_1x1=stride_in_1x1)
         assert (parameters(net), multiply_adds(net, 224)) == (expected, adds)
+
+
+def test_every_net_is_counted():
+    assert set(NETS) == {*PAPER, *(f"cifar_{k}{d}" for k in ("resnet", "plain") for d in CIFAR)} - {
+        "cifar_plain1202"
+    }
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_catalog_has_the_papers_figures(name):
+    """Table 1 and section 3.3 (3.6 and 19.6 * 10^9 FLOPs), section 4.1 (15.3 * 10^9), Table 6."""
+    spec, depth = NETS[name], int("".join(c for c in name if c.isdigit()))
+    if name.startswith("cifar"):
+        mega = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7}[depth]
+        assert (spec.image_size, float(spec.paper_mparams), spec.paper_gflops) == (32, mega, "")
+        return
+    assert (spec.image_size, spec.paper_mparams) == (224, "")
+    giga = TABLE_1 | {16: 15.3, 19: 19.6}
+    expected = "" if name == "paper_resnet34_c" else str(giga[depth])
+    assert spec.paper_gflops == expected
+
+
+@pytest.mark.parametrize("name", ["cifar_plain20", "paper_resnet18", "paper_vgg16", "paper_vgg19"])
+def test_a_net_says_what_it_is(name):
+    """Each answer against what the net holds, and against what its head does."""
+    net = meta_net(name).eval()
+    assert net.has_batch_norm == any(k.endswith("running_var") for k in net.state_dict())
+    assert not meta_net(name, norm="FrozenBN").has_batch_norm
+    for norm in ("BN", "FrozenBN"):
+        assert meta_net(name, norm=norm).has_norm == (not name.startswith("paper_vgg"))
+    group = meta_net("paper_resnet18", norm="GN")
+    assert group.has_norm and not group.has_batch_norm
+    larger = torch.empty(1, net.channels[net.trunk_names[-1]], *[net.pooled + 2] * 2, device="meta")
+    if net.has_fully_connected_head:
+        with pytest.raises(RuntimeError, match="dim"):
+            net.head(larger)
+    else:
+        assert net.head(larger).dim() == 4
 
 
 def test_table_1_flops():
     for depth, quoted in TABLE_1.items():
-        exact = multiply_adds(meta_net(build_net, f"paper_resnet{depth}"), 224) / G
+        exact = multiply_adds(meta_net(f"paper_resnet{depth}"), 224) / G
         assert math.floor(exact * 10) / 10 == quoted or round(exact, 1) == quoted
 
 
 def test_vgg16_convolutions_alone():
-    net = meta_net(build_net, "paper_vgg16")
+    net = meta_net("paper_vgg16")
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
         net.trunk(torch.empty(1, 3, 224, 224))
     assert counter.get_total_flops() // 2 == 15_346_630_656
@@ -97,10 +144,10 @@ def test_vgg16_convolutions_alone():
 @pytest.mark.parametrize("depth", CIFAR)
 def test_cifar_counts(depth):
     expected, adds = CIFAR[depth]
-    net = meta_net(build_net, f"cifar_resnet{depth}")
+    net = meta_net(f"cifar_resnet{depth}")
     assert (parameters(net), multiply_adds(net, 32)) == (expected, adds)
-    assert parameters(meta_net(cifar_resnet, depth, "none")) == expected
-    assert parameters(meta_net(cifar_resnet, depth, "B")) == expected + 2752
+    assert parameters(on_meta(cifar_resnet, depth, "none")) == expected
+    assert parameters(on_meta(cifar_resnet, depth, "B")) == expected + 2752
     assert sum(isinstance(m, Block) for m in net.modules()) == (depth - 2) // 2
 
 
@@ -116,10 +163,11 @@ def test_cifar_counts(depth):
     ],
 )
 def test_place_of_projections(depth, option, where):
-    net = meta_net(imagenet_resnet, depth, option)
+    net = on_meta(imagenet_resnet, depth, option)
     shortcuts = {n: m.shortcut for n, m in net.named_modules() if isinstance(m, Block)}
     assert [n for n, s in shortcuts.items() if isinstance(s, Conv2d)] == where
     padded = [n for n, s in shortcuts.items() if isinstance(s, PadShortcut)]
+    assert net.has_padded_shortcuts == (option == "A")
     assert padded == (["res3.0", "res4.0", "res5.0"] if option == "A" else [])
     assert all((s is None) == (option == "none") for s in shortcuts.values())
     for name in where:
@@ -128,7 +176,7 @@ def test_place_of_projections(depth, option, where):
 
 @pytest.mark.parametrize("depth, count", [(18, 8), (34, 16)])
 def test_option_c_projects_everywhere(depth, count):
-    net = meta_net(imagenet_resnet, depth, "C")
+    net = on_meta(imagenet_resnet, depth, "C")
     blocks = [m for m in net.modules() if isinstance(m, Block)]
     assert sum(isinstance(b.shortcut, Conv2d) for b in blocks) == count == len(blocks)
 
@@ -144,7 +192,7 @@ def test_stride_placement(depth):
 @pytest.mark.parametrize("option", ["A", "B", "none"])
 @pytest.mark.parametrize("height, width", [(64, 64), (65, 97), (600, 901), (33, 32)])
 def test_stage_shapes(option, height, width):
-    net = meta_net(imagenet_resnet, 18, option)
+    net = on_meta(imagenet_resnet, 18, option)
     maps = net.features(torch.empty(2, 3, height, width, device="meta"))
     for name, channels, stride in zip(
         ("stem", "res2", "res3", "res4", "res5"), (64, 64, 128, 256, 512), (4, 4, 8, 16, 32)
@@ -157,10 +205,10 @@ def test_stage_shapes(option, height, width):
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_trunk_head_and_classifier_agree(name):
     """The detector's cut gives the classifier, and RoI pooling's grid fits the head."""
-    net = meta_net(build_net, name)
+    net = meta_net(name)
     side = 32 if name.startswith("cifar") else 224
     region = net.trunk(torch.empty(2, 3, side, side, device="meta"))
-    if name == "paper_vgg16":
+    if name.startswith("paper_vgg"):
         assert region.shape == (2, 512, 14, 14) and net.pooled == 7
     else:
         assert region.shape[2:] == (net.pooled, net.pooled)
@@ -212,7 +260,7 @@ def test_option_a_is_a_strided_slice_with_zeros_behind():
 
 
 def test_option_c_differs_from_b_only_in_shortcuts():
-    b, c = (meta_net(imagenet_resnet, 34, o).state_dict() for o in "BC")
+    b, c = (on_meta(imagenet_resnet, 34, o).state_dict() for o in "BC")
     assert {k for k in c if k not in b} and all("shortcut" in k for k in c if k not in b)
 
 
@@ -230,7 +278,7 @@ def test_he_initialisation():
 
 
 def test_dilated_conv5_keeps_stride_16():
-    net = meta_net(build_net, "paper_resnet50", res5_dilation=2)
+    net = meta_net("paper_resnet50", res5_dilation=2)
     maps = net.features(torch.empty(1, 3, 65, 97, device="meta"))
     assert maps["res5"].shape[2:] == maps["res4"].shape[2:] == (5, 7)
     assert net.strides["res5"] == 16

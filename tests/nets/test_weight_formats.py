@@ -8,7 +8,8 @@ import torch
 import torchvision
 from foreign import BothSides, caffe_vgg_forward, fill, msra_blobs, msra_forward, picture
 
-from resnet_det.nets import build_net, load
+from resnet_det.nets import NETS, build_net, load
+from resnet_det.nets.vgg import CONVOLUTIONS
 from resnet_det.nets.weight_formats import to_our_names, to_their_names, zeros_to_end
 from resnet_det.nets.weights import WeightsError, read
 
@@ -43,20 +44,24 @@ def test_equals_torchvision_and_timm(depth, tmp_path):
     assert list(back) == list(state) and all(torch.equal(back[k], state[k]) for k in state)
 
 
-def test_vgg16_equals_torchvision_timm_and_caffe():
+@pytest.mark.parametrize("depth", CONVOLUTIONS)
+def test_vgg_equals_torchvision_timm_and_caffe(depth):
     """One set of weights in three formats and ours: four forward passes in double agree."""
+    name = f"vgg{depth}"
     with torch.device("meta"):
-        theirs, timms = torchvision.models.vgg16(), timm.create_model("vgg16")
+        theirs, timms = getattr(torchvision.models, name)(), timm.create_model(name)
     state = fill(theirs).double().state_dict()
-    ours = empty("paper_vgg16").eval()
+    ours = empty(f"paper_{name}").eval()
     ours.load_state_dict(to_our_names(state)[0], assign=True)
     own = ours.state_dict()
+    back = to_their_names(own, to_our_names(state)[1], "torchvision", "it")
+    assert list(back) == list(state) and all(back[k].equal(state[k]) for k in state)
     timm_state = to_their_names(own, to_our_names(state)[1], "timm", "it")
     timms.load_state_dict(timm_state, assign=True)
     caffe = {k.replace(".", "_"): v for k, v in own.items()}
     caffe = {k.replace("linear", "fc8"): v for k, v in caffe.items()}
     caffe = {k.replace("_weight", "_w").replace("_bias", "_b"): v for k, v in caffe.items()}
-    assert {"conv1_1_w", "conv5_3_b", "fc6_w", "fc8_b"} <= set(caffe)
+    assert {"conv1_1_w", f"conv5_{depth // 4 - 1}_b", "fc6_w", "fc8_b"} <= set(caffe)
     x = picture(224)
     with torch.no_grad():
         expected = theirs(x)
@@ -68,6 +73,25 @@ def test_vgg16_equals_torchvision_timm_and_caffe():
         again, facts = to_our_names(foreign)
         assert facts["format"] == channels and "stride_in_1x1" not in facts
         assert set(again) == set(own) and all(again[k].equal(own[k]) for k in own)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg13", "vgg16_bn"])
+def test_no_other_vgg_is_taken_for_ours(name, tmp_path):
+    """No convolution may be loaded into the place of another."""
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, name)().features
+    state = {f"features.{k}": torch.ones(()) for k in theirs.state_dict()}
+    assert to_our_names(state)[0] == state
+
+
+def test_the_catalog_names_torchvisions_architectures():
+    """The same shapes, whatever the names, for every net that says so."""
+    for name, spec in NETS.items():
+        if spec.torchvision:
+            with torch.device("meta"):
+                theirs = getattr(torchvision.models, spec.torchvision)()
+            shapes = [sorted(p.shape for p in net.parameters()) for net in (theirs, empty(name))]
+            assert shapes[0] == shapes[1], name
 
 
 @pytest.mark.parametrize("depth", [50, 101])
