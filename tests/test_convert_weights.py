@@ -203,7 +203,9 @@ def test_zeros_on_both_sides(tmp_path, monkeypatch, capsys):
     with pytest.raises(WeightsError, match=words):
         tool.convert("t.pth", "no.pth")
     tool.main(tool.parse(["--zeros", "both", "t.pth", "ours.safetensors"]))
-    assert "ours.safetensors: a classifier, cifar_resnet20" in capsys.readouterr().out
+    assert "ours.safetensors: a classifier, cifar_resnet20\n" in capsys.readouterr().out
+    with pytest.raises(WeightsError, match="holds cifar_resnet20"):
+        load(build_net("cifar_plain20"), "ours.safetensors")
     ours = build_net("cifar_resnet20").double().eval()
     load(ours, "ours.safetensors")
     x = foreign.picture(32)

@@ -163,8 +163,10 @@ def convert(source, target, format="own", pairs=(), net=None, zeros=None):
     state, facts = read(source)
     nets = check_net(state, facts, source, net)
     state, facts = move_zeros(state, facts, nets, source, zeros)
-    if net:
-        facts["net"] = net
+    if zeros:
+        nets = [name for name in nets if name in OPTION_A_NETS]
+    if net or zeros:  # no longer a plain net as well
+        facts.setdefault("net", nets[0])
     said = stated_facts(list(pairs), facts, source)
     guessed = [fact for fact in facts.pop("guessed", ()) if fact not in said]
     facts |= said | ({"guessed": guessed} if guessed else {})  # it stays a guess in OUT
