@@ -164,7 +164,7 @@ def convert(source, target, format="own", pairs=(), net=None, zeros=None):
     nets = check_net(state, facts, source, net)
     state, facts = move_zeros(state, facts, nets, source, zeros)
     if zeros:
-        nets = [name for name in nets if name in OPTION_A_NETS]
+        nets = [name for name in nets if meta_net(name).has_padded_shortcuts]
     if net or zeros:  # no longer a plain net as well
         facts.setdefault("net", nets[0])
     said = stated_facts(list(pairs), facts, source)
