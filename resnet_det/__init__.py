@@ -23,6 +23,6 @@ if _find_spec("detectron2"):
     try:
         with _warnings.catch_warnings():  # of torch, about what fvcore does as it is imported
             _warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
-            from .engines import detectron2_plugin as _registered  # noqa: F401
+            from . import plugin as _registered  # noqa: F401
     except (ImportError, AttributeError, OSError) as _error:  # broken, or built for another torch
         _warnings.warn(f"Detectron2 is here but cannot be used: {_error}", stacklevel=2)

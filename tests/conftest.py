@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests start processes bes
 import hypothesis
 import pytest
 import torch
+from voc_folder import VocFolder
 
 
 def pytest_configure(config):
@@ -49,3 +50,8 @@ def pytest_collection_modifyitems(config, items):
 def real_data():
     """Folder that holds ``coco/``, ``VOC2007/`` and ``imagenet_samples/`` (mark the test real_data)."""
     return Path(os.environ["RESNET_DET_REAL_DATA"])
+
+
+@pytest.fixture
+def voc_folder(tmp_path):
+    return VocFolder(tmp_path)

@@ -1,4 +1,4 @@
-"""Who may import whom: tools -> engines -> {config, data, evaluation, training} -> nets -> torch."""
+"""Who may import whom, by folder; never upwards, never in a circle."""
 
 import ast
 import sys
@@ -7,26 +7,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEVEL = {
-    "engines": 3, "config": 2, "data": 2, "evaluation": 2, "training": 2, "config_values": 1, "nets": 1,
-}  # fmt: skip
-
+# A folder may import those on lower floors, and itself.
+FLOORS = (
+    ("files", "records"),
+    ("nets", "config", "download"),
+    ("weights", "evaluation"),
+    ("data", "training"),
+    ("detector",),
+    ("plugin",),
+    ("engines",),
+    ("reproduce",),
+    ("commands",),
+)
+FLOOR = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
 MODULES = sorted((ROOT / "resnet_det").rglob("*.py"))
-# The only modules that may import these, and do: the plugin and the engine, the embedded detector.
+# The only folders that may import these.
 ALONE = {
-    "detectron2": {
-        "resnet_det/engines/detectron2_data.py",
-        "resnet_det/engines/detectron2_evaluation.py",
-        "resnet_det/engines/detectron2_plugin.py",
-        "resnet_det/engines/detectron2_resume.py",
-        "resnet_det/engines/detectron2_trainer.py",
-        "resnet_det/engines/detectron2_weights.py",
-        "resnet_det/engines/with_detectron2.py",
-    },
-    "torchvision.models.detection": {
-        "resnet_det/engines/faster_rcnn.py",
-        "resnet_det/engines/rpn.py",
-    },
+    "detectron2": {"plugin", "engines/on_detectron2"},
+    "torchvision.models.detection": {"detector"},
 }
 
 
@@ -43,42 +41,56 @@ def imports(path):
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def part(module):
-    """The part of the package that a module's name lies in, or None."""
+def folder(module):
+    """The folder of the package (or the file beside them) that a module's name lies in, or None."""
     names = module.split(".")
-    return names[1] if names[0] == "resnet_det" and len(names) > 1 and names[1] in LEVEL else None
+    return names[1] if names[0] == "resnet_det" and len(names) > 1 and names[1] in FLOOR else None
+
+
+def test_every_folder_has_a_floor():
+    inside = {p.relative_to(ROOT / "resnet_det").parts[0].removesuffix(".py") for p in MODULES}
+    assert inside - {"__init__"} == set(FLOOR)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_downwards(path):
-    relative = str(path.relative_to(ROOT))
-    own = part(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    relative = str(path.relative_to(ROOT / "resnet_det"))
+    own = folder(".".join(path.relative_to(ROOT).with_suffix("").parts))
     if own is None:  # the package's own __init__ sees everything
         return
     for module in imports(path):
-        other = part(module)
+        other = folder(module)
         if other is not None and other != own:
-            assert LEVEL[other] < LEVEL[own], f"{relative} imports {module}"
+            assert FLOOR[other] < FLOOR[own], f"{relative} imports {module}"
         for name, only in ALONE.items():
             if module == name or module.startswith(name + "."):
-                assert relative in only, f"{relative} imports {module}"
+                assert any(relative.startswith(f"{f}/") for f in only), f"{relative} imports {name}"
+
+
+def test_no_circles():
+    """Between files: a module's import, followed as far as it goes, never comes back to it."""
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+             for p in MODULES}  # fmt: skip
+    graph = {name: {m for m in imports(path) if m in names and m != name}
+             for name, path in names.items()}  # fmt: skip
+    packages = {name for name, path in names.items() if path.name == "__init__.py"}
+    for name in graph.keys() - packages:
+        seen, todo = set(), list(graph[name] - packages)
+        while todo:
+            module = todo.pop()
+            assert module != name, f"{name} imports itself through {seen}"
+            if module not in seen:
+                seen.add(module)
+                todo += graph[module] - packages
 
 
 def test_nets_need_nothing_but_torch():
     for path in (ROOT / "resnet_det/nets").glob("*.py"):
         third = {m.split(".")[0] for m in imports(path)} - {"resnet_det", "torch"}
-        if path.name == "weight_files.py":
-            third -= {"safetensors"}
         assert third <= sys.stdlib_module_names, path
 
 
-def test_the_modules_named_alone_really_import_it():
-    for name, only in ALONE.items():
-        for path in only:
-            assert any(m.startswith(name) for m in imports(ROOT / path)), path
-
-
-def test_the_plugin_needs_no_engine():
-    """``import resnet_det`` in a foreign project brings no trainer, evaluator or report with it."""
-    ours = set(filter(part, imports(ROOT / "resnet_det/engines/detectron2_plugin.py")))
-    assert not any("engines.with_" in m or part(m) in ("training", "evaluation") for m in ours)
+def test_a_foreign_project_gets_no_trainer_evaluator_or_report():
+    """What ``import resnet_det`` loads into Detectron2: the plugin and what it imports."""
+    for path in (ROOT / "resnet_det/plugin").glob("*.py"):
+        assert not {folder(m) for m in imports(path)} & {"training", "evaluation", "engines"}, path

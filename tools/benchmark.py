@@ -30,8 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnet_det.config import get_cfg
-from resnet_det.engines.conventions import commit
+from resnet_det.config.defaults import get_cfg
+from resnet_det.engines.provenance import commit
 from resnet_det.evaluation.tables import markdown_table
 
 JOBS = ("trunk inference", "inference", "training")
@@ -92,7 +92,7 @@ def detectron2_ours(args):
 
 
 def embedded(args, fast=True):
-    from resnet_det.engines.faster_rcnn import build_model
+    from resnet_det.detector.build import build_model
 
     cfg = get_cfg()
     cfg.merge_from_list(settings(args, **{"RESNET_DET.FAST": fast}))
@@ -128,8 +128,8 @@ def torchvision_fpn(args):
 
 def improved(args, members=1, scales=(), **ours):
     """The embedded detector as ``RESNET_DET`` says; ``scales`` shrink with the image's size."""
-    from resnet_det.engines.appendix import Improved
-    from resnet_det.engines.faster_rcnn import build_model
+    from resnet_det.detector.appendix import Improved
+    from resnet_det.detector.build import build_model
 
     short = min(args.size)
     ours["MULTI_SCALE_TEST"] = [s * short // 600 for s in scales]

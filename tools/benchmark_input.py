@@ -22,9 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms as T
 from torchvision.datasets.folder import default_loader
 
-from resnet_det.data.image_folder import read_folder
-from resnet_det.data.large_images import LargeImages, RandomCrop
-from resnet_det.engines.conventions import commit
+from resnet_det.data.classification.image_folder import read_folder
+from resnet_det.data.classification.large_images import LargeImages, RandomCrop
+from resnet_det.engines.provenance import commit
 from resnet_det.evaluation.tables import markdown_table
 from resnet_det.nets import build_net
 

@@ -20,8 +20,15 @@ from multiprocessing import get_context
 from tqdm import tqdm
 
 from resnet_det import data
-from resnet_det.data import DatasetError, ImageError, cifar10, scan_dataset, shards, small_images
-from resnet_det.data.image_folder import FOLDERS, IMAGENET, IMAGENET_CLASSES, list_folder, no_images
+from resnet_det.data import DatasetError, ImageError, scan_dataset
+from resnet_det.data.classification import cifar10, shards, small_images
+from resnet_det.data.classification.image_folder import (
+    FOLDERS,
+    IMAGENET,
+    IMAGENET_CLASSES,
+    list_folder,
+    no_images,
+)
 from resnet_det.data.pixels import image_header, read_image
 
 NAMES = (*data.dataset_names(), *small_images.dataset_names())

@@ -20,13 +20,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from resnet_det.config import ConfigError, flatten, get_cfg
-from resnet_det.engines.conventions import CONVENTIONS, check_conventions, pixel_facts
+from resnet_det.config.defaults import ConfigError, flatten, get_cfg
+from resnet_det.engines.provenance import CONVENTIONS, check_conventions, pixel_facts
 from resnet_det.nets import NETS, meta_net
-from resnet_det.nets.weight_files import WeightsError, write_file
-from resnet_det.nets.weight_formats import FORMATS, to_their_names, zeros_to_end
-from resnet_det.nets.weight_nets import fitting_nets, is_detector, misfits
-from resnet_det.nets.weights import read, zeros_at_end, zeros_unknown
+from resnet_det.weights.files import write_file
+from resnet_det.weights.formats import FORMATS, to_their_names, zeros_to_end
+from resnet_det.weights.identify import fitting_nets, is_detector, misfits
+from resnet_det.weights.loading import read, zeros_at_end, zeros_unknown
+from resnet_det.weights.pickles import WeightsError
 
 
 def parse(argv=None):
@@ -99,7 +100,7 @@ def check_net(state, facts, path, net=None):
     """Names of the nets that a file may hold: more than one where only zeros tell them apart.
 
     Args:
-        state, facts: as :func:`resnet_det.nets.weights.read` gives them.
+        state, facts: as :func:`resnet_det.weights.loading.read` gives them.
         net: the one that it is said to hold.
 
     Raises:

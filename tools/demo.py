@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_det.data import pixels
-from resnet_det.engines.with_torchvision import predictor
+from resnet_det.engines.embedded import predictor
 from resnet_det.evaluation.draw import draw_boxes
 
 

@@ -15,7 +15,7 @@ import os
 import sys
 
 from resnet_det.data import DRAWN, datasets_root, ensure_made
-from resnet_det.data.download import SETS, get
+from resnet_det.download import SETS, get
 
 
 def parse(argv=None):

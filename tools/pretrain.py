@@ -15,7 +15,7 @@ import sys
 # Before torch is loaded: its threads must not spin on the cores that the data workers need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from resnet_det.config import load_config
+from resnet_det.config.loading import load_config
 from resnet_det.engines import classifier
 from resnet_det.engines.run import replayed
 from resnet_det.training.distributed import launch

@@ -15,8 +15,9 @@ import sys
 
 import torch
 
-from resnet_det.engines import cost, reproduce
-from resnet_det.engines.paper import TABLES
+from resnet_det.reproduce import cost, planning, publish
+from resnet_det.reproduce.paper import TABLES
+from resnet_det.reproduce.runner import Runner
 
 
 def parse(argv=None):
@@ -59,12 +60,12 @@ def dry_run(plan):
     print("|---|--:|--:|---|---|", flush=True)
     total = 0.0
     for name, iterations, seconds, remark, data in cost.predict(plan):
-        show(name, iterations, reproduce.as_time(seconds), remark, data)
+        show(name, iterations, publish.as_time(seconds), remark, data)
         total += seconds or 0.0
     print(
         "\nTraining one after another, without waiting for data and without evaluations: "
-        f"{reproduce.as_time(total)} = {total / 3600:.1f} hours of this device "
-        f"({reproduce.facts()}, threads: {torch.get_num_threads()}); on N of its kind the same "
+        f"{publish.as_time(total)} = {total / 3600:.1f} hours of this device "
+        f"({publish.facts()}, threads: {torch.get_num_threads()}); on N of its kind the same "
         "device-hours in an Nth of the time, at best. Scaled from steps on random images in float32"
         + (
             "."
@@ -76,20 +77,20 @@ def dry_run(plan):
 
 
 def main(args):
-    table, fraction = TABLES[args.table], reproduce.parse_fraction(args.fraction)
+    table, fraction = TABLES[args.table], planning.parse_fraction(args.fraction)
     suffix = "" if fraction == 1 else f"_{fraction.numerator}-{fraction.denominator}"
     output = args.output or f"output/{table.runs or table.name}{suffix}"
-    plan = reproduce.plan(table, args.seeds or table.seeds, fraction, output)
-    chosen = reproduce.chosen(table, plan, args.cells)
+    plan = planning.plan(table, args.seeds or table.seeds, fraction, output)
+    chosen = planning.chosen(table, plan, args.cells)
     if args.dry_run:
         return dry_run(chosen)
-    runner = reproduce.Runner(args.jobs)
+    runner = Runner(args.jobs)
     failed = runner.all(chosen)
-    path = reproduce.publish(table, plan, fraction, output)
+    path = publish.publish(table, plan, fraction, output)
     print(path.read_text())
     print(f"wrote {path} and {path.with_suffix('.html')}")
     for log in failed:
-        print(f"failed: {log}: {reproduce.last_line(log)}", file=sys.stderr)
+        print(f"failed: {log}: {runner.last_line(log)}", file=sys.stderr)
     return 1 if failed else 0
 
 

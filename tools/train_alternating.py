@@ -10,14 +10,14 @@ iterations of the steps; --resume goes on in the step, and at the iteration, whe
 
 import train_net
 
-from resnet_det.engines import alternating, classifier, pick
+from resnet_det.engines import alternating, pick, pretrain
 
 
 def main(args, cfg):
     engine = pick(args.engine)
     if args.eval_only:
         return engine.evaluate(cfg)
-    classifier.ensure_weights(cfg, lambda: alternating.check(engine, cfg, args.resume))
+    pretrain.ensure_weights(cfg, lambda: alternating.check(engine, cfg, args.resume))
     return alternating.train(engine, cfg, args.resume)
 
 

@@ -6,6 +6,7 @@
 and "id". The image_id is the file's stem for VOC and an int for COCO.
 """
 
+from ..records import BoxMode, DatasetError
 from .catalog import (
     DRAWN,
     PUBLISHED,
@@ -23,7 +24,6 @@ from .catalog import (
     shortfall,
 )
 from .pixels import ImageError
-from .records import BoxMode, DatasetError
 
 __all__ = [
     "DRAWN",

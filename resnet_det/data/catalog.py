@@ -4,8 +4,9 @@ import difflib
 import os
 from dataclasses import dataclass, field
 
-from . import coco, miniature, proposals, scenes, voc
-from .records import DatasetError
+from ..records import DatasetError
+from .detection import coco, proposals, voc
+from .synthetic import folder, miniature, scenes
 
 # name -> (folder, split, year); voc_2012_test has no public annotations.
 _VOC = {
@@ -132,7 +133,7 @@ def check_made(name, root=None):
     if not os.path.isdir(target):
         what = f"is absent; {name} needs it: draw it by python tools/get_data.py {kind}"
         raise DatasetError(target, what)
-    scenes.check_version(target, module.VERSION)
+    folder.check_version(target, module.VERSION)
 
 
 def missing(name, root=None):

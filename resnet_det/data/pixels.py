@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from .records import DatasetError
+from ..records import DatasetError
 
 EIGHT_BIT_MODES = ("RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -266,3 +266,11 @@ def flip_boxes(boxes, width):
     flipped = boxes.copy()
     flipped[:, 0], flipped[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
     return flipped
+
+
+def draw_size(sizes, sampling, rng):
+    """A length for the shorter edge: "choice" picks one of ``sizes``, "range" draws an integer from
+    a pair (low, high), both included."""
+    if sampling == "range":
+        return int(rng.integers(sizes[0], sizes[1], endpoint=True))
+    return sizes[rng.integers(len(sizes))]

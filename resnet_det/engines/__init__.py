@@ -20,7 +20,7 @@ def pick(name="auto"):
         raise ValueError(f"engine {name!r}: use one of {', '.join(ENGINES)}")
     if name != "torchvision" and importlib.util.find_spec("detectron2") is not None:
         try:
-            return importlib.import_module(".with_detectron2", __name__)
+            return importlib.import_module(".on_detectron2.engine", __name__)
         except ImportError as error:
             problem = f"cannot be used: {error}"
     else:
@@ -31,4 +31,4 @@ def pick(name="auto"):
             "https://detectron2.readthedocs.io/en/latest/tutorials/install.html, "
             "or use --engine torchvision"
         )
-    return importlib.import_module(".with_torchvision", __name__)
+    return importlib.import_module(".embedded", __name__)

@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 
 from .. import training
-from ..config import ConfigError, embedded_part, parse_config
+from ..config.defaults import ConfigError
+from ..config.loading import embedded_part, parse_config
+from ..detector.build import net_name
 from ..nets import build_net
-from ..nets.weights import read
 from ..training import alone_in, distributed
-from . import with_torchvision
+from ..weights.loading import read
 from .checks import check_output, check_trainable
-from .conventions import conventions
-from .faster_rcnn import net_name
+from .provenance import conventions
 from .run import device_name
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def _propose(cfg, step):
         path = proposal_file(cfg, index, name)
         if not distributed.all_gather_objects(path.exists())[0]:
             embedded = parse_config(embedded_part(step), step.OUTPUT_DIR)
-            with_torchvision.propose(embedded, name, str(path))
+            embedded.propose(embedded, name, str(path))
             logger.info("wrote %s", path)
 
 

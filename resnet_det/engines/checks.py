@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ..config import ConfigError, get_cfg
+from ..config.defaults import ConfigError, get_cfg
 from ..data.image_check import unusable
 from ..data.loader import check_share
-from ..data.records import together
+from ..records import together
 from ..training import distributed
 from ..training.schedule import check_steps
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..config import ConfigError
+from ..config.defaults import ConfigError
 from ..data import Dataset
-from ..nets.weights import WeightsError
+from ..weights.loading import WeightsError
 
 logger = logging.getLogger(__name__)
 
@@ -270,7 +270,7 @@ def keep_shared_classes(own, state, facts, classes, path, by_order=False):
 
     Args:
         own: the model's state dict.
-        state, facts: the file's, as :func:`resnet_det.nets.weights.read` gives them. Without
+        state, facts: the file's, as :func:`resnet_det.weights.loading.read` gives them. Without
             ``classes`` among the facts the order of the rows is believed.
         classes: names, in the order of the model's rows.
         path: of the file, for the log.

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from functools import partial
 from pathlib import Path
 
@@ -11,20 +10,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import training
-from ..config import ConfigError, flatten, get_cfg, load_config, parse_config
-from ..data import DatasetError, large_images, missing, small_images
-from ..data.large_images import LargeImages
-from ..data.small_images import SmallImages
+from ..config.defaults import ConfigError, flatten, get_cfg
+from ..config.loading import parse_config
+from ..data.classification import large_images, small_images
+from ..data.classification.large_images import LargeImages
+from ..data.classification.small_images import SmallImages
+from ..detector.net_keys import net_options
 from ..evaluation import responses
 from ..evaluation.classification import count_errors, write_results
-from ..nets import NETS, build_net, meta_net
-from ..nets.weights import fit, read, rename_parameters
+from ..nets import build_net, meta_net
+from ..nets.layers import rename_parameters
 from ..training import alone_in, distributed, precise_bn
+from ..weights.loading import fit, read
 from .checks import check_images, check_output, check_schedule, check_trainable
 from .class_matching import check_resumed, keep_shared_classes, member_order, tested_places
-from .conventions import check_conventions, commit, pixel_facts, say_changes
-from .faster_rcnn import net_name
-from .net_keys import net_options
+from .provenance import check_conventions, commit
 from .results import check_expected
 from .run import make_datasets, run_training, setup, start
 
@@ -420,54 +420,3 @@ def layer_responses(folder):
     result = responses.layer_responses(net.to(device), images)
     kept.write_text(json.dumps(result, indent=1) + "\n")
     return result
-
-
-def ensure_weights(cfg, check):
-    """Train the classifier ``RESNET_DET.PRETRAIN`` where ``MODEL.WEIGHTS`` does not exist yet.
-
-    An interrupted pretraining goes on where it stopped.
-
-    Args:
-        cfg: of a detector.
-        check: function that raises what is wrong with the detector's own part, called before a
-            pretraining: better known now than after days.
-
-    Raises:
-        ConfigError: the classifier's config would not write ``MODEL.WEIGHTS``, or those of another
-            net or other pixels, or into the detector's own folder.
-        DatasetError: the detector's own data is absent.
-    """
-    path = cfg.RESNET_DET.PRETRAIN
-    if not path:
-        return
-    start(cfg)
-    there = distributed.all_gather_objects(os.path.exists(cfg.MODEL.WEIGHTS))[0]
-    if there and not os.path.exists(path):
-        return
-    pretrain = load_config(path, ["MODEL.DEVICE", cfg.MODEL.DEVICE])
-    result = Path(pretrain.OUTPUT_DIR) / "model_final.pth"
-    own = result.resolve() == Path(cfg.MODEL.WEIGHTS).resolve()
-    if there:
-        if own and distributed.is_main():
-            say_changes(read(result)[1], pretrain, result, "SOLVER.")
-        return
-    if not own:
-        raise ConfigError(
-            f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS!r}: no such file, and RESNET_DET.PRETRAIN, {path}, "
-            f"writes {result}: name that, or a file that exists, or set RESNET_DET.PRETRAIN ''"
-        )
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        absent = missing(name)
-        if absent:
-            raise DatasetError(absent, f"is absent; {name} needs it (datasets/README.md)")
-    net, trained = net_name(cfg)[0], pretrain.MODEL.BACKBONE.NAME
-    if net in NETS and net != trained:
-        raise ConfigError(f"MODEL.BACKBONE.NAME: {net}, but RESNET_DET.PRETRAIN, {path}: {trained}")
-    if result.parent.resolve() == Path(cfg.OUTPUT_DIR).resolve():
-        raise ConfigError(
-            f"OUTPUT_DIR: {cfg.OUTPUT_DIR}: is that of RESNET_DET.PRETRAIN, {path}: give another"
-        )
-    check_conventions(pixel_facts(pretrain), cfg, path, "trains")
-    check()
-    logger.info("%s does not exist: pretraining with %s", cfg.MODEL.WEIGHTS, path)
-    train(pretrain, resume=True)

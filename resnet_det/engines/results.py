@@ -15,7 +15,7 @@ from ..data import pixels
 from ..evaluation import coco_ap, voc_ap
 from ..evaluation.report import write_report
 from ..evaluation.tables import as_json, class_table, summary_table
-from .conventions import commit
+from .provenance import commit
 
 logger = logging.getLogger(__name__)
 

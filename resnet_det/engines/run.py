@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from .. import training
-from ..config import ConfigError
+from ..config.defaults import ConfigError
 from ..data import ensure_made
 from ..training import distributed
-from .conventions import conventions, say_changes
+from .provenance import conventions, say_changes
 from .results import check_expected
 
 logger = logging.getLogger(__name__)

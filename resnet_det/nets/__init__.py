@@ -3,7 +3,6 @@
 from .catalog import NETS, build_net, meta_net
 from .classifier import Classifier, Stages
 from .layers import FrozenBatchNorm2d, freeze, without_statistics
-from .weights import load
 
 __all__ = [
     "NETS",
@@ -12,7 +11,6 @@ __all__ = [
     "Stages",
     "build_net",
     "freeze",
-    "load",
     "meta_net",
     "without_statistics",
 ]

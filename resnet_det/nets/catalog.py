@@ -24,7 +24,7 @@ class NetSpec:
         depth: number of layers with weights, as in the net's name.
         image_size: side of the training images in pixels: 224 for ImageNet, 32 for CIFAR-10.
         paper_gflops: multiply-adds for one image in 10^9, as the paper prints them; "" where the
-            paper gives none. (Its errors are in the tables of :mod:`resnet_det.engines.paper`.)
+            paper gives none. (Its errors are in the tables of :mod:`resnet_det.reproduce.paper`.)
         paper_mparams: parameters in 10^6, as the paper prints them, or "".
         torchvision: name of the same architecture in torchvision and timm, or "".
     """

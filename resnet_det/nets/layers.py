@@ -192,3 +192,19 @@ def init_weights(net: nn.Module) -> None:
             nn.init.kaiming_normal_(m.weight, mode="fan_in", nonlinearity="relu")
         if isinstance(m, nn.Conv2d | nn.Linear) and m.bias is not None:
             nn.init.zeros_(m.bias)
+
+
+def rename_parameters(module, names):
+    """Let a module's state dict carry other names: ``names`` maps its prefixes to them."""
+
+    def rename(state, prefix, pairs):
+        for old, new in pairs:
+            for key in [k for k in state if k.startswith(prefix + old)]:
+                state[prefix + new + key[len(prefix + old) :]] = state.pop(key)
+
+    module.register_state_dict_post_hook(
+        lambda _, state, prefix, *__: rename(state, prefix, names.items())
+    )
+    module.register_load_state_dict_pre_hook(
+        lambda _, state, prefix, *__: rename(state, prefix, [(b, a) for a, b in names.items()])
+    )

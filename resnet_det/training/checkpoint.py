@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..nets.weight_files import check_torch
+from ..weights.files import check_torch
 from . import distributed
 
 logger = logging.getLogger(__name__)

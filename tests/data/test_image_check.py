@@ -8,7 +8,7 @@ from PIL import Image
 
 from resnet_det.data import ImageError, image_check, pixels
 from resnet_det.data.image_check import cache_folder, unusable
-from resnet_det.data.records import together
+from resnet_det.records import together
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from resnet_det.data import loader
+from resnet_det.data.detection.mapper import DetectionMapper, with_usable_annotations
 from resnet_det.data.loader import global_batches, training_batches
-from resnet_det.data.mapper import DetectionMapper, with_usable_annotations
 from resnet_det.data.pixels import ImageError
-from resnet_det.data.records import BoxMode
+from resnet_det.records import BoxMode
 
 
 def take(iterable, count):

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_embedded import CLASSIFIER, DETECTOR
+from embedded_configs import CLASSIFIER, DETECTOR
 
-from resnet_det.config import ConfigError, load_config
-from resnet_det.data import DatasetError, load_dataset, proposals, scenes
+from resnet_det.config.defaults import ConfigError
+from resnet_det.config.loading import load_config
+from resnet_det.data import DatasetError, load_dataset
+from resnet_det.data.detection import proposals
+from resnet_det.data.synthetic import scenes
 from resnet_det.engines import alternating, classifier, pick
 
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
@@ -126,9 +129,9 @@ def test_a_killed_run_goes_on_to_the_same_detector(folder, monkeypatch, stop):
     run("torchvision", "OUTPUT_DIR", "output/whole", "DATASETS.TEST", ())
     whole = torch.load("output/whole/model_final.pth", weights_only=True)["model"]
     step, iterations = stop
-    from resnet_det.engines import with_torchvision
+    from resnet_det.engines import embedded
 
-    original = with_torchvision.training_batches
+    original = embedded.training_batches
 
     def dying(*args, **kwargs):
         for number, batch in enumerate(original(*args, **kwargs)):
@@ -136,10 +139,10 @@ def test_a_killed_run_goes_on_to_the_same_detector(folder, monkeypatch, stop):
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(with_torchvision, "training_batches", dying)
+    monkeypatch.setattr(embedded, "training_batches", dying)
     with pytest.raises(KeyboardInterrupt):
         run("torchvision", "DATASETS.TEST", ())
-    monkeypatch.setattr(with_torchvision, "training_batches", original)
+    monkeypatch.setattr(embedded, "training_batches", original)
     with pytest.raises(ConfigError, match="--resume"):
         run("torchvision", "DATASETS.TEST", ())
     run("torchvision", "DATASETS.TEST", (), resume=True)
@@ -247,7 +250,7 @@ def test_detectron2_reads_our_file_and_maps_it_alike(folder):
     from detectron2.data import DatasetMapper
     from detectron2.data.build import load_proposals_into_dataset
 
-    from resnet_det.data.mapper import DetectionMapper
+    from resnet_det.data.detection.mapper import DetectionMapper
 
     records = load_dataset("scenes_voc_test").records
     boxes = np.random.default_rng(0).uniform(-5, 150, (50, 4)).astype(np.float32)

@@ -9,13 +9,13 @@ import torch
 import yaml
 from small_configs import DETECTOR
 
-from resnet_det.config import ConfigError
+from resnet_det.config.defaults import ConfigError
 from resnet_det.data import load_dataset
-from resnet_det.data.scenes import write_scenes
-from resnet_det.engines import class_matching, with_torchvision
-from resnet_det.engines.faster_rcnn import Predictor
-from resnet_det.nets.class_names import COCO, VOC
-from resnet_det.nets.weights import WeightsError, read
+from resnet_det.data.synthetic.scenes import write_scenes
+from resnet_det.detector.roi_heads import Predictor
+from resnet_det.engines import class_matching, embedded
+from resnet_det.weights.class_names import COCO, VOC
+from resnet_det.weights.loading import WeightsError, read
 
 # ---- lists of names
 
@@ -209,12 +209,12 @@ def evaluate(request, scenes, tmp_path, monkeypatch):
     model = Imperfect(dataset.records)
     facts = {"classes": list(trained)}
     if request.param == "embedded":
-        engine = with_torchvision
+        engine = embedded
         monkeypatch.setattr(engine, "_trained", lambda cfg, device: (model, facts))
     else:
         from detectron2.structures import Boxes, Instances
 
-        from resnet_det.engines import with_detectron2 as engine
+        from resnet_det.engines.on_detectron2 import engine
 
         class Theirs(torch.nn.Module):
             def forward(self, batch):

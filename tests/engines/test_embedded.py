@@ -11,51 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from embedded_configs import CLASSIFIER, DETECTOR
 
-from resnet_det.config import ConfigError, load_config
-from resnet_det.data import scenes
-from resnet_det.engines import classifier, pick, run, with_torchvision
-from resnet_det.engines.detector_weights import fit_detector, new_layers
-from resnet_det.engines.faster_rcnn import build_model
+from resnet_det.config.defaults import ConfigError
+from resnet_det.config.loading import load_config
+from resnet_det.data.synthetic import scenes
+from resnet_det.detector.build import build_model
+from resnet_det.detector.weights import fit_detector, new_layers
+from resnet_det.engines import classifier, embedded, pick, pretrain, run
 from resnet_det.nets import build_net
-from resnet_det.nets.weights import WeightsError, read
 from resnet_det.training import precision
+from resnet_det.weights.loading import WeightsError, read
 
 ROOT = Path(__file__).parent.parent.parent
-DETECTOR = """
-MODEL:
-  DEVICE: cpu
-  WEIGHTS: output/classifier/model_final.pth
-  BACKBONE: {NAME: cifar_resnet20, FREEZE_AT: 2}
-  RESNETS: {OUT_FEATURES: [res3]}
-  ANCHOR_GENERATOR: {SIZES: [[16, 32]]}
-  RPN: {IN_FEATURES: [res3], PRE_NMS_TOPK_TRAIN: 200, POST_NMS_TOPK_TRAIN: 50,
-        PRE_NMS_TOPK_TEST: 100, POST_NMS_TOPK_TEST: 10}
-  ROI_HEADS: {IN_FEATURES: [res3], NUM_CLASSES: 8, BATCH_SIZE_PER_IMAGE: 8,
-              SCORE_THRESH_TEST: 0.0}
-  ROI_BOX_HEAD: {POOLER_RESOLUTION: 8}
-INPUT: {MIN_SIZE_TRAIN: [48], MIN_SIZE_TEST: 48}
-DATASETS: {TRAIN: [scenes_voc_trainval], TEST: [scenes_voc_test, scenes_coco_test]}
-DATALOADER: {NUM_WORKERS: 0}
-SOLVER: {IMS_PER_BATCH: 2, BASE_LR: 0.01, MAX_ITER: 6, STEPS: [4], WARMUP_ITERS: 2,
-         CHECKPOINT_PERIOD: 3}
-RESNET_DET: {PRETRAIN: classifier.yaml}
-OUTPUT_DIR: output/detector
-SEED: 3
-"""
-CLASSIFIER = """
-MODEL:
-  DEVICE: cpu
-  META_ARCHITECTURE: Classifier
-  BACKBONE: {NAME: cifar_resnet20}
-  RESNETS: {NORM: BN}
-INPUT: {CROP: {ENABLED: True, TYPE: absolute, SIZE: [32, 32]}}
-DATASETS: {TRAIN: [scenes_classification_train], TEST: [scenes_classification_val]}
-SOLVER: {IMS_PER_BATCH: 16, BASE_LR: 0.1, MAX_ITER: 4, STEPS: [3], WARMUP_ITERS: 0}
-TEST: {PRECISE_BN: {ENABLED: True, NUM_ITER: 3}}
-OUTPUT_DIR: output/classifier
-SEED: 3
-"""
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +143,7 @@ def final_weights(output):
 
 
 def test_resumed_run_equals_the_uninterrupted_one(pretrained):
-    engine = with_torchvision
+    engine = embedded
     engine.train(engine.load_config("detector.yaml"))
     cut = engine.load_config("detector.yaml", ["OUTPUT_DIR", "output/cut"])
     engine.train(cut)
@@ -202,7 +170,7 @@ def test_mixed_precision_on_the_cpu(pretrained, monkeypatch):
     for amp in (False, True):
         overrides = ["SOLVER.AMP.ENABLED", amp, "OUTPUT_DIR", f"output/{amp}",
                      "DATASETS.TEST", (), "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ()]  # fmt: skip
-        with_torchvision.train(load_config("detector.yaml", overrides))
+        embedded.train(load_config("detector.yaml", overrides))
         first.append(lines(f"output/{amp}/metrics.json")[0])
     for loss, slack in (("loss_rpn_cls", 0.02), ("loss_rpn_loc", 0.02), ("loss_cls", 0.1)):
         single, mixed = (line[loss] for line in first)
@@ -252,7 +220,7 @@ def test_new_layers_start_fresh(pretrained):
 def test_fine_tuning_keeps_the_rows_of_shared_classes(pretrained, caplog):
     """Wherever they stand; the other rows start fresh. A file that says no names is believed."""
     still = ["SOLVER.BASE_LR", 0.0, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", ()]
-    with_torchvision.train(load_config("detector.yaml", [*still, "OUTPUT_DIR", "output/first"]))
+    embedded.train(load_config("detector.yaml", [*still, "OUTPUT_DIR", "output/first"]))
     content = torch.load("output/first/model_final.pth", weights_only=True)
     start, names = content["model"], content["meta"].pop("classes")
     layers = {key for key in start if "box_predictor." in key and key.endswith("weight")}
@@ -272,7 +240,7 @@ def test_fine_tuning_keeps_the_rows_of_shared_classes(pretrained, caplog):
             "RESNET_DET.CLASSES_BY_ORDER", by_order,
         ])  # fmt: skip
         caplog.clear()
-        with_torchvision.train(cfg)
+        embedded.train(cfg)
         after = final_weights(cfg.OUTPUT_DIR)
         changed = {key for key in after if not torch.equal(after[key], start[key])}
         kept = classes in (None, names) or by_order
@@ -294,7 +262,7 @@ def test_fine_tuning_keeps_the_rows_of_shared_classes(pretrained, caplog):
 def test_frozen_norms_without_statistics_are_refused(folder):
     cfg = load_config("detector.yaml", ["MODEL.WEIGHTS", "", "RESNET_DET.PRETRAIN", ""])
     with pytest.raises(ConfigError, match="frozen batch norms have no statistics"):
-        with_torchvision.train(cfg)
+        embedded.train(cfg)
 
 
 @pytest.mark.parametrize(
@@ -312,13 +280,13 @@ def test_frozen_norms_without_statistics_are_refused(folder):
 )
 def test_mistakes_are_named(pretrained, overrides, words):
     with pytest.raises(ValueError, match=words):
-        with_torchvision.train(load_config("detector.yaml", overrides))
+        embedded.train(load_config("detector.yaml", overrides))
 
 
 def test_unknown_dataset(folder):
     cfg = load_config("detector.yaml", ["DATASETS.TRAIN", ("scenes_voc_trainvaal",)])
     with pytest.raises(ValueError, match="scenes_voc_trainval"):
-        with_torchvision.train(cfg)
+        embedded.train(cfg)
 
 
 def test_classifier_evaluates_to_what_it_reported(pretrained):
@@ -381,11 +349,11 @@ def test_the_mean_image_travels_with_the_checkpoint(folder, mean_image, monkeypa
     # One line of config makes it a detector's backbone; the detector subtracts the mean of the mean.
     mean = [round(x, 3) for x in mean_image.mean((1, 2)).tolist()]
     with pytest.raises(ConfigError, match="was trained with MODEL.PIXEL_MEAN"):
-        with_torchvision.train(load_config("detector.yaml"))
+        embedded.train(load_config("detector.yaml"))
     detector = load_config("detector.yaml", ["MODEL.PIXEL_MEAN", mean])
-    assert "scenes_voc_test/bbox/AP50" in with_torchvision.train(detector)
+    assert "scenes_voc_test/bbox/AP50" in embedded.train(detector)
     with pytest.raises(ConfigError, match="PER_PIXEL_MEAN: is for classifiers"):
-        with_torchvision.train(load_config("detector.yaml", PER_PIXEL[:2]))
+        embedded.train(load_config("detector.yaml", PER_PIXEL[:2]))
 
 
 def test_pixel_mean_must_be_the_mean_images(folder, mean_image):
@@ -453,8 +421,8 @@ def test_an_earlier_runs_folder_is_known_before_pretraining(folder):
     Path("output/detector/last_checkpoint").write_text("model_0000001.pth")
     cfg = load_config("detector.yaml")
     with pytest.raises(ConfigError, match="checkpoints of an earlier run"):
-        classifier.ensure_weights(cfg, lambda: with_torchvision.check(cfg))
-    with_torchvision.check(cfg, resume=True)
+        pretrain.ensure_weights(cfg, lambda: embedded.check(cfg))
+    embedded.check(cfg, resume=True)
 
 
 @pytest.fixture
@@ -493,7 +461,7 @@ def test_check_images_can_be_switched_off(own_scenes):
     overrides = ["MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.RESNETS.NORM", "BN",
                  "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", (), "RESNET_DET.CHECK_IMAGES", False]  # fmt: skip
     with pytest.raises(ValueError, match="not an image"):  # after training
-        with_torchvision.train(load_config("detector.yaml", overrides))
+        embedded.train(load_config("detector.yaml", overrides))
     assert len(lines("output/detector/metrics.json")) == 1
 
 
@@ -513,8 +481,8 @@ def test_an_unknown_name_is_told_before_the_scenes_are_drawn(folder, monkeypatch
     monkeypatch.syspath_prepend(ROOT / "tools")
     train_net = importlib.import_module("train_net")
     args = train_net.parse(["--engine", "torchvision", "--config-file", "detector.yaml"])
-    for pretrain in ("classifier.yaml", ""):
-        overrides = [key, ("scenes_voc_tst",), "RESNET_DET.PRETRAIN", pretrain]
+    for path in ("classifier.yaml", ""):
+        overrides = [key, ("scenes_voc_tst",), "RESNET_DET.PRETRAIN", path]
         with pytest.raises(ValueError, match="'scenes_voc_tst'; did you mean scenes_voc_test"):
             train_net.main(args, load_config("detector.yaml", overrides))
     with pytest.raises(ValueError, match="did you mean scenes_classification_val"):
@@ -526,11 +494,11 @@ def test_an_evaluation_makes_and_reads_no_training_set(pretrained, monkeypatch):
     made = []
     monkeypatch.setattr(run, "ensure_made", lambda names, workers: made.append(names))
     cfg = load_config("detector.yaml", ["SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ()])
-    with_torchvision.train(cfg)
+    embedded.train(cfg)
     assert made == [("scenes_voc_trainval", "scenes_voc_test", "scenes_coco_test")]
     overrides = ["MODEL.WEIGHTS", "output/detector/model_final.pth", "OUTPUT_DIR", "output/eval",
                  "DATASETS.TRAIN", ("miniature_voc_trainval",)]  # fmt: skip
-    assert with_torchvision.evaluate(load_config("detector.yaml", overrides))
+    assert embedded.evaluate(load_config("detector.yaml", overrides))
     assert made[1:] == [("scenes_voc_test", "scenes_coco_test")]
 
 
@@ -540,15 +508,15 @@ def test_expected_results_are_checked(pretrained):
         "TEST.EXPECTED_RESULTS", [["bbox", "AP", 200.0, 0.5]], "SOLVER.MAX_ITER", 2,
     ])  # fmt: skip
     with pytest.raises(RuntimeError, match=r"bbox/AP is .* expected 200.0 \+- 0.5"):
-        with_torchvision.train(cfg)
+        embedded.train(cfg)
 
 
 def test_engines_by_name(monkeypatch):
-    assert pick("torchvision") is with_torchvision
+    assert pick("torchvision") is embedded
     with pytest.raises(ValueError, match="detectron"):
         pick("detectron")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert pick("auto") is with_torchvision
+    assert pick("auto") is embedded
     with pytest.raises(ValueError, match="not installed"):
         pick("detectron2")
 
@@ -584,10 +552,10 @@ def test_classifiers_mistakes_are_named(pretrained, overrides, words):
 
 def test_another_config_than_a_run_began_with_is_said(pretrained, caplog):
     keys = ["DATASETS.TEST", (), "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", "output/changed"]
-    with_torchvision.train(load_config("detector.yaml", keys))
+    embedded.train(load_config("detector.yaml", keys))
     assert "another config" not in caplog.text
     keys += ["SOLVER.MAX_ITER", 3, "SOLVER.BASE_LR", 0.02]
-    with_torchvision.train(load_config("detector.yaml", keys), resume=True)
+    embedded.train(load_config("detector.yaml", keys), resume=True)
     said = (
         "output/changed: was trained with another config: SOLVER.BASE_LR 0.01, now 0.02; "
         "SOLVER.MAX_ITER 2, now 3"
@@ -597,9 +565,9 @@ def test_another_config_than_a_run_began_with_is_said(pretrained, caplog):
     Path("other.yaml").write_text(
         Path("classifier.yaml").read_text().replace("MAX_ITER: 4", "MAX_ITER: 9")
     )
-    for pretrain, words in (("classifier.yaml", 0), ("other.yaml", 1)):
-        cfg = load_config("detector.yaml", ["RESNET_DET.PRETRAIN", pretrain])
-        classifier.ensure_weights(cfg, lambda: pytest.fail("nothing is to be pretrained"))
+    for path, words in (("classifier.yaml", 0), ("other.yaml", 1)):
+        cfg = load_config("detector.yaml", ["RESNET_DET.PRETRAIN", path])
+        pretrain.ensure_weights(cfg, lambda: pytest.fail("nothing is to be pretrained"))
         assert caplog.text.count("SOLVER.MAX_ITER 4, now 9") == words
 
 
@@ -617,22 +585,22 @@ def test_a_checkpoint_of_another_engine_is_not_resumed(pretrained):
     torch.save({"model": {}, "iteration": 3, "trainer": {}}, "output/detector/model_0000002.pth")
     Path("output/detector/last_checkpoint").write_text("model_0000002.pth")
     with pytest.raises(ValueError, match="not written by this engine.*MODEL.WEIGHTS"):
-        with_torchvision.train(load_config("detector.yaml"), resume=True)
+        embedded.train(load_config("detector.yaml"), resume=True)
 
 
 def test_a_random_seed_is_kept_by_the_checkpoint(pretrained, monkeypatch):
     """SEED -1 shuffles differently each time, but a resumed run goes on with its own order."""
     seeds = []
-    original = with_torchvision.training_batches
+    original = embedded.training_batches
     monkeypatch.setattr(
-        with_torchvision, "training_batches",
+        embedded, "training_batches",
         lambda *args, **kw: seeds.append(kw["seed"]) or original(*args, **kw),
     )  # fmt: skip
     for output in ("one", "two"):
         cfg = load_config("detector.yaml", ["SEED", -1, "OUTPUT_DIR", f"output/{output}"])
-        with_torchvision.train(cfg)
+        embedded.train(cfg)
     Path("output/two/last_checkpoint").write_text("model_0000002.pth")
-    with_torchvision.train(cfg, resume=True)
+    embedded.train(cfg, resume=True)
     assert seeds[0] != seeds[1] == seeds[2]
 
 
@@ -658,7 +626,7 @@ def test_a_test_set_without_annotations_gets_a_submission_only(folder, tmp_path)
 
 def test_dilated_conv5_in_the_trunk_starts_from_a_classifier(folder):
     """StandardROIHeads on a dilated res5: the whole classifier but its linear layer is used."""
-    from resnet_det.config import get_cfg
+    from resnet_det.config.defaults import get_cfg
 
     torch.save(build_net("paper_resnet18").state_dict(), "net.pth")
     cfg = get_cfg()

@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from resnet_det.config import load_config
+from resnet_det.config.loading import load_config
 from resnet_det.data import pixels
 from resnet_det.engines import classifier
 from resnet_det.evaluation import classification

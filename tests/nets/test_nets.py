@@ -7,14 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnet_det.nets import (
-    NETS,
-    FrozenBatchNorm2d,
-    build_net,
-    freeze,
-    meta_net,
-    without_statistics,
-)
+from resnet_det.nets import NETS, FrozenBatchNorm2d, build_net, freeze, meta_net, without_statistics
 from resnet_det.nets.layers import Conv2d
 from resnet_det.nets.resnet import Block, PadShortcut, cifar_resnet, imagenet_resnet
 

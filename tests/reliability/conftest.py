@@ -4,7 +4,7 @@ import pytest
 import yaml
 from small_configs import CLASSIFIER, DETECTOR
 
-from resnet_det.data import scenes
+from resnet_det.data.synthetic import scenes
 
 
 @pytest.fixture(scope="session")

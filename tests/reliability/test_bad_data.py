@@ -8,9 +8,9 @@ import pytest
 from bad_data import EITHER, EVERYTHING, OK, encoded, picture
 
 from resnet_det.data import DatasetError, load_dataset
-from resnet_det.data.image_folder import FOLDERS
-from resnet_det.data.mapper import DetectionMapper
-from resnet_det.data.small_images import SmallImages
+from resnet_det.data.classification.image_folder import FOLDERS
+from resnet_det.data.classification.small_images import SmallImages
+from resnet_det.data.detection.mapper import DetectionMapper
 
 
 def read_image(root, content):

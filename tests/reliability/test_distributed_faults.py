@@ -14,7 +14,7 @@ import pytest
 from small_runs import python
 from test_resume import assert_same_runs, timeless
 
-from resnet_det.config import load_config
+from resnet_det.config.loading import load_config
 from resnet_det.engines import classifier, pick
 from resnet_det.training import distributed
 

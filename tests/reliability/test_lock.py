@@ -12,8 +12,8 @@ import pytest
 import yaml
 from small_runs import python
 
-from resnet_det.config import ConfigError
-from resnet_det.config import load_config as embedded
+from resnet_det.config.defaults import ConfigError
+from resnet_det.config.loading import load_config as embedded
 from resnet_det.engines import alternating, classifier, pick
 from resnet_det.training import FolderInUse, alone_in, lock
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_det.config import load_config
+from resnet_det.config.loading import load_config
 from resnet_det.engines import checks, classifier, pick
 from resnet_det.engines.run import replayed
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from resnet_det.config import ConfigError, load_config, parse_config
-from resnet_det.data import coco
-from resnet_det.data.records import DatasetError
+from resnet_det.config.defaults import ConfigError
+from resnet_det.config.loading import load_config, parse_config
+from resnet_det.data.detection import coco
 from resnet_det.evaluation import coco_ap
 from resnet_det.evaluation.report import write_report
+from resnet_det.records import DatasetError
 
-FUZZ = Path(__file__).parent / "fuzz.py"
+FUZZ = Path(__file__).parents[1] / "helpers/fuzz.py"
 
 
 def test_1200_damaged_and_hostile_files():

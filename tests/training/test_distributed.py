@@ -11,7 +11,7 @@ from toy import Toy, batches, run
 
 from resnet_det.training import Checkpointer, distributed
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch):
@@ -36,7 +36,7 @@ def two(tmp_path_factory):
     """Folder and what each of two processes saw in two_processes.py."""
     out = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(HERE / "two_processes.py"), str(out)]
+    command += ["--nproc-per-node", "2", str(HELPERS / "two_processes.py"), str(out)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     env = {k: v for k, v in env.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

@@ -1,0 +1,99 @@
+"""Files of precomputed proposals, in Detectron2's format.
+
+A pickle of ``{"ids": [image_id], "boxes": [float32 (N, 4)], "objectness_logits": [float32 (N,)],
+"bbox_mode": 0}``, one entry an image; boxes in pixels of the original image.
+"""
+
+import os
+import pickle
+
+import numpy as np
+import torch
+
+from ...records import BoxMode, DatasetError
+from ...weights.pickles import WeightsError, read_pickle
+
+
+def write(path, proposals):
+    """Write ``proposals``, (image_id, boxes, logits) of each image: a whole file, or none."""
+    ids, boxes, logits = zip(*proposals)
+    content = {
+        "ids": list(ids),
+        "boxes": [np.asarray(b, np.float32) for b in boxes],
+        "objectness_logits": [np.asarray(x, np.float32) for x in logits],
+        "bbox_mode": int(BoxMode.XYXY_ABS),
+    }
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(f"{path}.tmp", "wb") as file:
+        pickle.dump(content, file, protocol=4)
+    os.replace(f"{path}.tmp", path)
+
+
+def read(path):
+    """dict image_id as text -> (boxes (N, 4), logits (N,), BoxMode), the best first.
+
+    Detectron's older names of the fields are known too. Runs no code from the file.
+
+    Raises:
+        DatasetError: names the file and what is wrong in it.
+    """
+    if not os.path.isfile(path):
+        raise DatasetError(path, "no such file of proposals (DATASETS.PROPOSAL_FILES_*)")
+    try:
+        content = read_pickle(path)
+    except WeightsError as error:
+        raise DatasetError(path, f"not a file of proposals: {error}") from error
+    if not isinstance(content, dict):
+        raise DatasetError(path, "holds no dictionary")
+    content = {{"indexes": "ids", "scores": "objectness_logits"}.get(k, k): v
+               for k, v in content.items()}  # fmt: skip
+    missing = {"ids", "boxes", "objectness_logits"} - content.keys()
+    if missing:
+        raise DatasetError(path, f"lacks {', '.join(sorted(missing))}")
+    ids, boxes, logits = (content[k] for k in ("ids", "boxes", "objectness_logits"))
+    if not all(isinstance(x, list | tuple) or np.ndim(x) for x in (ids, boxes, logits)):
+        raise DatasetError(path, "ids, boxes and objectness_logits must be lists")
+    ids = [i.item() if isinstance(i, torch.Tensor) and not i.ndim else i for i in ids]
+    if not len(ids) == len(boxes) == len(logits):
+        raise DatasetError(
+            path, f"has {len(ids)} ids, {len(boxes)} arrays of boxes, {len(logits)} of logits"
+        )
+    mode = content.get("bbox_mode", BoxMode.XYXY_ABS)
+    if np.ndim(mode) or mode not in list(BoxMode):
+        raise DatasetError(path, f"bbox_mode {mode!r} is not one of {[int(m) for m in BoxMode]}")
+    found = {}
+    for image_id, box, logit in zip(ids, boxes, logits):
+        box, logit = _numbers(path, image_id, box), _numbers(path, image_id, logit)
+        if box.ndim != 2 or box.shape[1] != 4 or logit.shape != box.shape[:1]:
+            raise DatasetError(
+                path, f"image {image_id!r}: boxes {box.shape} and logits {logit.shape}"
+            )
+        if not (np.isfinite(box).all() and np.isfinite(logit).all()):
+            raise DatasetError(path, f"image {image_id!r}: a number is not finite")
+        order = np.argsort(-logit, kind="stable")
+        found[str(image_id)] = box[order], logit[order], BoxMode(int(mode))
+    return found
+
+
+def _numbers(path, image_id, values):
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        array = np.array(None)
+    if array.dtype.kind not in "iuf":
+        raise DatasetError(path, f"image {image_id!r}: boxes and logits must be arrays of numbers")
+    return array
+
+
+def attach(records, path):
+    """New records with the proposals of the file, in the fields that Detectron2's mapper reads.
+
+    Raises:
+        DatasetError: as :func:`read`, or an image has no entry in the file.
+    """
+    found = read(path)
+    missing = [r["image_id"] for r in records if str(r["image_id"]) not in found]
+    if missing:
+        raise DatasetError(path, f"has no proposals for {len(missing)} images, one is {missing[0]}")
+    names = "proposal_boxes", "proposal_objectness_logits", "proposal_bbox_mode"
+    return [r | dict(zip(names, found[str(r["image_id"])])) for r in records]

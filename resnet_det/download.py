@@ -1,0 +1,206 @@
+"""Official archives: fetched with resume and checksum, unpacked safely, laid out whole."""
+
+import hashlib
+import http.client
+import os
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from .files import whole_folder
+from .records import DatasetError
+
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file to fetch.
+
+    gives: the paths that it leaves under the datasets' folder; where all of them are, it is done.
+    strip: leading folder of its members that is left out.
+    into: folder under the datasets' one that they go to; "" is that folder itself.
+    md5: of the file, where its publisher or torchvision states one.
+    """
+
+    url: str
+    gives: tuple
+    md5: str = ""
+    strip: str = ""
+    into: str = ""
+
+    @property
+    def name(self):
+        return self.url.rsplit("/", 1)[-1]
+
+
+_VOC = "https://thor.robots.ox.ac.uk/pascal/VOC/"
+_COCO = "http://images.cocodataset.org/"
+
+
+def _voc(path, md5, year, splits):
+    gives = tuple(f"VOC{year}/ImageSets/Main/{split}.txt" for split in splits)
+    return Archive(_VOC + path, gives, md5, strip="VOCdevkit/")
+
+
+# The checksums are those of torchvision.datasets; COCO publishes none, so that an archive's own
+# (each member of a zip has one) must do.
+SETS = {
+    "voc": (
+        _voc("voc2007/VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64", 2007,
+             ("train", "val", "trainval")),
+        _voc("voc2007/VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f", 2007,
+             ("test",)),
+        _voc("voc2012/VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd", 2012,
+             ("train", "val", "trainval")),
+    ),
+    "coco": (
+        Archive(_COCO + "annotations/annotations_trainval2014.zip",
+                ("coco/annotations/instances_train2014.json",
+                 "coco/annotations/instances_val2014.json"), into="coco"),
+        Archive(_COCO + "zips/train2014.zip", ("coco/train2014",), into="coco"),
+        Archive(_COCO + "zips/val2014.zip", ("coco/val2014",), into="coco"),
+    ),
+    "cifar10": (
+        Archive("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+                ("cifar-10-batches-py",), "c58f30108f718f92721af3b95e74349a"),
+    ),
+}  # fmt: skip
+
+
+def get(archive, root):
+    """Fetch an archive and lay it out under ``root``; nothing is done where it is there already.
+
+    A download that was cut goes on where it stopped. The archive is removed when it is laid out.
+
+    Raises:
+        DatasetError: no connection, another checksum, or an archive that is broken or not safe;
+            says what to fetch and where to put it. Nothing of it is laid out then.
+    """
+    if all(os.path.exists(os.path.join(root, path)) for path in archive.gives):
+        return False
+    file = os.path.join(root, archive.name)
+    if not os.path.exists(file):
+        fetch(archive.url, file)
+    if archive.md5 and (found := md5(file)) != archive.md5:
+        raise DatasetError(file, f"has the MD5 {found}, not {archive.md5}: remove it and try again")
+    unpack(archive, file, root)
+    os.remove(file)
+    return True
+
+
+def fetch(url, file):
+    """Download to ``file``, by way of ``file``.part, from where an earlier try stopped.
+
+    Raises:
+        DatasetError: cannot be fetched, or cut short; what came is kept.
+    """
+    part = f"{file}.part"
+    os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
+    begin = os.path.getsize(part) if os.path.exists(part) else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            if begin and answer.status != 206:  # the server sends it all again
+                begin = 0
+            length = answer.headers.get("Content-Length")
+            total = begin + int(length) if length else None
+            with (
+                open(part, "ab" if begin else "wb") as out,
+                tqdm(
+                    initial=begin,
+                    total=total,
+                    unit="B",
+                    unit_scale=True,
+                    desc=os.path.basename(file),
+                ) as bar,
+            ):
+                while block := answer.read(BLOCK):
+                    out.write(block)
+                    bar.update(len(block))
+            if total is not None and os.path.getsize(part) != total:
+                raise OSError(f"cut after {os.path.getsize(part):,} of {total:,} bytes")
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # nothing is left to send: it was whole already
+            raise DatasetError(url, _advice(error, file)) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise DatasetError(url, _advice(error, file)) from error
+    os.replace(part, file)
+
+
+def _advice(error, file):
+    return (
+        f"cannot be fetched ({error}). The same command goes on from there; or fetch it "
+        f"elsewhere, put it at {file} and give the same command"
+    )
+
+
+def md5(file):
+    """Checksum of a file, in hexadecimal digits."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(file, "rb") as source:
+        while block := source.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# What tarfile and zipfile raise of a damaged file: of a method, a password, a compressed block.
+_BROKEN = (
+    OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, ValueError, RuntimeError,
+)  # fmt: skip
+
+
+def unpack(archive, file, root):
+    """Unpack beside the layout, check, and move every file into it.
+
+    What the archive gives is moved last: as long as that is missing, :func:`get` starts again.
+
+    Raises:
+        DatasetError: the archive is broken, has a member that would leave the folder, or lacks
+            what it should give.
+    """
+    target = os.path.join(root, f".unpacked-{archive.name}")
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        with whole_folder(target) as folder:
+            _extract(file, folder)
+    except _BROKEN as error:
+        raise DatasetError(file, f"cannot be unpacked: {error}: remove it and try again") from error
+    try:
+        source = os.path.join(target, archive.strip)
+        into = os.path.join(root, archive.into)
+        given = [os.path.relpath(path, archive.into or ".") for path in archive.gives]
+        missing = [path for path in given if not os.path.exists(os.path.join(source, path))]
+        if missing:
+            raise DatasetError(file, f"does not hold {', '.join(missing)}")
+        last = {os.path.join(source, path) for path in given}
+        rest = [path for path in _files(source) if not any(_within(path, end) for end in last)]
+        for path in [*rest, *sorted(last)]:
+            to = os.path.join(into, os.path.relpath(path, source))
+            os.makedirs(os.path.dirname(to), exist_ok=True)
+            os.replace(path, to)
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def _extract(file, folder):
+    if file.endswith(".zip"):
+        with zipfile.ZipFile(file) as archive:  # leaves out ".." and checks each member's CRC
+            archive.extractall(folder)
+    else:
+        with tarfile.open(file) as archive:
+            archive.extractall(folder, filter="data")
+
+
+def _within(path, folder):
+    return f"{path}/".startswith(f"{folder}/")
+
+
+def _files(folder):
+    return (os.path.join(at, name) for at, _, names in os.walk(folder) for name in names)

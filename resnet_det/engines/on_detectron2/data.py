@@ -1,0 +1,178 @@
+"""Datasets and images as Detectron2's loaders take them, and faults in them named."""
+
+import copy
+import logging
+from itertools import chain
+
+import torch
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.detection_utils import (
+    SizeMismatchError,
+    check_image_size,
+    convert_PIL_to_numpy,
+    transform_proposals,
+)
+from detectron2.data.detection_utils import read_image as detectron2_read
+from detectron2.data.transforms import AugInput
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from ... import data
+from ...config.defaults import ConfigError
+from ...data import Dataset, ImageError, Metadata, dataset_names, load_datasets
+from ...data.detection import proposals
+from ...data.detection.mapper import with_usable_annotations
+from ...data.pixels import at_scales, read_image
+from ..checks import proposal_files, test_files
+from ..class_matching import check_number
+
+logger = logging.getLogger(__name__)
+
+
+def check_names(names):
+    """Raises UnknownDataset, with the nearest names, where Detectron2's catalog lacks one."""
+    data.check_names(name for name in names if name not in DatasetCatalog)
+
+
+def load_any(names, skip_bad=False, files=()):
+    """Our reading of our datasets (faults named, "difficult" known); Detectron2's of all others.
+
+    With ``files`` of precomputed proposals, one a dataset, their records carry these.
+    """
+    check_names(names)
+    if set(names) <= set(dataset_names()):
+        dataset = load_datasets(names, skip_bad=skip_bad, proposal_files=files)
+        for line in dataset.skipped:
+            logger.warning("left out: %s", line)
+    else:
+        dataset = _foreign(names)
+        if files:
+            parts = (get_detection_dataset_dicts([name], filter_empty=False) for name in names)
+            parts = (proposals.attach(*pair) for pair in zip(parts, files))
+            dataset.records = list(chain.from_iterable(parts))
+    return dataset
+
+
+def load_test_sets(cfg):
+    """Read DATASETS.TEST: dict of name -> Dataset."""
+    return {name: load_any([name], files=files) for name, files in test_files(cfg)}
+
+
+def training_records(cfg):
+    """The records that a config trains on, and their classes.
+
+    Returns:
+        (list of Detectron2's standard dicts, tuple of names).
+
+    Raises:
+        ConfigError, DatasetError: as the dataset's reader; a key that fits only boxes.
+        ValueError: no record has a usable annotation.
+    """
+    files = proposal_files(cfg, "TRAIN")
+    dataset = load_any(cfg.DATASETS.TRAIN, cfg.RESNET_DET.SKIP_BAD_DATA, files)
+    check_number(cfg, dataset.metadata.classes, dataset.name)
+    records, difficult = dataset.records, cfg.RESNET_DET.USE_DIFFICULT
+    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
+        for key, default in (("USE_DIFFICULT", True), ("SKIP_BAD_DATA", False)):
+            if cfg.RESNET_DET[key] != default:
+                raise ConfigError(f"RESNET_DET.{key}: is for detectors of boxes alone")
+        least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+        records = get_detection_dataset_dicts(  # ours reads boxes only
+            cfg.DATASETS.TRAIN,
+            filter_empty=filter_empty,
+            min_keypoints=least if cfg.MODEL.KEYPOINT_ON else 0,
+            proposal_files=files or None,
+        )
+    elif filter_empty:
+        records = with_usable_annotations(records, use_difficult=difficult)
+    if not difficult:
+        records = [
+            r | {"annotations": [a for a in r["annotations"] if not a.get("difficult")]}
+            for r in records
+        ]
+    return records, dataset.metadata.classes
+
+
+def _foreign(names):
+    """Datasets that somebody else has registered in Detectron2's catalog."""
+    records = get_detection_dataset_dicts(list(names), filter_empty=False)
+    known = MetadataCatalog.get(names[0])
+    classes = tuple(known.get("thing_classes", ()))
+    ids = known.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(classes))}
+    metadata = Metadata(
+        names[0],
+        "voc" if known.get("evaluator_type") == "pascal_voc" else "coco",
+        classes,
+        split=known.get("split"),
+        year=known.get("year"),
+        category_ids=tuple(sorted(ids, key=ids.get)),
+    )
+    return Dataset("+".join(names), records, metadata)
+
+
+class Mapper(DatasetMapper):
+    """Detectron2's mapper, with images read by :func:`resnet_det.data.pixels.read_image`.
+
+    A broken image is named, and grey levels of more than 8 bits are scaled, not clipped.
+    In a test with RESNET_DET.MULTI_SCALE_TEST the sample also holds ``scales``, a list of images.
+    """
+
+    def __init__(self, cfg, is_train):
+        super().__init__(cfg, is_train)
+        self.scales = () if is_train else cfg.RESNET_DET.MULTI_SCALE_TEST
+        self.size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+
+    def __call__(self, dataset_dict):
+        """As Detectron2's, line by line, but for the reading of the image and ``scales``."""
+        sample = copy.deepcopy(dataset_dict)
+        image = read(sample["file_name"], self.image_format)
+        try:
+            check_image_size(sample, image)
+        except SizeMismatchError as error:
+            raise ImageError(sample["file_name"], str(error)) from error
+        if self.scales:
+            others = at_scales(image, self.scales, *self.size)
+            sample["scales"] = [torch.from_numpy(x.transpose(2, 0, 1).copy()) for x in others]
+        labels = sample.pop("sem_seg_file_name", None)
+        if labels is not None:
+            labels = detectron2_read(labels, "L").squeeze(2)
+        augmented = AugInput(image, sem_seg=labels)
+        transforms = self.augmentations(augmented)
+        sample["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())
+        if labels is not None:
+            sample["sem_seg"] = torch.from_numpy(augmented.sem_seg.astype("long"))
+        shape = augmented.image.shape[:2]
+        if self.proposal_topk is not None:
+            transform_proposals(sample, shape, transforms, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            sample.pop("annotations", None)
+        elif "annotations" in sample:
+            self._transform_annotations(sample, transforms, shape)
+        return sample
+
+
+def read(file_name, format):
+    """Read an image of a Detectron2 dataset, also one that only its PathManager finds.
+
+    Args:
+        format: any value that Detectron2 takes for INPUT.FORMAT.
+
+    Raises:
+        ImageError: as :func:`resnet_det.data.pixels.read_image`.
+    """
+    path = PathManager.get_local_path(file_name)
+    if format in ("BGR", "RGB"):
+        return read_image(path, format)
+    return convert_PIL_to_numpy(Image.fromarray(read_image(path, "RGB")), format)
+
+
+def local_records(records):
+    """The records whose images lie on this machine, under the paths that they have here."""
+    here = (record for record in records if "://" not in record["file_name"])
+    return [r | {"file_name": PathManager.get_local_path(r["file_name"])} for r in here]

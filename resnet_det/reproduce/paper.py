@@ -1,0 +1,393 @@
+"""The paper's tables as data: what to run for each cell, and the number that it is to reach."""
+
+from ..engines import classifier
+from ..evaluation import figures
+from ..training import read_metrics
+from .planning import Cell, Number, Step, Table
+
+_TOP_1, _TOP_5 = "classification/top1_error", "classification/top5_error"
+
+
+def _pretraining(name, overrides=(), suffix=""):
+    return Step("tools/pretrain.py", f"configs/imagenet/{name}.yaml", name + suffix, overrides)
+
+
+def _errors(top1, top5=None):
+    numbers = Number(_TOP_1, "top-1 error %", top1), Number(_TOP_5, "top-5 error %", top5)
+    return numbers[: 1 if top5 is None else 2]
+
+
+def _ten_crops(name, label, *errors):
+    return Cell(name, label, (_pretraining(name),), _errors(*errors))
+
+
+# Tables 2 to 5 share their trainings: Table 4 and 5 only test them in another way.
+TABLE_2 = Table(
+    "table2",
+    "Table 2: top-1 error on ImageNet's validation set, 10 crops",
+    (
+        _ten_crops("plain18", "plain-18", 27.94),
+        _ten_crops("resnet18_a", "ResNet-18", 27.88),
+        _ten_crops("plain34", "plain-34", 28.54),
+        _ten_crops("resnet34_a", "ResNet-34", 25.03),
+    ),
+    runs="imagenet",
+)
+
+TABLE_3 = Table(
+    "table3",
+    "Table 3: error on ImageNet's validation set, 10 crops",
+    (
+        _ten_crops("vgg16", "VGG-16 (the paper's is the published net)", 28.07, 9.33),
+        _ten_crops("plain34", "plain-34", 28.54, 10.02),
+        _ten_crops("resnet34_a", "ResNet-34 A", 25.03, 7.76),
+        _ten_crops("resnet34_b", "ResNet-34 B", 24.52, 7.46),
+        _ten_crops("resnet34_c", "ResNet-34 C", 24.19, 7.40),
+        _ten_crops("resnet50", "ResNet-50", 22.85, 6.71),
+        _ten_crops("resnet101", "ResNet-101", 21.75, 6.05),
+        _ten_crops("resnet152", "ResNet-152", 21.43, 5.71),
+    ),
+    runs="imagenet",
+)
+
+_DENSE = ("MODEL.WEIGHTS", "{previous}", "RESNET_DET.TEST_CROPS", 1, "TEST.AUG.ENABLED", True)
+
+
+def _dense(name, label, top1, top5):
+    test = Step(
+        "tools/pretrain.py",
+        f"configs/imagenet/{name}.yaml",
+        f"{name}_dense",
+        _DENSE,
+        test_only=True,
+    )
+    return Cell(name, label, (_pretraining(name), test), _errors(top1, top5))
+
+
+TABLE_4 = Table(
+    "table4",
+    "Table 4: error on ImageNet's validation set, one net, fully convolutional at five scales",
+    (
+        _dense("resnet34_b", "ResNet-34 B", 21.84, 5.71),
+        _dense("resnet34_c", "ResNet-34 C", 21.53, 5.60),
+        _dense("resnet50", "ResNet-50", 20.74, 5.25),
+        _dense("resnet101", "ResNet-101", 19.87, 4.60),
+        _dense("resnet152", "ResNet-152", 19.38, 4.49),
+    ),
+    runs="imagenet",
+)
+
+# "Six models of different depth", two of 152 layers; which the other four are, the paper does not
+# say: here those of Table 4.
+_SIX = (
+    _pretraining("resnet34_b"),
+    _pretraining("resnet34_c"),
+    _pretraining("resnet50"),
+    _pretraining("resnet101"),
+    _pretraining("resnet152", ("SEED", "100{seed}"), "_second"),
+    _pretraining("resnet152"),
+)
+_FIVE_OTHERS = ", ".join(f"'{{{step.name}}}'" for step in _SIX[:-1])
+
+TABLE_5 = Table(
+    "table5",
+    "Table 5: top-5 error on ImageNet of six nets, fully convolutional at five scales",
+    (
+        Cell(
+            "ensemble",
+            "ResNets, 6 nets",
+            (
+                *_SIX,
+                Step(
+                    "tools/pretrain.py",
+                    "configs/imagenet/resnet152.yaml",
+                    "ensemble",
+                    (*_DENSE, "RESNET_DET.ENSEMBLE", f"({_FIVE_OTHERS})"),
+                    test_only=True,
+                ),
+            ),
+            (Number(_TOP_5, "top-5 error % on val", None, " (3.57 on test, by the server)"),),
+        ),
+    ),
+    runs="imagenet",
+)
+
+
+def _cifar(kind, depth, paper, remark="", by_default=True):
+    name = f"{kind}{depth}"
+    return Cell(
+        name,
+        f"{'ResNet' if kind == 'resnet' else kind}-{depth}",
+        (Step("tools/pretrain.py", f"configs/cifar/{name}.yaml", name),),
+        (Number(_TOP_1, "test error %", paper, remark),),
+        by_default,
+    )
+
+
+def _figures_6_and_7(runs, folder):
+    """Fig. 6 and 7 from the first seed of each net."""
+    first = {name: folders[0] for name, folders in runs.items()}
+    label = {cell.name: cell.label for cell in TABLE_6.cells}
+    panels = {
+        "plain": ("plain20", "plain32", "plain44", "plain56"),
+        "ResNet": ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
+        "deeper": ("plain110", "resnet110", "resnet1202"),
+    }
+    curves = {
+        title: {label[n]: read_metrics(first[n] / "metrics.json") for n in names if n in first}
+        for title, names in panels.items()
+    }
+    drawn = {}
+    curves = {title: lines for title, lines in curves.items() if lines}
+    if curves:
+        ends = [line[_TOP_1] for lines in curves.values()
+                for run in lines.values() for line in run[-1:]]  # fmt: skip
+        # The paper's axis, which leaves out plain-110, once anything reaches into it.
+        path = figures.error_curves(curves, folder / "fig6", 20 if min(ends) < 20 else None)
+        drawn["Fig. 6: error on CIFAR-10, training dashed, test bold"] = path
+    analysed = [
+        n for n in ("plain20", "plain56", "resnet20", "resnet56", "resnet110") if n in first
+    ]
+    if analysed:
+        responses = {label[n]: classifier.layer_responses(first[n]) for n in analysed}
+        path = figures.responses(responses, folder / "fig7")
+        drawn["Fig. 7: standard deviations of the layers' responses"] = path
+    return drawn
+
+
+TABLE_6 = Table(
+    "table6",
+    "Table 6: test error on CIFAR-10",
+    (
+        *(_cifar("plain", depth, None) for depth in (20, 32, 44, 56, 110)),
+        _cifar("resnet", 20, 8.75),
+        _cifar("resnet", 32, 7.51),
+        _cifar("resnet", 44, 7.17),
+        _cifar("resnet", 56, 6.97),
+        _cifar("resnet", 110, 6.61, " ± 0.16, best 6.43"),
+        _cifar("resnet", 1202, 7.93, by_default=False),
+    ),
+    _figures_6_and_7,
+)
+
+# A detector's command trains the classifier that it starts from where that is absent.
+_MAP, _AP = "bbox/AP50", "bbox/AP"
+_SERVER = ", by the evaluation server"
+
+
+def _voc(net, label, paper07, paper12):
+    return tuple(
+        Cell(
+            f"{net}{suffix}",
+            f"{label}, {data}",
+            (Step("tools/train_net.py", f"configs/faster_rcnn_{net}{suffix}.yaml", net + suffix),),
+            (Number(key, f"mAP % on {test}", paper, remark),),
+            paper07 is not None,
+        )
+        for suffix, data, test, key, paper, remark in (
+            ("", "07+12", "VOC 07 test", _MAP, paper07, ""),
+            ("_07pp12", "07++12", "VOC 12 test", None, paper12, _SERVER),
+        )
+    )
+
+
+TABLE_7 = Table(
+    "table7",
+    "Table 7: Faster R-CNN on PASCAL VOC",
+    (
+        *_voc("VGG16", "VGG-16", 73.2, 70.4),
+        *_voc("R101", "ResNet-101", 76.4, 73.8),
+        *_voc("R50", "ResNet-50", None, None),
+        *_voc("R34", "ResNet-34", None, None),
+        *_voc("R18", "ResNet-18", None, None),
+    ),
+    runs="detection",
+)
+
+
+def _coco(net, label, ap50=None, ap=None):
+    step = Step("tools/train_net.py", f"configs/faster_rcnn_{net}_coco.yaml", f"{net}_coco")
+    numbers = Number(_MAP, "mAP@.5 %", ap50), Number(_AP, "mAP@[.5, .95] %", ap)
+    return Cell(net, label, (step,), numbers, ap is not None)
+
+
+TABLE_8 = Table(
+    "table8",
+    "Table 8: Faster R-CNN on COCO 2014 val",
+    (
+        _coco("VGG16", "VGG-16", 41.5, 21.2),
+        _coco("R101", "ResNet-101", 48.4, 27.2),
+        _coco("R50", "ResNet-50"),
+        _coco("R34", "ResNet-34"),
+        _coco("R18", "ResNet-18"),
+    ),
+    runs="detection",
+)
+
+
+def _named(table, *names):
+    cells = {cell.name: cell for cell in table.cells}
+    return tuple(cells[name] for name in names)
+
+
+_CONTEXT = "configs/faster_rcnn_R101_coco_context.yaml"
+_MULTI_SCALE = "configs/faster_rcnn_R101_coco_multiscale.yaml"
+
+
+def _test(config, name, *overrides):
+    overrides = ("MODEL.WEIGHTS", "{previous}", *overrides)
+    return Step("tools/train_net.py", config, name, overrides, test_only=True)
+
+
+def _trainval(suffix="", *overrides):
+    """COCO's train and val, 120k images, for test-dev and for VOC."""
+    data = ("DATASETS.TRAIN", "('coco_2014_train', 'coco_2014_val')", "DATASETS.TEST", "()")
+    name = f"R101_coco_trainval{suffix}"
+    return Step("tools/train_net.py", _CONTEXT, name, (*data, *overrides))
+
+
+def _appendix_b(name, label, steps, ap50, ap, on_val=True):
+    label50, label_ap = "mAP@.5 %", "mAP@[.5, .95] %"
+    if on_val:
+        numbers = Number(_MAP, label50, ap50), Number(_AP, label_ap, ap)
+    else:
+        numbers = tuple(
+            Number(None, f"{what} on test-dev", paper, _SERVER)
+            for what, paper in ((label50, ap50), (label_ap, ap))
+        )
+    return Cell(name, label, steps, numbers)
+
+
+_WITH_CONTEXT = Step("tools/train_net.py", _CONTEXT, "R101_coco_context")
+# Of the years on COCO's server; the images are those of 2015's test-dev.
+_TEST_DEV = ("DATASETS.TEST", "('coco_2017_test-dev',)")
+
+TABLE_9 = Table(
+    "table9",
+    "Table 9: ResNet-101 on COCO, improved step by step; val, or trainval and test-dev",
+    (
+        *_named(TABLE_8, "VGG16", "R101"),
+        _appendix_b(
+            "refine",
+            "+ box refinement",
+            (
+                *_named(TABLE_8, "R101")[0].steps,
+                _test("configs/faster_rcnn_R101_coco_refine.yaml", "R101_coco_refine"),
+            ),
+            *(49.9, 29.9),
+        ),
+        _appendix_b("context", "+ context", (_WITH_CONTEXT,), 51.1, 30.0),
+        _appendix_b(
+            "multiscale",
+            "+ multi-scale testing",
+            (_WITH_CONTEXT, _test(_MULTI_SCALE, "R101_coco_multiscale")),
+            *(53.8, 32.5),
+        ),
+        _appendix_b(
+            "context_trainval",
+            "+ context, trainval",
+            (_trainval(), _test(_CONTEXT, "R101_coco_context_test-dev", *_TEST_DEV)),
+            *(53.3, 32.2),
+            on_val=False,
+        ),
+        _appendix_b(
+            "multiscale_trainval",
+            "+ multi-scale testing, trainval",
+            (_trainval(), _test(_MULTI_SCALE, "R101_coco_multiscale_test-dev", *_TEST_DEV)),
+            *(55.7, 34.9),
+            on_val=False,
+        ),
+        _appendix_b(
+            "ensemble",
+            "ensemble of 3, trainval (here: of three seeds)",
+            (
+                _trainval("_second", "SEED", "100{seed}"),
+                _trainval("_third", "SEED", "200{seed}"),
+                _trainval(),
+                _test(
+                    _MULTI_SCALE,
+                    "R101_coco_ensemble",
+                    *_TEST_DEV,
+                    "RESNET_DET.ENSEMBLE",
+                    "('{R101_coco_trainval_second}', '{R101_coco_trainval_third}')",
+                ),
+            ),
+            *(59.0, 37.4),
+            on_val=False,
+        ),
+    ),
+    runs="detection",
+)
+
+
+def _fine_tuned(suffix, data, number):
+    """Baseline+++: COCO's detector of trainval, fine-tuned on VOC."""
+    name = f"R101_coco_voc{suffix}"
+    fine = Step(
+        "tools/train_net.py",
+        f"configs/faster_rcnn_{name}.yaml",
+        name,
+        ("MODEL.WEIGHTS", "{previous}"),
+    )
+    return Cell(name, f"ResNet-101, baseline+++, COCO+{data}", (_trainval(), fine), (number,))
+
+
+TABLE_10 = Table(
+    "table10",
+    "Table 10: PASCAL VOC 2007 test",
+    (
+        *_named(TABLE_7, "VGG16", "R101"),
+        _fine_tuned("", "07+12", Number(_MAP, "mAP % on VOC 07 test", 85.6)),
+    ),
+    runs="detection",
+    per_class=True,
+)
+
+TABLE_11 = Table(
+    "table11",
+    "Table 11: PASCAL VOC 2012 test",
+    (
+        *_named(TABLE_7, "VGG16_07pp12", "R101_07pp12"),
+        _fine_tuned("_07pp12", "07++12", Number(None, "mAP % on VOC 12 test", 83.8, _SERVER)),
+    ),
+    runs="detection",
+)
+
+
+def _miniature(name, label, by_default=True):
+    pretrain = Step(
+        "tools/pretrain.py", f"configs/miniature/{name}_classifier.yaml", f"{name}_classifier"
+    )
+    detect = Step(
+        "tools/train_net.py",
+        f"configs/miniature/{name}.yaml",
+        name,
+        ("MODEL.WEIGHTS", "{previous}"),
+    )
+    error = Number(_TOP_1, "test error % on CIFAR-10", None)
+    numbers = Number(_MAP, "mAP@.5 % (11-point)", None), Number(_AP, "AP %", None)
+    return (
+        Cell(f"{name}_classifier", f"{label}, classifier", (pretrain,), (error,), by_default),
+        Cell(name, f"{label}, detector", (pretrain, detect), numbers, by_default),
+    )
+
+
+MINIATURE = Table(
+    "miniature",
+    "Do better classifiers make better detectors? Tables 7 and 8 in miniature, on CIFAR-10",
+    (
+        *_miniature("plain20", "plain-20"),
+        *_miniature("resnet20", "ResNet-20"),
+        *_miniature("resnet56", "ResNet-56"),
+        *_miniature("resnet110", "ResNet-110", by_default=False),
+    ),
+    seeds=(1, 2, 3),
+)
+
+TABLES = {
+    table.name: table
+    for table in (
+        *(TABLE_2, TABLE_3, TABLE_4, TABLE_5, TABLE_6, TABLE_7, TABLE_8, TABLE_9, TABLE_10),
+        *(TABLE_11, MINIATURE),
+    )
+}

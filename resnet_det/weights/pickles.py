@@ -1,0 +1,143 @@
+"""Arrays from pickle files, running no code."""
+
+import io
+import pickle
+from pathlib import Path
+
+import torch
+
+
+class WeightsError(ValueError):
+    """A weight file that cannot be read, or that does not fit the net."""
+
+
+_DTYPES = {
+    "f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "b1": torch.bool,
+    "u1": torch.uint8, "i1": torch.int8, "i2": torch.int16, "i4": torch.int32, "i8": torch.int64,
+}  # fmt: skip
+
+
+class _Dtype:
+    """In the place of ``numpy.dtype``."""
+
+    def __init__(self, code, *_):
+        if code not in _DTYPES:
+            raise pickle.UnpicklingError(f"arrays of type {code!r} are no weights")
+        self.torch = _DTYPES[code]
+
+    def __setstate__(self, state):
+        if state[1] == ">":
+            raise pickle.UnpicklingError("arrays with the high byte first are not read")
+
+
+class _Array:
+    """In the place of ``numpy.ndarray``: becomes a tensor of exactly the bytes in the file."""
+
+    tensor = None
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, data = state
+        if isinstance(data, str):  # Python 2's bytes
+            data = data.encode("latin1")
+        self.fill(data, dtype, shape, "F" if fortran else "C")
+
+    def fill(self, data, dtype, shape, order):
+        if not isinstance(data, bytes | bytearray) or any(type(n) is not int for n in shape):
+            raise pickle.UnpicklingError("an array without its bytes or its shape")
+        flat = torch.frombuffer(bytearray(data), dtype=dtype.torch) if data else torch.empty(0)
+        if order == "F":
+            flat = flat.reshape(tuple(shape)[::-1]).permute(*reversed(range(len(shape))))
+        self.tensor = flat.to(dtype.torch).reshape(tuple(shape)).contiguous()
+
+
+def _scalar(dtype, data):
+    array = _Array()
+    array.fill(data.encode("latin1") if isinstance(data, str) else data, dtype, (), "C")
+    return array.tensor.item()
+
+
+def _from_buffer(data, dtype, shape, order):
+    array = _Array()
+    array.fill(data, dtype, shape, order)
+    return array
+
+
+def _encode(text, encoding):
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes as {encoding!r}")
+    return text.encode("latin1")
+
+
+_STAND_INS = {
+    ("collections", "OrderedDict"): dict,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): _Array,
+    ("_codecs", "encode"): _encode,
+}
+
+for _core in ("numpy.core", "numpy._core"):
+    _STAND_INS[f"{_core}.multiarray", "_reconstruct"] = lambda *_: _Array()
+    _STAND_INS[f"{_core}.multiarray", "scalar"] = _scalar
+    _STAND_INS[f"{_core}.numeric", "_frombuffer"] = _from_buffer
+
+
+class _ArraysOnly(pickle._Unpickler):
+    """Reads plain containers and numpy arrays, and refuses whatever else a pickle may call.
+
+    numpy's own constructors allocate what a file asks for and trust its states, and the C
+    unpickler allocates what a memo index asks for: nothing of numpy is called here, and this is
+    the unpickler in Python.
+    """
+
+    def find_class(self, module, name):
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(f"it would call {module}.{name}, which is refused")
+        return _STAND_INS[module, name]
+
+    def load_bytearray8(self):  # Python's own allocates the size before it reads
+        size = int.from_bytes(self.read(8), "little")
+        self.append(bytearray(self.read(size)))
+
+    dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: load_bytearray8}
+
+
+def _finished(value, done):
+    """``value`` with its arrays as tensors; ``done``: id -> result, for what is shared."""
+    if isinstance(value, _Array):
+        return value.tensor
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if id(value) not in done:
+        done[id(value)] = value
+        if isinstance(value, tuple):
+            done[id(value)] = tuple(_finished(item, done) for item in value)
+        else:
+            for key in value if isinstance(value, dict) else range(len(value)):
+                value[key] = _finished(value[key], done)
+    return done[id(value)]
+
+
+def read_pickle(path, content=None):
+    """The content of a pickle of numpy arrays (Detectron's, Detectron2's), running no code.
+
+    Args:
+        path: the file.
+        content: its bytes, where they were read from elsewhere (an archive).
+
+    Returns:
+        its plain containers, with tensors for the arrays.
+
+    Raises:
+        WeightsError: the file is broken, or holds anything but arrays in plain containers.
+    """
+    try:
+        content = Path(path).read_bytes() if content is None else content
+        return _finished(_ArraysOnly(io.BytesIO(content), encoding="latin1").load(), {})
+    except Exception as error:  # a damaged pickle raises anything
+        raise WeightsError(f"{path}: not a readable pickle of arrays: {_reason(error)}") from error
+
+
+def _reason(error):
+    """Its type and its first line, for torch adds advice on how to let a file run code."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:300]}"

@@ -1,0 +1,275 @@
+import importlib.util
+import io
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_det.data.classification import cifar10
+
+TOOL = Path(__file__).parents[2] / "tools" / "check_dataset.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("check_dataset", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def check(tool, capsys):
+    """Runs the tool in this process: ``check(root)`` gives (exit status, lines printed)."""
+
+    def run(root, name="voc_2007_trainval"):
+        status = tool.main([name, "--root", str(root), "--workers", "1"])
+        return status, capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_sound(voc_folder, check):
+    more = "<difficult>1</difficult>"
+    both = voc_folder.object() + voc_folder.object(name="cat", more=more)
+    voc_folder.annotate("000002", both)
+    status, lines = check(voc_folder.root)
+    assert status == 0
+    assert lines[0] == "voc_2007_trainval: 2 images, 3 objects (the published set: 5011 images)"
+    assert [line.split() for line in lines[1:]] == [["cat", "1"], ["difficult", "1"], ["dog", "2"]]
+
+
+def truncate(folder):
+    path = folder.image("000001")
+    path.write_bytes(path.read_bytes()[:900])
+    return path, "truncated"
+
+
+def remove_image(folder):
+    folder.image("000001").unlink()
+    return folder.image("000001"), "missing image file"
+
+
+def not_an_image(folder):
+    folder.image("000001").write_text("<html>")
+    return folder.image("000001"), "not an image"
+
+
+def other_size(folder):
+    folder.annotate("000001", folder.object(), size=(40, 60))
+    return folder.image("000001"), "is 60 x 40 pixels, its annotation says 40 x 60"
+
+
+def rotated(folder):
+    exif = Image.Exif()
+    exif[274] = 3
+    path = folder.image("000001")
+    Image.open(path).copy().save(path, exif=exif)
+    return path, "EXIF orientation 3"
+
+
+def floats_of_another_range(folder):
+    path = folder.image("000001")  # Pillow goes by the content, not by the name
+    Image.fromarray(np.full((40, 60), 200, np.float32)).save(path, "TIFF")
+    return path, "pixel mode F holds values from 200"
+
+
+def remove_annotation(folder):
+    folder.xml("000001").unlink()
+    return folder.xml("000001"), "missing annotation file"
+
+
+def malformed(folder):
+    folder.xml("000001").write_text("<annotation>")
+    return folder.xml("000001"), "malformed XML"
+
+
+def outside(folder):
+    folder.annotate("000001", folder.object((2, 3, 70, 40)))
+    return folder.xml("000001"), "outside the image"
+
+
+def inverted(folder):
+    folder.annotate("000001", folder.object((9, 3, 2, 40)))
+    return folder.xml("000001"), "inverted"
+
+
+def unknown_class(folder):
+    folder.annotate("000001", folder.object(name="dragon"))
+    return folder.xml("000001"), "unknown class 'dragon'"
+
+
+def duplicate(folder):
+    folder.list.write_text("000001\n000002\n000001\n")
+    return folder.list, "duplicate image id '000001'"
+
+
+def no_list(folder):
+    folder.list.unlink()
+    return folder.list, "cannot read the list of images"
+
+
+FAULTS = [
+    truncate, remove_image, not_an_image, other_size, floats_of_another_range, rotated,
+    remove_annotation, malformed, outside, inverted, unknown_class, duplicate, no_list,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", FAULTS, ids=lambda spoil: spoil.__name__)
+def test_fault(voc_folder, check, spoil):
+    path, what = spoil(voc_folder)
+    status, lines = check(voc_folder.root)
+    assert status == 1
+    assert lines[0].startswith(f"{path}: ") and what in lines[0]
+    assert lines[-1] == "1 fault"
+
+
+def test_all_faults_are_listed_at_once(voc_folder, check):
+    voc_folder.annotate("000001", voc_folder.object((9, 3, 2, 40)) + voc_folder.object(name="x"))
+    voc_folder.image("000001").unlink()  # the image of a bad annotation is read as well
+    voc_folder.xml("000002").unlink()
+    status, lines = check(voc_folder.root)
+    assert status == 1
+    assert lines[-1] == "4 faults"
+
+
+def test_coco_faults(tmp_path, check):
+    folder = tmp_path / "coco" / "annotations"
+    folder.mkdir(parents=True)
+    path = folder / "instances_val2017.json"
+    path.write_text(
+        '{"images": [{"id": 1, "file_name": "1.jpg", "height": 9, "width": 9}], "annotations": ['
+        '{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 0, 5]},'
+        '{"id": 2, "image_id": 7, "category_id": 1, "bbox": [0, 0, 5, 5]}],'
+        '"categories": [{"id": 1, "name": "dog"}]}'
+    )
+    status, lines = check(tmp_path, "coco_2017_val")
+    assert status == 1
+    assert lines[:3] == [
+        f"{path}: annotation 2: unknown image_id 7",
+        f"{path}: annotation 1 of image 1: bbox [0, 0, 0, 5] is empty (no width or no height)",
+        f"{tmp_path / 'coco' / 'val2017' / '1.jpg'}: missing image file",
+    ]
+    path.write_text("{")
+    status, lines = check(tmp_path, "coco_2017_val")
+    assert status == 1 and "malformed json" in lines[0]
+
+
+def test_command_line_in_parallel(voc_folder):
+    command = [sys.executable, str(TOOL), "voc_2007_trainval", "--root", str(voc_folder.root)]
+    command += ["--workers", "2"]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (run.returncode, run.stdout.splitlines()[0]) == (
+        0,
+        "voc_2007_trainval: 2 images, 2 objects (the published set: 5011 images)",
+    )
+    voc_folder.image("000002").unlink()
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "000002.jpg: missing image file" in run.stdout
+
+
+def test_unknown_name(tool, capsys):
+    with pytest.raises(SystemExit) as caught:
+        tool.main(["voc_2007_trianval"])
+    assert caught.value.code == 2
+    assert "did you mean voc_2007_trainval" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool.main(["imagenet_vall"])
+    assert "did you mean imagenet_val" in capsys.readouterr().err
+
+
+def photograph(path, size=(8, 6)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (90, 120, 30)).save(path)
+    return path
+
+
+@pytest.fixture
+def imagenet(tmp_path, monkeypatch, tool):
+    """Two classes of two and one validation images, as if ImageNet had three images."""
+    monkeypatch.setitem(tool.IMAGENET, "imagenet_val", 3)
+    monkeypatch.setattr(tool, "IMAGENET_CLASSES", 2)
+    for name in ("n01/a.JPEG", "n01/b.JPEG", "n02/c.JPEG"):
+        photograph(tmp_path / "imagenet/val" / name)
+    return tmp_path / "imagenet/val"
+
+
+def test_classification_set(imagenet, check):
+    root = imagenet.parents[1]
+    assert check(root, "imagenet_val") == (
+        0,
+        ["imagenet_val: 3 images, 2 classes", "  1 to 2 images a class"],
+    )
+    (imagenet / "n01/a.JPEG").write_bytes((imagenet / "n01/a.JPEG").read_bytes()[:300])
+    (imagenet / "n02/c.JPEG").rename(imagenet / "n02/c.txt")
+    status, lines = check(root, "imagenet_val")
+    assert status == 1 and lines[-1] == "3 faults"
+    assert lines[0].startswith(f"{imagenet}/n02: holds no image")
+    assert lines[1].startswith(f"{imagenet}/n01/a.JPEG: ")
+    assert lines[2] == f"{imagenet}: holds 2 images of 2 classes, ImageNet's 3 of 2"
+    Image.fromarray(np.zeros((6, 8), np.int32)).save(imagenet / "n01/a.JPEG", "TIFF")
+    assert f"{imagenet}/n01/a.JPEG: pixel mode I " in check(root, "imagenet_val")[1][1]
+    status, lines = check(root, "imagenet_train")
+    assert status == 1 and lines[0] == f"{root}/imagenet/train: no such folder of classes"
+
+
+def test_shards(tmp_path, check):
+    pytest.importorskip("webdataset")
+    folder = tmp_path / "imagenet_shards"
+    folder.mkdir()
+    (folder / "classes.txt").write_text("n01\nn02\n")
+    image = photograph(tmp_path / "a.jpg").read_bytes()
+    for number, label in enumerate((b"0", b"7")):
+        with tarfile.open(folder / f"val-{number}.tar", "w") as tar:
+            for name, content in (("a.jpg", image[: -200 * number or None]), ("a.cls", label)):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    with tarfile.open(folder / "val-2.tar", "w") as tar:
+        tar.add(tmp_path / "a.jpg", "only.jpg")
+    status, lines = check(tmp_path, "imagenet_val_shards")
+    assert status == 1 and lines[-1] == "5 faults"
+    assert f"{folder}/val-1.tar: a: " in lines[0] and "truncated" in lines[0].lower()
+    assert lines[1:] == [
+        f"{folder}/val-1.tar: a: its .cls is 7: 2 classes",
+        f"{folder}/val-2.tar: only: lacks its .jpg or its .cls",
+        f"{folder}: holds 2 images of 2 classes, ImageNet's 50,000 of 1,000",
+        f"{folder}: n02: its label, 1, is on no image",
+        "imagenet_val_shards: 2 images, 2 classes",
+        "5 faults",
+    ]
+
+
+def test_cifar10(tmp_path, check, monkeypatch):
+    monkeypatch.setattr(cifar10, "PER_FILE", 20)
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    rows = np.zeros((20, 3073), np.uint8)
+    rows[:, 0] = np.arange(20) % 10
+    (folder / "test_batch.bin").write_bytes(rows.tobytes())
+    assert check(tmp_path, "cifar10_test") == (
+        0,
+        ["cifar10_test: 20 images, 10 classes", "  2 to 2 images a class"],
+    )
+    rows[0, 0] = 1
+    (folder / "test_batch.bin").write_bytes(rows.tobytes())
+    status, lines = check(tmp_path, "cifar10_test")
+    assert status == 1 and lines[:2] == [
+        f"{tmp_path}: CIFAR-10: 1 images of 20 are of airplane",
+        f"{tmp_path}: CIFAR-10: 3 images of 20 are of automobile",
+    ]
+    (folder / "test_batch.bin").write_bytes(b"short")
+    status, lines = check(tmp_path, "cifar10_test")
+    assert status == 1 and "test_batch.bin: has 5 bytes" in lines[0]
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["voc_2007_test", "coco_2017_val"])
+def test_real_photographs_are_sound(real_data, check, name):
+    status, lines = check(real_data, name)
+    assert status == 0, lines

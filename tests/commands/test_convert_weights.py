@@ -1,0 +1,319 @@
+"""tools/convert_weights.py: nothing changes on the way, and what would change in silence is refused."""
+
+import importlib.util
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import foreign
+import pytest
+import timm
+import torch
+import torchvision
+
+from resnet_det.config.defaults import ConfigError, get_cfg
+from resnet_det.engines.provenance import check_conventions
+from resnet_det.nets import NETS, build_net
+from resnet_det.weights.identify import fitting_nets
+from resnet_det.weights.loading import WeightsError, load, read
+
+TOOL = Path(__file__).parents[2] / "tools/convert_weights.py"
+_spec = importlib.util.spec_from_file_location("convert_weights", TOOL)
+tool = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tool)
+
+TORCHVISIONS = {
+    "format": "RGB",
+    "pixel_mean": [123.675, 116.28, 103.53],
+    "pixel_std": [58.395, 57.12, 57.375],
+}
+
+
+def save(path, name, meta, **options):
+    net = build_net(name, 11, **options)
+    for key, value in net.state_dict().items():
+        if key.endswith(("running_mean", "norm.bias")):
+            value.normal_()
+    torch.save({"model": net.state_dict(), "meta": meta}, path)
+    return net.state_dict()
+
+
+def config(net, facts):
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME, cfg.INPUT.FORMAT = net, facts["format"]
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = facts["pixel_mean"], facts["pixel_std"]
+    return cfg
+
+
+def same(a, b):
+    return set(a) == set(b) and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+@pytest.mark.parametrize("name, more", [
+    ("paper_resnet18", {}), ("paper_resnet50", {"stride_in_1x1": False}),
+])  # fmt: skip
+def test_round_trip_is_bit_identical(name, more, tmp_path, monkeypatch):
+    """Own -> Detectron2 -> torchvision -> timm -> safetensors -> own: every tensor, every fact."""
+    monkeypatch.chdir(tmp_path)
+    facts = TORCHVISIONS | more
+    state = save("own.pth", name, facts | {"classes": ["é", "b"], "seed": 3}, **more)
+    tool.convert("own.pth", "detectron2.pkl")
+    assert read("detectron2.pkl")[1] == read("own.pth")[1]
+    tool.convert("detectron2.pkl", "torchvision.pth", "torchvision")
+    assert "layer1.0.conv1.weight" in torch.load("torchvision.pth", weights_only=True)
+    tool.convert("torchvision.pth", "timm.safetensors", "timm")
+    tool.convert("timm.safetensors", "own.safetensors")
+    tool.convert("own.safetensors", "again.pth")
+    for path in ("detectron2.pkl", "torchvision.pth", "timm.safetensors", "again.pth"):
+        assert same(read(path)[0], state), path
+        assert facts.items() <= read(path)[1].items(), path
+    net = build_net(name, 11, **more)
+    assert not load(net, "own.safetensors").missing
+
+
+def test_a_mean_image_goes_along(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = torch.rand(3, 32, 32)
+    state = save("own.pth", "cifar_resnet20", TORCHVISIONS | {"mean_image": image, "seed": 3})
+    for target in ("it.safetensors", "it.pkl", "it.pth"):
+        tool.convert("own.pth", target)
+        again, facts = read(target)
+        assert same(again, state) and facts.pop("mean_image").equal(image)
+        assert facts == TORCHVISIONS | {"seed": 3}
+    save("own.pth", "paper_resnet18", TORCHVISIONS | {"mean_image": image})
+    with pytest.raises(WeightsError, match="own.pth: was trained with RESNET_DET.PER_PIXEL_MEAN"):
+        tool.convert("own.pth", "no.pth", "timm")
+
+
+def test_a_detectors_file_goes_to_detectron2_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = build_net("cifar_resnet20")
+    state = {f"backbone.{k}": v for k, v in net.state_dict().items()}
+    torch.save({"model": state, "meta": TORCHVISIONS | {"stride_in_1x1": True}}, "detector.pth")
+    tool.convert("detector.pth", "detector.pkl")
+    assert same(read("detector.pkl")[0], state)
+    with pytest.raises(WeightsError, match="detector.pth: torchvision has no such net"):
+        tool.convert("detector.pth", "no.pth", "torchvision")
+    assert not Path("no.pth").exists()
+
+
+def test_what_a_file_does_not_say_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    state = build_net("paper_resnet50", 11, stride_in_1x1=False).state_dict()
+    torch.save(state, "bare.pth")
+    with pytest.raises(WeightsError, match=r"bare.pth: does not say MODEL.RESNETS.STRIDE_IN_1X1"):
+        tool.convert("bare.pth", "no.pth", "torchvision")
+    tool.convert("bare.pth", "own.pth")
+    assert "INPUT.FORMAT" in capsys.readouterr().err
+    said = ["MODEL.RESNETS.STRIDE_IN_1X1", "False", "INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN",
+            "[123.675, 116.28, 103.53]", "MODEL.PIXEL_STD", "[58.395, 57.12, 57.375]"]  # fmt: skip
+    assert tool.convert("bare.pth", "torchvision.pth", "torchvision", said) == TORCHVISIONS | {
+        "stride_in_1x1": False
+    }
+    assert same(read("torchvision.pth")[0], state)
+    tool.convert("bare.pth", "own.pth", "own", said)
+    with pytest.raises(ConfigError, match="own.pth: was trained with INPUT.FORMAT RGB.*BGR"):
+        tool.convert("own.pth", "no.pth", "own", ["INPUT.FORMAT", "BGR"])
+    with pytest.raises(ConfigError, match="SEED"):
+        tool.convert("bare.pth", "no.pth", "own", ["SEED", "3"])
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "pkl"])
+def test_a_guess_from_names_is_overruled_by_what_is_said(suffix, tmp_path, monkeypatch):
+    """A net trained in Caffe with torchvision's names; its error says the command that helps."""
+    monkeypatch.chdir(tmp_path)
+    state = torchvision.models.resnet50(num_classes=11).state_dict()
+    torch.save(state, "r50 caffe.pth")
+    caffe = {"format": "BGR", "pixel_mean": [103.53, 116.28, 123.675], "pixel_std": [1.0] * 3}
+    cfg = config("paper_resnet50", caffe)
+    with pytest.raises(ConfigError) as error:
+        check_conventions(read("r50 caffe.pth")[1], cfg, "r50 caffe.pth")
+    message, command = str(error.value).split("tools/convert_weights.py ")
+    assert "r50 caffe.pth: by the names" in message and "a guess" in message
+    assert "MODEL.RESNETS.STRIDE_IN_1X1 False, but the config says True" in message
+    tool.convert("r50 caffe.pth", "guess.pth")  # stays one
+    with pytest.raises(ConfigError, match="guess.pth: by the names .*INPUT.FORMAT RGB"):
+        check_conventions(read("guess.pth")[1], cfg, "guess.pth")
+
+    target = f"OUT.{suffix}"
+    tool.main(tool.parse(shlex.split(command.replace("OUT.pth", target))))
+    facts = read(target)[1]
+    assert facts == caffe | {"stride_in_1x1": True}
+    check_conventions(facts, cfg, target)
+    cfg.INPUT.FORMAT = "RGB"
+    with pytest.raises(ConfigError, match=f"{target}: was trained with INPUT.FORMAT BGR"):
+        check_conventions(facts, cfg, target)
+
+
+@pytest.mark.parametrize("net, facts, unsaid", [
+    ("paper_resnet50", TORCHVISIONS, "MODEL.RESNETS.STRIDE_IN_1X1 True"),
+    ("paper_resnet101_fpn", TORCHVISIONS, "MODEL.RESNETS.STRIDE_IN_1X1 True"),
+    ("paper_resnet50", TORCHVISIONS | {"stride_in_1x1": True}, None),
+    ("paper_resnet34_b", TORCHVISIONS, None),
+    ("paper_vgg16", {"format": "RGB", "pixel_mean": TORCHVISIONS["pixel_mean"]},
+     "MODEL.PIXEL_STD [58.395, 57.12, 57.375]"),
+    ("paper_vgg16", {"pixel_std": TORCHVISIONS["pixel_std"]},
+     "INPUT.FORMAT RGB, MODEL.PIXEL_MEAN [123.675, 116.28, 103.53]"),
+])  # fmt: skip
+def test_each_convention_that_a_file_does_not_say_is_a_warning(net, facts, unsaid, caplog):
+    cfg = config(net, TORCHVISIONS)
+    check_conventions(facts, cfg, "it.pth")
+    warned = [record.getMessage() for record in caplog.records]
+    assert [text.split("believed: ")[1] for text in warned] == ([unsaid] if unsaid else [])
+
+
+def test_strides_and_suffixes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save("paper.pth", "paper_resnet50", TORCHVISIONS | {"stride_in_1x1": True})
+    with pytest.raises(WeightsError, match="paper.pth: was trained with .*STRIDE_IN_1X1 True"):
+        tool.convert("paper.pth", "no.pth", "torchvision")
+    for target, format in (("no.npz", "own"), ("no.pkl", "timm"), ("nowhere/no.pth", "own")):
+        with pytest.raises(WeightsError, match=target):
+            tool.convert("paper.pth", target, format)
+    assert sorted(p.name for p in Path().iterdir()) == ["paper.pth"]
+
+
+def test_command(tmp_path):
+    save(tmp_path / "own.pth", "cifar_resnet20", TORCHVISIONS)
+
+    def run(*args):
+        return subprocess.run(
+            [sys.executable, TOOL, *args], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+
+    done = run("own.pth", "it.pkl")
+    assert done.returncode == 0 and "INPUT.FORMAT 'RGB'" in done.stdout, done.stderr
+    done = run("--to", "timm", "own.pth", "it.pth")
+    assert done.returncode == 1 and done.stderr.startswith("error: own.pth: timm has no such net")
+
+
+def foreign_resnet20():
+    """A net that pads zeros on both sides, with weights by chance."""
+    with torch.device("meta"):
+        return foreign.fill(foreign.BothSides((3, 3, 3), (16, 32, 64)))
+
+
+def test_zeros_on_both_sides(tmp_path, monkeypatch, capsys):
+    """Refused until they are stated; then our net gives the other net's logits."""
+    monkeypatch.chdir(tmp_path)
+    theirs = foreign_resnet20()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}}, "t.pth")
+    words = "t.pth: .*each side.* --zeros both t.pth OUT.pth.*--zeros end.*--net cifar_plain20"
+    with pytest.raises(WeightsError, match=words):
+        tool.convert("t.pth", "no.pth")
+    tool.main(tool.parse(["--zeros", "both", "t.pth", "ours.safetensors"]))
+    assert "ours.safetensors: a classifier, cifar_resnet20\n" in capsys.readouterr().out
+    with pytest.raises(WeightsError, match="holds cifar_resnet20"):
+        load(build_net("cifar_plain20"), "ours.safetensors")
+    ours = build_net("cifar_resnet20").double().eval()
+    load(ours, "ours.safetensors")
+    x = foreign.picture(32)
+    with torch.no_grad():
+        expected = theirs.double()(x)
+        assert (ours(x) - expected).abs().max() < 1e-12 * expected.abs().max()
+    tool.convert("t.pth", "end.pth", zeros="end")
+    assert same(read("end.pth")[0], read("t.pth")[0])
+    load(ours, "end.pth")
+    tool.convert("ours.safetensors", "again.pkl")  # it is known now
+    assert same(read("again.pkl")[0], read("ours.safetensors")[0])
+
+    assert tool.convert("t.pth", "plain.pth", net="cifar_plain20")["net"] == "cifar_plain20"
+    load(build_net("cifar_plain20"), "plain.pth")
+    for path in ("t.pth", "plain.pth"):
+        with pytest.raises(WeightsError, match=path):
+            load(ours, path)
+
+
+def test_zeros_that_a_file_contradicts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save("own.pth", "cifar_resnet20", TORCHVISIONS)
+    save("b.pth", "paper_resnet34_b", TORCHVISIONS)
+    with pytest.raises(WeightsError, match="--zeros both: own.pth is a file of ours"):
+        tool.convert("own.pth", "no.pth", zeros="both")
+    with pytest.raises(WeightsError, match="--zeros: b.pth holds paper_resnet34, .*no option A"):
+        tool.convert("b.pth", "no.pth", zeros="end")
+    assert tool.convert("own.pth", "it.pth", zeros="end")["zeros"] == "end"
+
+
+def detector(state):
+    """A detector's file of Detectron2's names with a pyramid, of a classifier's tensors."""
+    more = ("backbone.fpn_lateral2.weight", "proposal_generator.rpn_head.conv.weight",
+            "roi_heads.box_head.fc1.weight", "roi_heads.box_predictor.cls_score.weight",
+            "pixel_mean")  # fmt: skip
+    trunk = {f"backbone.bottom_up.{k}": v for k, v in state.items() if "linear" not in k}
+    return trunk | {k: torch.ones(2, 2) for k in more}
+
+
+@pytest.mark.parametrize("name", [n for n in NETS if not n.endswith(("vgg16", "1202"))])
+def test_every_net_is_known_by_its_tensors(name):
+    with torch.device("meta"):
+        state = build_net(name, 7).state_dict()
+    same_tensors = [{"paper_resnet34", "paper_resnet34_b"}]
+    same_tensors += [{f"paper_resnet{d}_a", f"paper_plain{d}"} for d in (18, 34)]
+    same_tensors += [{f"cifar_resnet{d}", f"cifar_plain{d}"} for d in (20, 32, 44, 56, 110)]
+    expected = next((names for names in same_tensors if name in names), {name})
+    without = {k: v for k, v in state.items() if not k.startswith("linear.")}
+    for tensors in (state, without, detector(state)):
+        assert set(fitting_nets(tensors, "it.pth")) == expected
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "GN"])
+def test_norms_do_not_hide_a_net(norm):
+    with torch.device("meta"):
+        state = build_net("paper_resnet50", norm=norm).state_dict()
+    assert fitting_nets(state, "it.pth") == ["paper_resnet50"]
+
+
+def mmdetection():
+    state = torchvision.models.resnet50().state_dict()
+    return {f"backbone.{k}": v for k, v in state.items() if not k.startswith("fc.")} | {
+        "neck.lateral_convs.0.conv.weight": torch.ones(2, 2)
+    }
+
+
+def without(state, *keys):
+    return {k: v for k, v in state.items() if k not in keys}
+
+
+@pytest.mark.parametrize("make, words", [
+    (mmdetection, "holds none of the nets paper_resnet18, .*names, backbone.conv1.weight"),
+    (lambda: timm.create_model("resnet50d").state_dict(),
+     "nearest is paper_resnet50, but the file lacks stem.conv1.weight.*has no .*stem.conv1.0.weight"),
+    (lambda: timm.create_model("resnet18", in_chans=1).state_dict(),
+     r"paper_resnet18, but other shapes: stem.conv1.weight \(64, 1, 7, 7\), in the net \(64, 3, 7, 7"),
+    (lambda: without(torchvision.models.resnet18().state_dict(), "layer2.0.conv1.weight"),
+     "nearest is paper_resnet18, but the file lacks res3.0.conv1.weight"),
+    (lambda: without(torchvision.models.resnet18().state_dict(), "fc.bias"), "lacks linear.bias"),
+    (lambda: torchvision.models.resnet18().state_dict() | {"head.weight": torch.ones(2)},
+     "nearest is paper_resnet18, but the net has no head.weight"),
+    (lambda: without(detector(build_net("paper_resnet18").state_dict()),
+                     "backbone.bottom_up.res4.1.conv2.weight"), "lacks res4.1.conv2.weight"),
+    (lambda: torchvision.models.resnext50_32x4d().state_dict(), "paper_resnet50, but other shapes"),
+])  # fmt: skip
+def test_what_holds_no_net_is_not_written(make, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": make()}, "it.pth")
+    with pytest.raises(WeightsError, match=f"it.pth: .*{words}"):
+        tool.convert("it.pth", "no.pkl")
+    assert [p.name for p in Path().iterdir()] == ["it.pth"]
+
+
+def test_a_stated_net_is_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(torchvision.models.resnet18().state_dict(), "it.pth")
+    with pytest.raises(ConfigError, match="--net: net 'paper_resnet81' .*paper_resnet18"):
+        tool.convert("it.pth", "no.pth", net="paper_resnet81")
+    with pytest.raises(WeightsError, match="it.pth: is no paper_resnet34: the file lacks res2.2.c"):
+        tool.convert("it.pth", "no.pth", net="paper_resnet34")
+    assert tool.convert("it.pth", "own.pth", net="paper_resnet18")["net"] == "paper_resnet18"
+    with pytest.raises(WeightsError, match="own.pth: says that it holds paper_resnet18, not"):
+        tool.convert("own.pth", "no.pth", net="paper_resnet34")
+
+
+def test_safetensors_say_that_detectron2_cannot_read_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save("own.pth", "cifar_resnet20", TORCHVISIONS)
+    for suffix in ("pth", "pkl", "safetensors"):
+        tool.main(tool.parse(["own.pth", f"it.{suffix}"]))
+        assert ("Detectron2's own" in capsys.readouterr().out) == (suffix == "safetensors")

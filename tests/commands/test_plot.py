@@ -1,0 +1,54 @@
+"""tools/plot.py on runs' folders."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_det.evaluation.charts import COLORS
+from resnet_det.evaluation.figures import error_curves
+
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location("plot", ROOT / "tools/plot.py")
+plot = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(plot)
+
+
+def test_errors_of_two_runs_side_by_side(tmp_path, monkeypatch):
+    for name in ("plain", "residual"):
+        (tmp_path / name).mkdir()
+        lines = [
+            {"iteration": 19, "top1_error": 50.0},
+            {"iteration": 19, "classification/top1_error": 60.0},
+        ]
+        (tmp_path / name / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    runs = [str(tmp_path / name) for name in ("plain", "residual")]
+    out = tmp_path / "figure"
+    path = plot.main(plot.parse(["errors", runs[0], "--beside", runs[1], "--output", str(out)]))
+    assert path == out.with_suffix(".png") and path.stat().st_size > 5000
+    assert out.with_suffix(".svg").is_file()
+    with pytest.raises(ValueError, match="nowhere: holds no metrics.json"):
+        plot.main(plot.parse(["errors", str(tmp_path / "nowhere"), "--output", str(out)]))
+    twins = ["a/x", "b/x", "b/y"]  # none is dropped because another has its name
+    assert plot.labelled(twins) == {k: Path(v) for k, v in zip(("a/x", "b/x", "y"), twins)}
+    with pytest.raises(SystemExit):
+        plot.parse(["responses", runs[0], "--top", "20", "--output", str(out)])
+
+
+def test_a_run_of_one_point_is_seen(tmp_path):
+    """In the colour of its line, above the legend's: compared with a run that has two."""
+    colour = tuple(int(COLORS[0][i : i + 2], 16) for i in (1, 3, 5))
+    inked = []
+    for count in (1, 2):
+        points = range(19, 20 * count, 20)
+        lines = [{"iteration": i, "top1_error": 50.0} for i in points]
+        lines += [{"iteration": i, "classification/top1_error": 60.0} for i in points]
+        path = error_curves({"": {"run": lines}}, tmp_path / f"{count}", top=100)
+        pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+        middle = pixels[pixels.shape[0] // 4 : -pixels.shape[0] // 4]  # the legend is at the top
+        inked.append((abs(middle - colour).max(2) < 40).sum(1).astype(bool).sum())
+    # Rows of pixels: two round markers, at 50 and 60 %; two lines.
+    assert inked[0] > 2 * inked[1] > 0

@@ -1,0 +1,103 @@
+"""Our mapper in Detectron2: its samples, bit for bit, of images that Detectron2 reads rightly."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("detectron2")
+
+from detectron2.config import get_cfg
+from detectron2.data import DatasetMapper
+from detectron2.structures import BoxMode
+
+from resnet_det.config.defaults import add_resnet_det_config
+from resnet_det.data import ImageError
+from resnet_det.engines.on_detectron2.data import Mapper
+
+pytestmark = pytest.mark.detectron2
+
+
+def config(*overrides):
+    cfg = get_cfg()
+    add_resnet_det_config(cfg)
+    cfg.merge_from_list(["INPUT.MIN_SIZE_TRAIN", (50, 60), "INPUT.MIN_SIZE_TEST", 40, *overrides])
+    return cfg
+
+
+@pytest.fixture
+def record(tmp_path):
+    """A picture of 70 x 50 pixels with everything that a record of Detectron2 may carry."""
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (50, 70, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.jpg")
+    Image.fromarray(rng.integers(0, 5, (50, 70), np.uint8)).save(tmp_path / "labels.png")
+    annotation = {
+        "bbox": [10, 10, 20, 15],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 1,
+        "segmentation": [[10, 10, 30, 10, 30, 25]],
+    }
+    return {
+        "file_name": str(tmp_path / "a.jpg"),
+        "sem_seg_file_name": str(tmp_path / "labels.png"),
+        "annotations": [annotation, annotation | {"iscrowd": 1}],
+        "proposal_boxes": np.array([[1.0, 2, 30, 40], [5, 6, 7, 9]]),
+        "proposal_objectness_logits": np.array([2.0, 1.0]),
+        "proposal_bbox_mode": BoxMode.XYXY_ABS,
+    }
+
+
+def flat(value):
+    """Tensors and plain values of a sample, structures taken apart."""
+    if isinstance(value, dict):
+        return {key: flat(v) for key, v in value.items()}
+    if hasattr(value, "get_fields"):
+        return {"size": value.image_size, **flat(value.get_fields())}
+    for part in ("tensor", "polygons"):
+        if hasattr(value, part):
+            value = getattr(value, part)
+    return value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else str(value)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("INPUT.FORMAT", "RGB"),
+        ("INPUT.FORMAT", "L"),
+        ("INPUT.FORMAT", "YUV-BT.601"),
+        ("MODEL.MASK_ON", True),
+        ("INPUT.CROP.ENABLED", True),
+        ("MODEL.LOAD_PROPOSALS", True),
+    ],
+)
+def test_samples_are_detectron2s(record, overrides, train):
+    cfg = config(*overrides)
+    samples = []
+    for mapper in (DatasetMapper, Mapper):
+        np.random.seed(3)
+        samples.append(flat(mapper(cfg, train)(record)))
+    assert samples[0] == samples[1]
+    assert len(samples[0]["image"]) == (1 if "L" in overrides else 3)
+
+
+def test_sixteen_bits_are_scaled_where_detectron2_clips_them(tmp_path):
+    levels = np.array([[0, 257, 32896, 65535]] * 2, np.uint16).repeat(2, 1)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    cfg = config("INPUT.MIN_SIZE_TEST", 0)
+    sample = Mapper(cfg, False)({"file_name": str(tmp_path / "a.png")})
+    assert sample["image"][:, 0, ::2].tolist() == [[0, 1, 128, 255]] * 3
+    clipped = DatasetMapper(cfg, False)({"file_name": str(tmp_path / "a.png")})
+    assert not clipped["image"].equal(sample["image"])  # else ours could be Detectron2's again
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "a.tiff"
+    Image.fromarray(np.full((4, 4), 200, np.float32)).save(path)
+    with pytest.raises(ImageError, match=r"a\.tiff: pixel mode F holds values from 200"):
+        Mapper(config(), False)({"file_name": str(path)})
+    Image.new("RGB", (4, 5)).save(tmp_path / "b.png")
+    with pytest.raises(ImageError, match=r"b\.png: .*got \(4, 5\), expect \(9, 9\)"):
+        Mapper(config(), True)({"file_name": str(tmp_path / "b.png"), "width": 9, "height": 9})
