@@ -58,7 +58,7 @@ def _flat(content, where):
         elif isinstance(value, list | tuple):
             stack += value
         elif isinstance(value, str):
-            if len(value) > MOST_VALUES or not value.isascii() and _unprintable(value):
+            if len(value) > MOST_VALUES or (not value.isascii() and _unprintable(value)):
                 raise ConfigError(f"{where}: holds a text that is too long or no Unicode")
         elif value is not None and type(value) not in (bool, int, float):
             raise ConfigError(f"{where}: holds a {type(value).__name__}, which no key takes")

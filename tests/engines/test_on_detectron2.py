@@ -266,7 +266,7 @@ def test_new_layers_start_fresh(config, tmp_path):
         loaded.load(str(tmp_path / f"{file}.pth"), checkpointables=[])
         after, given = model.state_dict(), torch.load(tmp_path / f"{file}.pth")["model"]
         assert all(torch.equal(after[k], before[k]) for k in fresh)
-        rest = [k for k in after if k not in fresh and classifier_name(k) in given or k in given]
+        rest = [k for k in after if (k not in fresh and classifier_name(k) in given) or k in given]
         assert len(rest) > 50
         for key in set(rest) - fresh:
             assert torch.equal(after[key], given.get(key, given.get(classifier_name(key)))), key

@@ -95,7 +95,7 @@ for i in range(10**6):
 
 def test_a_process_killed_while_saving_leaves_a_good_checkpoint(tmp_path, caplog):
     wait = random.Random(0)
-    for attempt in range(3):
+    for _attempt in range(3):
         process = subprocess.Popen(
             [sys.executable, "-c", SAVE_FOREVER, tmp_path], stdout=subprocess.PIPE, text=True
         )
