@@ -3,7 +3,6 @@
 import base64
 import io
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from ..files import whole_file
 from . import charts
 from .draw import draw_boxes
 from .inputs import (
@@ -122,9 +122,8 @@ _TEMPLATES.filters["cell"] = format_cell
 def _write_page(path: Path, template: str, **content: Any) -> Path:
     """Write a page, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".html.part")
-    part.write_text(_TEMPLATES.get_template(template).render(content), encoding="utf-8")
-    os.replace(part, path)
+    with whole_file(path) as file:
+        file.write_text(_TEMPLATES.get_template(template).render(content), encoding="utf-8")
     return path
 
 
