@@ -15,6 +15,7 @@ import torch
 from .. import training
 from ..config.defaults import ConfigError
 from ..data import ensure_made
+from ..files import whole_file
 from ..training import distributed
 from .provenance import conventions, say_changes
 from .results import check_expected
@@ -196,7 +197,7 @@ def replayed(cfg, path):
     output = Path(cfg.OUTPUT_DIR)
     output.mkdir(exist_ok=True)
     # Every process writes it, and another may read it by now: it must never be seen empty.
-    own = output / f".last_checkpoint.{distributed.launch_info().rank}"
-    own.write_text(str(path))
-    own.replace(output / "last_checkpoint")
+    own = f".last_checkpoint.{distributed.launch_info().rank}"
+    with whole_file(output / "last_checkpoint", own) as file:
+        file.write_text(str(path))
     return cfg

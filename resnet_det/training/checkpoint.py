@@ -15,7 +15,6 @@ and the text file ``last_checkpoint`` holds the name of the newest.
 """
 
 import logging
-import os
 import random
 import re
 import socket
@@ -27,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..files import whole_file
 from ..weights.files import check_torch
 from . import distributed
 
@@ -57,11 +57,13 @@ class Checkpointer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             content = {**state, "matching_heuristics": True}
-            _write_atomically(path, lambda file: torch.save(content, file))
+            # One name for the temporary files of all checkpoints: what a killed process left, which
+            # may be large, is replaced by the next.
+            with whole_file(path, ".checkpoint.tmp") as temporary, open(temporary, "wb") as file:
+                torch.save(content, file)
             if newest:
-                _write_atomically(
-                    self.folder / "last_checkpoint", lambda file: file.write(path.name.encode())
-                )
+                with whole_file(self.folder / "last_checkpoint") as file:
+                    file.write_text(path.name)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             previous = self._named()
             intact = f"the previous one, {previous}, is intact" if previous else "none exists yet"
@@ -186,28 +188,6 @@ def set_rng_state(state, device=None):
     torch.set_rng_state(state["torch"])
     if device is not None and torch.device(device).type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def _write_atomically(path, write):
-    """Fill a temporary file of the same folder, then let it take the name ``path``.
-
-    One name for all temporary files of a kind: what a killed process left is overwritten next.
-    """
-    temporary = path.with_name(f".{'checkpoint' if path.suffix else path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # makes the new name survive a power cut
-    finally:
-        os.close(folder)
 
 
 # What zipfile raises of a damaged file: of another method or a password, of names, of offsets.

@@ -5,7 +5,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import signal
 import statistics
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ..files import whole_file
 from . import distributed
 from .checkpoint import rng_state, set_rng_state
 from .precision import amp_dtype
@@ -235,9 +235,8 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.json"
         kept = [line for line in read_metrics(path) if line["iteration"] < start_iter]
-        temporary = path.with_name(".metrics.json.tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, path)
+        with whole_file(path) as file:
+            file.write_text("".join(json.dumps(line) + "\n" for line in kept))
         evaluations = [line["iteration"] for line in kept if "total_loss" not in line]
         self.last_evaluation = evaluations[-1] if evaluations else None
         self._path = path

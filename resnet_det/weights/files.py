@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ..files import whole_file
 from .pickles import WeightsError, _reason, read_pickle
 
 SUFFIXES = (".pth", ".pkl", ".safetensors")
@@ -164,7 +165,6 @@ def write_file(path, tensors, meta, *, bare=False):
         WeightsError: another suffix, or values that the file cannot hold.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
     if path.suffix != ".pth" and not bare:
         apart = {k for k, v in meta.items() if isinstance(v, torch.Tensor)}
         tensors = tensors | {f"meta.{k}": meta[k] for k in apart}
@@ -172,18 +172,16 @@ def write_file(path, tensors, meta, *, bare=False):
     tensors = {k: v.detach().contiguous() for k, v in tensors.items()}
     content = {"model": tensors, "meta": meta}
     try:
-        if path.suffix == ".pth":
-            torch.save(tensors if bare else _DETECTRON2 | content, temporary)
-        elif path.suffix == ".safetensors":
-            held = {} if bare else {"meta": json.dumps(meta)}
-            save_file(tensors, temporary, {"format": "pt", **held})
-        elif path.suffix == ".pkl":
-            content["model"] = {k: v.numpy() for k, v in tensors.items()}
-            temporary.write_bytes(pickle.dumps(_DETECTRON2 | content, protocol=4))
-        else:
-            raise WeightsError(f"{path}: name a .pth, .pkl or .safetensors file")
-        os.replace(temporary, path)
+        with whole_file(path) as file:
+            if path.suffix == ".pth":
+                torch.save(tensors if bare else _DETECTRON2 | content, file)
+            elif path.suffix == ".safetensors":
+                held = {} if bare else {"meta": json.dumps(meta)}
+                save_file(tensors, file, {"format": "pt", **held})
+            elif path.suffix == ".pkl":
+                content["model"] = {k: v.numpy() for k, v in tensors.items()}
+                file.write_bytes(pickle.dumps(_DETECTRON2 | content, protocol=4))
+            else:
+                raise WeightsError(f"{path}: name a .pth, .pkl or .safetensors file")
     except (TypeError, RuntimeError) as error:
         raise WeightsError(f"{path}: cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

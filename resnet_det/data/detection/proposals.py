@@ -10,6 +10,7 @@ import pickle
 import numpy as np
 import torch
 
+from ...files import whole_file
 from ...records import BoxMode, DatasetError
 from ...weights.pickles import WeightsError, read_pickle
 
@@ -24,9 +25,8 @@ def write(path, proposals):
         "bbox_mode": int(BoxMode.XYXY_ABS),
     }
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(f"{path}.tmp", "wb") as file:
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
         pickle.dump(content, file, protocol=4)
-    os.replace(f"{path}.tmp", path)
 
 
 def read(path):
