@@ -1,6 +1,6 @@
 """Convolution with its normalisation, frozen batch normalisation, and the He initialisation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -36,7 +36,7 @@ class FrozenBatchNorm2d(nn.Module):
             x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
         )
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(prefix + "num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -156,11 +156,12 @@ class Conv2d(nn.Conv2d):
         self._forget()
         return super().train(mode)
 
-    def _apply(self, *args, **kwargs):  # to(), cuda(), half(), ... do not change the versions
+    # to(), cuda(), half(), ... do not change the versions.
+    def _apply(self, *args: Any, **kwargs: Any) -> "Conv2d":
         self._forget()
         return super()._apply(*args, **kwargs)
 
-    def _load_from_state_dict(self, *args, **kwargs):
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._forget()
         return super()._load_from_state_dict(*args, **kwargs)
 
@@ -194,10 +195,14 @@ def init_weights(net: nn.Module) -> None:
             nn.init.zeros_(m.bias)
 
 
-def rename_parameters(module, names):
-    """Let a module's state dict carry other names: ``names`` maps its prefixes to them."""
+def rename_parameters(module: nn.Module, names: Mapping[str, str]) -> None:
+    """Save and load a module's parameters under other names.
 
-    def rename(state, prefix, pairs):
+    Args:
+        names: prefix of the names in the module -> prefix of the names in its state dict.
+    """
+
+    def rename(state: dict[str, Any], prefix: str, pairs: Iterable[tuple[str, str]]) -> None:
         for old, new in pairs:
             for key in [k for k in state if k.startswith(prefix + old)]:
                 state[prefix + new + key[len(prefix + old) :]] = state.pop(key)
