@@ -1,5 +1,6 @@
 """The paper's figures from runs: errors over iterations (Fig. 1, 4, 6), layer responses (Fig. 7)."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def error_curves(
         colors = charts.color_cycle(runs)
         for label, lines in runs.items():
             lines = list(lines)
-            train, test = _train_errors(lines), _test_errors(lines)
+            train = _points(lines, "top1_error")  # of a batch
+            test = _points(lines, ".*classification/top1_error")  # of the first test set
             if not len(train):
                 raise ValueError(f"{label}: its metrics.json holds no top1_error of training")
             train = _averaged(train)
@@ -85,18 +87,12 @@ def _marker(points: np.ndarray) -> dict[str, str]:
     return {"marker": "o"} if len(points) == 1 else {}  # a line of one point shows nothing
 
 
-def _train_errors(lines: Lines) -> np.ndarray:
-    """(N, 2): iterations done and top-1 error of the batch."""
-    found = [(line["iteration"] + 1, line["top1_error"]) for line in lines if "top1_error" in line]
-    return np.array(found, dtype=float).reshape(-1, 2)
-
-
-def _test_errors(lines: Lines) -> np.ndarray:
-    """(N, 2): iterations done and top-1 error of the first test set."""
+def _points(lines: Lines, key: str) -> np.ndarray:
+    """(N, 2): iterations done, and the first value per line whose key matches the pattern."""
     found = []
     for line in lines:
-        errors = [v for key, v in line.items() if key.endswith("classification/top1_error")]
-        found += [(line["iteration"] + 1, error) for error in errors[:1]]
+        values = [value for name, value in line.items() if re.fullmatch(key, name)]
+        found += [(line["iteration"] + 1, value) for value in values[:1]]
     return np.array(found, dtype=float).reshape(-1, 2)
 
 
