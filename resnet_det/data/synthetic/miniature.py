@@ -23,7 +23,7 @@ from ...files import whole_folder
 from ..classification import cifar10
 from ..detection.voc import voc_xml
 from .drawing import background
-from .folder import check_version
+from .folder import DrawnFolder
 
 CLASSES = cifar10.CLASSES
 VERSION = 1  # of the drawing: results on sets of different versions do not compare
@@ -137,14 +137,4 @@ def write(root, trainval=1000, test=500, size=(96, 128), seed=0):
     return os.path.join(root, "miniature")
 
 
-def ensure(root, workers=1):
-    """The folder of the set under ``root``, composed first where it is absent, by one process.
-
-    Raises:
-        DatasetError: CIFAR-10 is absent, or the set is of another version of the composing.
-    """
-    target = os.path.join(root, "miniature")
-    if not os.path.isdir(target):
-        write(root)
-    check_version(target, VERSION)
-    return target
+DRAWN = DrawnFolder("miniature", VERSION, lambda root, workers: write(root), cifar10.missing)

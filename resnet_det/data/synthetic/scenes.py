@@ -22,34 +22,19 @@ other images. Another build of numpy or Pillow may change single grey levels.
 import json
 import math
 import os
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
-from tqdm import tqdm
 
 from ...files import whole_folder
 from ..detection.voc import voc_xml
+from ..parallel import parallel_map
 from .drawing import _DRAW, CLASSES, _clutter, _finish, _overlap, _paste, _sprite, background
-from .folder import check_version
+from .folder import DrawnFolder
 
 VERSION = 2  # of the drawing: results on scenes of different versions do not compare
 CROP = 36  # side of a classification image, in pixels
 _STREAMS = {"trainval": 0, "test": 1, "train": 2, "val": 3}  # independent random streams
-
-
-# ---------------------------------------------------------------------------------------------
-# Textures and light
-
-
-# ---------------------------------------------------------------------------------------------
-# Objects. Each takes (rng, u, v), coordinates in which the object fills about [-1, 1] (v points
-# down), and returns (f, paint): f < 0 inside, continuous; paint (3, h, w) in about [0, 1].
-
-
-# ---------------------------------------------------------------------------------------------
-# Scenes
 
 
 def _scene(rng, height, width, sizes, counts=(1, 5), clutter=(1, 5)):
@@ -209,7 +194,7 @@ def write_scenes(
 
         jobs = [("trainval", n) for n in range(trainval)] + [("test", n) for n in range(test)]
         draw = partial(_write_scene, folder, seed, tuple(size))
-        scenes = _each(draw, jobs, workers, "Drawing scenes")
+        scenes = parallel_map(draw, jobs, workers, "Drawing scenes")
         for voc, coco, part in (
             ("trainval", "train", scenes[:trainval]),
             ("test", "test", scenes[trainval:]),
@@ -220,7 +205,7 @@ def write_scenes(
                 json.dump(_coco_json(part), file)
 
         jobs = [("train", n) for n in range(train_crops)] + [("val", n) for n in range(val_crops)]
-        _each(partial(_write_crop, folder, seed), jobs, workers, "Drawing crops")
+        parallel_map(partial(_write_crop, folder, seed), jobs, workers, "Drawing crops")
 
         about = {"version": VERSION, "seed": seed, "size": size, "trainval": trainval}
         about |= {"test": test, "train_crops": train_crops, "val_crops": val_crops}
@@ -229,26 +214,4 @@ def write_scenes(
     return os.path.join(root, "scenes")
 
 
-def _each(function, jobs, workers, title):
-    """``[function(job) for job in jobs]`` with a progress bar, in ``workers`` processes."""
-    bar = partial(tqdm, total=len(jobs), desc=title, leave=False)
-    if workers <= 1:
-        return [function(job) for job in bar(jobs)]
-    # Not forked: the caller may hold threads (torch) that a fork would break.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return list(bar(pool.map(function, jobs, chunksize=16)))
-
-
-def ensure(root, workers=1):
-    """The folder of the scenes under ``root``, drawn first (half a minute) where it is absent.
-
-    More than one worker needs a main module that guards itself with ``__name__ == "__main__"``.
-
-    Raises:
-        DatasetError: the folder holds scenes of another version of the drawing.
-    """
-    target = os.path.join(root, "scenes")
-    if not os.path.isdir(target):
-        write_scenes(root, workers=workers)
-    check_version(target, VERSION)
-    return target
+DRAWN = DrawnFolder("scenes", VERSION, lambda root, workers: write_scenes(root, workers=workers))

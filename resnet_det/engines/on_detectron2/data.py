@@ -25,7 +25,7 @@ from PIL import Image
 from ... import data
 from ...config.defaults import ConfigError
 from ...data import Dataset, ImageError, Metadata, dataset_names, load_datasets
-from ...data.detection import proposals
+from ...data.detection import proposals, voc
 from ...data.detection.mapper import with_usable_annotations
 from ...data.pixels import at_scales, read_image
 from ..checks import proposal_files, test_files
@@ -104,13 +104,13 @@ def _foreign(names):
     records = get_detection_dataset_dicts(list(names), filter_empty=False)
     known = MetadataCatalog.get(names[0])
     classes = tuple(known.get("thing_classes", ()))
+    is_voc = known.get("evaluator_type") == "pascal_voc"
     ids = known.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(classes))}
     metadata = Metadata(
         names[0],
-        "voc" if known.get("evaluator_type") == "pascal_voc" else "coco",
         classes,
+        voc.evaluation(known.get("year")) if is_voc else "coco",
         split=known.get("split"),
-        year=known.get("year"),
         category_ids=tuple(sorted(ids, key=ids.get)),
     )
     return Dataset("+".join(names), records, metadata)

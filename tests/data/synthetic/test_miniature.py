@@ -32,7 +32,7 @@ def test_each_object_is_one_photograph_of_its_split_and_its_label(root):
     for split, count, blue in (("trainval", 8, 0), ("test", 6, 250)):
         dataset = load_dataset(f"miniature_voc_{split}", root)
         assert dataset.metadata.classes == cifar10.CLASSES
-        assert len(dataset.records) == count and dataset.metadata.year == 2007
+        assert len(dataset.records) == count and dataset.metadata.evaluation == "voc_2007"
         used = []
         for record in dataset.records:
             image = pixels.read_image(record["file_name"], "RGB")
