@@ -21,8 +21,8 @@ from . import shards
 
 # The principal components of ImageNet's RGB values in [0, 1] (rows R, G, B; one column per component)
 # as published by fb.resnet.torch (datasets/imagenet.lua), and AlexNet's standard deviation.
-_EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
-_EIGENVECTORS = np.array(
+EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
+EIGENVECTORS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 )
 _ALPHA = 0.1
@@ -35,7 +35,7 @@ Record = tuple[pixels.Source, int]  # image, label
 def color_shift(rng: np.random.Generator) -> np.ndarray:
     """AlexNet's colour augmentation: what to add to the R, G and B of every pixel of an image, on
     the scale 0-255. Float32 (3,), with standard deviations 3.2, 3.2 and 3.3."""
-    return (255 * _EIGENVECTORS @ (rng.normal(0, _ALPHA, 3) * _EIGENVALUES)).astype(np.float32)
+    return (255 * EIGENVECTORS @ (rng.normal(0, _ALPHA, 3) * EIGENVALUES)).astype(np.float32)
 
 
 @dataclass(frozen=True)
