@@ -16,6 +16,7 @@ from .detection.coco import CocoJson
 from .detection.voc import VocFolder
 from .specs import ClassificationSpec, Dataset, DatasetSpec, DetectionSpec, Metadata, Scan
 from .synthetic import drawing, miniature, scenes
+from .synthetic.folder import DrawnFolder
 
 Root = str | os.PathLike | None  # the datasets' folder; see datasets_root
 
@@ -45,9 +46,9 @@ def _coco(name: str, images: str, json: str, **options) -> CocoJson:
     return CocoJson(name, f"coco/{images}", json, published=published, **options)
 
 
-def _scenes_voc(split: str) -> VocFolder:
-    classes, drawn = drawing.CLASSES, scenes.DRAWN
-    return VocFolder(f"scenes_voc_{split}", "scenes/voc", split, 2007, classes, drawn=drawn)
+def _drawn_voc(drawn: DrawnFolder, split: str, classes: tuple[str, ...]) -> VocFolder:
+    name = f"{drawn.name}_voc_{split}"
+    return VocFolder(name, f"{drawn.name}/voc", split, 2007, classes, drawn=drawn)
 
 
 def _scenes_coco(split: str) -> CocoJson:
@@ -58,11 +59,6 @@ def _scenes_coco(split: str) -> CocoJson:
 def _scenes_classification(split: str) -> ImageFolder:
     folder = f"scenes/classification/{split}"
     return ImageFolder(f"scenes_classification_{split}", folder, drawn=scenes.DRAWN)
-
-
-def _miniature(split: str) -> VocFolder:
-    name, classes, drawn = f"miniature_voc_{split}", miniature.CLASSES, miniature.DRAWN
-    return VocFolder(name, "miniature/voc", split, 2007, classes, drawn=drawn)
 
 
 def _imagenet(split: str, images: int) -> tuple[ImageFolder, ImageShards]:
@@ -77,8 +73,8 @@ DATASETS: dict[str, DatasetSpec] = {
     spec.name: spec
     for spec in (
         *(_voc(year, x) for year in (2007, 2012) for x in ("trainval", "train", "val", "test")),
-        *map(_scenes_voc, ("trainval", "test")),
-        *map(_miniature, ("trainval", "test")),
+        *(_drawn_voc(scenes.DRAWN, x, drawing.CLASSES) for x in ("trainval", "test")),
+        *(_drawn_voc(miniature.DRAWN, x, miniature.CLASSES) for x in ("trainval", "test")),
         _coco("coco_2014_train", "train2014", "instances_train2014"),
         _coco("coco_2014_val", "val2014", "instances_val2014"),
         _coco("coco_2014_minival", "val2014", "instances_minival2014", repeated_ids=True),

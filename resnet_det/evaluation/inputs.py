@@ -1,7 +1,7 @@
 """What both protocols share: the records and predictions they compare, and the result.
 
 A *record* describes an image: a dict with ``image_id`` and ``annotations``, each of these with
-``bbox``, ``bbox_mode`` (0: x1 y1 x2 y2, 1: x y w h), ``category_id`` and, where the dataset has
+``bbox``, ``bbox_mode`` (a ``BoxMode``), ``category_id`` and, where the dataset has
 them, ``difficult``, ``iscrowd`` and ``area``. A *prediction* holds the detections in an image: a
 dict with ``image_id``, ``boxes`` (N, 4) as x1 y1 x2 y2 in the original image, ``scores`` (N,) and
 ``classes`` (N,), indices into the class names. Coordinates are continuous pixels.
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from ..records import BoxMode
 
 SCORE_THRESH = 0.5  # detections that score at least this count in an image's F1 and are drawn
 
@@ -103,9 +105,9 @@ def read_truth(records: Records, classes: Sequence[str]) -> dict[ImageId, Truth]
         count = len(annotations)
         given = _floats([a["bbox"] for a in annotations], (count, 4), image, "annotated boxes")
         modes = np.array([int(a["bbox_mode"]) for a in annotations], dtype=int)
-        for mode in modes[(modes != 0) & (modes != 1)]:
+        for mode in modes[~np.isin(modes, list(BoxMode))]:
             raise ValueError(f"image {image!r}: bbox_mode {mode} is neither 0 nor 1 (xyxy, xywh)")
-        start, rest, is_xywh = given[:, :2], given[:, 2:], modes[:, None] == 1
+        start, rest, is_xywh = given[:, :2], given[:, 2:], modes[:, None] == BoxMode.XYWH_ABS
         boxes = np.hstack([start, np.where(is_xywh, start + rest, rest)])
         xywh = np.hstack([start, np.where(is_xywh, rest, rest - start)])
         areas = [float(a.get("area", w * h)) for a, (_, _, w, h) in zip(annotations, xywh)]
