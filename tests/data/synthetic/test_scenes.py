@@ -93,7 +93,7 @@ def test_boxes_are_what_shows(monkeypatch):
         f = np.hypot(u, v) - 1
         return f, np.ones((3, *f.shape), np.float32)
 
-    monkeypatch.setattr(scenes, "_DRAW", dict.fromkeys(drawing.CLASSES, disc))
+    monkeypatch.setattr(scenes, "DRAW", dict.fromkeys(drawing.CLASSES, disc))
     monkeypatch.setattr(scenes, "background", lambda rng, h, w: np.zeros((3, h, w), np.float32))
     truncated = 0
     for seed in range(40):
