@@ -1,4 +1,4 @@
-"""Official archives: fetched with resume and checksum, unpacked safely, laid out whole."""
+"""Download the official archives: with resume and checksum, unpacked safely, installed as a whole."""
 
 import hashlib
 import http.client
@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -21,22 +22,22 @@ BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to fetch.
+    """A file to download.
 
-    gives: the paths that it leaves under the datasets' folder; where all of them are, it is done.
-    strip: leading folder of its members that is left out.
-    into: folder under the datasets' one that they go to; "" is that folder itself.
-    md5: of the file, where its publisher or torchvision states one.
+    gives: the paths under the datasets' folder that it provides. If all exist, nothing is to be done.
+    strip: leading folder to remove from the names of its members.
+    into: the subfolder of the datasets' folder that the members go to; "" is that folder itself.
+    md5: checksum of the file, if its publisher or torchvision states one.
     """
 
     url: str
-    gives: tuple
+    gives: tuple[str, ...]
     md5: str = ""
     strip: str = ""
     into: str = ""
 
     @property
-    def name(self):
+    def name(self) -> str:
         return self.url.rsplit("/", 1)[-1]
 
 
@@ -44,13 +45,13 @@ _VOC = "https://thor.robots.ox.ac.uk/pascal/VOC/"
 _COCO = "http://images.cocodataset.org/"
 
 
-def _voc(path, md5, year, splits):
+def _voc(path: str, md5: str, year: int, splits: tuple[str, ...]) -> Archive:
     gives = tuple(f"VOC{year}/ImageSets/Main/{split}.txt" for split in splits)
     return Archive(_VOC + path, gives, md5, strip="VOCdevkit/")
 
 
-# The checksums are those of torchvision.datasets; COCO publishes none, so that an archive's own
-# (each member of a zip has one) must do.
+# The checksums are those of torchvision.datasets. COCO publishes none, so only the checksums that a
+# zip holds of its members are verified.
 SETS = {
     "voc": (
         _voc("voc2007/VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64", 2007,
@@ -74,14 +75,17 @@ SETS = {
 }  # fmt: skip
 
 
-def get(archive, root):
-    """Fetch an archive and lay it out under ``root``; nothing is done where it is there already.
+def get(archive: Archive, root: str) -> bool:
+    """Download an archive and unpack it under ``root``, unless what it gives exists already.
 
-    A download that was cut goes on where it stopped. The archive is removed when it is laid out.
+    An interrupted download is resumed. The archive is removed once it is unpacked.
+
+    Returns:
+        Whether anything was done.
 
     Raises:
-        DatasetError: no connection, another checksum, or an archive that is broken or not safe;
-            says what to fetch and where to put it. Nothing of it is laid out then.
+        DatasetError: there is no connection, the checksum differs, or the archive is broken or
+            unsafe. The message says what to download and where to put it. Nothing is installed.
     """
     if all(os.path.exists(os.path.join(root, path)) for path in archive.gives):
         return False
@@ -95,11 +99,11 @@ def get(archive, root):
     return True
 
 
-def fetch(url, file):
-    """Download to ``file``, by way of ``file``.part, from where an earlier try stopped.
+def fetch(url: str, file: str) -> None:
+    """Download to ``file``. A partial download is kept as ``file``.part and resumed.
 
     Raises:
-        DatasetError: cannot be fetched, or cut short; what came is kept.
+        DatasetError: the download failed or ended early.
     """
     part = f"{file}.part"
     os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
@@ -107,7 +111,7 @@ def fetch(url, file):
     request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            if begin and answer.status != 206:  # the server sends it all again
+            if begin and answer.status != 206:  # the server sends the whole file again
                 begin = 0
             length = answer.headers.get("Content-Length")
             total = begin + int(length) if length else None
@@ -127,22 +131,22 @@ def fetch(url, file):
             if total is not None and os.path.getsize(part) != total:
                 raise OSError(f"cut after {os.path.getsize(part):,} of {total:,} bytes")
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing is left to send: it was whole already
+        if error.code != 416:  # 416: the partial file is complete already
             raise DatasetError(url, _advice(error, file)) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise DatasetError(url, _advice(error, file)) from error
     os.replace(part, file)
 
 
-def _advice(error, file):
+def _advice(error: Exception, file: str) -> str:
     return (
-        f"cannot be fetched ({error}). The same command goes on from there; or fetch it "
-        f"elsewhere, put it at {file} and give the same command"
+        f"cannot be fetched ({error}). Run the same command again to resume; or download it by other "
+        f"means, put it at {file}, and run the command again"
     )
 
 
-def md5(file):
-    """Checksum of a file, in hexadecimal digits."""
+def md5(file: str) -> str:
+    """The MD5 checksum of a file, in hexadecimal digits."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(file, "rb") as source:
         while block := source.read(BLOCK):
@@ -150,20 +154,20 @@ def md5(file):
     return digest.hexdigest()
 
 
-# What tarfile and zipfile raise of a damaged file: of a method, a password, a compressed block.
+# What tarfile and zipfile raise for a damaged file: a wrong method, password or compressed block.
 _BROKEN = (
     OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, ValueError, RuntimeError,
 )  # fmt: skip
 
 
-def unpack(archive, file, root):
-    """Unpack beside the layout, check, and move every file into it.
+def unpack(archive: Archive, file: str, root: str) -> None:
+    """Unpack into a temporary folder, check the content, and move every file to its place.
 
-    What the archive gives is moved last: as long as that is missing, :func:`get` starts again.
+    What the archive gives is moved last: as long as it is missing, :func:`get` starts again.
 
     Raises:
-        DatasetError: the archive is broken, has a member that would leave the folder, or lacks
-            what it should give.
+        DatasetError: the archive is broken, has a member outside its folder, or lacks what it should
+            give.
     """
     target = os.path.join(root, f".unpacked-{archive.name}")
     shutil.rmtree(target, ignore_errors=True)
@@ -189,18 +193,20 @@ def unpack(archive, file, root):
         shutil.rmtree(target, ignore_errors=True)
 
 
-def _extract(file, folder):
+def _extract(file: str, folder: str) -> None:
     if file.endswith(".zip"):
-        with zipfile.ZipFile(file) as archive:  # leaves out ".." and checks each member's CRC
+        with zipfile.ZipFile(
+            file
+        ) as archive:  # removes ".." from names and checks each member's CRC
             archive.extractall(folder)
     else:
         with tarfile.open(file) as archive:
             archive.extractall(folder, filter="data")
 
 
-def _within(path, folder):
+def _within(path: str, folder: str) -> bool:
     return f"{path}/".startswith(f"{folder}/")
 
 
-def _files(folder):
+def _files(folder: str) -> Iterator[str]:
     return (os.path.join(at, name) for at, _, names in os.walk(folder) for name in names)

@@ -1,12 +1,13 @@
-"""What the readers share: box modes, the error that names the file, and the checks of a box."""
+"""What the readers share: box modes, the error that names the file, and checks of names and boxes."""
 
 import math
 import os
+from collections.abc import Sequence
 from enum import IntEnum
 
 
 class BoxMode(IntEnum):
-    """Meaning of the 4 numbers of a box, in absolute pixels; the values are Detectron2's."""
+    """Meaning of a box's 4 numbers, in absolute pixels. The values are Detectron2's."""
 
     XYXY_ABS = 0
     XYWH_ABS = 1
@@ -15,27 +16,27 @@ class BoxMode(IntEnum):
 class DatasetError(ValueError):
     """A fault in the data: ``file`` names the file, ``what`` says what is wrong with it.
 
-    ``known`` marks a published fault of an official archive. Loading leaves that one object out,
-    lists it, and goes on; everything else ends the load (or drops the image, if asked to).
+    ``known`` marks a published fault of an official archive. Loading skips and lists the object
+    that has it. Any other fault raises, or skips the image if the user asked for that.
     """
 
-    def __init__(self, file, what, known=False):
+    def __init__(self, file: object, what: str, known: bool = False) -> None:
         super().__init__(str(file), what)
         self.file, self.what, self.known = str(file), what, known
 
-    def __str__(self):
+    def __str__(self) -> str:
         text = f"{self.file}: {self.what}"
-        return text.encode(errors="backslashreplace").decode()  # json's half surrogates too
+        return text.encode(errors="backslashreplace").decode()  # json may hold lone surrogates
 
 
 SHOWN_FAULTS = 10
 
 
-def together(source, faults):
-    """One error for several: the fault itself where there is one, else a list of up to ten.
+def together(source: object, faults: Sequence[DatasetError]) -> DatasetError:
+    """Combine several faults into one error that lists up to ten. A single fault is returned as is.
 
     Args:
-        source: what they were found in, such as a dataset's name.
+        source: where they were found, such as a dataset's name.
     """
     if len(faults) == 1:
         return faults[0]
@@ -45,23 +46,26 @@ def together(source, faults):
     return DatasetError(source, "\n".join([f"{len(faults)} images cannot be used:", *lines]))
 
 
-LONGEST_SIDE = 10**6  # pixels of an image
+LONGEST_SIDE = 10**6  # pixels; no image is larger
 
 
-def name_fault(name):
-    """What is wrong with an image's name in a dataset, or None: it must stay in its folder."""
+def name_fault(name: str) -> str | None:
+    """Say why an image's name in a dataset is refused, or None. A name must not leave its folder."""
     if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in name):
-        return f"{name!r} is no name of a file"
+        return f"{name!r} is not a file name"
     if os.path.isabs(name) or ".." in name.replace("\\", "/").split("/"):
         return f"{name!r} leaves the folder of the images"
     return None
 
 
-def box_fault(x0, y0, x1, y1, width, height, slack=0.0):
-    """What is wrong with a box in continuous coordinates, or None.
+def box_fault(box: Sequence[float], width: int, height: int, slack: float = 0.0) -> str | None:
+    """Say what is wrong with a box (x0, y0, x1, y1) in continuous coordinates, or None.
 
-    ``slack``: pixels by which the box may leave the image.
+    Args:
+        width, height: of the image, in pixels.
+        slack: by how many pixels the box may leave the image.
     """
+    x0, y0, x1, y1 = box
     if not all(map(math.isfinite, (x0, y0, x1, y1))):
         return "is not finite"
     if x1 < x0 or y1 < y0:

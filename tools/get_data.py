@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Fetch PASCAL VOC, COCO 2014 or CIFAR-10, or draw the scenes or the miniature.
+"""Download PASCAL VOC, COCO 2014 or CIFAR-10, or draw the scenes or the miniature.
 
     python tools/get_data.py voc
     python tools/get_data.py scenes
     python tools/get_data.py coco cifar10 --root /data/detection
 
-Lays each out as datasets/README.md says. Goes on where it was cut, checks checksums where they are published, and leaves alone what is
-there. Without a network it says what to fetch and where to put it. VOC 2012's test images come
-from the evaluation server, after registering.
+The layout is that of datasets/README.md. Resumes an interrupted download, verifies published
+checksums, and keeps what exists. Without a network it says what to download and where to put it.
+VOC 2012's test images come from the evaluation server, after registering.
 """
 
 import argparse
@@ -23,7 +23,9 @@ def parse(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sets", nargs="+", choices=(*SETS, *DRAWN))
-    parser.add_argument("--root", help="default: $DETECTRON2_DATASETS, or ./datasets")
+    parser.add_argument(
+        "--root", help="the datasets' folder (default: $DETECTRON2_DATASETS, or ./datasets)"
+    )
     return parser.parse_args(argv)
 
 
@@ -40,7 +42,7 @@ def main(args):
     for archive in (archive for name in args.sets for archive in SETS.get(name, ())):
         try:
             done = get(archive, root)
-            print(f"{archive.name}: {'laid out' if done else 'was there already'} in {root}")
+            print(f"{archive.name}: {'unpacked' if done else 'was there already'} in {root}")
         except ValueError as error:
             faults.append(error)
             print(f"error: {error}", file=sys.stderr)

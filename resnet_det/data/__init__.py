@@ -1,18 +1,17 @@
-"""Datasets under Detectron2's names, as Detectron2's standard dicts; and their images.
+"""Datasets under Detectron2's names, as Detectron2's standard dicts, and their images.
 
-``load_dataset(name)`` reads annotations, ``pixels.read_image`` an image. A record is
+``load_dataset(name)`` reads annotations, ``pixels.read_image`` reads an image. A record is
 ``{"file_name", "image_id", "height", "width", "annotations": [{"bbox" (4 floats), "bbox_mode",
-"category_id" (contiguous), "iscrowd", ...}]}``; VOC adds "difficult" and "truncated", COCO "area"
+"category_id" (contiguous), "iscrowd", ...}]}``. VOC adds "difficult" and "truncated", COCO "area"
 and "id". The image_id is the file's stem for VOC and an int for COCO.
 """
 
 from ..records import BoxMode, DatasetError
 from .catalog import (
+    DATASETS,
     DRAWN,
-    PUBLISHED,
-    Dataset,
-    Metadata,
     UnknownDataset,
+    check_dataset,
     check_names,
     dataset_names,
     datasets_root,
@@ -24,16 +23,18 @@ from .catalog import (
     shortfall,
 )
 from .pixels import ImageError
+from .specs import Dataset, Metadata
 
 __all__ = [
+    "DATASETS",
     "DRAWN",
-    "PUBLISHED",
     "BoxMode",
     "Dataset",
     "DatasetError",
     "ImageError",
     "Metadata",
     "UnknownDataset",
+    "check_dataset",
     "check_names",
     "dataset_names",
     "datasets_root",

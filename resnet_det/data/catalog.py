@@ -1,43 +1,27 @@
-"""The datasets by name: Detectron2's names and folder layout, and the embedded scenes."""
+"""The datasets by name: Detectron2's names and folder layout, the paper's others, and synthetic ones."""
 
 import difflib
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ..records import DatasetError
-from .detection import coco, proposals, voc
-from .synthetic import folder, miniature, scenes
+from .check import Report
+from .classification.cifar10 import SPLITS as CIFAR10_SPLITS
+from .classification.cifar10 import Cifar10
+from .classification.image_folder import ImageFolder
+from .classification.shards import ImageShards
+from .detection import proposals
+from .detection.coco import CocoJson
+from .detection.voc import VocFolder
+from .specs import ClassificationSpec, Dataset, DatasetSpec, DetectionSpec, Metadata, Scan
+from .synthetic import drawing, miniature, scenes
+from .synthetic.folder import DrawnFolder
 
-# name -> (folder, split, year); voc_2012_test has no public annotations.
-_VOC = {
-    f"voc_{year}_{split}": (f"VOC{year}", split, year)
-    for year in (2007, 2012)
-    for split in ("trainval", "train", "val", "test")
-}
-_VOC["scenes_voc_trainval"] = ("scenes/voc", "trainval", 2007)
-_VOC["scenes_voc_test"] = ("scenes/voc", "test", 2007)
-_VOC["miniature_voc_trainval"] = ("miniature/voc", "trainval", 2007)
-_VOC["miniature_voc_test"] = ("miniature/voc", "test", 2007)
+Root = str | os.PathLike | None  # the datasets' folder; see datasets_root
 
-# name -> (folder of the images, json)
-_COCO = {
-    "coco_2014_train": ("coco/train2014", "coco/annotations/instances_train2014.json"),
-    "coco_2014_val": ("coco/val2014", "coco/annotations/instances_val2014.json"),
-    "coco_2014_minival": ("coco/val2014", "coco/annotations/instances_minival2014.json"),
-    "coco_2014_valminusminival": (
-        "coco/val2014",
-        "coco/annotations/instances_valminusminival2014.json",
-    ),
-    "coco_2017_train": ("coco/train2017", "coco/annotations/instances_train2017.json"),
-    "coco_2017_val": ("coco/val2017", "coco/annotations/instances_val2017.json"),
-    "coco_2017_val_100": ("coco/val2017", "coco/annotations/instances_val2017_100.json"),
-    "coco_2017_test": ("coco/test2017", "coco/annotations/image_info_test2017.json"),
-    "coco_2017_test-dev": ("coco/test2017", "coco/annotations/image_info_test-dev2017.json"),
-    "scenes_coco_train": ("scenes/voc/JPEGImages", "scenes/coco/instances_train.json"),
-    "scenes_coco_test": ("scenes/voc/JPEGImages", "scenes/coco/instances_test.json"),
-}
-# Images of the published sets; VOC's test of 2012 without annotations.
-PUBLISHED = {
+# Number of images of the published datasets; VOC's test of 2012 comes without annotations.
+_PUBLISHED = {
     "voc_2007_trainval": 5011,
     "voc_2007_test": 4952,
     "voc_2012_trainval": 11540,
@@ -47,193 +31,198 @@ PUBLISHED = {
     "coco_2017_train": 118287,
     "coco_2017_val": 5000,
 }
-DRAWN = ("scenes", "miniature")  # the folders of the sets that programs draw
-_CIFAR10 = ("batches-py", "batches-bin", "python.tar.gz", "binary.tar.gz")  # any one will do
 
 
-@dataclass(frozen=True)
-class Metadata:
-    """What a dataset is. ``kind`` is "voc" or "coco"; the fields of the other kind stay None.
-
-    annotated: False for a test set whose annotations are not public.
-    category_ids: original COCO id of each contiguous class index.
-    """
-
-    name: str
-    kind: str
-    classes: tuple
-    annotated: bool = True
-    dirname: str | None = None
-    split: str | None = None
-    year: int | None = None
-    json_file: str | None = None
-    image_root: str | None = None
-    category_ids: tuple | None = None
+def _voc(year: int, split: str) -> VocFolder:
+    name = f"voc_{year}_{split}"
+    annotated = name != "voc_2012_test"
+    published = _PUBLISHED.get(name)
+    return VocFolder(name, f"VOC{year}", split, year, annotated=annotated, published=published)
 
 
-@dataclass
-class Dataset:
-    """Records in Detectron2's standard form, and a line for everything that was left out."""
-
-    name: str
-    records: list
-    metadata: Metadata
-    skipped: list = field(default_factory=list)
+def _coco(name: str, images: str, json: str, **options) -> CocoJson:
+    published = _PUBLISHED.get(name)
+    json = f"coco/annotations/{json}.json"
+    return CocoJson(name, f"coco/{images}", json, published=published, **options)
 
 
-def dataset_names():
-    """Every name that ``load_dataset`` knows."""
-    return [*_VOC, *_COCO]
+def _drawn_voc(drawn: DrawnFolder, split: str, classes: tuple[str, ...]) -> VocFolder:
+    name = f"{drawn.name}_voc_{split}"
+    return VocFolder(name, f"{drawn.name}/voc", split, 2007, classes, drawn=drawn)
 
 
-def datasets_root(root=None):
-    """``root``, else $DETECTRON2_DATASETS, else "datasets", as Detectron2."""
-    return os.path.expanduser(root or os.environ.get("DETECTRON2_DATASETS") or "datasets")
+def _scenes_coco(split: str) -> CocoJson:
+    images, json = "scenes/voc/JPEGImages", f"scenes/coco/instances_{split}.json"
+    return CocoJson(f"scenes_coco_{split}", images, json, official=False, drawn=scenes.DRAWN)
 
 
-def check_names(names):
-    """Raises UnknownDataset, with the nearest names, where :func:`dataset_names` lacks one."""
-    for name in names:
-        if name not in _VOC and name not in _COCO:
-            near = difflib.get_close_matches(name, dataset_names(), n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {dataset_names()}"
-            raise UnknownDataset(f"unknown dataset {name!r}; {hint}")
+def _scenes_classification(split: str) -> ImageFolder:
+    folder = f"scenes/classification/{split}"
+    return ImageFolder(f"scenes_classification_{split}", folder, drawn=scenes.DRAWN)
 
 
-def _drawn_by(name):
-    """The module that draws a dataset, or None for one that is fetched."""
-    return {"scenes": scenes, "miniature": miniature}.get(name.partition("_")[0])
-
-
-def ensure_made(names, root=None, workers=1):
-    """Draw the sets among ``names`` that programs draw, where they are absent.
-
-    Args:
-        workers: processes to draw with; more than one needs a guarded main module.
-
-    Raises:
-        DatasetError: a set of another version of its drawing, or what it is made of is absent.
-    """
-    for module in filter(None, dict.fromkeys(map(_drawn_by, names))):
-        module.ensure(datasets_root(root), workers)
-
-
-def check_made(name, root=None):
-    """Raise unless a set that a program draws is there, in this version of its drawing.
-
-    Reading a set never draws it: a foreign project may have asked for its name alone.
-
-    Raises:
-        DatasetError: names the command that draws it.
-    """
-    module, kind = _drawn_by(name), name.partition("_")[0]
-    if module is None:
-        return
-    target = os.path.join(datasets_root(root), kind)
-    if not os.path.isdir(target):
-        what = f"is absent; {name} needs it: draw it by python tools/get_data.py {kind}"
-        raise DatasetError(target, what)
-    folder.check_version(target, module.VERSION)
-
-
-def missing(name, root=None):
-    """The first path of a dataset that is absent, or None; a cheap look that reads no annotation.
-
-    Sets that programs make need nothing, or CIFAR-10.
-    """
-    root = datasets_root(root)
-    if name.startswith("scenes_"):
-        return None
-    if name.startswith(("miniature_", "cifar10_")):
-        sources = [f"cifar-10-{x}" for x in _CIFAR10]
-        made = ["miniature"] if name.startswith("miniature_") else []
-        there = any(os.path.exists(os.path.join(root, path)) for path in made + sources)
-        return None if there else os.path.join(root, sources[0])
-    paths = ()
-    if name.startswith("imagenet_"):
-        split, _, shards = name.removeprefix("imagenet_").partition("_")
-        paths = ("imagenet_shards",) if shards else (f"imagenet/{split}",)
-    if name in _VOC:
-        folder, split, _ = _VOC[name]
-        paths = f"{folder}/ImageSets/Main/{split}.txt", f"{folder}/JPEGImages"
-        paths += () if name == "voc_2012_test" else (f"{folder}/Annotations",)
-    elif name in _COCO:
-        paths = _COCO[name]
-    paths = [os.path.join(root, path) for path in paths]
-    return next((path for path in paths if not os.path.exists(path)), None)
-
-
-def shortfall(name, root=None):
-    """What a set that is there lacks of the published one, as a text, or None; a cheap look, which
-    counts the lines of VOC's split file or the files of COCO's folder."""
-    if name not in PUBLISHED or missing(name, root):
-        return None
-    if name in _VOC:
-        folder, split, _ = _VOC[name]
-        with open(os.path.join(datasets_root(root), folder, f"ImageSets/Main/{split}.txt")) as file:
-            count = sum(bool(line.strip()) for line in file)
-    else:
-        files = os.listdir(os.path.join(datasets_root(root), _COCO[name][0]))
-        count = sum(file.endswith(".jpg") for file in files)
-    if count == PUBLISHED[name]:
-        return None
-    return f"{name} has {count:,} images, the published set {PUBLISHED[name]:,}"
-
-
-def scan_dataset(name, root=None):
-    """``(metadata, scan)``: ``scan`` yields every ``(record, faults)`` of the dataset.
-
-    For loading and checking alike; see ``voc.scan`` and ``coco.read``.
-
-    Raises:
-        UnknownDataset: names the nearest ones.
-        DatasetError: the dataset as a whole cannot be read, or is drawn and not there yet.
-    """
-    root = datasets_root(root)
-    check_names([name])
-    check_made(name, root)
-
-    if name in _VOC:
-        folder, split, year = _VOC[name]
-        classes = (_drawn_by(name) or voc).CLASSES
-        dirname = os.path.join(root, folder)
-        annotated = name != "voc_2012_test"
-        metadata = Metadata(
-            name, "voc", classes, annotated, dirname=dirname, split=split, year=year
-        )
-        return metadata, voc.scan(dirname, split, classes, annotated=annotated)
-
-    image_root, json_file = (os.path.join(root, path) for path in _COCO[name])
-    classes, category_ids, scan = coco.read(
-        json_file,
-        image_root,
-        official=not name.startswith("scenes_"),
-        repeated_ids="minival" in name,
+def _imagenet(split: str, images: int) -> tuple[ImageFolder, ImageShards]:
+    counts: Any = {"large": True, "published": images, "published_classes": 1000}  # of ILSVRC 2012
+    return (
+        ImageFolder(f"imagenet_{split}", f"imagenet/{split}", **counts),
+        ImageShards(f"imagenet_{split}_shards", "imagenet_shards", split, **counts),
     )
-    metadata = Metadata(
-        name,
-        "coco",
-        classes,
-        "image_info" not in json_file,
-        json_file=json_file,
-        image_root=image_root,
-        category_ids=category_ids,
+
+
+DATASETS: dict[str, DatasetSpec] = {
+    spec.name: spec
+    for spec in (
+        *(_voc(year, x) for year in (2007, 2012) for x in ("trainval", "train", "val", "test")),
+        *(_drawn_voc(scenes.DRAWN, x, drawing.CLASSES) for x in ("trainval", "test")),
+        *(_drawn_voc(miniature.DRAWN, x, miniature.CLASSES) for x in ("trainval", "test")),
+        _coco("coco_2014_train", "train2014", "instances_train2014"),
+        _coco("coco_2014_val", "val2014", "instances_val2014"),
+        _coco("coco_2014_minival", "val2014", "instances_minival2014", repeated_ids=True),
+        _coco(
+            "coco_2014_valminusminival",
+            "val2014",
+            "instances_valminusminival2014",
+            repeated_ids=True,
+        ),
+        _coco("coco_2017_train", "train2017", "instances_train2017"),
+        _coco("coco_2017_val", "val2017", "instances_val2017"),
+        _coco("coco_2017_val_100", "val2017", "instances_val2017_100"),
+        _coco("coco_2017_test", "test2017", "image_info_test2017", annotated=False),
+        _coco("coco_2017_test-dev", "test2017", "image_info_test-dev2017", annotated=False),
+        *map(_scenes_coco, ("train", "test")),
+        *map(_scenes_classification, ("train", "val")),
+        *_imagenet("train", 1_281_167),
+        *_imagenet("val", 50_000),
+        *map(Cifar10, CIFAR10_SPLITS),
     )
-    return metadata, scan
+}
+DRAWN = {drawn.name: drawn for drawn in (scenes.DRAWN, miniature.DRAWN)}
 
 
 class UnknownDataset(ValueError):
-    """A name that is not in the catalog."""
+    """A name that is not in the catalog, or is a dataset for another task."""
 
 
-def load_dataset(name, root=None, skip_bad=False):
-    """Read a dataset by its name.
+def dataset_names(task: str | None = "detection") -> list[str]:
+    """The names of the datasets for a task, "detection" or "classification"; None: of all."""
+    return [name for name, spec in DATASETS.items() if task in (None, spec.task)]
+
+
+def detection_spec(name: str) -> DetectionSpec:
+    """The detection dataset of this name. Raises UnknownDataset, with the nearest names."""
+    return _find(name, "detection")  # type: ignore[return-value]
+
+
+def classification_spec(name: str) -> ClassificationSpec:
+    """The classification dataset of this name. Raises UnknownDataset, with the nearest names."""
+    return _find(name, "classification")  # type: ignore[return-value]
+
+
+def _find(name: str, task: str | None = None) -> DatasetSpec:
+    spec = DATASETS.get(name)
+    if spec and task in (None, spec.task):
+        return spec
+    known = dataset_names(task)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    what = (
+        f"{name!r} is a dataset for {spec.task}, not {task}"
+        if spec
+        else f"unknown dataset {name!r}"
+    )
+    raise UnknownDataset(f"{what}; {hint}")
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise UnknownDataset, with the nearest names, unless all are detection datasets."""
+    for name in names:
+        detection_spec(name)
+
+
+def datasets_root(root: Root = None) -> str:
+    """``root``, or $DETECTRON2_DATASETS, or "datasets", as in Detectron2."""
+    return os.path.expanduser(root or os.environ.get("DETECTRON2_DATASETS") or "datasets")
+
+
+def ensure_made(names: Iterable[str], root: Root = None, workers: int = 1) -> None:
+    """Draw the synthetic datasets among ``names`` that are absent.
+
+    Args:
+        names: of datasets, or of folders of ``DRAWN``; others are ignored.
+        workers: number of processes; more than one needs a guarded main module.
+
+    Raises:
+        DatasetError: a dataset is of another version, or what it is drawn from is absent.
+    """
+    folders = (DATASETS[name].drawn if name in DATASETS else DRAWN.get(name) for name in names)
+    for folder in dict.fromkeys(folders):
+        if folder is not None:
+            folder.ensure(datasets_root(root), workers)
+
+
+def missing(name: str, root: Root = None) -> str | None:
+    """The first path of a dataset that is absent, or None. Reads no annotation.
+
+    A synthetic dataset needs only what it is drawn from. An unknown name needs nothing.
+    """
+    spec = DATASETS.get(name)
+    return spec.missing(datasets_root(root)) if spec else None
+
+
+def shortfall(name: str, root: Root = None) -> str | None:
+    """Say how many images a dataset has if that differs from the published number, else None.
+
+    Reads no annotation. None also for a dataset that is absent, or that takes long to count.
+    """
+    spec = DATASETS.get(name)
+    if spec is None or spec.published is None or missing(name, root):
+        return None
+    count = spec.count(datasets_root(root))
+    if count in (None, spec.published):
+        return None
+    return f"{name} has {count:,} images, the published set {spec.published:,}"
+
+
+def check_dataset(name: str, root: Root = None, workers: int = 1) -> Report:
+    """Read every image and annotation of a dataset, of any task.
+
+    Draws a synthetic dataset that is absent.
+
+    Args:
+        workers: number of processes; more than one needs a guarded main module.
+
+    Raises:
+        UnknownDataset: names the nearest ones.
+    """
+    spec = _find(name)
+    try:
+        ensure_made([name], root, workers)
+        return spec.check(datasets_root(root), workers)
+    except DatasetError as error:
+        return Report(name, spec.unit, faults=[str(error)], published=spec.published)
+
+
+def scan_dataset(name: str, root: Root = None) -> tuple[Metadata, Scan]:
+    """The metadata and the records of a detection dataset; see ``DetectionSpec.scan``.
+
+    Raises:
+        UnknownDataset: names the nearest ones.
+        DatasetError: the dataset as a whole cannot be read, or is not drawn yet.
+    """
+    spec, root = detection_spec(name), datasets_root(root)
+    if spec.drawn:
+        spec.drawn.check_drawn(root)
+    return spec.scan(root)
+
+
+def load_dataset(name: str, root: Root = None, skip_bad: bool = False) -> Dataset:
+    """Read a detection dataset by its name.
 
     Args:
         name: one of ``dataset_names()``.
-        root: the folder of the datasets; None is $DETECTRON2_DATASETS, or ./datasets.
-        skip_bad: leave out an image with a fault in its annotation, and list it in ``skipped``,
-            instead of raising. (Images are not opened here: see ``tools/check_dataset.py``.)
+        root: the datasets' folder; None is $DETECTRON2_DATASETS, or ./datasets.
+        skip_bad: skip an image with a fault in its annotation, and list it in ``skipped``, instead
+            of raising. (Images are not opened here: see ``tools/check_dataset.py``.)
 
     Raises:
         UnknownDataset, DatasetError.
@@ -245,26 +234,38 @@ def load_dataset(name, root=None, skip_bad=False):
         if unknown and not skip_bad:
             raise unknown[0]
         dataset.skipped += map(str, faults)
-        if not unknown:
+        if record is not None and not unknown:
             dataset.records.append(record)
     if not dataset.records:
         raise DatasetError(name, f"no image is left after {len(dataset.skipped)} faults")
     return dataset
 
 
-def load_datasets(names, root=None, skip_bad=False, proposal_files=()):
-    """The union of several datasets of the same classes, in order, under the first's metadata.
+def load_datasets(
+    names: Sequence[str],
+    root: Root = None,
+    skip_bad: bool = False,
+    proposal_files: Sequence[str] = (),
+) -> Dataset:
+    """The union of several datasets of the same classes, in order, with the metadata of the first.
 
-    With ``proposal_files``, one for each name, the records carry their precomputed proposals.
+    The paper trains on such unions: 07+12 is ``("voc_2007_trainval", "voc_2012_trainval")``, and
+    07++12 adds ``voc_2007_test``.
 
-    The paper trains on such unions: 07+12 is ``("voc_2007_trainval", "voc_2012_trainval")``,
-    07++12 also has ``voc_2007_test``.
+    Args:
+        proposal_files: one file of precomputed proposals per dataset, which the records then carry.
+
+    Raises:
+        ValueError: the datasets differ in their classes.
+        UnknownDataset, DatasetError.
     """
     parts = [load_dataset(name, root, skip_bad) for name in names]
     first = parts[0]
     for part in parts[1:]:
         if part.metadata.classes != first.metadata.classes:
-            raise ValueError(f"{first.name} and {part.name} differ in classes: no union of them")
+            raise ValueError(
+                f"{first.name} and {part.name} cannot be combined: they differ in classes"
+            )
     for part, file in zip(parts, proposal_files):
         part.records = proposals.attach(part.records, file)
     return Dataset(

@@ -1,8 +1,10 @@
-"""Decode images ahead of their use, each version of a file once."""
+"""Decode images before they are needed, each version of a file once."""
 
 import hashlib
 import logging
 import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -12,27 +14,27 @@ from .loader import make_loader
 
 logger = logging.getLogger(__name__)
 
-FEW = 200  # images that are decoded sooner in this process than in workers that must start first
-DECODED = "decoded_images.txt"  # in the cache folder: one key per line of an image that is usable
+FEW = 200  # up to so many images are decoded in this process, because starting workers takes longer
+DECODED = "decoded_images.txt"  # in the cache folder: one line per usable image, its key
 
 
-def cache_folder():
-    """$RESNET_DET_CACHE, else ``resnet_det`` beside torch.hub's folder: ~/.cache/torch/resnet_det."""
+def cache_folder() -> str:
+    """$RESNET_DET_CACHE, or ``resnet_det`` beside torch.hub's folder: ~/.cache/torch/resnet_det."""
     default = os.path.join(os.path.dirname(torch.hub.get_dir()), "resnet_det")
     return os.path.expanduser(os.environ.get("RESNET_DET_CACHE") or default)
 
 
-def unusable(records, num_workers=0):
-    """Decode the images of records that were not found usable before, and remember those that are.
+def unusable(records: Sequence[Mapping[str, Any]], num_workers: int = 0) -> list[pixels.ImageError]:
+    """Decode the images that are not yet known to be usable, and remember those that are.
 
     An image is decoded again if its path, size, modification time or expected shape changes.
 
     Args:
-        records: list of dicts with ``file_name``, and ``height`` and ``width`` if they are known.
-        num_workers: processes that decode.
+        records: dicts with ``file_name``, and ``height`` and ``width`` if they are known.
+        num_workers: number of processes that decode.
 
     Returns:
-        list of :class:`~resnet_det.data.pixels.ImageError`, one per unusable image.
+        One error per unusable image.
     """
     path = os.path.join(cache_folder(), DECODED)
     known = _read(path)
@@ -40,7 +42,7 @@ def unusable(records, num_workers=0):
     new = [pair for pair in keyed if pair[1] not in known]
     if not new:
         return []
-    logger.info("decoding %d test images that were not decoded before", len(new))
+    logger.info("decoding %d test images that were not checked before", len(new))
     loader = make_loader(
         _Decoded(new),
         batch_size=16,
@@ -48,7 +50,8 @@ def unusable(records, num_workers=0):
         collate=list,
         partial=True,
     )
-    decoded, faults = [], []
+    decoded: list[str] = []
+    faults: list[tuple[str, str]] = []
     try:
         for keys, bad in loader:
             decoded += keys or []
@@ -59,15 +62,15 @@ def unusable(records, num_workers=0):
 
 
 class _Decoded(Dataset):
-    """``(key, faults)`` of each pair (record, key), as :func:`.loader.make_loader` takes them."""
+    """``(key, faults)`` of each pair (record, key), for :func:`.loader.make_loader`."""
 
-    def __init__(self, pairs):
+    def __init__(self, pairs: Sequence[tuple[Mapping[str, Any], str | None]]) -> None:
         self.pairs = pairs
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[str | None, list[tuple[str, str]]]:
         record, key = self.pairs[index]
         try:
             pixels.check_size(pixels.read_image(record["file_name"]), record)
@@ -76,8 +79,8 @@ class _Decoded(Dataset):
         return key, []
 
 
-def _key(record):
-    """What an image's usability depends on, as a short text; None for a file that is not there."""
+def _key(record: Mapping[str, Any]) -> str | None:
+    """A digest of what an image's usability depends on; None if the file does not exist."""
     path = os.path.abspath(record["file_name"])
     try:
         file = os.stat(path)
@@ -87,7 +90,7 @@ def _key(record):
     return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
 
-def _read(path):
+def _read(path: str) -> set[str]:
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             return set(file.read().split())
@@ -95,11 +98,13 @@ def _read(path):
         return set()
 
 
-def _append(path, keys):
-    """Add keys to the cache. Runs may do so at once: a line that two of them mixed is no key."""
+def _append(path: str, keys: Iterable[str]) -> None:
+    """Add keys to the cache. If two runs append at once and their lines mix, these match no image."""
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "a", encoding="ascii") as file:
             file.write("".join(f"{key}\n" for key in keys))
     except OSError as error:
-        logger.warning("%s: cannot be written, so the images are decoded again: %s", path, error)
+        logger.warning(
+            "%s: cannot be written, so the next run decodes these images again: %s", path, error
+        )

@@ -1,58 +1,63 @@
-"""From records to batches: which images make a batch, and which process and worker maps each.
+"""From records to batches: which images form a batch, and which process and worker maps each.
 
-Everything random is a function of the seed and of a position in one infinite stream of images,
-so a batch is the same for any number of processes and workers, and after any interruption.
+Everything random depends on the seed and on the position in one infinite stream of images only, so
+a batch is the same for any number of processes and workers, and after any interruption.
 """
 
 import itertools
 import logging
 import pickle
 import signal
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from . import pixels
 
 logger = logging.getLogger(__name__)
 
+Mapper = Callable[[Any, np.random.Generator], Any]  # (record, rng) -> sample
+Fault = tuple[str, str]  # file, what is wrong with it
+
 
 def training_batches(
-    records,
-    mapper,
+    records: Sequence,
+    mapper: Mapper,
     *,
-    total_batch,
-    seed,
-    rank=0,
-    world=1,
-    start_iter=0,
-    num_workers=0,
-    aspect_ratio_grouping=False,
-    skip_bad=False,
-    collate=list,
-):
-    """Endless iterator of this process's share of each batch: a list of mapped samples.
+    total_batch: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    start_iter: int = 0,
+    num_workers: int = 0,
+    aspect_ratio_grouping: bool = False,
+    skip_bad: bool = False,
+    collate: Callable[[list], Any] = list,
+) -> Iterator[Any]:
+    """Yield this process's share of each batch without end: a list of mapped samples.
 
-    Batch i of all processes together is the same for every ``world``; each takes a contiguous
-    ``total_batch / world`` of it. In the stream of shuffled epochs that the batches are cut from,
-    each epoch holds every record once.
+    Batch i of all processes together is the same for every ``world``. Each process takes a
+    contiguous ``total_batch / world`` of it. The batches are cut from a stream of shuffled epochs,
+    each of which holds every record once.
 
     Args:
         records: list of Detectron2's standard dicts.
-        mapper: ``mapper(record, rng)`` -> sample, all its randomness drawn from ``rng``, a numpy
-            Generator seeded by ``seed`` and the sample's position in the stream.
-        total_batch: images in a batch, over all processes.
-        start_iter: first batch to give; the earlier ones are counted, not read.
-        num_workers: processes that run the mapper; 0 runs it in this one.
-        aspect_ratio_grouping: only wide (width > height) or only other images in a batch, by
-            filling two batches in turn; needs ``width`` and ``height`` in each record.
-        skip_bad: use the next good record in place of one with an unusable image, and warn;
+        mapper: ``mapper(record, rng)`` returns a sample. It draws all its randomness from ``rng``, a
+            numpy Generator that is seeded by ``seed`` and the sample's position in the stream.
+        total_batch: images per batch, over all processes.
+        start_iter: the first batch to yield. Earlier ones are counted, but not read.
+        num_workers: processes that run the mapper; 0 runs it in this process.
+        aspect_ratio_grouping: put either wide images (width > height) or other images into a batch,
+            but not both. Each record needs ``width`` and ``height``.
+        skip_bad: replace a record whose image is unusable by the next good one, with a warning;
             otherwise such an image raises :class:`~resnet_det.data.pixels.ImageError`.
-        collate: makes a batch of the list of samples, in the worker.
+        collate: turns a list of samples into a batch, in the worker.
 
     Raises:
-        ValueError: no records, or ``total_batch`` not divisible by ``world``.
+        ValueError: there are no records, or ``total_batch`` is not divisible by ``world``.
     """
     check_share(total_batch, world)
     if not len(records):
@@ -71,22 +76,30 @@ def training_batches(
     return good_samples(loader, skip_bad)
 
 
-def check_share(total_batch, world):
-    """Raises ValueError where a batch cannot be shared equally by ``world`` processes."""
+def check_share(total_batch: int, world: int) -> None:
+    """Raise ValueError if ``world`` processes cannot share a batch equally."""
     if total_batch < 1 or total_batch % world:
         raise ValueError(
-            f"the total batch of {total_batch} images (SOLVER.IMS_PER_BATCH) cannot be shared "
-            f"equally by {world} processes"
+            f"SOLVER.IMS_PER_BATCH: {total_batch} images per batch cannot be shared equally by "
+            f"{world} processes"
         )
 
 
 def test_batches(
-    records, mapper, *, rank=0, world=1, num_workers=0, batch=1, skip_bad=False, collate=list
-):
+    records: Sequence,
+    mapper: Mapper,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    num_workers: int = 0,
+    batch: int = 1,
+    skip_bad: bool = False,
+    collate: Callable[[list], Any] = list,
+) -> "_Sized":
     """This process's contiguous share of the records in order, as lists of ``batch`` samples.
 
-    Over all processes every record comes exactly once. The result has a length, in batches.
-    ``skip_bad`` leaves out a record with an unusable image, and warns, instead of raising.
+    Over all processes, every record comes exactly once. The result has a length, in batches.
+    ``skip_bad`` skips a record whose image is unusable, with a warning, instead of raising.
     """
     shard = range(len(records) * rank // world, len(records) * (rank + 1) // world)
     positions = [(i, i) for i in range(len(shard))]
@@ -100,17 +113,24 @@ def test_batches(
     return _Sized(loader, skip_bad)
 
 
-test_batches.__test__ = False  # not one of pytest's
+test_batches.__test__ = False  # type: ignore[attr-defined]  # not a test of pytest's
 
 
-def global_batches(count, *, total_batch, seed, start_iter=0, groups=None):
-    """Endless iterator of batches of indices below ``count``, from batch ``start_iter`` on.
+def global_batches(
+    count: int,
+    *,
+    total_batch: int,
+    seed: int,
+    start_iter: int = 0,
+    groups: Sequence[Hashable] | None = None,
+) -> Iterator[list[int]]:
+    """Yield batches of indices below ``count`` without end, beginning with batch ``start_iter``.
 
-    The indices are cut from one shuffle of ``range(count)`` after another. With ``groups`` (a
-    group for each index) a batch holds indices of one group: each group collects its own.
+    The indices are cut from one shuffle of ``range(count)`` after another. With ``groups`` (one per
+    index), all indices in a batch are of the same group.
     """
 
-    def epoch(number):
+    def epoch(number: int) -> np.ndarray:
         return np.random.default_rng([seed, number]).permutation(count)
 
     if groups is None:
@@ -123,7 +143,7 @@ def global_batches(count, *, total_batch, seed, start_iter=0, groups=None):
             yield rest[:total_batch].tolist()
             rest = rest[total_batch:]
 
-    waiting = {group: [] for group in set(groups)}
+    waiting: dict[Hashable, list[int]] = {group: [] for group in set(groups)}
     full = 0
     for number in itertools.count():
         for index in epoch(number).tolist():
@@ -136,7 +156,7 @@ def global_batches(count, *, total_batch, seed, start_iter=0, groups=None):
                 batch.clear()
 
 
-def _is_wide(records):
+def _is_wide(records: Sequence[Mapping[str, Any]]) -> list[bool]:
     try:
         return [record["width"] > record["height"] for record in records]
     except KeyError as error:
@@ -146,11 +166,11 @@ def _is_wide(records):
 class _Packed:
     """A list as one array of bytes, which worker processes share without copying it.
 
-    Merely looking at Python objects writes to their reference counts, so a forked worker would
-    end up with its own copy of every record.
+    Reading a Python object writes to its reference count, so a forked worker would soon hold its own
+    copy of every record.
     """
 
-    def __init__(self, items):
+    def __init__(self, items: Sequence) -> None:
         pickled = [pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL) for item in items]
         self.ends = np.cumsum([len(item) for item in pickled])
         self.bytes = np.frombuffer(b"".join(pickled), dtype=np.uint8)
@@ -166,20 +186,20 @@ class _Packed:
 class _Mapped(Dataset):
     """(index, position in the stream) -> (sample, faults).
 
-    A fault is the (file, what) of an ImageError met on the way; the sample is None if there was
-    no other image to use. Faults are returned, not raised, because an exception that crosses from
-    a worker process loses its type.
+    A fault is the (file, what) of an ImageError that was caught. The sample is None if no image is
+    usable. Faults are returned, not raised, because an exception loses its type on its way from a
+    worker process.
     """
 
-    def __init__(self, records, mapper, seed, skip_bad):
+    def __init__(self, records: Sequence, mapper: Mapper, seed: int, skip_bad: bool) -> None:
         self.records = _Packed(records)
         self.mapper = mapper
         self.seed = seed
         self.tries = len(records) if skip_bad else 1
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, list[Fault]]:
         index, position = key
-        faults = []
+        faults: list[Fault] = []
         for offset in range(self.tries):
             record = self.records[(index + offset) % len(self.records)]
             try:
@@ -190,9 +210,11 @@ class _Mapped(Dataset):
 
 
 class _Share:
-    """Batch sampler: this process's part of each global batch as (index, position) pairs."""
+    """Batch sampler: this process's part of each global batch, as (index, position) pairs."""
 
-    def __init__(self, stream, start_iter, total_batch, begin, share):
+    def __init__(
+        self, stream: Iterable[list[int]], start_iter: int, total_batch: int, begin: int, share: int
+    ) -> None:
         self.stream = stream
         self.first = start_iter * total_batch + begin
         self.total_batch = total_batch
@@ -205,27 +227,34 @@ class _Share:
 
 
 class _Collate:
-    """[(sample, faults)] -> (collated samples, or None; all faults).
+    """[(sample, faults)] -> (batch, all faults).
 
-    None if a sample is missing, or with ``partial`` if all are.
+    The batch is None if a sample is missing; with ``partial``, only if all are.
     """
 
-    def __init__(self, collate, partial):
+    def __init__(self, collate: Callable[[list], Any], partial: bool) -> None:
         self.collate, self.partial = collate, partial
 
-    def __call__(self, pairs):
+    def __call__(self, pairs: list[tuple[Any, list[Fault]]]) -> tuple[Any, list[Fault]]:
         samples = [sample for sample, _ in pairs if sample is not None]
         faults = [fault for _, faults in pairs for fault in faults]
         enough = samples and (self.partial or len(samples) == len(pairs))
         return self.collate(samples) if enough else None, faults
 
 
-def make_loader(dataset, *, num_workers, collate, partial=False, **batching):
-    """DataLoader of a dataset of (sample, faults), which gives (batch or None, faults).
+def make_loader(
+    dataset: Dataset | IterableDataset,
+    *,
+    num_workers: int,
+    collate: Callable[[list], Any],
+    partial: bool = False,
+    **batching: Any,
+) -> DataLoader:
+    """A DataLoader of a dataset of (sample, faults), which yields (batch or None, faults).
 
     Args:
-        partial: a batch may lack samples; else one that does is None.
-        batching: ``batch_sampler``, or ``batch_size`` of a dataset that only iterates.
+        partial: allow batches that lack some samples; otherwise such a batch is None.
+        batching: ``batch_sampler``, or ``batch_size`` for an iterable dataset.
     """
     return DataLoader(
         dataset,
@@ -234,22 +263,26 @@ def make_loader(dataset, *, num_workers, collate, partial=False, **batching):
         collate_fn=_Collate(collate, partial),
         worker_init_fn=_leave_interrupts,
         pin_memory=torch.cuda.is_available(),
-        # Otherwise starting the workers would draw from torch's global generator.
+        # Without a generator, starting the workers would draw from torch's global one.
         generator=torch.Generator(),
     )
 
 
-def _leave_interrupts(_):
-    """A terminal's Ctrl-C reaches workers too, whose batch the main process still needs to stop."""
+def _leave_interrupts(_: int) -> None:
+    """Ignore Ctrl-C in a worker: the main process needs its batches until it has stopped."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def good_samples(loader, skip_bad, partial=False):
-    """The batches of a :func:`make_loader`; faults raise, or are warned of with a count.
+def good_samples(
+    loader: Iterable[tuple[Any, list[Fault]]], skip_bad: bool, partial: bool = False
+) -> Iterator[Any]:
+    """Yield the batches of a :func:`make_loader`.
 
-    ``partial``: a batch without a usable image is left out, else it raises ValueError.
+    Args:
+        skip_bad: warn of each unusable image, with a count, instead of raising ImageError.
+        partial: skip a batch without any usable image, instead of raising ValueError.
     """
-    bad = set()
+    bad: set[str] = set()
     for batch, faults in loader:
         if faults and not skip_bad:
             raise pixels.ImageError(*faults[0])
@@ -260,17 +293,17 @@ def good_samples(loader, skip_bad, partial=False):
         if batch is not None:
             yield batch
         elif not partial:
-            raise ValueError(f"none of the {len(bad)} images is usable; one is {file}: {what}")
+            raise ValueError(f"none of the {len(bad)} images is usable, for example {file}: {what}")
 
 
 class _Sized:
     """The batches of a finite loader."""
 
-    def __init__(self, loader, skip_bad):
+    def __init__(self, loader: DataLoader, skip_bad: bool) -> None:
         self.loader, self.skip_bad = loader, skip_bad
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         return good_samples(self.loader, self.skip_bad, partial=True)

@@ -1,13 +1,16 @@
-"""Images from disk, resized and mirrored: pixel for pixel what Detectron2 gives its detectors.
+"""Read, resize and mirror images, pixel for pixel as Detectron2 does it.
 
-That holds for opaque images of 8 bits per channel. Of the others, Detectron2 clips grey levels of
-more bits and drops the alpha channel; :func:`upright_rgb` scales or refuses the first, and shows
-the second over white.
+That holds for opaque images with 8 bits per channel. Detectron2 clips grey levels of more bits and
+drops the alpha channel; :func:`upright_rgb` scales or refuses the former, and shows transparent
+pixels over white.
 """
 
 import io
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -16,8 +19,8 @@ from ..records import DatasetError
 
 EIGHT_BIT_MODES = ("RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
-# Formats whose 16-bit grey levels run from 0 to 65535; a TIFF says how many bits it has. In others
-# (FITS, McIDAS) 16 bits hold measurements of any range.
+# Formats whose 16-bit grey levels range from 0 to 65535. A TIFF states its number of bits. In other
+# formats (FITS, McIDAS) 16 bits hold measurements of any range.
 _SIXTEEN_BIT_FORMATS = ("PNG", "PPM", "JPEG2000", "IM")
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
@@ -28,28 +31,30 @@ class ImageError(DatasetError):
 
 @dataclass(frozen=True)
 class ImageBytes:
-    """What an image file would hold, in place of its path, and its name in errors."""
+    """The content of an image file, and its name for errors. Stands in for a path."""
 
     content: bytes
     name: str
 
 
-def read_image(path, format="BGR", stored_upright=False):
-    """Decode an image, upright by its EXIF orientation.
+Source = str | os.PathLike | ImageBytes
+
+
+def read_image(path: Source, format: str = "BGR", stored_upright: bool = False) -> np.ndarray:
+    """Decode an image and turn it upright by its EXIF orientation.
 
     Args:
         path: the file, or an :class:`ImageBytes`.
         format: "BGR" or "RGB", the order of the channels.
-        stored_upright: refuse an image that its EXIF orientation turns: whether its boxes are of
-            the stored or of the upright image cannot be known.
+        stored_upright: refuse an image that its EXIF orientation would turn, because its boxes may
+            be those of the stored or those of the upright image.
 
     Returns:
         uint8 array (height, width, 3), contiguous and writable.
 
     Raises:
-        ImageError: missing, empty, truncated, not an image, of a mode or range of values that
-            :func:`upright_rgb` refuses, or so large (over Pillow's ``Image.MAX_IMAGE_PIXELS``) that
-            decoding it could exhaust the memory.
+        ImageError: the file is missing, empty, truncated, not an image, of a mode or range of values
+            that :func:`upright_rgb` refuses, or larger than Pillow's ``Image.MAX_IMAGE_PIXELS``.
     """
     if format not in ("BGR", "RGB"):
         raise ValueError(f"INPUT.FORMAT must be 'BGR' or 'RGB', not {format!r}")
@@ -60,8 +65,8 @@ def read_image(path, format="BGR", stored_upright=False):
         return _as_array(upright_rgb(image, path), format)
 
 
-def check_size(image, record):
-    """Raises ImageError where a decoded image has another size than its record says, if it does."""
+def check_size(image: np.ndarray, record: Mapping[str, Any]) -> None:
+    """Raise ImageError if a decoded image has another size than its record states."""
     height, width = image.shape[:2]
     expected = (record.get("height", height), record.get("width", width))
     if (height, width) != expected:
@@ -71,7 +76,7 @@ def check_size(image, record):
         )
 
 
-def upright_rgb(image, path):
+def upright_rgb(image: Image.Image, path: Source) -> Image.Image:
     """Decode an opened PIL image to 8-bit RGB, turned upright by its EXIF orientation.
 
     | mode | becomes |
@@ -85,11 +90,11 @@ def upright_rgb(image, path):
         path: the file's name, for errors.
 
     Raises:
-        ImageError: another mode, or values whose range the file does not declare.
+        ImageError: the image has another mode, or values whose range the file does not declare.
     """
     white, inverted = _declared_white(image), _white_is_zero(image)
     if _orientation(image) != 1:
-        image.info.pop("exif", None)  # would be written anew, which fails where it is damaged
+        image.info.pop("exif", None)  # Pillow would rewrite it, which fails if it is damaged
         image = ImageOps.exif_transpose(image)
     image.load()
     mode = image.mode
@@ -116,36 +121,46 @@ def upright_rgb(image, path):
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
-def _declared_white(image):
-    """The level that a PIL image with more than 8 bits per pixel declares as its largest, or None.
+def _declared_white(image: Image.Image) -> float | None:
+    """The largest level that an image with more than 8 bits per pixel declares, or None.
 
-    Must be asked before the image is turned, which makes it forget its file.
+    Call this before the image is turned, which makes it forget its file format.
     """
     if image.mode == "F":
         return 1.0
     if image.format == "TIFF" and image.mode.startswith("I;16"):
-        return 2 ** image.tag_v2[_TIFF_BITS][0] - 1
+        return 2 ** image.tag_v2[_TIFF_BITS][0] - 1  # type: ignore[attr-defined]
     return 65535 if image.format in _SIXTEEN_BIT_FORMATS else None
 
 
-def _white_is_zero(image):
-    """Does a TIFF count its grey levels from white? Pillow inverts those of 8 bits only."""
-    return image.format == "TIFF" and image.tag_v2.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
+def _white_is_zero(image: Image.Image) -> bool:
+    """Whether a TIFF's grey level 0 is white. Pillow inverts only those with 8 bits."""
+    if image.format != "TIFF":
+        return False
+    return image.tag_v2.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
 
 
-def read_crop(path, place, size, format="BGR", *, mirror=False, scaled=True):
-    """A square crop of a resized image: no more is resized, and little more decoded, than it needs.
+def read_crop(
+    path: Source,
+    place: Callable[[int, int], tuple[int, int, int, int]],
+    size: int,
+    format: str = "BGR",
+    *,
+    mirror: bool = False,
+    scaled: bool = True,
+) -> np.ndarray:
+    """A square crop of a resized image. Resizes only the crop, and decodes little more.
 
-    Without ``scaled``, to a grey level the pixels of :func:`read_image`, :func:`resize` and a
-    slice. ``scaled`` lets libjpeg decode a JPEG at 1/2, 1/4 or 1/8 where that is no smaller than
-    the resized image: sooner, and each such halving averages 2 x 2 pixels in place of the triangle
-    filter.
+    Without ``scaled``, the pixels agree with those of :func:`read_image`, :func:`resize` and a slice
+    to one grey level. ``scaled`` lets libjpeg decode a JPEG at 1/2, 1/4 or 1/8 of its size if that is
+    at least the resized image's size. This is faster; each halving averages 2 x 2 pixels in place of
+    the triangle filter.
 
     Args:
-        place: function of (height, width) -> (height, width, top, left): the size to resize to,
-            and the crop's corner in that.
-        size: side of the crop.
-        mirror: left and right, after cropping.
+        place: ``place(height, width)`` returns (height, width, top, left): the size to resize to, and
+            the corner of the crop in the resized image.
+        size: side of the crop, in pixels.
+        mirror: mirror the crop left and right.
 
     Returns:
         uint8 array (size, size, 3), contiguous and writable.
@@ -157,7 +172,7 @@ def read_crop(path, place, size, format="BGR", *, mirror=False, scaled=True):
         width, height = _upright_size(image)
         new_height, new_width, top, left = place(height, width)
         if scaled and _orientation(image) == 1:
-            image.draft("RGB", (new_width, new_height))  # nothing where it is no JPEG
+            image.draft("RGB", (new_width, new_height))  # has no effect on other formats than JPEG
         image = upright_rgb(image, path)
         x, y = image.width / new_width, image.height / new_height
         box = (left * x, top * y, (left + size) * x, (top + size) * y)
@@ -167,39 +182,39 @@ def read_crop(path, place, size, format="BGR", *, mirror=False, scaled=True):
         return _as_array(crop, format)
 
 
-def _as_array(image, format):
-    """Pillow reorders the channels and mirrors several times faster than numpy's strides."""
+def _as_array(image: Image.Image, format: str) -> np.ndarray:
+    """Pillow reorders the channels several times faster than numpy."""
     content = bytearray(image.tobytes("raw", format))
     return np.frombuffer(content, np.uint8).reshape(image.height, image.width, 3)
 
 
-def image_header(path):
-    """``(height, width, orientation)`` from the header alone: the size of the upright image, and
-    its EXIF orientation (1: stored upright). Raises ImageError."""
+def image_header(path: Source) -> tuple[int, int, int]:
+    """Read ``(height, width, orientation)`` from the header: the size of the upright image, and its
+    EXIF orientation (1: stored upright). Raises ImageError."""
     with _opened(path) as image:
         width, height = _upright_size(image)
         return height, width, _orientation(image)
 
 
-def _orientation(image):
-    """EXIF orientation (1 is upright) of a PIL image; 1 where the tag is absent or unreadable."""
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation (1 is upright); 1 if the tag is absent or unreadable."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # noqa: BLE001  (damaged EXIF raises many kinds; the pixels are good)
+    except Exception:  # noqa: BLE001  (damaged EXIF raises many types, but the pixels are good)
         return 1
     return value if value in range(1, 9) else 1
 
 
-def _upright_size(image):
-    """(width, height) of a PIL image, once it is upright; Pillow says that of a TIFF by itself."""
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of the upright image. For a TIFF, Pillow already states that."""
     turned = _orientation(image) >= 5 and image.format != "TIFF"
     return image.size[::-1] if turned else image.size
 
 
 @contextmanager
-def _opened(path):
-    """The image, header read; whatever Pillow raises in the body becomes an ImageError."""
-    file = path
+def _opened(path: Source) -> Iterator[Image.Image]:
+    """Open an image and read its header. Whatever Pillow raises in the body becomes an ImageError."""
+    file: Any = path
     if isinstance(path, ImageBytes):
         file, path = io.BytesIO(path.content), path.name
     try:
@@ -216,19 +231,18 @@ def _opened(path):
     except FileNotFoundError:
         raise ImageError(path, "missing image file") from None
     except UnidentifiedImageError:
-        raise ImageError(path, "not an image, or of a kind that Pillow does not know") from None
+        raise ImageError(path, "not an image, or of a format that Pillow does not know") from None
     except Image.DecompressionBombError as error:
         raise ImageError(path, f"refused: {error}") from None
-    except Exception as error:  # a damaged file makes Pillow's decoders raise many kinds
+    except Exception as error:  # a damaged file makes Pillow's decoders raise many types
         raise ImageError(path, f"cannot be decoded: {error}") from error
 
 
-def resized_shape(height, width, short, longest):
+def resized_shape(height: int, width: int, short: int, longest: float) -> tuple[int, int]:
     """Height and width after scaling the shorter edge to ``short``.
 
-    Where that takes the longer edge over ``longest``, the longer edge is scaled to it instead.
-    ``short`` 0 leaves the size alone. Detectron2's arithmetic in its order, so that the rounding
-    agrees.
+    If the longer edge would exceed ``longest``, it is scaled to ``longest`` instead. ``short`` 0 keeps
+    the size. The operations come in Detectron2's order, so that the rounding agrees.
     """
     if short == 0:
         return height, width
@@ -240,37 +254,42 @@ def resized_shape(height, width, short, longest):
     return int(new_h + 0.5), int(new_w + 0.5)
 
 
-def resize(image, height, width):
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bilinear (antialiased) resize of a uint8 array (h, w, 3) by Pillow, as Detectron2."""
     if image.shape[:2] == (height, width):
         return image
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def at_scales(image, shorts, short, longest):
-    """The image (h, w, 3) at further shorter edges: a list of arrays.
+def at_scales(
+    image: np.ndarray, shorts: Sequence[int], short: int, longest: int
+) -> list[np.ndarray]:
+    """Resize an image (h, w, 3) to each length of its shorter edge in ``shorts``.
 
-    Their longer edges are at most ``longest`` in proportion, which goes with the edge ``short``.
+    ``longest`` limits the longer edge of an image whose shorter edge is ``short``; the limit of the
+    others is in proportion.
     """
-    return [resize(image, *resized_shape(*image.shape[:2], s, longest * s / short)) for s in shorts]
+    height, width = image.shape[:2]
+    shapes = (resized_shape(height, width, s, longest * s / short) for s in shorts)
+    return [resize(image, *shape) for shape in shapes]
 
 
-def flip_image(image):
-    """Mirror left and right: array (h, w, 3) to a contiguous copy."""
+def flip_image(image: np.ndarray) -> np.ndarray:
+    """A contiguous copy of an array (h, w, 3), mirrored left and right."""
     return np.ascontiguousarray(image[:, ::-1])
 
 
-def flip_boxes(boxes, width):
-    """Boxes (N, 4) XYXY, continuous, in the mirror image of an image ``width`` pixels wide."""
+def flip_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
+    """Mirror boxes (N, 4) XYXY, in continuous coordinates, in an image ``width`` pixels wide."""
     boxes = np.asarray(boxes)
     flipped = boxes.copy()
     flipped[:, 0], flipped[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
     return flipped
 
 
-def draw_size(sizes, sampling, rng):
-    """A length for the shorter edge: "choice" picks one of ``sizes``, "range" draws an integer from
-    a pair (low, high), both included."""
+def draw_size(sizes: Sequence[int], sampling: str, rng: np.random.Generator) -> int:
+    """Draw a length for the shorter edge. "choice" picks one of ``sizes``; "range" draws an integer
+    from a pair (low, high), both included."""
     if sampling == "range":
         return int(rng.integers(sizes[0], sizes[1], endpoint=True))
-    return sizes[rng.integers(len(sizes))]
+    return sizes[int(rng.integers(len(sizes)))]

@@ -12,7 +12,8 @@ from torch import nn
 from .. import training
 from ..config.defaults import ConfigError, flatten, get_cfg
 from ..config.loading import parse_config
-from ..data.classification import large_images, small_images
+from ..data.catalog import classification_spec
+from ..data.classification import large_images
 from ..data.classification.large_images import LargeImages
 from ..data.classification.small_images import SmallImages
 from ..detector.net_keys import net_options
@@ -71,9 +72,7 @@ LARGE_KEYS = (
 
 def _check_keys(cfg):
     names = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
-    for name in names:
-        small_images.check_name(name)
-    large = [name in large_images.NAMES for name in names]
+    large = [classification_spec(name).large for name in names]
     if len(set(large)) > 1:
         raise ConfigError(f"DATASETS: {sorted(names)}: some are of small images, some of large")
     own, others = (LARGE_KEYS, SMALL_KEYS) if any(large) else (SMALL_KEYS, LARGE_KEYS)
@@ -113,7 +112,7 @@ def _check(cfg):
 
 
 def _read(name, cfg, device, skip_bad=False):
-    if name not in large_images.NAMES:
+    if not classification_spec(name).large:
         return SmallImages.read(name, cfg.INPUT.FORMAT, skip_bad=skip_bad).to(device)
     if cfg.TEST.AUG.ENABLED:
         views = large_images.Scales(tuple(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.FLIP)
@@ -272,7 +271,7 @@ def _evaluate(nets, datasets, tested, cfg):
         metrics |= {f"{prefix}classification/top{k}_error": e for k, e in errors.items()}
         if distributed.is_main():
             facts = {"net": cfg.MODEL.BACKBONE.NAME, "nets": len(nets), "commit": commit()}
-            if name in large_images.NAMES:
+            if classification_spec(name).large:
                 facts["views"] = str(data.views)
             write_results(Path(cfg.OUTPUT_DIR) / "inference" / name, errors, total, facts)
     return metrics

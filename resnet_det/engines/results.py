@@ -5,6 +5,7 @@ import logging
 import math
 import platform
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,38 +22,46 @@ logger = logging.getLogger(__name__)
 
 
 def score(dataset, predictions, folder):
-    """Evaluate predictions on a dataset and write them as the devkit or the server wants them.
-
-    VOC's own metric goes by the year: 11-point in 2007, area later; the other one's AP50 is given
-    besides.
+    """Evaluate predictions by the dataset's protocol, and write the protocol's submission files.
 
     Args:
-        folder: gets ``results.json``, and the submission files.
+        folder: gets ``results.json`` and the submission files.
 
     Returns:
         Evaluation, or None for a test set without public annotations.
     """
-    meta, records = dataset.metadata, dataset.records
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if meta.kind == "voc":
-        voc_ap.write_submission(folder, records, predictions, meta.classes, meta.split)
-        if not meta.annotated:
-            return None
-        metrics = ("11-point", "area") if meta.year == 2007 else ("area", "11-point")
-        result, other = (
-            voc_ap.evaluate(records, predictions, meta.classes, metric) for metric in metrics
-        )
-        result.overall[f"AP50_{metrics[1].replace('-', '')}"] = other.metrics["AP50"]
-    else:
-        coco_ap.write_submission(
-            folder / "detections.json", records, predictions, meta.category_ids
-        )
-        if not meta.annotated:
-            return None
-        result = coco_ap.evaluate(records, predictions, meta.classes)
-    (folder / "results.json").write_text(json.dumps(as_json(result), indent=1) + "\n")
+    result = EVALUATIONS[dataset.metadata.evaluation](dataset, predictions, folder)
+    if result is not None:
+        (folder / "results.json").write_text(json.dumps(as_json(result), indent=1) + "\n")
     return result
+
+
+def _score_voc(metric, other_metric, dataset, predictions, folder):
+    """Score by ``metric``, and report the AP50 of ``other_metric`` as well."""
+    meta, records = dataset.metadata, dataset.records
+    voc_ap.write_submission(folder, records, predictions, meta.classes, meta.split)
+    if not meta.annotated:
+        return None
+    result = voc_ap.evaluate(records, predictions, meta.classes, metric)
+    other = voc_ap.evaluate(records, predictions, meta.classes, other_metric)
+    result.overall[f"AP50_{other_metric.replace('-', '')}"] = other.metrics["AP50"]
+    return result
+
+
+def _score_coco(dataset, predictions, folder):
+    meta, records = dataset.metadata, dataset.records
+    coco_ap.write_submission(folder / "detections.json", records, predictions, meta.category_ids)
+    return coco_ap.evaluate(records, predictions, meta.classes) if meta.annotated else None
+
+
+# The protocols that a dataset's ``metadata.evaluation`` may name.
+EVALUATIONS = {
+    "voc_2007": partial(_score_voc, "11-point", "area"),
+    "voc": partial(_score_voc, "area", "11-point"),
+    "coco": _score_coco,
+}
 
 
 def publish(cfg, scored, facts=None, weights=None):

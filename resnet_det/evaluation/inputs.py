@@ -1,8 +1,8 @@
 """What both protocols share: the records and predictions they compare, and the result.
 
 A *record* describes an image: a dict with ``image_id`` and ``annotations``, each of these with
-``bbox``, ``bbox_mode`` (a `BoxMode`), ``category_id`` and, where the dataset has them,
-``difficult``, ``iscrowd`` and ``area``. A *prediction* holds the detections in an image: a
+``bbox``, ``bbox_mode`` (a ``BoxMode``), ``category_id`` and, where the dataset has
+them, ``difficult``, ``iscrowd`` and ``area``. A *prediction* holds the detections in an image: a
 dict with ``image_id``, ``boxes`` (N, 4) as x1 y1 x2 y2 in the original image, ``scores`` (N,) and
 ``classes`` (N,), indices into the class names. Coordinates are continuous pixels.
 """
@@ -104,11 +104,10 @@ def read_truth(records: Records, classes: Sequence[str]) -> dict[ImageId, Truth]
         annotations = record["annotations"]
         count = len(annotations)
         given = _floats([a["bbox"] for a in annotations], (count, 4), image, "annotated boxes")
-        modes = [int(a["bbox_mode"]) for a in annotations]
-        for mode in set(modes) - set(BoxMode):
+        modes = np.array([int(a["bbox_mode"]) for a in annotations], dtype=int)
+        for mode in modes[~np.isin(modes, list(BoxMode))]:
             raise ValueError(f"image {image!r}: bbox_mode {mode} is neither 0 nor 1 (xyxy, xywh)")
-        is_xywh = np.array([mode == BoxMode.XYWH_ABS for mode in modes], dtype=bool)[:, None]
-        start, rest = given[:, :2], given[:, 2:]
+        start, rest, is_xywh = given[:, :2], given[:, 2:], modes[:, None] == BoxMode.XYWH_ABS
         boxes = np.hstack([start, np.where(is_xywh, start + rest, rest)])
         xywh = np.hstack([start, np.where(is_xywh, rest, rest - start)])
         areas = [float(a.get("area", w * h)) for a, (_, _, w, h) in zip(annotations, xywh)]

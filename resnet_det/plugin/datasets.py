@@ -1,32 +1,17 @@
-"""Our datasets in Detectron2's catalogs."""
+"""Register our detection datasets in Detectron2's catalogs."""
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data import dataset_names, load_dataset
 
 
-def _metadata_of(meta):
-    """Ours as the fields that Detectron2's own evaluators and visualiser read."""
-    fields = {"thing_classes": list(meta.classes)}
-    if meta.kind == "voc":
-        return fields | {
-            "evaluator_type": "pascal_voc",
-            "dirname": meta.dirname,
-            "split": meta.split,
-            "year": meta.year,
-        }
-    return fields | {
-        "evaluator_type": "coco",
-        "json_file": meta.json_file,
-        "image_root": meta.image_root,
-        "thing_dataset_id_to_contiguous_id": {id: i for i, id in enumerate(meta.category_ids)},
-    }
+def register_dataset(name: str) -> None:
+    """Register a dataset of our catalog. Its metadata is set when its records are first read."""
 
-
-def _register_dataset(name):
-    def records():
+    def records() -> list[dict]:
         dataset = load_dataset(name)
-        MetadataCatalog.get(name).set(**_metadata_of(dataset.metadata))
+        meta = dataset.metadata
+        MetadataCatalog.get(name).set(thing_classes=list(meta.classes), **meta.detectron2)
         return dataset.records
 
     DatasetCatalog.register(name, records)
@@ -34,4 +19,4 @@ def _register_dataset(name):
 
 for _name in dataset_names():
     if _name not in DatasetCatalog:
-        _register_dataset(_name)
+        register_dataset(_name)

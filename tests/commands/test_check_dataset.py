@@ -3,12 +3,14 @@ import io
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_det.data import DATASETS
 from resnet_det.data.classification import cifar10
 
 TOOL = Path(__file__).parents[2] / "tools" / "check_dataset.py"
@@ -190,10 +192,10 @@ def photograph(path, size=(8, 6)):
 
 
 @pytest.fixture
-def imagenet(tmp_path, monkeypatch, tool):
+def imagenet(tmp_path, monkeypatch):
     """Two classes of two and one validation images, as if ImageNet had three images."""
-    monkeypatch.setitem(tool.IMAGENET, "imagenet_val", 3)
-    monkeypatch.setattr(tool, "IMAGENET_CLASSES", 2)
+    small = replace(DATASETS["imagenet_val"], published=3, published_classes=2)
+    monkeypatch.setitem(DATASETS, "imagenet_val", small)
     for name in ("n01/a.JPEG", "n01/b.JPEG", "n02/c.JPEG"):
         photograph(tmp_path / "imagenet/val" / name)
     return tmp_path / "imagenet/val"
@@ -203,7 +205,7 @@ def test_classification_set(imagenet, check):
     root = imagenet.parents[1]
     assert check(root, "imagenet_val") == (
         0,
-        ["imagenet_val: 3 images, 2 classes", "  1 to 2 images a class"],
+        ["imagenet_val: 3 images, 2 classes", "  1 to 2 images per class"],
     )
     (imagenet / "n01/a.JPEG").write_bytes((imagenet / "n01/a.JPEG").read_bytes()[:300])
     (imagenet / "n02/c.JPEG").rename(imagenet / "n02/c.txt")
@@ -211,7 +213,7 @@ def test_classification_set(imagenet, check):
     assert status == 1 and lines[-1] == "3 faults"
     assert lines[0].startswith(f"{imagenet}/n02: holds no image")
     assert lines[1].startswith(f"{imagenet}/n01/a.JPEG: ")
-    assert lines[2] == f"{imagenet}: holds 2 images of 2 classes, ImageNet's 3 of 2"
+    assert lines[2] == f"{imagenet}: holds 2 images of 2 classes, the published set 3 of 2"
     Image.fromarray(np.zeros((6, 8), np.int32)).save(imagenet / "n01/a.JPEG", "TIFF")
     assert f"{imagenet}/n01/a.JPEG: pixel mode I " in check(root, "imagenet_val")[1][1]
     status, lines = check(root, "imagenet_train")
@@ -238,7 +240,7 @@ def test_shards(tmp_path, check):
     assert lines[1:] == [
         f"{folder}/val-1.tar: a: its .cls is 7: 2 classes",
         f"{folder}/val-2.tar: only: lacks its .jpg or its .cls",
-        f"{folder}: holds 2 images of 2 classes, ImageNet's 50,000 of 1,000",
+        f"{folder}: holds 2 images of 2 classes, the published set 50,000 of 1,000",
         f"{folder}: n02: its label, 1, is on no image",
         "imagenet_val_shards: 2 images, 2 classes",
         "5 faults",
@@ -254,7 +256,7 @@ def test_cifar10(tmp_path, check, monkeypatch):
     (folder / "test_batch.bin").write_bytes(rows.tobytes())
     assert check(tmp_path, "cifar10_test") == (
         0,
-        ["cifar10_test: 20 images, 10 classes", "  2 to 2 images a class"],
+        ["cifar10_test: 20 images, 10 classes", "  2 to 2 images per class"],
     )
     rows[0, 0] = 1
     (folder / "test_batch.bin").write_bytes(rows.tobytes())

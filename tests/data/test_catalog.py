@@ -1,24 +1,37 @@
 import os
 
 import pytest
+from PIL import Image
 
 from resnet_det.data import (
+    DATASETS,
     DatasetError,
     UnknownDataset,
+    check_dataset,
     dataset_names,
     datasets_root,
     load_dataset,
     load_datasets,
     missing,
+    shortfall,
 )
+from resnet_det.data.catalog import classification_spec
+from resnet_det.data.detection.coco import CocoJson
+from resnet_det.data.specs import DetectionSpec, Metadata
+from resnet_det.engines.results import EVALUATIONS
+from resnet_det.records import BoxMode
 
 
 def test_metadata_of_voc(voc_folder):
     dataset = load_dataset("voc_2007_trainval", voc_folder.root)
     metadata = dataset.metadata
-    assert (dataset.name, metadata.name, metadata.kind) == ("voc_2007_trainval",) * 2 + ("voc",)
-    assert metadata.dirname == str(voc_folder.dirname)
-    assert (metadata.split, metadata.year, len(metadata.classes)) == ("trainval", 2007, 20)
+    assert (dataset.name, metadata.name) == ("voc_2007_trainval",) * 2
+    assert (metadata.evaluation, metadata.split, len(metadata.classes)) == (
+        "voc_2007",
+        "trainval",
+        20,
+    )
+    assert metadata.detectron2["dirname"] == str(voc_folder.dirname)
     assert [record["image_id"] for record in dataset.records] == ["000001", "000002"]
     assert dataset.skipped == []
 
@@ -26,6 +39,63 @@ def test_metadata_of_voc(voc_folder):
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(UnknownDataset, match="'voc_2007_trianval'; did you mean voc_2007_trainval"):
         load_dataset("voc_2007_trianval")
+
+
+def test_a_dataset_for_another_task_is_refused():
+    with pytest.raises(UnknownDataset, match="'cifar10_test' is a dataset for classification"):
+        load_dataset("cifar10_test")
+    with pytest.raises(UnknownDataset, match="'coco_2017_val' is a dataset for detection"):
+        classification_spec("coco_2017_val")
+
+
+@pytest.mark.parametrize("task", ["detection", "classification"])
+def test_every_dataset_answers_what_a_kind_must(tmp_path, task):
+    """On an empty folder: what it lacks, and one fault; a check of it does not raise."""
+    for name in dataset_names(task):
+        spec = DATASETS[name]
+        assert spec.paths() and all(not os.path.isabs(path) for path in spec.paths())
+        if spec.drawn and spec.missing(str(tmp_path)) is None:  # drawn from nothing
+            continue
+        assert spec.missing(str(tmp_path)).startswith(str(tmp_path))
+        report = check_dataset(name, tmp_path)
+        assert (report.images, len(report.faults)) == (0, 1)
+
+
+def test_a_further_kind_is_one_class(tmp_path, monkeypatch):
+    """Labels in a format of its own: loaded, checked and counted without another change."""
+
+    class Points(DetectionSpec):
+        def paths(self):
+            return ["points.txt"]
+
+        def count(self, root):
+            return len((tmp_path / "points.txt").read_text().split())
+
+        def scan(self, root):
+            files = (tmp_path / "points.txt").read_text().split()
+            metadata = Metadata(self.name, ("point",), "coco", category_ids=(1,))
+            box = {"bbox": [0, 0, 2, 2], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+            records = (
+                {"file_name": str(tmp_path / file), "image_id": i, "height": 4, "width": 4}
+                | {"annotations": [box | {"iscrowd": 0}]}
+                for i, file in enumerate(files)
+            )
+            return metadata, ((record, []) for record in records)
+
+    monkeypatch.setitem(DATASETS, "points", Points("points", published=3))
+    assert "points" in dataset_names() and missing("points", tmp_path).endswith("points.txt")
+    (tmp_path / "points.txt").write_text("a.png b.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    dataset = load_dataset("points", tmp_path)
+    assert [record["image_id"] for record in dataset.records] == [0, 1]
+    assert dataset.metadata.evaluation in EVALUATIONS
+    assert shortfall("points", tmp_path) == "points has 2 images, the published set 3"
+    report = check_dataset("points", tmp_path)
+    assert (report.images, report.units, report.faults) == (
+        2,
+        2,
+        [f"{tmp_path / 'b.png'}: missing image file"],
+    )
 
 
 def test_root_is_argument_then_variable_then_folder(monkeypatch, voc_folder, tmp_path):
@@ -77,21 +147,21 @@ def test_names_and_paths_are_detectron2s(monkeypatch):
     """Every instance dataset of VOC and COCO in Detectron2 is here, at the same place."""
     from detectron2.data.datasets.builtin import _PREDEFINED_SPLITS_COCO
 
-    from resnet_det.data import catalog
-
-    theirs = _PREDEFINED_SPLITS_COCO["coco"]
-    ours = {name: paths for name, paths in catalog._COCO.items() if not name.startswith("scenes")}
-    assert ours == theirs
+    ours = {
+        name: (spec.image_root, spec.json_file)
+        for name, spec in DATASETS.items()
+        if isinstance(spec, CocoJson) and not spec.drawn
+    }
+    assert ours == _PREDEFINED_SPLITS_COCO["coco"]
 
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     added = "voc_2012_test"  # by us, where resnet_det was imported before
     for name in (n for n in DatasetCatalog if n.startswith("voc_") and n != added):
         assert name in dataset_names()
-        metadata = MetadataCatalog.get(name)
-        folder, split, year = catalog._VOC[name]
-        assert (metadata.split, metadata.year) == (split, year)
-        assert metadata.dirname.endswith(os.path.join("", folder))
+        metadata, spec = MetadataCatalog.get(name), DATASETS[name]
+        assert (metadata.split, metadata.year) == (spec.split, spec.year)
+        assert metadata.dirname.endswith(os.path.join("", spec.folder))
 
 
 @pytest.mark.parametrize(

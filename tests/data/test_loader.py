@@ -88,7 +88,7 @@ def test_workers_change_nothing_and_draw_nothing():
 
 
 def test_bad_sizes_are_refused():
-    with pytest.raises(ValueError, match="batch of 6 .* 4 processes"):
+    with pytest.raises(ValueError, match="6 images .* 4 processes"):
         training_batches(some_records(8), draw, total_batch=6, seed=0, world=4)
     with pytest.raises(ValueError, match="no records"):
         training_batches([], draw, total_batch=1, seed=0)

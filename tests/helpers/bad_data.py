@@ -129,7 +129,7 @@ def xmls():
     yield "over the right border", XML.replace(">10<", ">25<"), "outside"
     yield "over the lower border", XML.replace(">12<", ">17<"), "outside"
     for value in ("0", "-5", "NaN", "24.5", "", "twenty", "\u0662\u0664x"):
-        yield f"width {value!r}", XML.replace(">24<", f">{value}<"), "not a positive whole number"
+        yield f"width {value!r}", XML.replace(">24<", f">{value}<"), "<width> is"
     yield "another width", XML.replace(">24<", ">25<"), "is 24 x 16 pixels"
     yield (
         "width and height swapped",
@@ -265,7 +265,7 @@ def folders():
     good = encoded(picture(), "PNG")
     both = {"cat/1.png": good, "dog/1.png": good}
     yield "good", both, OK
-    yield "no class", {"readme.txt": b"x"}, "no folder of a class"
+    yield "no class", {"readme.txt": b"x"}, "no class folders"
     yield "a class without images", both | {"eel": None}, "holds no image"
     yield "a class with other files", both | {"eel/1.txt": b"x"}, "holds no image"
     yield "a cut image", both | {"dog/2.png": good[:100]}, "2.png.*(decoded|not an image)"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from bad_data import EITHER, EVERYTHING, OK, encoded, picture
 
-from resnet_det.data import DatasetError, load_dataset
-from resnet_det.data.classification.image_folder import FOLDERS
+from resnet_det.data import DATASETS, DatasetError, load_dataset
+from resnet_det.data.classification.image_folder import ImageFolder
 from resnet_det.data.classification.small_images import SmallImages
 from resnet_det.data.detection.mapper import DetectionMapper
 
@@ -74,7 +74,7 @@ def test_the_corpus_is_large():
 @pytest.mark.parametrize("kind", READERS)
 def test_each_gives_its_error_or_its_handling(kind, tmp_path, monkeypatch):
     """In one test a kind, with the names of all that go wrong."""
-    monkeypatch.setitem(FOLDERS, "spoilt_classes", "classes")
+    monkeypatch.setitem(DATASETS, "spoilt_classes", ImageFolder("spoilt_classes", "classes"))
     monkeypatch.setattr(socket, "socket", lambda *a, **k: pytest.fail("opens a connection"))
     wrong = []
     for number, (of, name, content, outcome) in enumerate(EVERYTHING):

@@ -58,7 +58,7 @@ def test_configs(text, words, tmp_path):
 @pytest.mark.parametrize("old, new, words", [
     ('"a.jpg"', '"../../secret.jpg"', "leaves the folder"),
     ('"a.jpg"', '"/etc/passwd"', "leaves the folder"),
-    ('"a.jpg"', '"\\ud800"', r"ud800' is no name"),
+    ('"a.jpg"', '"\\ud800"', r"ud800' is not a file name"),
     ('"height": 9', '"height": 9, "height": 8', "'height' twice"),
     ('"height": 9', f'"height": {10**400}', "at most 1000000"),
 ])  # fmt: skip

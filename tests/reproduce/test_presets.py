@@ -8,7 +8,6 @@ import torch
 from resnet_det.config.defaults import flatten
 from resnet_det.config.loading import load_config
 from resnet_det.data import dataset_names
-from resnet_det.data.classification import small_images
 from resnet_det.detector import build, faster_rcnn
 from resnet_det.detector import rpn as rpn_module
 from resnet_det.engines import classifier
@@ -127,7 +126,7 @@ def test_no_two_configs_write_to_one_folder_and_their_datasets_exist():
     assert len(set(folders)) == len(folders)
     for path in CONFIGS:
         cfg = load_config(path)
-        known = dataset_names() if path in DETECTORS else small_images.dataset_names()
+        known = dataset_names("detection" if path in DETECTORS else "classification")
         assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= set(known), path
 
 

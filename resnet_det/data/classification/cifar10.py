@@ -3,23 +3,26 @@
 import os
 import tarfile
 import zlib
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
 from ...records import DatasetError
 from ...weights.pickles import WeightsError, read_pickle
+from ..check import Report
+from ..specs import ClassificationSpec
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-PER_FILE = 10_000  # images in each file of the archive
+PER_FILE = 10_000  # images per file of the archive
 PIXELS = 3 * 32 * 32
-MOST_BYTES = 2**27  # of a file, which has 31 MB: what is longer is cut, and refused
+MAX_BYTES = 2**27  # read from a file; a sound one has 31 MB, a longer one is cut and refused
 
 TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
-# name -> (files, where its images begin and end, counted in files). The paper's 45k/5k split is
-# not published; here the last 5,000 images of data_batch_5 are the held-out ones (the archive's
-# order is random).
+# name -> (files, begin and end of its images, counted in files). The paper's 45k/5k split is not
+# published; ours holds out the last 5,000 images of data_batch_5 (the archive's order is random).
 SPLITS = {
     "cifar10_train": (TRAIN, 0, 5),
     "cifar10_train45k": (TRAIN, 0, 4.5),
@@ -28,17 +31,55 @@ SPLITS = {
 }
 
 
-def read(name, root):
-    """Read a split: the first that is there of two folders and two archives under ``root``.
+class Cifar10(ClassificationSpec):
+    """A split of CIFAR-10, named in ``SPLITS``."""
 
-    ``cifar-10-batches-py/``, ``cifar-10-batches-bin/``, ``cifar-10-python.tar.gz``,
-    ``cifar-10-binary.tar.gz``; an archive is read as it is, nothing is unpacked to disk.
+    def paths(self) -> list[str]:
+        """The places where CIFAR-10 may lie. One of them is enough."""
+        return _places()
+
+    def missing(self, root: str) -> str | None:
+        return missing(root)
+
+    def read_images(
+        self, root: str, skip_bad: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        return *read(self.name, root), CLASSES
+
+    def check(self, root: str, workers: int) -> Report:
+        counts = Counter(read(self.name, root)[1].tolist())
+        report = self.report(root, CLASSES, counts, [])
+        _, begin, end = SPLITS[self.name]
+        if (begin, end) == (int(begin), int(end)):  # whole files hold as many images of every class
+            report.faults += [
+                f"{root}: CIFAR-10: {counts[label]} images of {report.images} are of {name}"
+                for label, name in enumerate(CLASSES)
+                if counts[label] != report.images / len(CLASSES)
+            ]
+        return report
+
+
+def missing(root: str) -> str | None:
+    """The first place where CIFAR-10 may lie, if it is in none of them."""
+    places = [os.path.join(root, place) for place in _places()]
+    return None if any(map(os.path.exists, places)) else places[0]
+
+
+def _places() -> list[str]:
+    return [place for folder, archive, *_ in _LAYOUTS for place in (folder, archive)]
+
+
+def read(name: str, root: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read a split of ``SPLITS`` from the first of these that exists under ``root``:
+
+    ``cifar-10-batches-py/``, ``cifar-10-python.tar.gz``, ``cifar-10-batches-bin/``,
+    ``cifar-10-binary.tar.gz``. An archive is read without unpacking it to disk.
 
     Returns:
         (uint8 array (N, 3, 32, 32) in RGB, int64 array (N,)), in the archive's order.
 
     Raises:
-        DatasetError: names the file that is missing, cut short or not what it should be.
+        DatasetError: names the file that is missing, truncated or malformed.
     """
     files, begin, end = SPLITS[name]
     for folder, archive, suffix, parse in _LAYOUTS:
@@ -54,24 +95,24 @@ def read(name, root):
         images, labels = (np.concatenate(arrays) for arrays in zip(*parts))
         part = slice(round(begin * PER_FILE), round(end * PER_FILE))
         return images[part].reshape(-1, 3, 32, 32), labels[part]
-    places = ", ".join(place for folder, archive, *_ in _LAYOUTS for place in (folder, archive))
+    places = ", ".join(_places())
     raise DatasetError(root, f"holds no CIFAR-10: put one of {places} there")
 
 
-def _from_folder(folder, names):
+def _from_folder(folder: str, names: Sequence[str]) -> dict[str, bytes]:
     content = {}
     for name in names:
         path = os.path.join(folder, name)
         try:
             with open(path, "rb") as file:
-                content[name] = file.read(MOST_BYTES)
+                content[name] = file.read(MAX_BYTES)
         except OSError as error:
             raise DatasetError(path, f"cannot be read: {error.strerror}") from error
     return content
 
 
-def _from_archive(path, folder, names):
-    """The files in one pass: a compressed archive cannot be read backwards."""
+def _from_archive(path: str, folder: str, names: Sequence[str]) -> dict[str, bytes]:
+    """Read the files in one pass, because a compressed archive cannot be read backwards."""
     wanted = {f"{folder}/{name}": name for name in names}
     content = {}
     try:
@@ -79,7 +120,7 @@ def _from_archive(path, folder, names):
             for member in archive:
                 if member.isfile() and member.name in wanted:
                     file = archive.extractfile(member)
-                    content[wanted[member.name]] = file.read(MOST_BYTES)
+                    content[wanted[member.name]] = file.read(MAX_BYTES)  # type: ignore[union-attr]
                 if len(content) == len(names):
                     break
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
@@ -90,8 +131,8 @@ def _from_archive(path, folder, names):
     return content
 
 
-def _parse_binary(content, path):
-    """Records of a label byte and 3,072 bytes: the red, the green and the blue map."""
+def _parse_binary(content: bytes, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Each record has a label byte and 3,072 bytes: the red, the green and the blue map."""
     if len(content) != PER_FILE * (1 + PIXELS):
         raise DatasetError(
             path, f"has {len(content):,} bytes instead of {PER_FILE * (1 + PIXELS):,}"
@@ -100,8 +141,8 @@ def _parse_binary(content, path):
     return rows[:, 1:], _checked(rows[:, 0], path)
 
 
-def _parse_python(content, path):
-    """A pickle of ``{"data": uint8 (10000, 3072), "labels": list, ...}``; runs no code from it."""
+def _parse_python(content: bytes, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """A pickle of ``{"data": uint8 (10000, 3072), "labels": list, ...}``. Runs no code from it."""
     try:
         batch = read_pickle(path, content)
     except WeightsError as error:
@@ -117,7 +158,7 @@ def _parse_python(content, path):
     return data, _checked(np.array(labels), path)
 
 
-def _checked(labels, path):
+def _checked(labels: np.ndarray, path: str) -> np.ndarray:
     if labels.shape != (PER_FILE,):
         raise DatasetError(path, f"has {len(labels)} labels for {PER_FILE} images")
     wrong = np.flatnonzero((labels < 0) | (labels >= len(CLASSES)))

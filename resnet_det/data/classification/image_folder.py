@@ -1,32 +1,53 @@
-"""Classification data: folders of images, one a class (torchvision's ImageFolder, ImageNet's)."""
+"""Folders of images, one folder per class: the layout of torchvision's ImageFolder and ImageNet."""
 
 import logging
 import os
+from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 
 from ...records import DatasetError, together
 from .. import pixels
+from ..check import Report, decoding_faults
+from ..parallel import parallel_map
+from ..specs import ClassificationSpec
 
 logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 
-# name -> folder of the class folders
-FOLDERS = {
-    "scenes_classification_train": "scenes/classification/train",
-    "scenes_classification_val": "scenes/classification/val",
-    "imagenet_train": "imagenet/train",
-    "imagenet_val": "imagenet/val",
-}
+
+@dataclass(frozen=True)
+class ImageFolder(ClassificationSpec):
+    """A dataset of class folders in ``folder``."""
+
+    folder: str
+
+    def paths(self) -> list[str]:
+        return [self.folder]
+
+    def read_images(
+        self, root: str, skip_bad: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        return read_images(os.path.join(root, self.folder), skip_bad)
+
+    def list_images(self, root: str) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+        files, labels, classes = read_folder(os.path.join(root, self.folder))
+        return list(zip(files, labels)), classes
+
+    def check(self, root: str, workers: int) -> Report:
+        where = os.path.join(root, self.folder)
+        listed = list_folder(where)
+        faults = [str(_no_images(path)) for path, files in listed if not files]
+        images = [file for _, files in listed for file in files]
+        for lines in parallel_map(decoding_faults, images, workers, "images"):
+            faults += lines
+        counts = Counter({label: len(files) for label, (_, files) in enumerate(listed)})
+        return self.report(where, [os.path.basename(path) for path, _ in listed], counts, faults)
 
 
-# ILSVRC 2012: name -> images
-IMAGENET_CLASSES = 1000
-IMAGENET = {"imagenet_train": 1_281_167, "imagenet_val": 50_000}
-
-
-def list_folder(folder):
+def list_folder(folder: str) -> list[tuple[str, list[str]]]:
     """``<folder>/<class>/<image>`` -> [(path of the class, [paths of its images])], sorted by name.
 
     Raises:
@@ -36,7 +57,7 @@ def list_folder(folder):
         raise DatasetError(folder, "no such folder of classes")
     classes = sorted(e.name for e in os.scandir(folder) if e.is_dir())
     if not classes:
-        raise DatasetError(folder, "holds no folder of a class")
+        raise DatasetError(folder, "holds no class folders")
     listed = []
     for path in (os.path.join(folder, name) for name in classes):
         found = [f for f in sorted(os.listdir(path)) if f.lower().endswith(EXTENSIONS)]
@@ -44,46 +65,53 @@ def list_folder(folder):
     return listed
 
 
-def no_images(path):
+def _no_images(path: str) -> DatasetError:
     return DatasetError(path, f"holds no image {EXTENSIONS}")
 
 
-def read_folder(folder):
+def read_folder(folder: str) -> tuple[list[str], list[int], tuple[str, ...]]:
     """``<folder>/<class>/<image>`` -> (files, labels, classes), classes and files sorted by name.
 
     Raises:
         DatasetError: no such folder, no classes, or a class without images.
     """
-    files, labels = [], []
+    files: list[str] = []
+    labels: list[int] = []
     listed = list_folder(folder)
     for label, (path, found) in enumerate(listed):
         if not found:
-            raise no_images(path)
+            raise _no_images(path)
         files += found
         labels += [label] * len(found)
     return files, labels, tuple(os.path.basename(path) for path, _ in listed)
 
 
-def read_images(folder, skip_bad=False):
+def read_images(
+    folder: str, skip_bad: bool = False
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Decode every image of :func:`read_folder`, all of one size.
 
     Args:
-        skip_bad: leave out an unusable image with a warning that counts, instead of raising.
+        skip_bad: skip an unusable image, with a warning that counts them, instead of raising.
 
     Returns:
         (uint8 array (N, 3, H, W) in RGB, int64 array (N,), classes).
 
     Raises:
-        DatasetError, ImageError: names the file, or up to ten.
+        DatasetError, ImageError: names up to ten files.
     """
     files, labels, classes = read_folder(folder)
-    images, kept, faults = [], [], []
+    images: list[np.ndarray] = []
+    kept: list[int] = []
+    faults: list[DatasetError] = []
     for file, label in zip(files, labels):
         try:
             image = pixels.read_image(file, "RGB")
             if images and image.shape != images[0].shape:
                 size, usual = image.shape[:2], images[0].shape[:2]
-                raise DatasetError(file, f"is {size} pixels, others are {usual}")
+                raise DatasetError(
+                    file, f"is {size[1]} x {size[0]} pixels, the others {usual[1]} x {usual[0]}"
+                )
         except DatasetError as fault:
             faults.append(fault)
             if skip_bad:

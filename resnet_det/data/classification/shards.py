@@ -1,49 +1,102 @@
-"""ImageNet in tar shards, local or remote, read in order through the library webdataset.
+"""ImageNet in tar shards, local or remote, read sequentially with the webdataset library.
 
-A shard holds ``<key>.jpg`` and ``<key>.cls`` (an integer) for each image, side by side. Each pass
-of training reads every image once: the shards, in an order drawn from the seed, are dealt over the
-worker processes, and each worker shuffles a buffer. The batches are a function of the seed, of the
-iteration that a run starts or resumes at, and of the number of processes and workers. A resumed
-run begins a new pass: it does not know which images the interrupted one had seen.
+A shard holds ``<key>.jpg`` and ``<key>.cls`` (an integer) side by side for each image. Each epoch
+reads every image once: the shards, in an order drawn from the seed, are dealt to the worker
+processes, and each worker shuffles a buffer. The batches depend on the seed, the iteration at which
+a run starts or resumes, and the number of processes and workers. A resumed run begins a new epoch,
+because it does not know which images the interrupted one had seen.
 """
 
 import glob
 import os
 import random
 import re
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ...records import DatasetError
 from .. import loader, pixels
+from ..check import Report, decoding_faults
+from ..parallel import parallel_map
+from ..specs import ClassificationSpec
 
-SPLITS = {"imagenet_train_shards": "train", "imagenet_val_shards": "val"}
-FOLDER = "imagenet_shards"
-BUFFER = 1000  # encoded images, about 110 kB each, of which a worker draws the next
+BUFFER = 1000  # encoded images, about 110 kB each, among which a worker draws the next one
 
 
 class Shards(tuple):
     """Paths and URLs of tar files."""
 
 
-def find(name, root):
-    """The shards of a dataset of ``SPLITS`` and its classes, of ``<root>/imagenet_shards``.
+@dataclass(frozen=True)
+class ImageShards(ClassificationSpec):
+    """A dataset of the shards of one split in ``folder``; see :func:`find`."""
 
-    The shards are the lines (path or http(s) URL) of ``<split>.txt``, else the files
-    ``<split>-*.tar``; the classes are the lines of ``classes.txt``, in the order of the labels.
+    folder: str
+    split: str
+
+    def paths(self) -> list[str]:
+        return [self.folder]
+
+    def list_images(self, root: str) -> tuple[Shards, tuple[str, ...]]:
+        return find(os.path.join(root, self.folder), self.split)
+
+    def check(self, root: str, workers: int) -> Report:
+        where = os.path.join(root, self.folder)
+        urls, classes = find(where, self.split)
+        parts = parallel_map(partial(_check_shard, classes=len(classes)), urls, workers, "shards")
+        faults = [line for lines, _ in parts for line in lines]
+        counts = sum((count for _, count in parts), Counter())
+        report = self.report(where, classes, counts, faults)
+        report.faults += [
+            f"{where}: {name}: its label, {label}, is on no image"
+            for label, name in enumerate(classes)
+            if not counts[label]
+        ]
+        return report
+
+
+def _check_shard(url: str, classes: int) -> tuple[list[str], Counter[int]]:
+    """The faults of a shard, one line each, and the number of images per label."""
+    faults: list[str] = []
+    counts: Counter[int] = Counter()
+    try:
+        for image, label in read_shard(url):
+            counts[label] += 1
+            faults += decoding_faults(image)
+            if label >= classes:
+                faults.append(str(_label_fault(image, label, classes)))
+    except DatasetError as error:  # the rest of the shard is not read
+        faults.append(str(error))
+    return faults, counts
+
+
+def _label_fault(image: pixels.ImageBytes, label: int, classes: int) -> DatasetError:
+    return DatasetError(image.name, f"its .cls is {label}: {classes} classes")
+
+
+def find(folder: str, split: str) -> tuple[Shards, tuple[str, ...]]:
+    """The shards of a split in ``folder``, and its classes.
+
+    The shards are the lines of ``<split>.txt`` (a path or an http(s) URL each) or, without that
+    file, ``<split>-*.tar``. The classes are the lines of ``classes.txt``, in the order of the labels.
 
     Raises:
-        DatasetError: one of these is missing, or a line is of another kind.
+        DatasetError: one of these is missing, or a line is neither a path nor an http(s) URL.
     """
     _webdataset()
-    folder, split = os.path.abspath(os.path.join(root, FOLDER)), SPLITS[name]
+    folder = os.path.abspath(folder)
     listing = os.path.join(folder, f"{split}.txt")
     if os.path.exists(listing):
         urls = _lines(listing)
         for url in urls:
-            if not re.match(r"https?://|(?![\w+.-]*:)", url):  # no pipe: that runs a command
+            if not re.match(r"https?://|(?![\w+.-]*:)", url):  # a pipe would run a command
                 raise DatasetError(listing, f"{url!r} is neither a path nor an http(s) URL")
         urls = [u if re.match("https?://", u) else os.path.join(folder, u) for u in urls]
     else:
@@ -53,7 +106,7 @@ def find(name, root):
     return Shards(urls), tuple(_lines(os.path.join(folder, "classes.txt")))
 
 
-def _lines(path):
+def _lines(path: str) -> list[str]:
     try:
         with open(path, encoding="utf-8") as file:
             return [line.strip() for line in file if line.strip()]
@@ -65,12 +118,12 @@ def _webdataset():
     try:
         import webdataset
     except ImportError as error:
-        raise DatasetError(FOLDER, "needs webdataset: pip install webdataset") from error
+        raise DatasetError("tar shards", "need webdataset: pip install webdataset") from error
     return webdataset
 
 
 class _Tail:
-    """A stream that remembers the end of what was read."""
+    """A stream that remembers the last 512 bytes that were read."""
 
     def __init__(self, stream):
         self.stream, self.last = stream, b""
@@ -81,11 +134,11 @@ class _Tail:
         return content
 
 
-def read_shard(url):
-    """Iterator of a shard's images: ``(ImageBytes, label)``.
+def read_shard(url: str) -> Iterator[tuple[pixels.ImageBytes, int]]:
+    """Iterate over a shard's images: ``(ImageBytes, label)``.
 
     Raises:
-        DatasetError: the shard cannot be opened or is cut short, or an image lacks a part.
+        DatasetError: the shard cannot be opened or is truncated, or an image lacks a part.
     """
     wds = _webdataset()
     try:
@@ -97,28 +150,29 @@ def read_shard(url):
                 if not {"jpg", "cls"} <= set(sample):
                     raise DatasetError(name, "lacks its .jpg or its .cls")
                 if not sample["cls"].strip().isdigit():
-                    raise DatasetError(name, f"its .cls is no integer: {sample['cls'][:20]!r}")
+                    raise DatasetError(name, f"its .cls is not an integer: {sample['cls'][:20]!r}")
                 yield pixels.ImageBytes(sample["jpg"], name), int(sample["cls"])
             while tail.read(1 << 20):
                 pass
-            # tarfile takes a cut between two files for the end, which a block of zeros marks.
+            # An archive ends with a block of zeros, but tarfile also accepts a cut between two files.
             if len(tail.last) < 512 or any(tail.last):
                 raise DatasetError(url, "is cut short: no end of the archive")
     except DatasetError:
         raise
-    except Exception as error:  # a damaged archive or connection raises many kinds
+    except Exception as error:  # a damaged archive or connection raises many types
         raise DatasetError(url, f"cannot be read: {error}") from error
 
 
 class _Samples(IterableDataset):
-    """(sample, faults) as the loader's; a sample of None, whose fault is the last, ends it."""
+    """Yields (sample, faults) like the loader's datasets. A sample of None ends the iteration: its
+    last fault is the reason."""
 
     def __init__(self, shards, classes, mapper, rank, world, seed=None, skip_bad=False):
         self.shards, self.classes, self.mapper = shards, classes, mapper
         self.rank, self.world, self.seed, self.skip_bad = rank, world, seed, skip_bad
 
     def _passes(self, consumer, consumers):
-        if self.seed is None:  # a test: one pass in order
+        if self.seed is None:  # testing: one pass in order
             yield (r for url in self.shards[consumer::consumers] for r in read_shard(url))
             return
         number = 0
@@ -140,9 +194,7 @@ class _Samples(IterableDataset):
                 good = False
                 for image, label in records:
                     if label >= self.classes:
-                        raise DatasetError(
-                            image.name, f"its .cls is {label}: {self.classes} classes"
-                        )
+                        raise _label_fault(image, label, self.classes)
                     rng = np.random.default_rng([*(self.seed or ()), consumer, position])
                     position += 1
                     try:
@@ -157,11 +209,13 @@ class _Samples(IterableDataset):
                     faults = []
                 if self.seed and not good:
                     raise DatasetError(self.shards[0], "no image of a worker's shards is usable")
-        except DatasetError as error:  # which would lose its type on the way from a worker
+        except DatasetError as error:  # an exception would lose its type on the way from a worker
             yield None, [*faults, (error.file, error.what)]
 
 
-def _batches(samples, batch, num_workers, collate):
+def _batches(
+    samples: _Samples, batch: int, num_workers: int, collate: Callable
+) -> Iterator[tuple[Any, list]]:
     stream = loader.make_loader(samples, batch_size=batch, num_workers=num_workers, collate=collate)
     for made, faults in stream:
         if made is None:
@@ -170,32 +224,53 @@ def _batches(samples, batch, num_workers, collate):
 
 
 def training_batches(
-    shards, mapper, *, classes, total_batch, seed, rank, world, start_iter, num_workers, skip_bad,
-    collate,
-):  # fmt: skip
-    """Endless batches as :func:`.loader.training_batches` gives, each made by one worker.
+    shards: Shards,
+    mapper: Callable,
+    *,
+    classes: int,
+    total_batch: int,
+    seed: int,
+    rank: int,
+    world: int,
+    start_iter: int,
+    num_workers: int,
+    skip_bad: bool,
+    collate: Callable,
+) -> Iterator[Any]:
+    """Yield batches without end, like :func:`.loader.training_batches`. Each is made by one worker.
 
     Raises:
-        ValueError: ``total_batch`` not divisible by ``world``.
-        DatasetError: fewer shards than workers; while reading, as :func:`read_shard`.
+        ValueError: ``total_batch`` is not divisible by ``world``.
+        DatasetError: there are fewer shards than workers; while reading, see :func:`read_shard`.
     """
     loader.check_share(total_batch, world)
     consumers = world * max(num_workers, 1)
     if len(shards) < consumers:
         raise DatasetError(
             os.path.dirname(shards[0]),
-            f"{len(shards)} shards cannot be dealt over {consumers} workers "
-            "(processes x DATALOADER.NUM_WORKERS)",
+            f"{len(shards)} shards are too few for {consumers} workers "
+            "(processes x DATALOADER.NUM_WORKERS), each of which needs one",
         )
     samples = _Samples(shards, classes, mapper, rank, world, (seed, start_iter), skip_bad)
     stream = _batches(samples, total_batch // world, num_workers, collate)
     return loader.good_samples(stream, skip_bad)
 
 
-def test_batches(shards, mapper, *, classes, rank, world, num_workers, batch, skip_bad, collate):
-    """Batches of every image once over all processes, each of which takes whole shards."""
+def test_batches(
+    shards: Shards,
+    mapper: Callable,
+    *,
+    classes: int,
+    rank: int,
+    world: int,
+    num_workers: int,
+    batch: int,
+    skip_bad: bool,
+    collate: Callable,
+) -> Iterator[Any]:
+    """Yield batches of every image once over all processes. Each process reads whole shards."""
     samples = _Samples(shards, classes, mapper, rank, world, skip_bad=skip_bad)
     return loader.good_samples(_batches(samples, batch, num_workers, collate), skip_bad)
 
 
-test_batches.__test__ = False  # not one of pytest's
+test_batches.__test__ = False  # type: ignore[attr-defined]  # not a test of pytest's

@@ -2,28 +2,76 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ...records import LONGEST_SIDE, BoxMode, DatasetError, box_fault, name_fault
+from ..specs import DetectionSpec, Metadata, Record, Scan
 
 # train2014 and train2017 hold one object of no height in each of these two images
 # (github.com/cocodataset/cocoapi issue 355): the only such boxes in the official files.
 _KNOWN_EMPTY = {200365, 550395}
 
 
-def read(json_file, image_root, official=False, repeated_ids=False):
+@dataclass(frozen=True)
+class CocoJson(DetectionSpec):
+    """A dataset in COCO's format: a folder of images and a json.
+
+    annotated: False for an image_info json, which has no annotations.
+    official, repeated_ids: see :func:`read`.
+    """
+
+    image_root: str
+    json_file: str
+    annotated: bool = True
+    official: bool = True
+    repeated_ids: bool = False
+
+    def paths(self) -> list[str]:
+        return [self.image_root, self.json_file]
+
+    def count(self, root: str) -> int:
+        """Number of JPEG files in the folder of images."""
+        files = os.listdir(os.path.join(root, self.image_root))
+        return sum(file.endswith(".jpg") for file in files)
+
+    def scan(self, root: str) -> tuple[Metadata, Scan]:
+        image_root = os.path.join(root, self.image_root)
+        json_file = os.path.join(root, self.json_file)
+        classes, ids, scan = read(json_file, image_root, self.official, self.repeated_ids)
+        metadata = Metadata(
+            self.name,
+            classes,
+            "coco",
+            self.annotated,
+            category_ids=ids,
+            detectron2={
+                "evaluator_type": "coco",
+                "json_file": json_file,
+                "image_root": image_root,
+                "thing_dataset_id_to_contiguous_id": {id: i for i, id in enumerate(ids)},
+            },
+        )
+        return metadata, scan
+
+
+def read(
+    json_file: str, image_root: str, official: bool = False, repeated_ids: bool = False
+) -> tuple[tuple[str, ...], tuple[int, ...], Scan]:
     """Read an instances (or image_info) json.
 
     Args:
         json_file: path of the json.
         image_root: folder of the images.
-        official: COCO's own file, whose two published faults are known.
+        official: whether this is COCO's own file, whose two published faults are known.
         repeated_ids: allow repeated annotation ids (the minival files of 2014 have them).
 
     Returns:
-        ``(classes, category_ids, scan)``: names in the order of their ids, the original ids,
-        and an iterator of ``(record, faults)`` in the order of the image ids. Boxes stay XYWH;
-        ``category_id`` is contiguous; ``area`` is the file's, or width times height without one.
-        ``record`` is None for a fault that belongs to no image.
+        ``(classes, category_ids, scan)``: the names in the order of their ids, the original ids,
+        and an iterator of ``(record, faults)`` in the order of the image ids. Boxes are XYWH.
+        ``category_id`` is contiguous. ``area`` is the file's, or width times height if the file has
+        none. ``record`` is None for a fault that belongs to no image.
 
     Raises:
         DatasetError: the file is missing, not json, or lacks images or categories.
@@ -44,10 +92,10 @@ def read(json_file, image_root, official=False, repeated_ids=False):
     return tuple(categories[id] for id in ids), ids, scan
 
 
-def _load(json_file):
+def _load(json_file: str) -> dict[str, Any]:
     try:
         with open(json_file, "rb") as file:
-            data = json.load(file, object_pairs_hook=_object)
+            data = json.load(file, object_pairs_hook=_unique_keys)
     except OSError as error:
         what = (
             f"cannot read the annotations ({error.strerror}); datasets/README.md shows the layout"
@@ -66,7 +114,7 @@ def _load(json_file):
     return data
 
 
-def _object(pairs):
+def _unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -75,25 +123,24 @@ def _object(pairs):
     return found
 
 
-def _scan(data, json_file, image_root, category_ids, official, repeated_ids):
-    def error(what, known=False):
-        return DatasetError(json_file, what, known)
-
-    found, stray = {}, []  # found: image id -> (record, faults)
+def _scan(
+    data: dict[str, Any],
+    json_file: str,
+    image_root: str,
+    category_ids: Sequence[int],
+    official: bool,
+    repeated_ids: bool,
+) -> Scan:
+    found: dict[int, tuple[Record, list[DatasetError]]] = {}  # by image id
+    stray: list[DatasetError] = []  # faults of no image in particular
     for image in data["images"]:
-        fault = _missing(image, {"id": int, "file_name": str, "height": int, "width": int})
-        if not fault and min(image["height"], image["width"]) < 1:
-            fault = f"height {image['height']} and width {image['width']} must be positive"
-        if not fault and max(image["height"], image["width"]) > LONGEST_SIDE:
-            fault = f"height and width must be at most {LONGEST_SIDE}"
-        if not fault:
-            fault = name_fault(image["file_name"])
-        if fault:
-            stray.append(error(f"image {_name(image)}: {fault}"))
+        if fault := _image_fault(image):
+            stray.append(DatasetError(json_file, f"image {_name(image)}: {fault}"))
         elif image["id"] in found:
-            found[image["id"]][1].append(error(f"duplicate image id {image['id']}"))
+            fault = f"duplicate image id {image['id']}"
+            found[image["id"]][1].append(DatasetError(json_file, fault))
         else:
-            record = {
+            record: Record = {
                 "file_name": os.path.join(image_root, image["file_name"]),
                 "image_id": image["id"],
                 "height": image["height"],
@@ -106,35 +153,23 @@ def _scan(data, json_file, image_root, category_ids, official, repeated_ids):
     seen = set()
     for annotation in data["annotations"]:
         fault = _missing(annotation, {"id": int, "image_id": int, "category_id": int, "bbox": list})
-        image_id = None if fault else annotation["image_id"]
-        if not fault and image_id not in found:
+        image_id: Any = annotation.get("image_id") if isinstance(annotation, dict) else None
+        known_image = type(image_id) is int and image_id in found
+        if not fault and not known_image:
             fault = f"unknown image_id {image_id}"
+        record, faults = found[image_id] if known_image else ({}, stray)
         if fault:
-            image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
-            hurt = found[image_id][1] if type(image_id) is int and image_id in found else stray
-            hurt.append(error(f"annotation {_name(annotation)}: {fault}"))
+            faults.append(DatasetError(json_file, f"annotation {_name(annotation)}: {fault}"))
             continue
-        record, faults = found[image_id]
         where = f"annotation {annotation['id']} of image {image_id}"
         if annotation["id"] in seen and not repeated_ids:
-            faults.append(error(f"{where}: duplicate annotation id"))
+            faults.append(DatasetError(json_file, f"{where}: duplicate annotation id"))
         seen.add(annotation["id"])
-        x_y_w_h = annotation["bbox"]
-        fault = _object_fault(annotation, contiguous, record)
-        if fault:
+        if fault := _object_fault(annotation, contiguous, record):
             known = official and image_id in _KNOWN_EMPTY and "is empty" in fault
-            faults.append(error(f"{where}: {fault}", known))
-            continue
-        record["annotations"].append(
-            {
-                "bbox": x_y_w_h,
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": contiguous[annotation["category_id"]],
-                "iscrowd": annotation.get("iscrowd", 0),
-                "area": float(annotation.get("area", x_y_w_h[2] * x_y_w_h[3])),
-                "id": annotation["id"],
-            }
-        )
+            faults.append(DatasetError(json_file, f"{where}: {fault}", known))
+        else:
+            record["annotations"].append(_object(annotation, contiguous))
 
     if stray:
         yield None, stray
@@ -142,7 +177,33 @@ def _scan(data, json_file, image_root, category_ids, official, repeated_ids):
         yield found[image_id]
 
 
-def _object_fault(annotation, contiguous, record):
+def _image_fault(image: Any) -> str | None:
+    fault = _missing(image, {"id": int, "file_name": str, "height": int, "width": int})
+    if fault:
+        return fault
+    height, width = image["height"], image["width"]
+    if min(height, width) < 1:
+        return f"height {height} and width {width} must be positive"
+    if max(height, width) > LONGEST_SIDE:
+        return f"height and width must be at most {LONGEST_SIDE}"
+    return name_fault(image["file_name"])
+
+
+def _object(annotation: Mapping[str, Any], contiguous: Mapping[int, int]) -> dict[str, Any]:
+    bbox = annotation["bbox"]
+    return {
+        "bbox": bbox,
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": contiguous[annotation["category_id"]],
+        "iscrowd": annotation.get("iscrowd", 0),
+        "area": float(annotation.get("area", bbox[2] * bbox[3])),
+        "id": annotation["id"],
+    }
+
+
+def _object_fault(
+    annotation: Mapping[str, Any], contiguous: Mapping[int, int], record: Record
+) -> str | None:
     if annotation["category_id"] not in contiguous:
         return f"unknown category_id {annotation['category_id']}"
     bbox = annotation["bbox"]
@@ -154,20 +215,20 @@ def _object_fault(annotation, contiguous, record):
     if not _is_number(area) or not 0 <= area < float("inf"):
         return f"area is {area!r}, not a number of pixels"
     if annotation.get("ignore", 0):
-        return "'ignore' is not supported; mark a region to ignore with iscrowd 1"
+        return "'ignore' is not supported; mark a region to be ignored with iscrowd 1"
     x, y, w, h = bbox
-    # COCO draws to fractions of a pixel, and may cross the border by less than one.
-    fault = box_fault(x, y, x + w, y + h, record["width"], record["height"], slack=1.0)
+    # COCO's boxes have fractions of a pixel and may cross the border by less than one pixel.
+    fault = box_fault((x, y, x + w, y + h), record["width"], record["height"], slack=1.0)
     return f"bbox {bbox} {fault}" if fault else None
 
 
-def _is_number(value):
-    # JSON has integers of any length, of which the longest are no coordinates and no floats.
+def _is_number(value: object) -> bool:
+    # JSON's integers have any length; the longest do not fit into a float.
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
-def _missing(entry, keys):
-    """The first of ``keys`` (name -> type) that ``entry`` lacks or holds as another type."""
+def _missing(entry: Any, keys: Mapping[str, type]) -> str | None:
+    """Say which of ``keys`` (name -> type) ``entry`` lacks or holds as another type, or None."""
     if not isinstance(entry, dict):
         return f"is not an object: {entry!r}"
     for key, kind in keys.items():
@@ -178,5 +239,5 @@ def _missing(entry, keys):
     return None
 
 
-def _name(entry):
+def _name(entry: Any) -> str:
     return repr(entry.get("id", "without id")) if isinstance(entry, dict) else "entry"

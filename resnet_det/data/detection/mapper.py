@@ -1,6 +1,8 @@
-"""What is done to a record of a detection set before it is a sample of a batch."""
+"""From a record of a detection dataset to a sample of a batch."""
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +16,15 @@ logger = logging.getLogger(__name__)
 _EMPTY = 1e-5  # boxes at most this wide or high are dropped, as in Detectron2
 
 
-def with_usable_annotations(records, *, use_difficult=True):
-    """The records that have something to learn from, as Detectron2's FILTER_EMPTY_ANNOTATIONS.
+def with_usable_annotations(
+    records: Sequence[dict[str, Any]], *, use_difficult: bool = True
+) -> list[dict[str, Any]]:
+    """The records with at least one annotation to train on (FILTER_EMPTY_ANNOTATIONS).
 
     An annotation counts unless it is a crowd or, with ``use_difficult`` False, difficult.
 
     Raises:
-        ValueError: none is left.
+        ValueError: no record is left.
     """
     kept = [
         record
@@ -39,39 +43,40 @@ def with_usable_annotations(records, *, use_difficult=True):
 
 
 class DetectionMapper:
-    """Record -> sample: reads the image, resizes it, mirrors it at random and its boxes with it.
+    """Record -> sample: reads the image, resizes it, and mirrors it and its boxes at random.
 
     Pixels and boxes are exactly those of Detectron2's DatasetMapper.
 
     Args:
-        short_sizes, sampling: of the shorter edge, see :func:`draw_size`; 0 leaves the image's size.
-        max_size: the longer edge is at most this.
+        short_sizes, sampling: of the shorter edge, see :func:`draw_size`. 0 keeps the image's size.
+        max_size: upper limit of the longer edge.
         flip: "horizontal" (half of the images) or "none".
         format: order of the channels, "BGR" or "RGB".
-        train: False leaves out the annotations.
+        train: whether the sample has annotations.
         use_difficult: train on objects that VOC marks difficult, as Detectron2 does.
-        proposals: number of precomputed proposals to keep of each image, the best; None takes none.
-        scales: further shorter edges, beside the one size of a test.
+        proposals: number of precomputed proposals per image, those with the highest scores. None if
+            the records have none.
+        scales: further lengths of the shorter edge, for multi-scale testing.
 
-    The sample: ``file_name``, ``image_id``, ``height``, ``width`` (of the original), ``image``
-    (uint8 tensor (3, h, w)) and in training ``boxes`` (float32 (N, 4), XYXY in the resized image)
-    and ``classes`` (int64 (N,)); with precomputed ones, ``proposals`` (float32 (N, 4)); with
-    ``scales`` a list of images. Crowds are left out; boxes are clipped, empty ones dropped.
+    A sample has ``file_name``, ``image_id``, ``height`` and ``width`` (of the original image), and
+    ``image`` (uint8 tensor (3, h, w)). In training it also has ``boxes`` (float32 (N, 4), XYXY in the
+    resized image) and ``classes`` (int64 (N,)). With ``proposals`` it has these (float32 (N, 4)),
+    with ``scales`` a list of images. Boxes are clipped; crowds and empty boxes are dropped.
     """
 
     def __init__(
         self,
-        short_sizes,
-        max_size,
+        short_sizes: int | Sequence[int],
+        max_size: int,
         *,
-        sampling="choice",
-        flip="none",
-        format="BGR",
-        train,
-        use_difficult=True,
-        proposals=None,
-        scales=(),
-    ):
+        sampling: str = "choice",
+        flip: str = "none",
+        format: str = "BGR",
+        train: bool,
+        use_difficult: bool = True,
+        proposals: int | None = None,
+        scales: Sequence[int] = (),
+    ) -> None:
         short_sizes = [short_sizes] if isinstance(short_sizes, int) else list(short_sizes)
         if sampling not in ("choice", "range"):
             raise ValueError(f"sampling of sizes {sampling!r} is not one of 'choice', 'range'")
@@ -91,7 +96,7 @@ class DetectionMapper:
         self.proposals = proposals
         self.scales = tuple(scales)
 
-    def __call__(self, record, rng):
+    def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         image = pixels.read_image(record["file_name"], self.format, stored_upright=self.train)
         height, width = image.shape[:2]
         pixels.check_size(image, record)
@@ -112,13 +117,13 @@ class DetectionMapper:
         if self.scales:
             sample["scales"] = [_channels_first(other) for other in others]
 
-        def moved(boxes, least):
-            """Boxes of the original image in the sample, and which of them are not empty."""
+        def moved(boxes: np.ndarray, min_side: float) -> tuple[np.ndarray, np.ndarray]:
+            """The boxes in the sample's image, and which of them are not empty."""
             boxes = boxes * np.tile([new_width / width, new_height / height], 2)
             if mirror:
                 boxes = pixels.flip_boxes(boxes, new_width)
             boxes = boxes.clip(0, [new_width, new_height] * 2).astype(np.float32)
-            return boxes, ((boxes[:, 2:] - boxes[:, :2]) > least).all(axis=1)
+            return boxes, ((boxes[:, 2:] - boxes[:, :2]) > min_side).all(axis=1)
 
         if self.proposals is not None:
             boxes, kept = moved(_proposals(record), 0)
@@ -132,18 +137,18 @@ class DetectionMapper:
         return sample
 
 
-def _channels_first(image):
+def _channels_first(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def _usable(annotation, use_difficult):
+def _usable(annotation: dict[str, Any], use_difficult: bool) -> bool:
     if annotation.get("iscrowd", 0):
         return False
     return use_difficult or not annotation.get("difficult", 0)
 
 
-def _xyxy(annotations):
-    """Boxes (N, 4), float64, from whatever mode each annotation is in."""
+def _xyxy(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The boxes as XYXY, float64 (N, 4)."""
     boxes = np.zeros((len(annotations), 4))
     for box, annotation in zip(boxes, annotations):
         box[:] = annotation["bbox"]
@@ -153,7 +158,7 @@ def _xyxy(annotations):
     return boxes
 
 
-def _proposals(record):
+def _proposals(record: dict[str, Any]) -> np.ndarray:
     """The boxes (N, 4) that :func:`resnet_det.data.detection.proposals.attach` put into a record."""
     boxes = record["proposal_boxes"].astype(np.float64)
     if record["proposal_bbox_mode"] == BoxMode.XYWH_ABS:

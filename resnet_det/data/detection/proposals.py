@@ -1,11 +1,13 @@
 """Files of precomputed proposals, in Detectron2's format.
 
 A pickle of ``{"ids": [image_id], "boxes": [float32 (N, 4)], "objectness_logits": [float32 (N,)],
-"bbox_mode": 0}``, one entry an image; boxes in pixels of the original image.
+"bbox_mode": 0}``, with one entry per image. Boxes are in pixels of the original image.
 """
 
 import os
 import pickle
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +17,8 @@ from ...records import BoxMode, DatasetError
 from ...weights.pickles import WeightsError, read_pickle
 
 
-def write(path, proposals):
-    """Write ``proposals``, (image_id, boxes, logits) of each image: a whole file, or none."""
+def write(path: str, proposals: Iterable[tuple[Any, Any, Any]]) -> None:
+    """Write proposals, a tuple (image_id, boxes, logits) per image. Leaves no partial file."""
     ids, boxes, logits = zip(*proposals)
     content = {
         "ids": list(ids),
@@ -29,13 +31,13 @@ def write(path, proposals):
         pickle.dump(content, file, protocol=4)
 
 
-def read(path):
-    """dict image_id as text -> (boxes (N, 4), logits (N,), BoxMode), the best first.
+def read(path: str) -> dict[str, tuple[np.ndarray, np.ndarray, BoxMode]]:
+    """Read a file: image_id as text -> (boxes (N, 4), logits (N,), mode), the highest logit first.
 
-    Detectron's older names of the fields are known too. Runs no code from the file.
+    The older field names of Detectron are accepted too. Runs no code from the file.
 
     Raises:
-        DatasetError: names the file and what is wrong in it.
+        DatasetError: names the file and what is wrong with it.
     """
     if not os.path.isfile(path):
         raise DatasetError(path, "no such file of proposals (DATASETS.PROPOSAL_FILES_*)")
@@ -44,7 +46,7 @@ def read(path):
     except WeightsError as error:
         raise DatasetError(path, f"not a file of proposals: {error}") from error
     if not isinstance(content, dict):
-        raise DatasetError(path, "holds no dictionary")
+        raise DatasetError(path, "does not hold a dictionary")
     content = {{"indexes": "ids", "scores": "objectness_logits"}.get(k, k): v
                for k, v in content.items()}  # fmt: skip
     missing = {"ids", "boxes", "objectness_logits"} - content.keys()
@@ -75,7 +77,7 @@ def read(path):
     return found
 
 
-def _numbers(path, image_id, values):
+def _numbers(path: str, image_id: Any, values: Any) -> np.ndarray:
     try:
         array = np.asarray(values)
     except ValueError:  # lists of different lengths
@@ -85,15 +87,17 @@ def _numbers(path, image_id, values):
     return array
 
 
-def attach(records, path):
-    """New records with the proposals of the file, in the fields that Detectron2's mapper reads.
+def attach(records: Sequence[dict[str, Any]], path: str) -> list[dict[str, Any]]:
+    """Copies of the records with the file's proposals, in the fields that Detectron2's mapper reads.
 
     Raises:
-        DatasetError: as :func:`read`, or an image has no entry in the file.
+        DatasetError: see :func:`read`; or an image has no entry in the file.
     """
     found = read(path)
     missing = [r["image_id"] for r in records if str(r["image_id"]) not in found]
     if missing:
-        raise DatasetError(path, f"has no proposals for {len(missing)} images, one is {missing[0]}")
+        raise DatasetError(
+            path, f"has no proposals for {len(missing)} images, for example {missing[0]}"
+        )
     names = "proposal_boxes", "proposal_objectness_logits", "proposal_bbox_mode"
     return [r | dict(zip(names, found[str(r["image_id"])])) for r in records]

@@ -3,38 +3,96 @@
 import math
 import os
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ...records import LONGEST_SIDE, BoxMode, DatasetError, box_fault, name_fault
 from ...weights.class_names import VOC
 from ..pixels import ImageError, image_header
+from ..specs import DetectionSpec, Metadata, Record, Scan
 
-CLASSES = VOC  # alphabetical, as in the devkit; a class's place here is its category_id
+CLASSES = VOC  # in alphabetical order, as in the devkit; the index of a class is its category_id
 
 
-def scan(dirname, split, classes=CLASSES, annotated=True):
+@dataclass(frozen=True)
+class VocFolder(DetectionSpec):
+    """A dataset in VOC's layout.
+
+    folder: holds ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
+    split: name of a list in ``ImageSets/Main``, without ``.txt``.
+    year: of the challenge, which decides the metric.
+    """
+
+    folder: str
+    split: str
+    year: int
+    classes: tuple[str, ...] = CLASSES
+    annotated: bool = True
+
+    def _list(self) -> str:
+        return os.path.join(self.folder, "ImageSets", "Main", f"{self.split}.txt")
+
+    def paths(self) -> list[str]:
+        folders = ["JPEGImages", "Annotations"] if self.annotated else ["JPEGImages"]
+        return [self._list(), *(os.path.join(self.folder, name) for name in folders)]
+
+    def count(self, root: str) -> int:
+        """Number of lines in the list of images."""
+        with open(os.path.join(root, self._list())) as file:
+            return sum(bool(line.strip()) for line in file)
+
+    def scan(self, root: str) -> tuple[Metadata, Scan]:
+        dirname = os.path.join(root, self.folder)
+        metadata = Metadata(
+            self.name,
+            self.classes,
+            evaluation(self.year),
+            self.annotated,
+            split=self.split,
+            detectron2={
+                "evaluator_type": "pascal_voc",
+                "dirname": dirname,
+                "split": self.split,
+                "year": self.year,
+            },
+        )
+        return metadata, scan(dirname, self.split, self.classes, self.annotated)
+
+
+def evaluation(year: int | None) -> str:
+    """The protocol of a challenge: VOC 2007 uses the 11-point AP, later years the area under the
+    curve."""
+    return "voc_2007" if year == 2007 else "voc"
+
+
+def scan(
+    dirname: str, split: str, classes: Sequence[str] = CLASSES, annotated: bool = True
+) -> Iterator[tuple[Record, list[DatasetError]]]:
     """Read one split, image by image.
 
     Args:
         dirname: folder that holds ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
         split: name of a list in ``ImageSets/Main``, without ``.txt``.
-        classes: class names; the place of a name is its ``category_id``.
-        annotated: False for a test set without public annotations: sizes then come from the images.
+        classes: class names; the index of a name is its ``category_id``.
+        annotated: False for a test set without public annotations. The sizes then come from the
+            images.
 
     Yields:
-        ``(record, faults)``: a standard dict with boxes in continuous coordinates (1 subtracted
-        from xmin and ymin only, as Detectron2), and the list of DatasetErrors found in it.
+        ``(record, faults)``: a standard dict with boxes in continuous coordinates (1 is subtracted
+        from xmin and ymin only, as in Detectron2), and the list of the faults found in it.
         With faults the record may lack its size or some objects.
 
     Raises:
-        DatasetError: the list of images is missing, empty, or not one name a line.
+        DatasetError: the list of images is missing, empty, or has more than one name per line.
     """
     class_ids = {name: index for index, name in enumerate(classes)}
     listed = os.path.join(dirname, "ImageSets", "Main", f"{split}.txt")
     seen = set()
     for image_id in _read_list(listed):
         image = os.path.join(dirname, "JPEGImages", f"{image_id}.jpg")
-        record = {"file_name": image, "image_id": image_id}
-        faults = []
+        record: Record = {"file_name": image, "image_id": image_id}
+        faults: list[DatasetError] = []
         if image_id in seen:
             faults.append(DatasetError(listed, f"duplicate image id {image_id!r}"))
         seen.add(image_id)
@@ -50,7 +108,7 @@ def scan(dirname, split, classes=CLASSES, annotated=True):
         yield record, faults
 
 
-def _read_list(path):
+def _read_list(path: str) -> list[str]:
     try:
         with open(path, encoding="utf-8") as file:
             names = file.read().split("\n")
@@ -63,21 +121,21 @@ def _read_list(path):
         raise DatasetError(path, "the list of images is empty")
     for name in names:
         if len(name.split()) > 1:
-            raise DatasetError(path, f"expected one image name a line, found {name!r}")
+            raise DatasetError(path, f"expected one image name per line, found {name!r}")
         if fault := name_fault(name):
             raise DatasetError(path, fault)
     return names
 
 
 class _NoDoctype(ET.TreeBuilder):
-    """Refuses a document type: no VOC file has one, and it is where entities are declared."""
+    """Refuses a DOCTYPE, which could declare entities. VOC's files have none."""
 
     def doctype(self, name, pubid, system):
-        raise ValueError("has a DOCTYPE, which is refused (it can declare entities)")
+        raise ValueError("has a DOCTYPE, which is refused because it can declare entities")
 
 
-def _read_annotation(path, class_ids, record):
-    """Fill height, width and annotations of ``record`` from the XML; returns the faults."""
+def _read_annotation(path: str, class_ids: Mapping[str, int], record: Record) -> list[DatasetError]:
+    """Read height, width and annotations of ``record`` from the XML. Returns the faults."""
     try:
         root = ET.parse(path, ET.XMLParser(target=_NoDoctype())).getroot()
     except FileNotFoundError:
@@ -94,9 +152,7 @@ def _read_annotation(path, class_ids, record):
             return [DatasetError(path, f"no <size> with a <{key}>")]
         digits = text.strip()
         if not digits.isdecimal() or len(digits) > 9 or not 0 < int(digits) <= LONGEST_SIDE:
-            what = (
-                f"<{key}> is {text[:99]!r}, not a positive whole number of at most {LONGEST_SIDE}"
-            )
+            what = f"<{key}> is {text[:99]!r}, not an integer from 1 to {LONGEST_SIDE}"
             return [DatasetError(path, what)]
         size[key] = int(text)
     record.update(height=size["height"], width=size["width"], annotations=[])
@@ -110,7 +166,9 @@ def _read_annotation(path, class_ids, record):
     return faults
 
 
-def _read_object(node, class_ids, width, height):
+def _read_object(
+    node: ET.Element, class_ids: Mapping[str, int], width: int, height: int
+) -> dict[str, Any]:
     name = node.findtext("name", "").strip()
     if name not in class_ids:
         raise ValueError(f"unknown class {name!r}")
@@ -124,9 +182,9 @@ def _read_object(node, class_ids, width, height):
             f"{shown} starts at 0, but VOC counts pixels from 1: "
             "if the file was written 0-based, add 1 to every coordinate"
         )
-    # Pixels xmin..xmax, counted from 1 and inclusive, cover [xmin - 1, xmax] (Detectron2 too).
+    # The pixels xmin..xmax, counted from 1 and inclusive, cover [xmin - 1, xmax].
     bbox = [xmin - 1, ymin - 1, xmax, ymax]
-    fault = box_fault(*bbox, width, height)
+    fault = box_fault(bbox, width, height)
     if fault:
         raise ValueError(f"{shown} {fault}")
     return {
@@ -139,7 +197,7 @@ def _read_object(node, class_ids, width, height):
     }
 
 
-def _number(node, key):
+def _number(node: ET.Element, key: str) -> float:
     text = node.findtext(key)
     if text is None:
         raise ValueError(f"no <{key.rpartition('/')[2]}> in its <bndbox>")
@@ -152,15 +210,26 @@ def _number(node, key):
     return value
 
 
-def _flag(node, key):
-    text = node.findtext(key, "0").strip() or "0"  # VOC2012 leaves some of these tags out
+def _flag(node: ET.Element, key: str) -> int:
+    text = node.findtext(key, "0").strip() or "0"  # some files of VOC2012 lack these tags
     if text not in ("0", "1"):
         raise ValueError(f"<{key}> is {text!r}, not 0 or 1")
     return int(text)
 
 
-def voc_xml(name, height, width, objects, classes):
-    """The XML of an image; ``objects`` as of :func:`_scene`."""
+def voc_xml(
+    name: str,
+    height: int,
+    width: int,
+    objects: Sequence[Mapping[str, Any]],
+    classes: Sequence[str],
+) -> str:
+    """The XML of the image ``name``.jpg.
+
+    Args:
+        objects: dicts with "class" (an index into ``classes``), "box" (x0, y0, x1, y1; continuous,
+            in whole pixels), "difficult" and "truncated" (0 or 1).
+    """
     lines = [
         "<annotation>",
         f"  <folder>voc</folder><filename>{name}.jpg</filename>",

@@ -1,6 +1,7 @@
 """The objects and backgrounds of the scenes, drawn with numpy."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,8 +81,8 @@ def _pattern(rng, height, width):
     return surface * (1 + rng.uniform(0.1, 0.5) * (grain - 0.5))
 
 
-def background(rng, height, width):
-    """One surface, or two that meet at an uneven horizon."""
+def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """One textured surface, or two that meet at an uneven horizon: float (3, height, width)."""
     surface = _pattern(rng, height, width)
     if rng.random() < 0.5:
         tilt = rng.uniform(-0.25, 0.25)
@@ -89,7 +90,7 @@ def background(rng, height, width):
         ragged = _noise(rng, 1, width, 30)[0] * rng.uniform(0, 18)
         edge = height * rng.uniform(0.3, 0.7) + tilt * (x - width / 2) + ragged
         surface = _mix(surface, _pattern(rng, height, width), np.clip((y - edge) / 1.5, 0, 1))
-    # Quieter and flatter than what stands before it, as a background out of focus.
+    # Less contrast than the objects, like a background out of focus.
     surface = surface.mean() + (surface - surface.mean()) * rng.uniform(0.5, 0.9)
     return _blurred(surface, rng.uniform(0.4, 1.1))
 
@@ -112,8 +113,8 @@ def _from_pil(image):
     return np.ascontiguousarray(np.moveaxis(levels, -1, 0)) if levels.ndim == 3 else levels
 
 
-def _finish(rng, canvas):
-    """Light, lens and sensor: uneven light, blur, contrast, noise. Returns a PIL image."""
+def finish(rng: np.random.Generator, canvas: np.ndarray) -> Image.Image:
+    """Apply uneven light, contrast, sensor noise and blur to a canvas (3, height, width)."""
     height, width = canvas.shape[1:]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)
@@ -125,6 +126,11 @@ def _finish(rng, canvas):
     grain = rng.standard_normal(canvas.shape, np.float32) * rng.uniform(0.005, 0.025)
     image = _to_pil(0.03 + 0.94 * canvas + grain)
     return image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.6)))
+
+
+# Each object is a function of (rng, u, v), where u and v are coordinates in which the object fills
+# about [-1, 1] (v points down). It returns (f, paint): f is continuous and negative inside the object,
+# paint is (3, h, w) in about [0, 1].
 
 
 def _ball(rng, u, v):
@@ -262,8 +268,11 @@ def _wheel(rng, u, v):
     return np.minimum(np.minimum(ring, spokes), hub), paint
 
 
-def _clutter(rng, u, v):
-    """Not an object: an outline (disc, bar, box, triangle, blob, ring) in a plain texture."""
+def draw_clutter(
+    rng: np.random.Generator, u: np.ndarray, v: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clutter, drawn like an object: an outline (disc, bar, box, triangle, blob, ring) in a plain
+    texture."""
     r, angle = np.hypot(u, v), np.arctan2(v, u)
     kind = int(rng.integers(6))
     if kind == 0:
@@ -282,15 +291,16 @@ def _clutter(rng, u, v):
     a, b = _colour(rng), _colour(rng)
     slope = rng.uniform(0, 2 * math.pi)
     t = np.clip(0.5 + 0.5 * (u * math.cos(slope) + v * math.sin(slope)), 0, 1)
-    return f, _mix(a, 0.6 * a + 0.4 * b, t) * (0.75 + 0.5 * _noise(rng, *u.shape, 12, 2))
+    height, width = u.shape
+    return f, _mix(a, 0.6 * a + 0.4 * b, t) * (0.75 + 0.5 * _noise(rng, height, width, 12, 2))
 
 
-_DRAW = dict(zip(CLASSES, (_ball, _crate, _fish, _flower, _leaf, _mug, _star, _wheel), strict=True))
+DRAW = dict(zip(CLASSES, (_ball, _crate, _fish, _flower, _leaf, _mug, _star, _wheel), strict=True))
 
 
 @dataclass
-class _Sprite:
-    """A drawn object: paint (3, h, w) and coverage (h, w) at integer place (left, top)."""
+class Sprite:
+    """A drawn object: paint (3, h, w) and opacity (h, w) at the pixel (left, top)."""
 
     paint: np.ndarray
     alpha: np.ndarray
@@ -298,19 +308,27 @@ class _Sprite:
     top: int
 
 
-def _sprite(rng, draw, x, y, size):
-    """Draw one object about ``size`` pixels across around (x, y), turned and slanted at random."""
+def draw_sprite(
+    rng: np.random.Generator, draw: Callable, place: Sequence[float] | np.ndarray, size: float
+) -> Sprite:
+    """Draw one object, about ``size`` pixels wide, rotated and slanted at random.
+
+    Args:
+        draw: an object's function, one of ``DRAW``, or :func:`draw_clutter`.
+        place: (x, y) of its centre.
+    """
+    x, y = place
     radius = size / 2
     reach = math.ceil(radius * 1.28) + 1
     left, top = math.floor(x) - reach, math.floor(y) - reach
     side = 2 * reach + 1
-    # Two samples a pixel each way, averaged below.
+    # Two samples per pixel in each direction, averaged below.
     grid = (np.arange(2 * side, dtype=np.float32) + 0.5) / 2
     px, py = (left + grid - x)[None] / radius, (top + grid - y)[:, None] / radius
     turn = rng.normal(0, 0.5) if rng.random() < 0.7 else rng.uniform(-math.pi, math.pi)
     mirror = int(rng.choice([-1, 1]))
     squeeze, slant = rng.uniform(0.78, 1), rng.uniform(0, math.pi)
-    # Seen from the side: shorter along the slant; and one end nearer than the other.
+    # Seen from the side: shorter along the slant, with one end nearer than the other.
     c, s = math.cos(slant), math.sin(slant)
     along, across = (px * c + py * s) / squeeze, py * c - px * s
     depth = 1 + rng.uniform(-0.12, 0.12) * along
@@ -323,7 +341,7 @@ def _sprite(rng, draw, x, y, size):
     mean = _halve(alpha)
     paint = _halve(paint * alpha) / np.maximum(mean, 1e-3)
     paint *= 0.9 + 0.2 * _noise(rng, side, side, max(4, size / 4), 2)
-    return _Sprite(np.clip(paint, 0, 1), mean, left, top)
+    return Sprite(np.clip(paint, 0, 1), mean, left, top)
 
 
 def _halve(image):
@@ -332,8 +350,10 @@ def _halve(image):
     return (rows[..., ::2] + rows[..., 1::2]) / 4
 
 
-def _overlap(sprite, height, width, dx=0, dy=0):
-    """Slices (of the canvas, of the sprite) where the sprite, moved by (dx, dy), is in view."""
+def part_in_view(
+    sprite: Sprite, height: int, width: int, dx: int = 0, dy: int = 0
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The slices of the canvas and of the sprite where the sprite, moved by (dx, dy), is in view."""
     left, top = sprite.left + dx, sprite.top + dy
     rows, columns = sprite.alpha.shape
     y0, y1 = max(top, 0), max(min(top + rows, height), 0)
@@ -341,14 +361,14 @@ def _overlap(sprite, height, width, dx=0, dy=0):
     return (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
 
 
-def _paste(rng, canvas, sprite):
-    """Put the sprite on the canvas, over its own soft shadow."""
+def paste(rng: np.random.Generator, canvas: np.ndarray, sprite: Sprite) -> None:
+    """Paste the sprite and its soft shadow into the canvas (3, height, width)."""
     height, width = canvas.shape[1:]
     reach = max(1, sprite.alpha.shape[0] // 14)
     dx, dy = (int(d) for d in rng.integers(-reach, reach + 1, 2))
     shadow = _from_pil(_to_pil(sprite.alpha).filter(ImageFilter.BoxBlur(reach)))
-    (rows, columns), here = _overlap(sprite, height, width, dx, abs(dy))
+    (rows, columns), here = part_in_view(sprite, height, width, dx, abs(dy))
     canvas[:, rows, columns] *= 1 - rng.uniform(0.2, 0.6) * shadow[here]
-    (rows, columns), here = _overlap(sprite, height, width)
+    (rows, columns), here = part_in_view(sprite, height, width)
     behind = canvas[:, rows, columns]
     behind += (sprite.paint[(slice(None), *here)] - behind) * sprite.alpha[here]

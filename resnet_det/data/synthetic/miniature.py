@@ -1,19 +1,22 @@
-"""A detection set composed of CIFAR-10's photographs: the claim of Tables 7 and 8 in miniature.
+"""A detection dataset composed of CIFAR-10's photographs, to test the claim of Tables 7 and 8 in
+miniature.
 
-Each image is textured ground with some photographs of the user's CIFAR-10 on it, one to two
-times their size; half of them have soft edges. Among them lies clutter: other photographs whose 16
-tiles are shuffled, pasted alike, so that an edge or the grain of a photograph says nothing and a
-detector has to recognise what is in it. Training images hold photographs of CIFAR-10's training
-set only, test images of its test set only, and each photograph is an object once at most.
+Each image is a textured background with some photographs of the user's CIFAR-10 on it, at one to two
+times their size; half of them have soft edges. Among them is clutter: other photographs whose 16
+tiles are shuffled, pasted in the same way. Edges and grain of a photograph therefore carry no
+information, and a detector has to recognise the content. Training images contain photographs of
+CIFAR-10's training set only, test images of its test set only. No photograph is an object twice.
 
     <root>/miniature/voc/{Annotations,ImageSets/Main,JPEGImages}    trainval.txt, test.txt
     <root>/miniature/about.json                                     how it was made
 
-Every image depends on (seed, its split, its number) alone.
+An image depends on the seed, its split and its number only.
 """
 
 import json
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,17 +26,17 @@ from ...files import whole_folder
 from ..classification import cifar10
 from ..detection.voc import voc_xml
 from .drawing import background
-from .folder import check_version
+from .folder import DrawnFolder
 
 CLASSES = cifar10.CLASSES
-VERSION = 1  # of the drawing: results on sets of different versions do not compare
-SPLITS = {"trainval": "cifar10_train", "test": "cifar10_test"}  # what each is made of
-OBJECTS, CLUTTER = 4, 4  # at most, in an image
-SIDE = 32  # of a photograph
+VERSION = 1  # of the drawing; results on datasets of different versions do not compare
+SPLITS = {"trainval": "cifar10_train", "test": "cifar10_test"}  # split -> its source
+MAX_OBJECTS, MAX_CLUTTER = 4, 4  # per image
+SIDE = 32  # of a photograph, in pixels
 TRIES = 20  # to find a free place for an object
 
 
-def _shuffled(rng, photograph):
+def shuffle_tiles(rng: np.random.Generator, photograph: np.ndarray) -> np.ndarray:
     """The photograph (32, 32, 3) with its 16 tiles in random order."""
     tile = SIDE // 4
     tiles = photograph.reshape(4, tile, 4, tile, 3).swapaxes(1, 2).reshape(16, tile, tile, 3)
@@ -41,8 +44,9 @@ def _shuffled(rng, photograph):
     return tiles.swapaxes(1, 2).reshape(photograph.shape)
 
 
-def _enlarged(rng, photograph):
-    """-> (the photograph at one to two times its size, float; its opacity (side, side, 1))."""
+def _enlarged(rng: np.random.Generator, photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The photograph at one to two times its size, float (side, side, 3), and its opacity
+    (side, side, 1)."""
     side = round(SIDE * rng.uniform(1, 2))
     image = Image.fromarray(photograph).resize((side, side), Image.Resampling.BICUBIC)
     edge = rng.uniform(2, side / 6) if rng.random() < 0.5 else 0.5  # width of the soft border
@@ -51,20 +55,26 @@ def _enlarged(rng, photograph):
     return np.asarray(image, np.float32), np.minimum.outer(opacity, opacity)[..., None]
 
 
-def _paste(canvas, image, opacity, x, y):
+def _paste(canvas: np.ndarray, image: np.ndarray, opacity: np.ndarray, x: int, y: int) -> None:
     side = len(image)
     behind = canvas[y : y + side, x : x + side]
     behind += (image - behind) * opacity
 
 
-def _covers(box, other):
-    """Share of the smaller of two boxes that the other one covers."""
+def _overlap(box: Sequence[int], other: Sequence[int]) -> float:
+    """The fraction of the smaller of two boxes that the other one covers."""
     w, h = (min(box[i + 2], other[i + 2]) - max(box[i], other[i]) for i in (0, 1))
-    least = min((b[2] - b[0]) * (b[3] - b[1]) for b in (box, other))
-    return max(w, 0) * max(h, 0) / least
+    smaller = min((b[2] - b[0]) * (b[3] - b[1]) for b in (box, other))
+    return max(w, 0) * max(h, 0) / smaller
 
 
-def compose(rng, objects, clutter, height, width):
+def compose(
+    rng: np.random.Generator,
+    objects: Sequence[tuple[np.ndarray, int]],
+    clutter: Sequence[np.ndarray],
+    height: int,
+    width: int,
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Compose one image.
 
     Args:
@@ -72,33 +82,43 @@ def compose(rng, objects, clutter, height, width):
         clutter: list of photographs.
 
     Returns:
-        (uint8 (height, width, 3), list of dicts as ``scenes.voc_xml`` takes them; an object that
-        found no place that leaves nine tenths of every object free is left out.)
+        The image, uint8 (height, width, 3), and the objects as ``voc.voc_xml`` takes them. An object
+        is skipped if every place that was tried overlaps another object by a tenth or more.
     """
     canvas = np.moveaxis(background(rng, height, width), 0, -1) * 255
     for photograph in clutter:
-        image, opacity = _enlarged(rng, _shuffled(rng, photograph))
-        _paste(canvas, image, opacity, *(rng.integers(n - len(image) + 1) for n in (width, height)))
-    placed = []
+        image, opacity = _enlarged(rng, shuffle_tiles(rng, photograph))
+        x, y = (int(rng.integers(n - len(image) + 1)) for n in (width, height))
+        _paste(canvas, image, opacity, x, y)
+    placed: list[dict[str, Any]] = []
     for photograph, index in objects:
         image, opacity = _enlarged(rng, photograph)
         for _ in range(TRIES):
             x, y = (int(rng.integers(n - len(image) + 1)) for n in (width, height))
             box = x, y, x + len(image), y + len(image)
-            if all(_covers(box, other["box"]) < 0.1 for other in placed):
+            if all(_overlap(box, other["box"]) < 0.1 for other in placed):
                 _paste(canvas, image, opacity, x, y)
                 placed.append({"class": index, "box": box, "difficult": 0, "truncated": 0})
                 break
     return (canvas.clip(0, 255) + 0.5).astype(np.uint8), placed
 
 
-def write(root, trainval=1000, test=500, size=(96, 128), seed=0):
-    """Compose the set into ``root``/miniature: complete, or not there at all.
+def write(
+    root: str,
+    trainval: int = 1000,
+    test: int = 500,
+    size: tuple[int, int] = (96, 128),
+    seed: int = 0,
+) -> str:
+    """Compose the dataset into ``root``/miniature, which appears when it is complete.
 
     Args:
-        root: folder of the datasets, which holds CIFAR-10.
+        root: the datasets' folder, which holds CIFAR-10.
         trainval, test: number of images.
-        size: (height, width); four in ten are portraits, (width, height).
+        size: (height, width). Four in ten are portraits, (width, height).
+
+    Returns:
+        The folder.
 
     Raises:
         DatasetError: CIFAR-10 is absent or damaged.
@@ -113,13 +133,15 @@ def write(root, trainval=1000, test=500, size=(96, 128), seed=0):
             names = []
             for n in tqdm(range(count), f"Composing {split}", leave=False):
                 rng = np.random.default_rng([seed, VERSION, number, n])
-                mine = order[n * OBJECTS : (n + 1) * OBJECTS][: rng.integers(1, OBJECTS + 1)]
-                others = rng.choice(order[count * OBJECTS :], rng.integers(1, CLUTTER + 1))
+                shown = order[n * MAX_OBJECTS :][: rng.integers(1, MAX_OBJECTS + 1)]
+                shuffled = rng.choice(
+                    order[count * MAX_OBJECTS :], rng.integers(1, MAX_CLUTTER + 1)
+                )
                 height, width = size if rng.random() < 0.6 else size[::-1]
                 image, objects = compose(
                     rng,
-                    [(np.moveaxis(images[i], 0, -1), int(labels[i])) for i in mine],
-                    np.moveaxis(images[others], 1, -1),
+                    [(np.moveaxis(images[i], 0, -1), int(labels[i])) for i in shown],
+                    np.moveaxis(images[shuffled], 1, -1),
                     height,
                     width,
                 )
@@ -137,14 +159,4 @@ def write(root, trainval=1000, test=500, size=(96, 128), seed=0):
     return os.path.join(root, "miniature")
 
 
-def ensure(root, workers=1):
-    """The folder of the set under ``root``, composed first where it is absent, by one process.
-
-    Raises:
-        DatasetError: CIFAR-10 is absent, or the set is of another version of the composing.
-    """
-    target = os.path.join(root, "miniature")
-    if not os.path.isdir(target):
-        write(root)
-    check_version(target, VERSION)
-    return target
+DRAWN = DrawnFolder("miniature", VERSION, lambda root, workers: write(root), cifar10.missing)

@@ -1,79 +1,83 @@
 """The embedded dataset: annotated scenes of eight kinds of objects, drawn with numpy.
 
 A scene is a textured background under uneven light with one to five objects, each of its own
-scale, rotation, slant, colours and shadow, that occlude each other and leave the frame, among
-clutter that imitates their outlines without their texture. Colours say nothing about the class.
-The same JPEGs are annotated as PASCAL VOC and as COCO, so that the readers of both serve them:
+scale, rotation, slant, colours and shadow. They occlude each other and leave the frame, and lie
+among clutter that imitates their outlines without their texture. Colours do not depend on the class.
+The same JPEGs are annotated as PASCAL VOC and as COCO:
 
     <root>/scenes/voc/{Annotations,ImageSets/Main,JPEGImages}     trainval.txt, test.txt
     <root>/scenes/coco/instances_{train,test}.json                images: ../voc/JPEGImages
     <root>/scenes/classification/{train,val}/<class>/*.jpg        single objects, 36 x 36
     <root>/scenes/about.json                                      how they were made
 
-A box is the tightest one around the VISIBLE pixels of its object (as in VOC and COCO). An object
-is "difficult" when the longer side of its box is under 16 pixels or less than half of it is
-visible; in COCO such an object is marked ``iscrowd``, so that both protocols ignore it. No object
-is less than a quarter visible, or narrower than 6 pixels.
+A box encloses the VISIBLE pixels of its object tightly (as in VOC and COCO). An object is
+"difficult" if the longer side of its box is under 16 pixels or less than half of it is visible. In
+COCO it is marked ``iscrowd``, so that both protocols ignore it. At least a quarter of each object is
+visible, and each is at least 6 pixels wide and high.
 
-Every image depends on (seed, its split, its number) alone, never on the number of workers or of
-other images. Another build of numpy or Pillow may change single grey levels.
+An image depends on the seed, its split and its number only, not on the number of workers or images.
+Another build of numpy or Pillow may change single grey levels.
 """
 
 import json
 import math
 import os
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from functools import partial
-from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ...files import whole_folder
 from ..detection.voc import voc_xml
-from .drawing import _DRAW, CLASSES, _clutter, _finish, _overlap, _paste, _sprite, background
-from .folder import check_version
+from ..parallel import parallel_map
+from .drawing import (
+    CLASSES,
+    DRAW,
+    background,
+    draw_clutter,
+    draw_sprite,
+    finish,
+    part_in_view,
+    paste,
+)
+from .folder import DrawnFolder
 
-VERSION = 2  # of the drawing: results on scenes of different versions do not compare
+VERSION = 2  # of the drawing; results on scenes of different versions do not compare
 CROP = 36  # side of a classification image, in pixels
 _STREAMS = {"trainval": 0, "test": 1, "train": 2, "val": 3}  # independent random streams
 
 
-# ---------------------------------------------------------------------------------------------
-# Textures and light
-
-
-# ---------------------------------------------------------------------------------------------
-# Objects. Each takes (rng, u, v), coordinates in which the object fills about [-1, 1] (v points
-# down), and returns (f, paint): f < 0 inside, continuous; paint (3, h, w) in about [0, 1].
-
-
-# ---------------------------------------------------------------------------------------------
-# Scenes
-
-
-def _scene(rng, height, width, sizes, counts=(1, 5), clutter=(1, 5)):
+def compose_scene(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    sizes: tuple[float, float],
+    counts: tuple[int, int] = (1, 5),
+    clutter: tuple[int, int] = (1, 5),
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Compose one scene: ``(canvas, objects)``.
 
-    Objects are dicts: class index, box (x0, y0, x1, y1) of the visible pixels, their number,
-    difficult, truncated.
+    An object is a dict: "class" (an index), "box" (x0, y0, x1, y1) and "area" of the visible pixels,
+    "difficult" and "truncated" (0 or 1).
     """
     canvas = background(rng, height, width)
     for _ in range(rng.integers(clutter[0], clutter[1])):
         place = rng.uniform(0, width), rng.uniform(0, height)
-        _paste(
-            rng, canvas, _sprite(rng, _clutter, *place, rng.uniform(8, 0.6 * min(height, width)))
-        )
+        size = rng.uniform(8, 0.6 * min(height, width))
+        paste(rng, canvas, draw_sprite(rng, draw_clutter, place, size))
 
     owner = np.full((height, width), -1)  # which object shows at each pixel
-    classes, totals, inside = [], [], []
+    classes: list[int] = []
+    totals: list[int] = []
+    inside: list[int] = []
     wanted = rng.integers(counts[0], counts[1] + 1)
     for _ in range(wanted):
         index = int(rng.integers(len(CLASSES)))
         size = math.exp(rng.uniform(*np.log(sizes)))
         place = rng.uniform(0.02, 0.98) * width, rng.uniform(0.02, 0.98) * height
-        sprite = _sprite(rng, _DRAW[CLASSES[index]], *place, size)
-        there, here = _overlap(sprite, height, width)
+        sprite = draw_sprite(rng, DRAW[CLASSES[index]], place, size)
+        there, here = part_in_view(sprite, height, width)
         covered = owner.copy()
         covered[there][sprite.alpha[here] > 0.5] = len(classes)
         if all(
@@ -84,7 +88,7 @@ def _scene(rng, height, width, sizes, counts=(1, 5), clutter=(1, 5)):
             classes.append(index)
             totals.append((sprite.alpha > 0.5).sum())
             inside.append((sprite.alpha[here] > 0.5).sum())
-            _paste(rng, canvas, sprite)
+            paste(rng, canvas, sprite)
 
     objects = []
     for i, index in enumerate(classes):
@@ -103,31 +107,33 @@ def _scene(rng, height, width, sizes, counts=(1, 5), clutter=(1, 5)):
     return canvas, objects
 
 
-def _acceptable(mask, total):
-    """Is enough of an object of ``total`` pixels left to see?"""
+def _acceptable(mask: np.ndarray, total: int) -> bool:
+    """Whether enough of an object of ``total`` pixels is visible."""
     if mask.sum() < 0.25 * total:
         return False
     x0, y0, x1, y1 = _bounds(mask)
     return min(x1 - x0, y1 - y0) >= 6
 
 
-def _bounds(mask):
-    """Tight box (x0, y0, x1, y1), continuous, of a mask that is not empty."""
+def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """The tight box (x0, y0, x1, y1), in continuous coordinates, of a mask that is not empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _save(rng, canvas, path):
-    _finish(rng, canvas).save(path, quality=int(rng.integers(80, 95)), subsampling=0)
+def _save(rng: np.random.Generator, canvas: np.ndarray, path: str) -> None:
+    finish(rng, canvas).save(path, quality=int(rng.integers(80, 95)), subsampling=0)
 
 
-def _write_scene(folder, seed, size, job):
-    """Draw scene ``number`` of ``split``; writes the JPEG and the XML, returns what is in it."""
+def _write_scene(
+    folder: str, seed: int, size: tuple[int, int], job: tuple[str, int]
+) -> dict[str, Any]:
+    """Draw the scene of ``job`` (split, number). Writes the JPEG and the XML; returns the objects."""
     split, number = job
     rng = np.random.default_rng([seed, VERSION, _STREAMS[split], number])
     height, width = size if rng.random() < 0.6 else size[::-1]
     short = min(size)
-    canvas, objects = _scene(rng, height, width, sizes=(0.17 * short, 0.5 * short))
+    canvas, objects = compose_scene(rng, height, width, sizes=(0.17 * short, 0.5 * short))
     name = f"{_STREAMS[split]}{number:05d}"
     _save(rng, canvas, os.path.join(folder, "voc", "JPEGImages", f"{name}.jpg"))
     xml = voc_xml(name, height, width, objects, CLASSES)
@@ -136,26 +142,27 @@ def _write_scene(folder, seed, size, job):
     return {"name": name, "height": height, "width": width, "objects": objects}
 
 
-def _write_crop(folder, seed, job):
-    """Draw one object into the middle of a small image."""
+def write_crop(folder: str, seed: int, job: tuple[str, int]) -> None:
+    """Draw one object in the middle of a small image."""
     split, number = job
     rng = np.random.default_rng([seed, VERSION, _STREAMS[split], number])
     index = number % len(CLASSES)
     canvas = background(rng, CROP, CROP)
     for _ in range(int(rng.integers(0, 3))):
         place = rng.uniform(0, CROP, 2)
-        _paste(rng, canvas, _sprite(rng, _clutter, *place, rng.uniform(8, 30)))
+        paste(rng, canvas, draw_sprite(rng, draw_clutter, place, rng.uniform(8, 30)))
     place = CROP / 2 + rng.uniform(-3, 3, 2)
-    _paste(rng, canvas, _sprite(rng, _DRAW[CLASSES[index]], *place, rng.uniform(16, 38)))
+    paste(rng, canvas, draw_sprite(rng, DRAW[CLASSES[index]], place, rng.uniform(16, 38)))
     if rng.random() < 0.3:  # something in front of a corner
         corner = rng.choice([0, CROP], 2) + rng.uniform(-2, 2, 2)
-        _paste(rng, canvas, _sprite(rng, _clutter, *corner, rng.uniform(10, 20)))
+        paste(rng, canvas, draw_sprite(rng, draw_clutter, corner, rng.uniform(10, 20)))
     name = f"{_STREAMS[split]}{number:05d}.jpg"
     _save(rng, canvas, os.path.join(folder, "classification", split, CLASSES[index], name))
 
 
-def _coco_json(scenes):
-    images, annotations = [], []
+def _coco_json(scenes: Sequence[dict[str, Any]]) -> dict[str, list]:
+    images: list[dict] = []
+    annotations: list[dict] = []
     for scene in scenes:
         image_id = int(scene["name"])
         size = {"height": scene["height"], "width": scene["width"]}
@@ -177,27 +184,27 @@ def _coco_json(scenes):
 
 
 def write_scenes(
-    root,
-    trainval=600,
-    test=150,
-    train_crops=3000,
-    val_crops=600,
-    size=(144, 192),
-    seed=0,
-    workers=1,
-):
-    """Draw the dataset into ``root``/scenes: complete, or not there at all.
+    root: str,
+    trainval: int = 600,
+    test: int = 150,
+    train_crops: int = 3000,
+    val_crops: int = 600,
+    size: tuple[int, int] = (144, 192),
+    seed: int = 0,
+    workers: int = 1,
+) -> str:
+    """Draw the dataset into ``root``/scenes, which appears when it is complete.
 
     Args:
-        root: folder of the datasets.
+        root: the datasets' folder.
         trainval, test: number of scenes.
-        train_crops, val_crops: number of classification images, in equal parts per class.
-        size: (height, width) of a scene; four in ten are portraits, (width, height).
+        train_crops, val_crops: number of classification images, the same for each class.
+        size: (height, width) of a scene. Four in ten are portraits, (width, height).
         seed: of all the drawing.
-        workers: processes (spawned). The files do not depend on it.
+        workers: number of processes. The files do not depend on it.
 
     Returns:
-        The folder. Where another process finished it first, that one's is kept.
+        The folder. If another process finished it first, that one's is kept.
     """
     with whole_folder(os.path.join(root, "scenes")) as folder:
         for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
@@ -208,19 +215,19 @@ def write_scenes(
                 os.makedirs(os.path.join(folder, "classification", split, name))
 
         jobs = [("trainval", n) for n in range(trainval)] + [("test", n) for n in range(test)]
-        draw = partial(_write_scene, folder, seed, tuple(size))
-        scenes = _each(draw, jobs, workers, "Drawing scenes")
-        for voc, coco, part in (
+        draw = partial(_write_scene, folder, seed, size)
+        scenes = parallel_map(draw, jobs, workers, "Drawing scenes")
+        for voc, coco, drawn in (
             ("trainval", "train", scenes[:trainval]),
             ("test", "test", scenes[trainval:]),
         ):
             with open(os.path.join(folder, "voc/ImageSets/Main", f"{voc}.txt"), "w") as file:
-                file.writelines(f"{scene['name']}\n" for scene in part)
+                file.writelines(f"{scene['name']}\n" for scene in drawn)
             with open(os.path.join(folder, "coco", f"instances_{coco}.json"), "w") as file:
-                json.dump(_coco_json(part), file)
+                json.dump(_coco_json(drawn), file)
 
         jobs = [("train", n) for n in range(train_crops)] + [("val", n) for n in range(val_crops)]
-        _each(partial(_write_crop, folder, seed), jobs, workers, "Drawing crops")
+        parallel_map(partial(write_crop, folder, seed), jobs, workers, "Drawing crops")
 
         about = {"version": VERSION, "seed": seed, "size": size, "trainval": trainval}
         about |= {"test": test, "train_crops": train_crops, "val_crops": val_crops}
@@ -229,26 +236,4 @@ def write_scenes(
     return os.path.join(root, "scenes")
 
 
-def _each(function, jobs, workers, title):
-    """``[function(job) for job in jobs]`` with a progress bar, in ``workers`` processes."""
-    bar = partial(tqdm, total=len(jobs), desc=title, leave=False)
-    if workers <= 1:
-        return [function(job) for job in bar(jobs)]
-    # Not forked: the caller may hold threads (torch) that a fork would break.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return list(bar(pool.map(function, jobs, chunksize=16)))
-
-
-def ensure(root, workers=1):
-    """The folder of the scenes under ``root``, drawn first (half a minute) where it is absent.
-
-    More than one worker needs a main module that guards itself with ``__name__ == "__main__"``.
-
-    Raises:
-        DatasetError: the folder holds scenes of another version of the drawing.
-    """
-    target = os.path.join(root, "scenes")
-    if not os.path.isdir(target):
-        write_scenes(root, workers=workers)
-    check_version(target, VERSION)
-    return target
+DRAWN = DrawnFolder("scenes", VERSION, lambda root, workers: write_scenes(root, workers=workers))

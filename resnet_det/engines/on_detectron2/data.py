@@ -1,9 +1,12 @@
-"""Datasets and images as Detectron2's loaders take them, and faults in them named."""
+"""Datasets and images for Detectron2's loaders, with errors that name the file."""
 
 import copy
 import logging
+from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
+import numpy as np
 import torch
 from detectron2.data import (
     DatasetCatalog,
@@ -25,7 +28,7 @@ from PIL import Image
 from ... import data
 from ...config.defaults import ConfigError
 from ...data import Dataset, ImageError, Metadata, dataset_names, load_datasets
-from ...data.detection import proposals
+from ...data.detection import proposals, voc
 from ...data.detection.mapper import with_usable_annotations
 from ...data.pixels import at_scales, read_image
 from ..checks import proposal_files, test_files
@@ -34,21 +37,25 @@ from ..class_matching import check_number
 logger = logging.getLogger(__name__)
 
 
-def check_names(names):
-    """Raises UnknownDataset, with the nearest names, where Detectron2's catalog lacks one."""
+def check_names(names: Sequence[str]) -> None:
+    """Raise UnknownDataset, with the nearest names, unless all are in Detectron2's catalog."""
     data.check_names(name for name in names if name not in DatasetCatalog)
 
 
-def load_any(names, skip_bad=False, files=()):
-    """Our reading of our datasets (faults named, "difficult" known); Detectron2's of all others.
+def load_any(names: Sequence[str], skip_bad: bool = False, files: Sequence[str] = ()) -> Dataset:
+    """Read a union of datasets.
 
-    With ``files`` of precomputed proposals, one a dataset, their records carry these.
+    Our own readers read the datasets of our catalog, with "difficult" and errors that name the file.
+    Detectron2's catalog reads all others.
+
+    Args:
+        files: one file of precomputed proposals per dataset, which the records then carry.
     """
     check_names(names)
     if set(names) <= set(dataset_names()):
         dataset = load_datasets(names, skip_bad=skip_bad, proposal_files=files)
         for line in dataset.skipped:
-            logger.warning("left out: %s", line)
+            logger.warning("skipped %s", line)
     else:
         dataset = _foreign(names)
         if files:
@@ -58,19 +65,17 @@ def load_any(names, skip_bad=False, files=()):
     return dataset
 
 
-def load_test_sets(cfg):
-    """Read DATASETS.TEST: dict of name -> Dataset."""
+def load_test_sets(cfg: Any) -> dict[str, Dataset]:
+    """Read DATASETS.TEST, by name."""
     return {name: load_any([name], files=files) for name, files in test_files(cfg)}
 
 
-def training_records(cfg):
-    """The records that a config trains on, and their classes.
-
-    Returns:
-        (list of Detectron2's standard dicts, tuple of names).
+def training_records(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
+    """The records that a config trains on, as Detectron2's standard dicts, and the class names.
 
     Raises:
-        ConfigError, DatasetError: as the dataset's reader; a key that fits only boxes.
+        ConfigError: a key that is only for detectors of boxes.
+        DatasetError: a dataset cannot be read.
         ValueError: no record has a usable annotation.
     """
     files = proposal_files(cfg, "TRAIN")
@@ -81,9 +86,9 @@ def training_records(cfg):
     if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
         for key, default in (("USE_DIFFICULT", True), ("SKIP_BAD_DATA", False)):
             if cfg.RESNET_DET[key] != default:
-                raise ConfigError(f"RESNET_DET.{key}: is for detectors of boxes alone")
+                raise ConfigError(f"RESNET_DET.{key}: is only for detectors of boxes")
         least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-        records = get_detection_dataset_dicts(  # ours reads boxes only
+        records = get_detection_dataset_dicts(  # our readers read boxes only
             cfg.DATASETS.TRAIN,
             filter_empty=filter_empty,
             min_keypoints=least if cfg.MODEL.KEYPOINT_ON else 0,
@@ -99,37 +104,37 @@ def training_records(cfg):
     return records, dataset.metadata.classes
 
 
-def _foreign(names):
-    """Datasets that somebody else has registered in Detectron2's catalog."""
+def _foreign(names: Sequence[str]) -> Dataset:
+    """Read a union of datasets that somebody else has registered in Detectron2's catalog."""
     records = get_detection_dataset_dicts(list(names), filter_empty=False)
     known = MetadataCatalog.get(names[0])
     classes = tuple(known.get("thing_classes", ()))
+    is_voc = known.get("evaluator_type") == "pascal_voc"
     ids = known.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(classes))}
     metadata = Metadata(
         names[0],
-        "voc" if known.get("evaluator_type") == "pascal_voc" else "coco",
         classes,
+        voc.evaluation(known.get("year")) if is_voc else "coco",
         split=known.get("split"),
-        year=known.get("year"),
-        category_ids=tuple(sorted(ids, key=ids.get)),
+        category_ids=tuple(sorted(ids, key=lambda id: ids[id])),
     )
     return Dataset("+".join(names), records, metadata)
 
 
 class Mapper(DatasetMapper):
-    """Detectron2's mapper, with images read by :func:`resnet_det.data.pixels.read_image`.
+    """Detectron2's mapper, but images are read by :func:`resnet_det.data.pixels.read_image`.
 
-    A broken image is named, and grey levels of more than 8 bits are scaled, not clipped.
-    In a test with RESNET_DET.MULTI_SCALE_TEST the sample also holds ``scales``, a list of images.
+    Errors therefore name a broken image, and grey levels of more than 8 bits are scaled, not clipped.
+    In testing with RESNET_DET.MULTI_SCALE_TEST, a sample also has ``scales``, a list of images.
     """
 
-    def __init__(self, cfg, is_train):
+    def __init__(self, cfg: Any, is_train: bool) -> None:
         super().__init__(cfg, is_train)
         self.scales = () if is_train else cfg.RESNET_DET.MULTI_SCALE_TEST
         self.size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
 
-    def __call__(self, dataset_dict):
-        """As Detectron2's, line by line, but for the reading of the image and ``scales``."""
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Follows Detectron2's method, except for reading the image and for ``scales``."""
         sample = copy.deepcopy(dataset_dict)
         image = read(sample["file_name"], self.image_format)
         try:
@@ -157,14 +162,14 @@ class Mapper(DatasetMapper):
         return sample
 
 
-def read(file_name, format):
-    """Read an image of a Detectron2 dataset, also one that only its PathManager finds.
+def read(file_name: str, format: str) -> np.ndarray:
+    """Read an image of a Detectron2 dataset, whose path may be one of Detectron2's PathManager.
 
     Args:
-        format: any value that Detectron2 takes for INPUT.FORMAT.
+        format: any value of INPUT.FORMAT that Detectron2 accepts.
 
     Raises:
-        ImageError: as :func:`resnet_det.data.pixels.read_image`.
+        ImageError: see :func:`resnet_det.data.pixels.read_image`.
     """
     path = PathManager.get_local_path(file_name)
     if format in ("BGR", "RGB"):
@@ -172,7 +177,7 @@ def read(file_name, format):
     return convert_PIL_to_numpy(Image.fromarray(read_image(path, "RGB")), format)
 
 
-def local_records(records):
-    """The records whose images lie on this machine, under the paths that they have here."""
+def local_records(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records whose images are on this machine, with their local paths."""
     here = (record for record in records if "://" not in record["file_name"])
     return [r | {"file_name": PathManager.get_local_path(r["file_name"])} for r in here]

@@ -140,7 +140,7 @@ def test_broken_images_are_named_or_left_out_and_counted(root, caplog):
 
 
 @pytest.mark.parametrize(
-    "name, content, message", [("a.jpg", b"x", "lacks"), ("a.cls", b"n01", "no integer")]
+    "name, content, message", [("a.jpg", b"x", "lacks"), ("a.cls", b"n01", "is not an integer")]
 )
 def test_samples_that_are_none(root, name, content, message):
     with tarfile.open(root / "imagenet_shards" / "val-000000.tar", "w") as tar:
@@ -168,7 +168,7 @@ def test_shards_over_http_and_by_path(root):
 
 def test_what_cannot_be_is_refused_by_name(root, monkeypatch):
     folder = root / "imagenet_shards"
-    with pytest.raises(DatasetError, match="4 shards cannot be dealt over 6 workers"):
+    with pytest.raises(DatasetError, match="4 shards are too few for 6 workers"):
         next(stream(read(root, num_workers=3), world=2))
     with pytest.raises(ValueError, match="PER_PIXEL_MEAN"):
         read(root).mean_image(32)
@@ -185,4 +185,4 @@ def test_what_cannot_be_is_refused_by_name(root, monkeypatch):
         read(root)
     monkeypatch.setitem(sys.modules, "webdataset", None)
     with pytest.raises(DatasetError, match="pip install webdataset"):
-        shards.find("imagenet_train_shards", root)
+        shards.find(folder, "train")

@@ -36,7 +36,7 @@ def test_faults_are_named(folder, tmp_path):
         read_folder(folder)
     with pytest.raises(DatasetError, match="absent.*no such folder"):
         read_folder(tmp_path / "absent")
-    with pytest.raises(DatasetError, match="cat.*no folder of a class"):
+    with pytest.raises(DatasetError, match="cat.*no class folders"):
         read_folder(folder / "cat")
     with pytest.raises(ValueError, match="cifar10_trian.*cifar10_train"):
         SmallImages.read("cifar10_trian", "RGB")

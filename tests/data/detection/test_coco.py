@@ -172,7 +172,7 @@ def test_known_fault_of_the_official_file(tmp_path):
 
 def _same_as_pycocotools(dataset):
     with contextlib.redirect_stdout(io.StringIO()):
-        api = COCO(dataset.metadata.json_file)
+        api = COCO(dataset.metadata.detectron2["json_file"])
     assert [record["image_id"] for record in dataset.records] == sorted(api.imgs)
     names = {category["id"]: category["name"] for category in api.cats.values()}
     ids = dataset.metadata.category_ids
@@ -206,7 +206,8 @@ def test_equals_detectron2(real_data):
 
     dataset = load_dataset("coco_2017_val", real_data)
     metadata = dataset.metadata
-    theirs = load_coco_json(metadata.json_file, metadata.image_root, "coco_test_of_resnet_det")
+    paths = (metadata.detectron2[key] for key in ("json_file", "image_root"))
+    theirs = load_coco_json(*paths, "coco_test_of_resnet_det")
     thing = MetadataCatalog.get("coco_test_of_resnet_det")
     assert list(metadata.classes) == thing.thing_classes
     contiguous = {id: index for index, id in enumerate(metadata.category_ids)}

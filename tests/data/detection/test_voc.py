@@ -124,7 +124,7 @@ def test_every_fault_of_a_file_is_listed(voc_folder):
         ("<annotation><size><width>60</width></size></annotation>", "no <size> with a <height>"),
         (
             "<annotation><size><width>0</width><height>40</height></size></annotation>",
-            "<width> is '0', not a positive whole number",
+            "<width> is '0', not an integer from 1",
         ),
         (
             "<annotation><size><width>60</width><height>forty</height></size></annotation>",
@@ -173,7 +173,7 @@ def test_list_of_images(voc_folder):
     voc_folder.list.write_text("000001\n000001\n")
     assert "duplicate image id '000001'" in read(voc_folder)[1][1][0].what
     voc_folder.list.write_text("000001 -1\n")
-    with pytest.raises(DatasetError, match="one image name a line"):
+    with pytest.raises(DatasetError, match="one image name per line"):
         read(voc_folder)
     voc_folder.list.write_text("\n")
     with pytest.raises(DatasetError, match=r"trainval\.txt: the list of images is empty"):

@@ -32,11 +32,11 @@ def test_each_object_is_one_photograph_of_its_split_and_its_label(root):
     for split, count, blue in (("trainval", 8, 0), ("test", 6, 250)):
         dataset = load_dataset(f"miniature_voc_{split}", root)
         assert dataset.metadata.classes == cifar10.CLASSES
-        assert len(dataset.records) == count and dataset.metadata.year == 2007
+        assert len(dataset.records) == count and dataset.metadata.evaluation == "voc_2007"
         used = []
         for record in dataset.records:
             image = pixels.read_image(record["file_name"], "RGB")
-            assert 1 <= len(record["annotations"]) <= miniature.OBJECTS
+            assert 1 <= len(record["annotations"]) <= miniature.MAX_OBJECTS
             for annotation in record["annotations"]:
                 x0, y0, x1, y1 = map(round, annotation["bbox"])
                 assert x1 - x0 == y1 - y0 and 32 <= x1 - x0 <= 64
@@ -63,7 +63,7 @@ def test_objects_stay_nine_tenths_visible(root):
 
 def test_clutter_is_the_photograph_in_sixteen_shuffled_tiles():
     photograph = np.arange(32 * 32 * 3, dtype=np.uint16).reshape(32, 32, 3)
-    shuffled = miniature._shuffled(np.random.default_rng(0), photograph)
+    shuffled = miniature.shuffle_tiles(np.random.default_rng(0), photograph)
     assert (np.sort(shuffled, None) == np.sort(photograph, None)).all()
 
     def tiles(x):

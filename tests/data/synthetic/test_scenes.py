@@ -93,12 +93,14 @@ def test_boxes_are_what_shows(monkeypatch):
         f = np.hypot(u, v) - 1
         return f, np.ones((3, *f.shape), np.float32)
 
-    monkeypatch.setattr(scenes, "_DRAW", dict.fromkeys(drawing.CLASSES, disc))
+    monkeypatch.setattr(scenes, "DRAW", dict.fromkeys(drawing.CLASSES, disc))
     monkeypatch.setattr(scenes, "background", lambda rng, h, w: np.zeros((3, h, w), np.float32))
     truncated = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        canvas, (item,) = scenes._scene(rng, 96, 128, (20, 60), counts=(1, 1), clutter=(0, 1))
+        canvas, (item,) = scenes.compose_scene(
+            rng, 96, 128, (20, 60), counts=(1, 1), clutter=(0, 1)
+        )
         bright = canvas.mean(0) > 0.42  # paint is 0.9 to 1 of white, covered by a half or more
         rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
         want = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
@@ -116,7 +118,7 @@ def test_occlusion_makes_difficult():
     difficult = easy = 0
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        _, objects = scenes._scene(rng, 144, 192, (14, 86), counts=(6, 6))
+        _, objects = scenes.compose_scene(rng, 144, 192, (14, 86), counts=(6, 6))
         for item in objects:
             x0, y0, x1, y1 = item["box"]
             assert min(x1 - x0, y1 - y0) >= 6
@@ -131,7 +133,7 @@ def test_occlusion_makes_difficult():
 def test_sprites_are_whole_and_of_the_size_asked_for(name):
     for seed in range(25):
         rng = np.random.default_rng(seed)
-        sprite = drawing._sprite(rng, drawing._DRAW[name], 50.3, 49.8, 40.0)
+        sprite = drawing.draw_sprite(rng, drawing.DRAW[name], (50.3, 49.8), 40.0)
         assert sprite.paint.shape == (3, *sprite.alpha.shape)
         assert sprite.paint.dtype == sprite.alpha.dtype == np.float32
         assert 0 <= sprite.paint.min() and sprite.paint.max() <= 1
@@ -149,7 +151,7 @@ def test_colour_does_not_tell_the_class():
     for i, name in enumerate(drawing.CLASSES):
         for seed in range(40):
             rng = np.random.default_rng([i, seed])
-            sprite = drawing._sprite(rng, drawing._DRAW[name], 30.0, 30.0, 24.0)
+            sprite = drawing.draw_sprite(rng, drawing.DRAW[name], (30.0, 30.0), 24.0)
             means[i, seed] = sprite.paint[:, sprite.alpha > 0.5].mean(1)
     between = means.mean(1).std(0)
     within = means.std(1).mean(0)
@@ -205,7 +207,7 @@ def test_a_failed_drawing_leaves_nothing(tmp_path, monkeypatch):
     def fail(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scenes, "_write_crop", fail)
+    monkeypatch.setattr(scenes, "write_crop", fail)
     with pytest.raises(KeyboardInterrupt):
         scenes.write_scenes(str(tmp_path), trainval=1, test=1, train_crops=1, val_crops=1)
     assert list(tmp_path.iterdir()) == []

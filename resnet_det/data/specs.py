@@ -1,0 +1,187 @@
+"""What every kind of dataset can do.
+
+A kind of dataset is a subclass of :class:`DetectionSpec` or :class:`ClassificationSpec`; a dataset is
+an instance of it in ``catalog.DATASETS``. To add a kind, write its class beside its reader and add an
+instance to the catalog; nothing else asks which kind a dataset is of.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from tqdm import tqdm
+
+from ..records import DatasetError
+from .check import Report, object_counts, record_faults
+from .parallel import parallel_map
+from .synthetic.folder import DrawnFolder
+
+Record = dict[str, Any]
+Scan = Iterable[tuple[Record | None, list[DatasetError]]]
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a detection dataset is.
+
+    classes: the names; a class's index is its ``category_id``.
+    evaluation: the protocol that scores detections: "voc_2007" (11-point AP), "voc" (area under the
+        curve) or "coco"; see ``engines.results.EVALUATIONS``.
+    annotated: False for a test set whose annotations are not public.
+    split: VOC's name of the list of images, as it stands in the names of the submission files.
+    category_ids: COCO's original id of each class.
+    detectron2: further fields of the dataset in Detectron2's MetadataCatalog.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    evaluation: str
+    annotated: bool = True
+    split: str | None = None
+    category_ids: tuple[int, ...] | None = None
+    detectron2: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Dataset:
+    """Records in Detectron2's standard form; ``skipped`` has one line per object or image left out."""
+
+    name: str
+    records: list[Record]
+    metadata: Metadata
+    skipped: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DatasetSpec(ABC):
+    """A dataset: its name, where it lies under the datasets' folder, and how it is read.
+
+    published: number of images of the published dataset; None if nobody published one.
+    drawn: the folder of synthetic data that the dataset lies in; None if it consists of files that
+        the user provides.
+    """
+
+    name: str
+    published: int | None = field(default=None, kw_only=True)
+    drawn: DrawnFolder | None = field(default=None, kw_only=True)
+
+    task: ClassVar[str]  # "detection" or "classification"
+    unit: ClassVar[str]  # what a check counts beside the images
+
+    @abstractmethod
+    def paths(self) -> Sequence[str]:
+        """The files and folders under the datasets' folder that the dataset needs."""
+
+    @abstractmethod
+    def check(self, root: str, workers: int) -> Report:
+        """Read every image and annotation in ``workers`` processes.
+
+        Raises:
+            DatasetError: the dataset as a whole cannot be read.
+        """
+
+    def missing(self, root: str) -> str | None:
+        """The first path that is absent, or None. Reads no annotation.
+
+        A drawn dataset needs only what it is drawn from.
+        """
+        if self.drawn:
+            return self.drawn.missing(root)
+        paths = (os.path.join(root, path) for path in self.paths())
+        return next((path for path in paths if not os.path.exists(path)), None)
+
+    def count(self, root: str) -> int | None:
+        """Number of images without reading an annotation; None if they take long to count."""
+        return None
+
+
+class DetectionSpec(DatasetSpec):
+    """A dataset of images with annotated boxes."""
+
+    task = "detection"
+    unit = "objects"
+
+    @abstractmethod
+    def scan(self, root: str) -> tuple[Metadata, Scan]:
+        """The metadata, and an iterable of ``(record, faults)``.
+
+        A record is a standard dict of Detectron2, or None for faults that belong to no image. With
+        faults, a record may lack its size or some of its objects.
+
+        Raises:
+            DatasetError: the dataset as a whole cannot be read.
+        """
+
+    def check(self, root: str, workers: int) -> Report:
+        report = Report(self.name, self.unit, published=self.published)
+        metadata, scan = self.scan(root)
+        records = []
+        for record, found in tqdm(scan, desc="annotations", unit=" images", disable=None):
+            for fault in found:
+                (report.known if fault.known else report.faults).append(str(fault))
+            if record is not None:
+                records.append(record)
+        for lines in parallel_map(record_faults, records, workers, "images"):
+            report.faults += lines
+        counts = object_counts(records, metadata.classes)
+        report.images = len(records)
+        report.units = sum(len(record.get("annotations", ())) for record in records)
+        report.details = [f"{name:15} {count:7}" for name, count in sorted(counts.items()) if count]
+        return report
+
+
+@dataclass(frozen=True)
+class ClassificationSpec(DatasetSpec):
+    """A dataset of images with one class each.
+
+    large: the images have any size and are decoded when a batch needs them; otherwise they have one
+        size and are held in memory together.
+    published_classes: number of classes of the published dataset.
+    """
+
+    large: bool = field(default=False, kw_only=True)
+    published_classes: int | None = field(default=None, kw_only=True)
+
+    task = "classification"
+    unit = "classes"
+
+    def read_images(
+        self, root: str, skip_bad: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """Every image of a small dataset: uint8 (N, 3, H, W) in RGB, labels int64 (N,), classes.
+
+        Raises:
+            DatasetError, ImageError: names the file.
+        """
+        raise NotImplementedError(f"{self.name} is not a dataset of small images")
+
+    def list_images(self, root: str) -> tuple[Sequence, tuple[str, ...]]:
+        """What :class:`.large_images.LargeImages` reads a large dataset from, and the classes.
+
+        Raises:
+            DatasetError: the files cannot be listed.
+        """
+        raise NotImplementedError(f"{self.name} is not a dataset of large images")
+
+    def report(
+        self, where: str, classes: Sequence[str], counts: Counter[int], faults: list[str]
+    ) -> Report:
+        """The report of a check, with a fault if the counts are not the published ones.
+
+        Args:
+            where: the folder, for the fault.
+            counts: number of images per label.
+        """
+        images = counts.total()
+        expected = (self.published, self.published_classes)
+        if self.published_classes and (images, len(classes)) != expected:
+            held = f"{images:,} images of {len(classes):,} classes"
+            published = f"{self.published:,} of {self.published_classes:,}"
+            faults = [*faults, f"{where}: holds {held}, the published set {published}"]
+        per_class = [counts[label] for label in range(len(classes))]
+        details = [f"{min(per_class)} to {max(per_class)} images per class"]
+        return Report(self.name, self.unit, images, len(classes), faults, details=details)
