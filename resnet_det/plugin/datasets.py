@@ -1,12 +1,14 @@
 """Our datasets in Detectron2's catalogs."""
 
+from typing import Any
+
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data import dataset_names, load_dataset
+from ..data import Metadata, dataset_names, load_dataset
 
 
-def _metadata_of(meta):
-    """Ours as the fields that Detectron2's own evaluators and visualiser read."""
+def metadata_fields(meta: Metadata) -> dict[str, Any]:
+    """The fields that Detectron2's own evaluators and visualiser read."""
     fields = {"thing_classes": list(meta.classes)}
     if meta.kind == "voc":
         return fields | {
@@ -23,15 +25,15 @@ def _metadata_of(meta):
     }
 
 
-def _register_dataset(name):
-    def records():
+def _register(name: str) -> None:
+    def records() -> list[dict]:
         dataset = load_dataset(name)
-        MetadataCatalog.get(name).set(**_metadata_of(dataset.metadata))
+        MetadataCatalog.get(name).set(**metadata_fields(dataset.metadata))
         return dataset.records
 
     DatasetCatalog.register(name, records)
 
 
 for _name in dataset_names():
-    if _name not in DatasetCatalog:
-        _register_dataset(_name)
+    if _name not in DatasetCatalog:  # Detectron2 has its own voc_2007_trainval, and so on
+        _register(_name)
