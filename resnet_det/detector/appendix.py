@@ -270,14 +270,15 @@ def _vectors(
         for _, own in levels
     ]
     chosen = two_scales(torch.stack([box_area(torch.cat(b)) for b in scaled]))
-    best = None
+    parts = []
     for i, (level, here) in enumerate(zip(levels, scaled)):
         wanted = (chosen == i).any(0)
-        if not wanted.any():
-            continue
-        masks = wanted.split([len(b) for b in boxes])
-        x = detector.regions(level.features, [b[mask] for b, mask in zip(here, masks)])
-        if best is None:
-            best = x.new_full((len(wanted), x.shape[1]), -torch.inf)
+        if wanted.any():
+            masks = wanted.split([len(b) for b in boxes])
+            picked = [b[mask] for b, mask in zip(here, masks)]
+            parts.append((wanted, detector.regions(level.features, picked)))
+    wanted, x = parts[0]
+    best = x.new_full((len(wanted), x.shape[1]), -torch.inf)
+    for wanted, x in parts:
         best[wanted] = torch.maximum(best[wanted], x)
     return best

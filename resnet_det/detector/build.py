@@ -1,6 +1,7 @@
 """Build the embedded detector from a config: here MODEL.* becomes plain arguments."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from fvcore.common.config import CfgNode
@@ -144,11 +145,11 @@ def build_fc_head(cfg: CfgNode, channels: int) -> Stages:
     if box.NUM_FC < 1:
         raise ConfigError("MODEL.ROI_BOX_HEAD.NUM_FC: StandardROIHeads needs at least 1")
     sizes = [channels * box.POOLER_RESOLUTION**2, *[box.FC_DIM] * box.NUM_FC]
-    head = Stages({f"fc{i + 1}": FullyConnected(*sizes[i : i + 2]) for i in range(box.NUM_FC)})
-    for layer in head.children():
+    layers = [FullyConnected(*pair) for pair in pairwise(sizes)]
+    for layer in layers:
         nn.init.kaiming_uniform_(layer.weight, a=1)
         nn.init.zeros_(layer.bias)
-    return head
+    return Stages({f"fc{i}": layer for i, layer in enumerate(layers, 1)})
 
 
 def build_net_heads(

@@ -178,10 +178,7 @@ class RoIHeads(TorchvisionRoIHeads):
         if self.training:
             proposals, _, labels, box_targets = self.select_training_samples(proposals, targets)
         vectors = partial(self.regions, features)
-        if self.context:
-            x = with_context(vectors, proposals, image_shapes)
-        else:
-            x = vectors(proposals)
+        x = with_context(vectors, proposals, image_shapes) if self.context else vectors(proposals)
         if self.training:
             logits, deltas = self.box_predictor(x)
             return [], self.losses(

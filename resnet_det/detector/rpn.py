@@ -69,6 +69,8 @@ class Anchors(AnchorGenerator):
         offset: of the first centre, in strides.
     """
 
+    cell_anchors: list[Tensor]
+
     def __init__(
         self,
         sizes: Sequence[Sequence[float]],
@@ -111,9 +113,9 @@ class RPNHead(nn.Module):
         self.conv = nn.Conv2d(channels, hidden, 3, padding=1)
         self.objectness_logits = nn.Conv2d(hidden, anchors, 1)
         self.anchor_deltas = nn.Conv2d(hidden, 4 * anchors, 1)
-        for layer in self.children():
+        for layer in (self.conv, self.objectness_logits, self.anchor_deltas):
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Maps (B, C, h, w) -> logits (B, A, h, w) and deltas (B, 4 A, h, w) of each level."""

@@ -21,7 +21,9 @@ def metadata_fields(meta: Metadata) -> dict[str, Any]:
         "evaluator_type": "coco",
         "json_file": meta.json_file,
         "image_root": meta.image_root,
-        "thing_dataset_id_to_contiguous_id": {id: i for i, id in enumerate(meta.category_ids)},
+        "thing_dataset_id_to_contiguous_id": {
+            id: i for i, id in enumerate(meta.category_ids or ())
+        },
     }
 
 

@@ -82,14 +82,14 @@ class Seeded:
             np.random.set_state(states[1])
 
 
-class StopsTogether:
-    """Stops all processes when a loss is not finite, before any weight has changed.
+class Simple(SimpleTrainer):
+    """Detectron2's SimpleTrainer; if a loss is not finite it stops all processes together.
 
-    Detectron2's own check of the RPN's proposals runs first, and raises in one process alone. If
-    that is the only process, it leaves the same file.
+    It does so before any weight has changed. Detectron2's own check of the RPN's proposals runs
+    first, and raises in one process alone. If that is the only process, it leaves the same file.
     """
 
-    resumable: "Resumable"
+    resumable: "Resumable"  # the trainer's
 
     def run_step(self) -> None:
         try:
@@ -113,12 +113,8 @@ class StopsTogether:
         super()._write_metrics(loss_dict, *args, **kwargs)
 
 
-class Simple(StopsTogether, SimpleTrainer):
-    """Detectron2's SimpleTrainer; ``resumable`` is the trainer's :class:`Resumable`."""
-
-
-class AMP(StopsTogether, AMPTrainer):
-    """Detectron2's AMPTrainer; ``resumable`` is the trainer's :class:`Resumable`."""
+class AMP(Simple, AMPTrainer):
+    """:class:`Simple` with Detectron2's AMPTrainer in place of SimpleTrainer."""
 
 
 class Resumable(HookBase):
@@ -139,7 +135,7 @@ class Resumable(HookBase):
     """
 
     def __init__(self, owner: TrainerBase, cfg: CfgNode) -> None:
-        self.owner = weakref.proxy(owner)
+        self.owner: Any = weakref.proxy(owner)
         self.checkpointer, self.period = owner.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD
         self.metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
         self.device = torch.device(cfg.MODEL.DEVICE)
