@@ -163,6 +163,63 @@ def select(
     return chosen, scores[keep], label[keep]
 
 
+@dataclass(frozen=True)
+class View:
+    """A batch as one detector of an ensemble sees it, at one scale or several.
+
+    order: the detector's index of each class, or None for its own order.
+    """
+
+    detector: Detector
+    levels: list[Level]
+    order: list[int] | None = None
+
+    def predict(
+        self, boxes: list[Tensor], sizes: list[Size]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Boxes (N_i, 4) in pixels of ``sizes`` -> scores (N_i, K), boxes (N_i, K, 4)."""
+        vectors = partial(self.vectors, sizes)
+        x = with_context(vectors, boxes, sizes) if self.detector.context else vectors(boxes)
+        scores, found = self.detector.classify(x, boxes)
+        if self.order is not None:
+            scores, found = ([x[:, self.order] for x in part] for part in (scores, found))
+        return scores, found
+
+    def vectors(self, sizes: list[Size], boxes: list[Tensor]) -> Tensor:
+        """The vectors (sum N_i, C) of ``boxes`` in pixels of ``sizes``: maxout of two levels."""
+        regions, levels = self.detector.regions, self.levels
+        if [level.sizes for level in levels] == [sizes] or not sum(map(len, boxes)):
+            return regions(levels[0].features, boxes)
+        scaled = [
+            [b * b.new_tensor([w / v, h / u] * 2) for b, (h, w), (u, v) in zip(boxes, own, sizes)]
+            for _, own in levels
+        ]
+        chosen = two_scales(torch.stack([box_area(torch.cat(b)) for b in scaled]))
+        parts = []
+        for i, (level, here) in enumerate(zip(levels, scaled)):
+            wanted = (chosen == i).any(0)
+            if wanted.any():
+                masks = wanted.split([len(b) for b in boxes])
+                picked = [b[mask] for b, mask in zip(here, masks)]
+                parts.append((wanted, regions(level.features, picked)))
+        wanted, x = parts[0]
+        best = x.new_full((len(wanted), x.shape[1]), -torch.inf)
+        for wanted, x in parts:
+            best[wanted] = torch.maximum(best[wanted], x)
+        return best
+
+
+def mean_predictions(
+    views: Sequence[View], boxes: list[Tensor], sizes: list[Size]
+) -> list[tuple[Tensor, Tensor]]:
+    """Scores (N_i, K) and boxes (N_i, K, 4) of each image, averaged over an ensemble."""
+    scores, found = zip(*(view.predict(boxes, sizes) for view in views))
+    return [
+        (torch.stack(s).mean(0), torch.stack(b).mean(0))
+        for s, b in zip(zip(*scores), zip(*found))
+    ]  # fmt: skip
+
+
 class Improved(nn.Module):
     """One or several detectors, tested with refinement and at several scales.
 
@@ -194,18 +251,21 @@ class Improved(nn.Module):
         self.orders = orders or [None] * len(detectors)
 
     def forward(self, batch: Sequence[Mapping]) -> list[Any]:
-        detectors = [cast(Detector, detector) for detector in self.detectors]
-        proposals, levels = [], []
-        for detector in detectors:
+        proposals, views = [], []
+        for module, order in zip(self.detectors, self.orders):
+            detector = cast(Detector, module)
             images, features = detector.trunk([x["image"] for x in batch])
             sizes = images.image_sizes
             proposals.append(detector.propose(images, features, batch))
-            levels.append(self._levels(detector, batch, Level(features, sizes)))
+            levels = [Level(features, sizes)]
+            if self.multi_scale:
+                levels = _at_scales(detector, batch, *levels)
+            views.append(View(detector, levels, order))
         boxes = [torch.cat(of_image) for of_image in zip(*proposals)]
-        found = self._classify(detectors, levels, boxes, sizes)
+        found = mean_predictions(views, boxes, sizes)
         if self.refine:
             again = [refined(s, b, size) for (s, b), size in zip(found, sizes)]
-            second = self._classify(detectors, levels, again, sizes)
+            second = mean_predictions(views, again, sizes)
             found = [
                 (torch.cat((s, s2)), torch.cat((b, b2)))
                 for (s, b), (s2, b2) in zip(found, second)
@@ -214,71 +274,21 @@ class Improved(nn.Module):
             select(s, b, size, self.thresholds, voting=self.refine)
             for (s, b), size in zip(found, sizes)
         ]
-        return detectors[0].finish(batch, sizes, selected)
-
-    def _levels(
-        self, detector: Detector, batch: Sequence[Mapping], test_scale: Level
-    ) -> list[Level]:
-        """Run the trunk at each scale; ``test_scale``, where the proposals were made, is reused."""
-        if not self.multi_scale:
-            return [test_scale]
-        if any("scales" not in sample for sample in batch):
-            raise ValueError(
-                "RESNET_DET.MULTI_SCALE_TEST: the samples hold no 'scales', the list of images at "
-                "further sizes: use the mapper of resnet_det's engine"
-            )
-        levels = []
-        for pictures in zip(*(sample["scales"] for sample in batch)):
-            if all(p.shape == x["image"].shape for p, x in zip(pictures, batch)):
-                levels.append(test_scale)
-            else:
-                images, features = detector.trunk(pictures)
-                levels.append(Level(features, images.image_sizes))
-        return levels
-
-    def _classify(
-        self,
-        detectors: list[Detector],
-        levels: list[list[Level]],
-        boxes: list[Tensor],
-        sizes: list[Size],
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Scores (N_i, K) and boxes (N_i, K, 4) of each image, averaged over the detectors."""
-        answers = []
-        for detector, of_detector, order in zip(detectors, levels, self.orders):
-            vectors = partial(_vectors, detector, of_detector, sizes)
-            x = with_context(vectors, boxes, sizes) if detector.context else vectors(boxes)
-            parts = detector.classify(x, boxes)
-            if order is not None:
-                parts = [s[:, order] for s in parts[0]], [b[:, order] for b in parts[1]]
-            answers.append(zip(*parts))
-        means = []
-        for of_image in zip(*answers):
-            scores, found = (torch.stack(part).mean(0) for part in zip(*of_image))
-            means.append((scores, found))
-        return means
+        return views[0].detector.finish(batch, sizes, selected)
 
 
-def _vectors(
-    detector: Detector, levels: list[Level], sizes: list[Size], boxes: list[Tensor]
-) -> Tensor:
-    """The vectors (sum N_i, C) of ``boxes``, in pixels of ``sizes``: the maxout of two levels."""
-    if [level.sizes for level in levels] == [sizes] or not sum(map(len, boxes)):
-        return detector.regions(levels[0].features, boxes)
-    scaled = [
-        [b * b.new_tensor([w / w0, h / h0] * 2) for b, (h, w), (h0, w0) in zip(boxes, own, sizes)]
-        for _, own in levels
-    ]
-    chosen = two_scales(torch.stack([box_area(torch.cat(b)) for b in scaled]))
-    parts = []
-    for i, (level, here) in enumerate(zip(levels, scaled)):
-        wanted = (chosen == i).any(0)
-        if wanted.any():
-            masks = wanted.split([len(b) for b in boxes])
-            picked = [b[mask] for b, mask in zip(here, masks)]
-            parts.append((wanted, detector.regions(level.features, picked)))
-    wanted, x = parts[0]
-    best = x.new_full((len(wanted), x.shape[1]), -torch.inf)
-    for wanted, x in parts:
-        best[wanted] = torch.maximum(best[wanted], x)
-    return best
+def _at_scales(detector: Detector, batch: Sequence[Mapping], test_scale: Level) -> list[Level]:
+    """Run the trunk at each scale of the samples; the test's own, if among them, is reused."""
+    if any("scales" not in sample for sample in batch):
+        raise ValueError(
+            "RESNET_DET.MULTI_SCALE_TEST: the samples hold no 'scales', the list of images at "
+            "further sizes: use the mapper of resnet_det's engine"
+        )
+    levels = []
+    for pictures in zip(*(sample["scales"] for sample in batch)):
+        if all(p.shape == x["image"].shape for p, x in zip(pictures, batch)):
+            levels.append(test_scale)
+        else:
+            images, features = detector.trunk(pictures)
+            levels.append(Level(features, images.image_sizes))
+    return levels

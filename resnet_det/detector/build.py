@@ -218,7 +218,7 @@ def in_test(cfg: CfgNode) -> bool:
 def build_improved(
     detectors: Sequence[Detector], cfg: CfgNode, orders: Sequence[list[int] | None] | None = None
 ) -> Improved:
-    """Detectors of either engine, tested as ``RESNET_DET`` says; ``orders`` is :class:`Improved`'s."""
+    """Detectors of either engine, tested as ``RESNET_DET`` says; arguments as :class:`Improved`."""
     return Improved(
         detectors,
         thresholds(cfg),

@@ -178,7 +178,7 @@ def test_train_resume_and_evaluate(config, tmp_path):
 MAIN = """
 import json, sys
 from resnet_det.engines import classifier
-from resnet_det.engines import with_detectron2 as engine
+from resnet_det.engines.on_detectron2 import engine
 
 def main(args):
     cfg = engine.load_config(args[0], args[1:])

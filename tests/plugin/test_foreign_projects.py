@@ -1,6 +1,8 @@
 """Our files in a stock Detectron2 project, which only imports ``resnet_det``: every tensor arrives."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import golden
@@ -71,6 +73,25 @@ def convert(source, target):
     spec.loader.exec_module(tool)
     tool.convert(source, target)
     return target
+
+
+REGISTERED = """
+import sys
+import resnet_det
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
+for name in resnet_det.NETS:
+    for suffix in ("", "_fpn", "_retinanet_fpn"):
+        BACKBONE_REGISTRY.get(name + suffix)
+ROI_HEADS_REGISTRY.get("PaperROIHeads")
+assert "scenes_voc_trainval" in DatasetCatalog
+for folder in ("engines", "evaluation", "training", "detector.build"):
+    assert f"resnet_det.{folder}" not in sys.modules, folder
+"""
+
+
+def test_the_import_alone_registers_everything_and_loads_no_engine():
+    subprocess.run([sys.executable, "-W", "ignore", "-c", REGISTERED], check=True)
 
 
 @pytest.mark.parametrize("converted", [None, "it.pth", "it.pkl"])

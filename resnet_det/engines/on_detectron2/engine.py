@@ -271,9 +271,12 @@ def check_model(cfg: CfgNode) -> None:
 def running(cfg: CfgNode, resume: bool = True) -> Iterator[None]:
     """Join all processes, hold OUTPUT_DIR, and set up logs and seeds as Detectron2 does.
 
+    Args:
+        resume: whether OUTPUT_DIR may already hold checkpoints.
+
     Raises:
         FolderInUse: another run uses OUTPUT_DIR.
-        ConfigError: it holds checkpoints, and ``resume`` is False.
+        ConfigError: it holds checkpoints and may not.
     """
     distributed.init(cfg.MODEL.DEVICE)
     world = distributed.get_world_size()

@@ -1,4 +1,4 @@
-"""Evaluation of a Detectron2 model: our datasets, our evaluators, the improvements of Appendix B."""
+"""Evaluate a Detectron2 model by our evaluators, with the improvements of Appendix B."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -105,7 +105,7 @@ def evaluate_model(
 
 
 class Parts(nn.Module):
-    """A ``GeneralizedRCNN`` with ``PaperROIHeads`` as a :class:`~resnet_det.detector.appendix.Detector`."""
+    """A ``GeneralizedRCNN`` with ``PaperROIHeads``, as a :class:`...detector.appendix.Detector`."""
 
     def __init__(self, model: GeneralizedRCNN) -> None:
         super().__init__()

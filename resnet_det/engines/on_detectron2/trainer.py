@@ -117,7 +117,7 @@ class Trainer(DefaultTrainer):
         mapper = Mapper(cfg, True)
         if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
             logger.warning(
-                "DATALOADER.SAMPLER_TRAIN: %s: a resumed run starts this sampler from its beginning",
+                "DATALOADER.SAMPLER_TRAIN: %s: a resumed run restarts this sampler",
                 cfg.DATALOADER.SAMPLER_TRAIN,
             )
             return build_detection_train_loader(cfg, mapper, dataset=self.records)
