@@ -29,7 +29,7 @@ def sample(height=48, width=64, seed=0):
 
 
 def test_anchors_of_the_paper():
-    """Checklist item 12: 9 a cell, areas 128^2.. 512^2, centres on the stride-16 grid."""
+    """Faster R-CNN, section 3.1: 9 per cell, areas 128^2 to 512^2, centres every 16 pixels."""
     anchors = Anchors([[128, 256, 512]], [[0.5, 1.0, 2.0]], [16], 0.0)
     images = ImageList(torch.zeros(1, 3, 600, 1000), [(600, 1000)])
     (boxes,) = anchors(images, [torch.zeros(1, 8, 38, 63)])

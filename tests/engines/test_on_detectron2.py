@@ -410,7 +410,7 @@ def test_caffes_folded_norms_count_as_filled(config):
 
 
 def test_wrong_class_count_and_names_are_refused(config):
-    with pytest.raises(ValueError, match="NUM_CLASSES: 20, but scenes_voc_test has 8"):
+    with pytest.raises(ValueError, match="NUM_CLASSES: 20, but scenes_voc_trainval has 8"):
         engine.train(config("MODEL.ROI_HEADS.NUM_CLASSES", "20"))
     with pytest.raises(data.UnknownDataset, match="scenes_voc_trainval"):
         engine.train(config("DATASETS.TRAIN", "('scenes_voc_trainvall',)"))

@@ -12,6 +12,7 @@ import yaml
 from agreement import assert_same
 from small_configs import CLASSIFIER, DETECTOR
 
+from resnet_det.config.loading import load_config
 from resnet_det.data.synthetic.scenes import write_scenes
 from resnet_det.nets import build_net
 from resnet_det.weights.identify import classifier_name, is_counter
@@ -45,10 +46,10 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("DETECTRON2_DATASETS", str(folder))
-        for name, config, engine in (
-            ("classifier", CLASSIFIER, classifier),
-            ("embedded", DETECTOR, embedded),
-            ("detectron2", DETECTOR, detectron2_engine),
+        for name, config, engine, load in (
+            ("classifier", CLASSIFIER, classifier, load_config),
+            ("embedded", DETECTOR, embedded, load_config),
+            ("detectron2", DETECTOR, detectron2_engine, detectron2_engine.load_config),
         ):
             datasets = config["DATASETS"] | SHORT["DATASETS"]
             text = yaml.safe_dump(config | SHORT | {"DATASETS": datasets, "OUTPUT_DIR": name})
@@ -56,7 +57,7 @@ def folder(tmp_path_factory):
             weights = (
                 [] if name == "classifier" else ["MODEL.WEIGHTS", "classifier/model_final.pth"]
             )
-            engine.train(engine.load_config(f"{name}.yaml", weights))
+            engine.train(load(f"{name}.yaml", weights))
     return folder
 
 

@@ -137,7 +137,7 @@ def check_schedule(cfg: CfgNode) -> None:
         Trainer.build_lr_scheduler(scaled, torch.optim.SGD([torch.zeros(1)], solver.BASE_LR))
     except (ValueError, AssertionError) as error:
         raise ConfigError(
-            f"SOLVER: Detectron2 cannot build a schedule from BASE_LR {solver.BASE_LR}, STEPS "
+            f"SOLVER: Detectron2 cannot build a schedule of BASE_LR {solver.BASE_LR}, STEPS "
             f"{solver.STEPS}, MAX_ITER {solver.MAX_ITER}, LR_SCHEDULER_NAME "
             f"{solver.LR_SCHEDULER_NAME} and the keys that go with them: {error}"
         ) from error
