@@ -128,8 +128,7 @@ def torchvision_fpn(args):
 
 def improved(args, members=1, scales=(), **ours):
     """The embedded detector as ``RESNET_DET`` says; ``scales`` shrink with the image's size."""
-    from resnet_det.detector.appendix import Improved
-    from resnet_det.detector.build import build_model
+    from resnet_det.detector.build import build_improved, build_model
 
     short = min(args.size)
     ours["MULTI_SCALE_TEST"] = [s * short // 600 for s in scales]
@@ -141,7 +140,7 @@ def improved(args, members=1, scales=(), **ours):
     sizes = [[side * s // short for side in args.size] for s in cfg.RESNET_DET.MULTI_SCALE_TEST]
     data["scales"] = [F.interpolate(data["image"][None], size)[0] for size in sizes]
     tested = members > 1 or scales or cfg.RESNET_DET.BOX_REFINEMENT
-    return Improved(models, cfg) if tested else models[0], models[0].backbone, ([data],)
+    return build_improved(models, cfg) if tested else models[0], models[0].backbone, ([data],)
 
 
 CONTENDERS = {

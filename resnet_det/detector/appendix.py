@@ -1,74 +1,97 @@
-"""The improvements of the paper's Appendix B (Table 9), the same in both engines.
+"""The improvements of the paper's Appendix B (Table 9), for any detector of the contract below.
 
-* Global context (``RESNET_DET.GLOBAL_CONTEXT``, training and test): the whole image is one more
-  region of the shared head; its vector stands behind each region's, and the sibling layers take
-  both.
-* Box refinement (``BOX_REFINEMENT``, test): every region is scored again from the box that its
-  best class regressed to; new and old predictions together pass NMS, then box voting.
-* Multi-scale testing (``MULTI_SCALE_TEST``, shorter sides): proposals come from the one test scale;
-  each region is pooled and run through the head at the two scales where it has about 224^2 pixels,
-  and the greater of the two vectors, element by element, is its own (maxout).
-* Ensembles (``ENSEMBLE``, further checkpoints): the proposals of all, scored by all; scores and
+* Global context (training and test): the whole image is one more region of the head, and its
+  vector is concatenated to the vector of each region before the sibling layers.
+* Box refinement (test): every region is scored again from the box that its best class regressed
+  to. The old and the new predictions together pass NMS, then box voting.
+* Multi-scale testing: the proposals come from one scale. Each region is pooled and run through the
+  head at the two scales where it has about 224^2 pixels, and the element-wise maximum of the two
+  vectors (maxout) is its vector.
+* Ensembles (test): the union of all detectors' proposals is scored by each detector, and scores and
   boxes are averaged.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_area, box_iou, clip_boxes_to_image
 
-from ..config.defaults import ConfigError
+CANONICAL_PIXELS = 224**2  # the size of the classifier's training images
+VOTING_IOU = 0.5  # as in MR-CNN
 
-IN_TEST = ("BOX_REFINEMENT", "MULTI_SCALE_TEST", "ENSEMBLE")
-CANONICAL_PIXELS = 224**2  # of the classifier's training image
-VOTING_OVERLAP = 0.5  # MR-CNN's
+Size = tuple[int, int]  # (height, width) in pixels
+Detections = tuple[Tensor, Tensor, Tensor]  # boxes (N, 4), scores (N,), classes (N,)
 
 
-def check(cfg):
-    """Refuse what the improvements cannot stand on; a config without ``RESNET_DET`` passes.
+class Images(Protocol):
+    """A batch of images: torchvision's or Detectron2's ``ImageList``."""
 
-    Raises:
-        ConfigError: names the key.
+    image_sizes: list[Size]
+
+
+class Detector(Protocol):
+    """The contract: a detector of either engine in parts. Boxes are in pixels of the input."""
+
+    training: bool
+
+    @property
+    def context(self) -> bool:
+        """Whether the sibling layers take the whole image's vector behind each region's."""
+
+    def trunk(self, pictures: Sequence[Tensor]) -> tuple[Any, Any]:
+        """uint8 pictures (3, h, w) -> (:class:`Images`, features in any form)."""
+
+    def propose(self, images: Any, features: Any, batch: Sequence[Mapping]) -> list[Tensor]:
+        """-> the proposals (N_i, 4) of each image; ``batch`` may hold precomputed ones."""
+
+    def regions(self, features: Any, boxes: list[Tensor]) -> Tensor:
+        """Boxes (N_i, 4) of each image -> the head's vectors of all regions (sum N_i, C)."""
+
+    def classify(
+        self, vectors: Tensor, boxes: list[Tensor]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """-> of each image the scores (N_i, K), without the background, and boxes (N_i, K, 4)."""
+
+    def finish(
+        self, batch: Sequence[Mapping], sizes: list[Size], found: list[Detections]
+    ) -> list[Any]:
+        """-> the detector's own output, with boxes in pixels of the original images."""
+
+
+class Level(NamedTuple):
+    """One scale of a batch: the trunk's features, and the size of each image in pixels."""
+
+    features: Any
+    sizes: list[Size]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Which predictions become the detections of an image.
+
+    score_thresh: the score that a detection exceeds.
+    nms_thresh: the IoU from which NMS drops a box of the same class.
+    max_detections: number of detections per image; all of them if negative.
     """
-    ours = cfg.get("RESNET_DET", {})
-    on = [key for key in ("GLOBAL_CONTEXT", *IN_TEST) if ours.get(key)]
-    if on and cfg.MODEL.ROI_HEADS.NAME != "PaperROIHeads":
-        raise ConfigError(
-            f"RESNET_DET.{on[0]}: needs MODEL.ROI_HEADS.NAME PaperROIHeads, "
-            f"not {cfg.MODEL.ROI_HEADS.NAME}"
-        )
-    architecture = cfg.MODEL.META_ARCHITECTURE
-    if on and (cfg.MODEL.MASK_ON or architecture not in ("GeneralizedRCNN", "ProposalNetwork")):
-        raise ConfigError(
-            f"RESNET_DET.{on[0]}: is for detectors of boxes alone (MODEL.META_ARCHITECTURE "
-            f"GeneralizedRCNN, MASK_ON False), not for {architecture}, {cfg.MODEL.MASK_ON}"
-        )
-    sides = list(ours.get("MULTI_SCALE_TEST", ()))
-    if sides and (len(sides) < 2 or sides[0] < 1 or sides != sorted(set(sides))):
-        raise ConfigError(
-            f"RESNET_DET.MULTI_SCALE_TEST: {sides}: give two or more shorter sides, ascending"
-        )
-    if sides and cfg.INPUT.MIN_SIZE_TEST < 1:
-        raise ConfigError(
-            f"INPUT.MIN_SIZE_TEST: {cfg.INPUT.MIN_SIZE_TEST}: RESNET_DET.MULTI_SCALE_TEST needs "
-            "the size in which proposals are made"
-        )
+
+    score_thresh: float
+    nms_thresh: float
+    max_detections: int
 
 
-def in_test(cfg):
-    """Whether a config asks for an improvement of the test, that is for :class:`Improved`."""
-    whole = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"  # not a step of alternating training
-    return whole and any(cfg.RESNET_DET[key] for key in IN_TEST)
-
-
-def with_context(vectors, boxes, sizes):
-    """Global context: the vector of each region with its image's behind it.
+def with_context(
+    vectors: Callable[[list[Tensor]], Tensor], boxes: Sequence[Tensor], sizes: Sequence[Size]
+) -> Tensor:
+    """Global context: the vector of each region, followed by the vector of its whole image.
 
     Args:
         vectors: function of a list of boxes (N_i, 4) -> (sum N_i, C).
-        boxes: of each image.
-        sizes: (height, width) of each image, in the boxes' pixels.
+        boxes: (N_i, 4) of each image.
+        sizes: (height, width) of each image, in the pixels of the boxes.
 
     Returns:
         (sum N_i, 2 C)
@@ -79,167 +102,193 @@ def with_context(vectors, boxes, sizes):
     return torch.cat([torch.cat((v[:-1], v[-1:].expand_as(v[:-1])), 1) for v in images])
 
 
-def two_scales(pixels):
-    """The scales of each region: (S, R) pixels at ascending scales -> (2, R) indices.
+def two_scales(pixels: Tensor) -> Tensor:
+    """The two scales of each region: its area (S, R) at S ascending scales -> (2, R) indices.
 
-    They are the two at which its number of pixels is closest to 224^2 (the smaller scale where
-    that is equal), and so adjacent.
+    They are the two at which its area is closest to 224^2, and therefore adjacent. Of two equally
+    close scales the smaller one is taken.
     """
     return (pixels - CANONICAL_PIXELS).abs().argsort(dim=0, stable=True)[:2]
 
 
-def refined(scores, boxes, size):
-    """The box of each region's best class, inside the image: (R, K), (R, K, 4) -> (R, 4).
+def refined(scores: Tensor, boxes: Tensor, size: Size) -> Tensor:
+    """The box of each region's best class, clipped to the image: (R, K), (R, K, 4) -> (R, 4).
 
-    A region whose box is not finite goes.
+    A region whose box is not finite is dropped.
     """
     best = boxes[torch.arange(len(boxes), device=boxes.device), scores.argmax(1)]
     return clip_boxes_to_image(best[best.isfinite().all(1)], size)
 
 
-def vote(keep, boxes, scores, classes):
-    """Box voting (MR-CNN): the kept boxes as means, weighted by score, over those around them.
+def vote(keep: Tensor, boxes: Tensor, scores: Tensor, classes: Tensor) -> Tensor:
+    """Box voting (MR-CNN): average each kept box with its neighbours, weighted by their scores.
+
+    The neighbours are the boxes of the same class that overlap it by an IoU of at least 0.5.
 
     Args:
         keep: indices of the boxes that NMS kept.
-        boxes, scores, classes: all that went into NMS, (R, 4), (R,), (R,).
+        boxes, scores, classes: everything that went into NMS, (R, 4), (R,), (R,).
 
     Returns:
-        (len(keep), 4): over the boxes of the same class that overlap by an IoU of at least 0.5.
+        (len(keep), 4)
     """
-    near = (box_iou(boxes[keep], boxes) >= VOTING_OVERLAP) & (classes[keep][:, None] == classes)
+    near = (box_iou(boxes[keep], boxes) >= VOTING_IOU) & (classes[keep][:, None] == classes)
     near[torch.arange(len(keep), device=keep.device), keep] = True  # an empty box overlaps nothing
     weights = near * scores
     return weights @ boxes / weights.sum(1, keepdim=True)
 
 
-def select(scores, boxes, size, *, least, nms, most, voting=False):
-    """The detections of an image: above a score, then NMS by class, then the best.
+def select(
+    scores: Tensor, boxes: Tensor, size: Size, thresholds: Thresholds, voting: bool = False
+) -> Detections:
+    """The detections of one image: score threshold, NMS per class, then the best ones.
 
     Args:
         scores: (R, K), without the background.
         boxes: (R, K, 4).
-        size: (height, width) of the image, to which boxes are clipped.
-        least, nms, most: score, IoU, and count, of which -1 means all.
-        voting: :func:`vote`, over all boxes above ``least``.
+        size: (height, width) of the image, to which the boxes are clipped.
+        voting: apply :func:`vote`, over all boxes above the score threshold.
 
     Returns:
-        boxes (N, 4), scores (N,), classes (N,), from the best score on.
+        boxes (N, 4), scores (N,), classes (N,), by descending score.
     """
     finite = boxes.flatten(1).isfinite().all(1) & scores.isfinite().all(1)
     scores, boxes = scores[finite], clip_boxes_to_image(boxes[finite], size)
-    region, label = torch.nonzero(scores > least, as_tuple=True)
+    region, label = torch.nonzero(scores > thresholds.score_thresh, as_tuple=True)
     boxes, scores = boxes[region, label], scores[region, label]
-    keep = batched_nms(boxes, scores, label, nms)
-    keep = keep[:most] if most >= 0 else keep
+    keep = batched_nms(boxes, scores, label, thresholds.nms_thresh)
+    if thresholds.max_detections >= 0:
+        keep = keep[: thresholds.max_detections]
     chosen = vote(keep, boxes, scores, label) if voting else boxes[keep]
     return chosen, scores[keep], label[keep]
 
 
-class Improved(nn.Module):
-    """Detectors as they are tested: one or several, with refinement, at several scales.
+@dataclass(frozen=True)
+class View:
+    """A batch as one detector of an ensemble sees it, at one scale or several.
 
-    Args:
-        detectors: the first gives the output its form. Each has ``context`` (bool) and
-
-            * ``trunk(pictures)``: uint8 (3, h, w) -> images with ``image_sizes``, and features;
-            * ``propose(images, features, batch)`` -> boxes (N_i, 4) of each image;
-            * ``regions(features, boxes)`` -> vectors (sum N_i, C);
-            * ``classify(vectors, boxes)`` -> of each image scores (N_i, K), without the background,
-              and boxes (N_i, K, 4);
-            * ``finish(batch, sizes, found)``: triples of :func:`select` -> the output.
-
-        cfg: the config of the test.
-        orders: for each detector its index of each of the first one's classes, or None where it
-            has them in the same order.
-
-    A sample holds ``image`` and, for several scales, ``scales``: a list of images.
+    order: the detector's index of each class, or None for its own order.
     """
 
-    def __init__(self, detectors, cfg, orders=None):
-        super().__init__()
-        self.detectors = nn.ModuleList(detectors)
-        self.orders = orders or [None] * len(detectors)
-        self.training = detectors[0].training
-        self.refine = cfg.RESNET_DET.BOX_REFINEMENT
-        self.scales = tuple(cfg.RESNET_DET.MULTI_SCALE_TEST)
-        heads = cfg.MODEL.ROI_HEADS
-        self.rules = {
-            "least": heads.SCORE_THRESH_TEST,
-            "nms": heads.NMS_THRESH_TEST,
-            "most": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "voting": self.refine,
-        }
+    detector: Detector
+    levels: list[Level]
+    order: list[int] | None = None
 
-    def forward(self, batch):
-        views, proposals = [], []
-        for detector in self.detectors:
-            images, features = detector.trunk([x["image"] for x in batch])
-            proposals.append(detector.propose(images, features, batch))
-            views.append((detector, self._levels(detector, batch, images, features)))
-        sizes = images.image_sizes
-        boxes = [torch.cat(of_image) for of_image in zip(*proposals)]
-        found = self._classify(views, boxes, sizes)
-        if self.refine:
-            again = [refined(s, b, size) for (s, b), size in zip(found, sizes)]
-            second = self._classify(views, again, sizes)
-            found = [tuple(map(torch.cat, zip(*passes))) for passes in zip(found, second)]
-        found = [select(s, b, size, **self.rules) for (s, b), size in zip(found, sizes)]
-        return self.detectors[0].finish(batch, sizes, found)
+    def predict(
+        self, boxes: list[Tensor], sizes: list[Size]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Boxes (N_i, 4) in pixels of ``sizes`` -> scores (N_i, K), boxes (N_i, K, 4)."""
+        vectors = partial(self.vectors, sizes)
+        x = with_context(vectors, boxes, sizes) if self.detector.context else vectors(boxes)
+        scores, found = self.detector.classify(x, boxes)
+        if self.order is not None:
+            scores, found = ([x[:, self.order] for x in part] for part in (scores, found))
+        return scores, found
 
-    def _levels(self, detector, batch, images, features):
-        """[(features, image sizes)] of each scale; the trunk runs once for each."""
-        if not self.scales:
-            return [(features, images.image_sizes)]
-        if any("scales" not in sample for sample in batch):
-            raise ValueError(
-                "RESNET_DET.MULTI_SCALE_TEST: the samples hold no images at further 'scales': "
-                "use the mapper of resnet_det's engine"
-            )
-        levels = []
-        for pictures in zip(*(sample["scales"] for sample in batch)):
-            if all(p.shape == x["image"].shape for p, x in zip(pictures, batch)):
-                levels.append((features, images.image_sizes))  # the test scale itself
-            else:
-                there, maps = detector.trunk(pictures)
-                levels.append((maps, there.image_sizes))
-        return levels
-
-    def _classify(self, views, boxes, sizes):
-        """[(scores (N_i, K), boxes (N_i, K, 4))], the means over the detectors."""
-        answers = []
-        for (detector, levels), order in zip(views, self.orders):
-            vectors = partial(self._vectors, detector, levels, sizes)
-            x = with_context(vectors, boxes, sizes) if detector.context else vectors(boxes)
-            parts = detector.classify(x, boxes)
-            if order is not None:
-                parts = [[of_image[:, order] for of_image in part] for part in parts]
-            answers.append(zip(*parts))
-        return [
-            tuple(torch.stack(part).mean(0) for part in zip(*of_image))
-            for of_image in zip(*answers)
-        ]
-
-    def _vectors(self, detector, levels, sizes, boxes):
-        """(sum N_i, C): of the one scale, or the maximum of each region's two."""
-        if not self.scales or not sum(map(len, boxes)):
-            return detector.regions(levels[0][0], boxes)
-        there = [
-            [
-                b * b.new_tensor([w / w0, h / h0] * 2)
-                for b, (h, w), (h0, w0) in zip(boxes, own, sizes)
-            ]
+    def vectors(self, sizes: list[Size], boxes: list[Tensor]) -> Tensor:
+        """The vectors (sum N_i, C) of ``boxes`` in pixels of ``sizes``: maxout of two levels."""
+        regions, levels = self.detector.regions, self.levels
+        if [level.sizes for level in levels] == [sizes] or not sum(map(len, boxes)):
+            return regions(levels[0].features, boxes)
+        scaled = [
+            [b * b.new_tensor([w / v, h / u] * 2) for b, (h, w), (u, v) in zip(boxes, own, sizes)]
             for _, own in levels
         ]
-        chosen = two_scales(torch.stack([box_area(torch.cat(b)) for b in there]))
-        best = None
-        for i, (features, _) in enumerate(levels):
-            here = (chosen == i).any(0)
-            if not here.any():
-                continue
-            masks = here.split([len(b) for b in boxes])
-            x = detector.regions(features, [b[mask] for b, mask in zip(there[i], masks)])
-            if best is None:
-                best = x.new_full((len(here), x.shape[1]), -torch.inf)
-            best[here] = torch.maximum(best[here], x)
+        chosen = two_scales(torch.stack([box_area(torch.cat(b)) for b in scaled]))
+        parts = []
+        for i, (level, here) in enumerate(zip(levels, scaled)):
+            wanted = (chosen == i).any(0)
+            if wanted.any():
+                masks = wanted.split([len(b) for b in boxes])
+                picked = [b[mask] for b, mask in zip(here, masks)]
+                parts.append((wanted, regions(level.features, picked)))
+        wanted, x = parts[0]
+        best = x.new_full((len(wanted), x.shape[1]), -torch.inf)
+        for wanted, x in parts:
+            best[wanted] = torch.maximum(best[wanted], x)
         return best
+
+
+def mean_predictions(
+    views: Sequence[View], boxes: list[Tensor], sizes: list[Size]
+) -> list[tuple[Tensor, Tensor]]:
+    """Scores (N_i, K) and boxes (N_i, K, 4) of each image, averaged over an ensemble."""
+    scores, found = zip(*(view.predict(boxes, sizes) for view in views))
+    return [
+        (torch.stack(s).mean(0), torch.stack(b).mean(0))
+        for s, b in zip(zip(*scores), zip(*found))
+    ]  # fmt: skip
+
+
+class Improved(nn.Module):
+    """One or several detectors, tested with refinement and at several scales.
+
+    Args:
+        detectors: modules that satisfy :class:`Detector`. The first one gives the output its form.
+        thresholds: which predictions become detections.
+        refine: box refinement and box voting.
+        multi_scale: each sample holds ``scales``, its image at ascending sizes, beside ``image``.
+        orders: for each detector its index of each of the first one's classes, or None if it has
+            them in the same order.
+
+    Raises:
+        ValueError (when called): ``multi_scale``, and a sample has no ``scales``.
+    """
+
+    def __init__(
+        self,
+        detectors: Sequence[Detector],
+        thresholds: Thresholds,
+        *,
+        refine: bool = False,
+        multi_scale: bool = False,
+        orders: Sequence[list[int] | None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.detectors = nn.ModuleList(cast("Sequence[nn.Module]", detectors))
+        self.training = detectors[0].training
+        self.thresholds, self.refine, self.multi_scale = thresholds, refine, multi_scale
+        self.orders = orders or [None] * len(detectors)
+
+    def forward(self, batch: Sequence[Mapping]) -> list[Any]:
+        proposals, views = [], []
+        for module, order in zip(self.detectors, self.orders):
+            detector = cast(Detector, module)
+            images, features = detector.trunk([x["image"] for x in batch])
+            sizes = images.image_sizes
+            proposals.append(detector.propose(images, features, batch))
+            levels = [Level(features, sizes)]
+            if self.multi_scale:
+                levels = _at_scales(detector, batch, *levels)
+            views.append(View(detector, levels, order))
+        boxes = [torch.cat(of_image) for of_image in zip(*proposals)]
+        found = mean_predictions(views, boxes, sizes)
+        if self.refine:
+            again = [refined(s, b, size) for (s, b), size in zip(found, sizes)]
+            second = mean_predictions(views, again, sizes)
+            found = [
+                (torch.cat((s, s2)), torch.cat((b, b2)))
+                for (s, b), (s2, b2) in zip(found, second)
+            ]  # fmt: skip
+        selected = [
+            select(s, b, size, self.thresholds, voting=self.refine)
+            for (s, b), size in zip(found, sizes)
+        ]
+        return views[0].detector.finish(batch, sizes, selected)
+
+
+def _at_scales(detector: Detector, batch: Sequence[Mapping], test_scale: Level) -> list[Level]:
+    """Run the trunk at each scale of the samples; the test's own, if among them, is reused."""
+    if any("scales" not in sample for sample in batch):
+        raise ValueError(
+            "RESNET_DET.MULTI_SCALE_TEST: the samples hold no 'scales', the list of images at "
+            "further sizes: use the mapper of resnet_det's engine"
+        )
+    levels = []
+    for pictures in zip(*(sample["scales"] for sample in batch)):
+        if all(p.shape == x["image"].shape for p, x in zip(pictures, batch)):
+            levels.append(test_scale)
+        else:
+            images, features = detector.trunk(pictures)
+            levels.append(Level(features, images.image_sizes))
+    return levels

@@ -1,25 +1,45 @@
-"""Build the embedded detector from a config: the only place that reads MODEL.*."""
+"""Build the embedded detector from a config: here MODEL.* becomes plain arguments."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from fvcore.common.config import CfgNode
 from torch import nn
 
 from ..config.defaults import ConfigError
 from ..nets import Stages, build_net
+from ..nets.classifier import Classifier
 from ..nets.fast import channels_last_on_gpu, speed_up, take_stride
 from ..nets.fpn import FPN
 from ..nets.layers import FullyConnected, rename_parameters
-from . import appendix
+from .appendix import Detector, Improved, Thresholds
 from .faster_rcnn import FasterRCNN, ProposalNetwork
-from .net_keys import check_head, net_options
-from .roi_heads import Pooler, RoIHeads
-from .rpn import RPN
+from .net_keys import IN_TEST, check_appendix, check_head, net_options
+from .roi_heads import Pooler, Predictor, RegionSampling, RoIHeads
+from .rpn import RPN, Anchors, BoxRegression, ProposalLimits, RPNHead, Sampling
 
 DETECTRON2_BACKBONES = ("build_resnet_backbone", "build_resnet_fpn_backbone")
 
 
-def net_name(cfg):
-    """Name in ``NETS`` of the config's backbone, and whether a pyramid stands on it.
+class Maps(NamedTuple):
+    """What a backbone returns: the channels and the stride of each map, by name."""
 
-    Detectron2's own ``build_resnet_backbone`` with ``RESNETS.DEPTH`` is the same net of ours.
+    channels: dict[str, int]
+    strides: dict[str, int]
+
+    def strides_of(self, names: Sequence[str], key: str) -> list[int]:
+        """The strides of the maps that the config's ``key`` names; ConfigError if one is absent."""
+        for name in names:
+            if name not in self.strides:
+                raise ConfigError(f"{key}: {name!r}: the backbone gives {', '.join(self.strides)}")
+        return [self.strides[name] for name in names]
+
+
+def net_name(cfg: CfgNode) -> tuple[str, bool]:
+    """The name in ``NETS`` of the config's backbone, and whether a pyramid stands on it.
+
+    Detectron2's own ``build_resnet_backbone`` is our ResNet of depth ``RESNETS.DEPTH``.
     """
     name = cfg.MODEL.BACKBONE.NAME
     if name in DETECTRON2_BACKBONES:
@@ -27,82 +47,182 @@ def net_name(cfg):
     return name.removesuffix("_fpn"), name.endswith("_fpn")
 
 
-def _strides(names, strides, key):
-    for name in names:
-        if name not in strides:
-            raise ConfigError(f"{key}: {name!r}: the backbone gives {', '.join(strides)}")
-    return [strides[name] for name in names]
-
-
-def build_model(cfg):
-    """Build the detector of a config, with fresh weights.
+def build_model(cfg: CfgNode) -> ProposalNetwork:
+    """Build the detector of a config with fresh weights; a :class:`FasterRCNN` unless
+    ``MODEL.META_ARCHITECTURE`` is ``ProposalNetwork``.
 
     Raises:
-        ConfigError: names the config key that does not fit the net.
+        ConfigError: a key does not fit the net; names it.
     """
-    appendix.check(cfg)
+    check_appendix(cfg)
     name, pyramid = net_name(cfg)
-    resnets, box = cfg.MODEL.RESNETS, cfg.MODEL.ROI_BOX_HEAD
     net = build_net(name, **net_options(cfg, name))
     try:
-        trunk, head = net.split(resnets.OUT_FEATURES)
+        trunk, head = net.split(cfg.MODEL.RESNETS.OUT_FEATURES)
     except ValueError as error:
         raise ConfigError(f"MODEL.RESNETS.OUT_FEATURES: {error}") from error
     trunk.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
-    fast, step = cfg.RESNET_DET.FAST, 1
-    if fast:
+    if cfg.RESNET_DET.FAST:
         speed_up(trunk)
-    strides = {f: net.strides[f] for f in trunk.out_features}
-    channels = net.channels
+    maps = Maps(net.channels, {f: net.strides[f] for f in trunk.out_features})
+    backbone: nn.Module = trunk
     if pyramid:
-        _strides(cfg.MODEL.FPN.IN_FEATURES, strides, "MODEL.FPN.IN_FEATURES")
-        trunk = FPN(trunk, cfg.MODEL.FPN.IN_FEATURES, channels, strides, cfg.MODEL.FPN.OUT_CHANNELS)
-        strides = trunk.strides
-        channels = dict.fromkeys(strides, cfg.MODEL.FPN.OUT_CHANNELS)
+        backbone, maps = build_pyramid(cfg, trunk, maps)
     rpn_in, roi_in = list(cfg.MODEL.RPN.IN_FEATURES), list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
-    rpn_strides = _strides(rpn_in, strides, "MODEL.RPN.IN_FEATURES")
-    pixels = {"mean": cfg.MODEL.PIXEL_MEAN, "std": cfg.MODEL.PIXEL_STD}
-    rpn = None if cfg.MODEL.LOAD_PROPOSALS else RPN(cfg, channels[rpn_in[0]], rpn_strides)
+    rpn_strides = maps.strides_of(rpn_in, "MODEL.RPN.IN_FEATURES")
+    rpn = None
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        rpn = build_rpn(cfg, maps.channels[rpn_in[0]], rpn_strides)
+    pixels = {"pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD}
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
-        return ProposalNetwork(trunk, rpn, None, rpn_in=rpn_in, roi_in=[], **pixels)
-    roi_strides = _strides(roi_in, strides, "MODEL.ROI_HEADS.IN_FEATURES")
-
+        return ProposalNetwork(backbone, rpn, rpn_in=rpn_in, **pixels)
+    roi_strides = maps.strides_of(roi_in, "MODEL.ROI_HEADS.IN_FEATURES")
     if cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads":
-        if box.NUM_FC < 1:
-            raise ConfigError("MODEL.ROI_BOX_HEAD.NUM_FC: StandardROIHeads needs at least 1")
-        sizes = [channels[roi_in[0]] * box.POOLER_RESOLUTION**2, *[box.FC_DIM] * box.NUM_FC]
-        head = Stages(
-            {f"fc{i + 1}": FullyConnected(sizes[i], sizes[i + 1]) for i in range(box.NUM_FC)}
-        )
-        for layer in head.children():
-            nn.init.kaiming_uniform_(layer.weight, a=1)
-            nn.init.zeros_(layer.bias)
-        head_channels = box.FC_DIM
+        fc = build_fc_head(cfg, maps.channels[roi_in[0]])
+        roi_heads = build_roi_heads(cfg, fc, cfg.MODEL.ROI_BOX_HEAD.FC_DIM, roi_strides)
     else:
-        check_head(cfg, name)
-        if roi_in != list(net.trunk_names[-1:]):
-            raise ConfigError(
-                f"MODEL.ROI_HEADS.IN_FEATURES: {roi_in}: the head of {name} takes "
-                f"['{net.trunk_names[-1]}']"
-            )
-        if set(trunk.names) & set(head.names):
-            raise ConfigError(
-                f"MODEL.RESNETS.OUT_FEATURES: {list(resnets.OUT_FEATURES)}: the head of {name} "
-                f"runs {head.names[0]} per region, so the trunk ends at {net.trunk_names[-1]}"
-            )
-        if net.has_fully_connected_head and box.POOLER_RESOLUTION != net.pooled:
-            raise ConfigError(
-                f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION: {box.POOLER_RESOLUTION}: "
-                f"fc6 of {name} takes {net.pooled}"
-            )
-        head_channels = channels[net.stage_names[-1]]
-        if fast:
-            speed_up(head, channels_last_on_gpu)
-            step = take_stride(head) if box.POOLER_TYPE != "ROIPool" else 1
-    pooler = Pooler(
-        box.POOLER_TYPE, box.POOLER_RESOLUTION, roi_strides, box.POOLER_SAMPLING_RATIO, step
+        roi_heads = build_net_heads(cfg, name, net, trunk, head, roi_strides)
+    return FasterRCNN(backbone, rpn, roi_heads, rpn_in=rpn_in, roi_in=roi_in, **pixels)
+
+
+def build_pyramid(cfg: CfgNode, trunk: Stages, maps: Maps) -> tuple[FPN, Maps]:
+    """The feature pyramid on a trunk, and its levels."""
+    in_features, channels = cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS
+    maps.strides_of(in_features, "MODEL.FPN.IN_FEATURES")
+    pyramid = FPN(trunk, in_features, maps.channels, maps.strides, channels)
+    return pyramid, Maps(dict.fromkeys(pyramid.strides, channels), pyramid.strides)
+
+
+def build_rpn(cfg: CfgNode, channels: int, strides: Sequence[int]) -> RPN:
+    """The RPN on maps of so many ``channels`` and these ``strides``.
+
+    Raises:
+        ConfigError: MODEL.ANCHOR_GENERATOR does not fit the number of maps.
+    """
+    generator, rpn = cfg.MODEL.ANCHOR_GENERATOR, cfg.MODEL.RPN
+    levels = len(strides)
+    sizes, ratios = (
+        list(x) * levels if len(x) == 1 else list(x)
+        for x in (generator.SIZES, generator.ASPECT_RATIOS)
     )
-    roi_heads = RoIHeads(cfg, pooler, head, head_channels)
-    if cfg.MODEL.ROI_HEADS.NAME != "StandardROIHeads":
-        rename_parameters(roi_heads, {f"box_head.{n}.": f"{n}." for n in head.names})
-    return FasterRCNN(trunk, rpn, roi_heads, rpn_in=rpn_in, roi_in=roi_in, **pixels)
+    if len(sizes) != levels or len(ratios) != levels:
+        raise ConfigError(
+            f"MODEL.ANCHOR_GENERATOR: SIZES {sizes} and ASPECT_RATIOS {ratios} must have 1 or "
+            f"{levels} lists, one for each of MODEL.RPN.IN_FEATURES"
+        )
+    anchors = Anchors(sizes, ratios, strides, generator.OFFSET)
+    per_cell = set(anchors.num_anchors_per_location())
+    if len(per_cell) != 1:
+        raise ConfigError(
+            f"MODEL.ANCHOR_GENERATOR: the levels differ in anchors per cell: {per_cell}"
+        )
+    hidden = channels if rpn.CONV_DIMS[0] == -1 else rpn.CONV_DIMS[0]
+    return RPN(
+        anchors,
+        RPNHead(channels, hidden, per_cell.pop()),
+        sampling=Sampling(
+            rpn.BATCH_SIZE_PER_IMAGE, rpn.POSITIVE_FRACTION, tuple(rpn.IOU_THRESHOLDS)
+        ),
+        limits=ProposalLimits(
+            pre_nms_topk=(rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST),
+            post_nms_topk=(rpn.POST_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TEST),
+            nms_thresh=rpn.NMS_THRESH,
+            min_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+        ),
+        regression=BoxRegression(
+            tuple(rpn.BBOX_REG_WEIGHTS),
+            rpn.SMOOTH_L1_BETA,
+            rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
+        ),
+        objectness_loss_weight=rpn.LOSS_WEIGHT,
+        boundary_thresh=rpn.BOUNDARY_THRESH,
+    )
+
+
+def build_fc_head(cfg: CfgNode, channels: int) -> Stages:
+    """Fully connected layers on pooled maps of so many ``channels`` (``StandardROIHeads``)."""
+    box = cfg.MODEL.ROI_BOX_HEAD
+    if box.NUM_FC < 1:
+        raise ConfigError("MODEL.ROI_BOX_HEAD.NUM_FC: StandardROIHeads needs at least 1")
+    sizes = [channels * box.POOLER_RESOLUTION**2, *[box.FC_DIM] * box.NUM_FC]
+    layers = [FullyConnected(*pair) for pair in pairwise(sizes)]
+    for layer in layers:
+        nn.init.kaiming_uniform_(layer.weight, a=1)
+        nn.init.zeros_(layer.bias)
+    return Stages({f"fc{i}": layer for i, layer in enumerate(layers, 1)})
+
+
+def build_net_heads(
+    cfg: CfgNode, name: str, net: Classifier, trunk: Stages, head: Stages, strides: Sequence[int]
+) -> RoIHeads:
+    """RoI heads on the net's own head: conv5_x, a CIFAR net's last stage, or VGG's fc6 and fc7."""
+    check_head(cfg, name)
+    if set(trunk.names) & set(head.names):
+        raise ConfigError(
+            f"MODEL.RESNETS.OUT_FEATURES: {list(cfg.MODEL.RESNETS.OUT_FEATURES)}: the head of "
+            f"{name} runs {head.names[0]} per region, so the trunk ends at {net.trunk_names[-1]}"
+        )
+    step = 1
+    if cfg.RESNET_DET.FAST:
+        speed_up(head, channels_last_on_gpu)
+        if cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE != "ROIPool":
+            step = take_stride(head)
+    roi_heads = build_roi_heads(cfg, head, net.channels[net.stage_names[-1]], strides, step)
+    rename_parameters(roi_heads, {f"box_head.{n}.": f"{n}." for n in head.names})
+    return roi_heads
+
+
+def build_roi_heads(
+    cfg: CfgNode, head: Stages, channels: int, strides: Sequence[int], step: int = 1
+) -> RoIHeads:
+    """RoI heads on a ``head`` that gives so many ``channels``.
+
+    ``strides`` are those of the maps; ``step`` is :class:`Pooler`'s.
+    """
+    heads, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
+    context = cfg.RESNET_DET.GLOBAL_CONTEXT
+    return RoIHeads(
+        Pooler(box.POOLER_TYPE, box.POOLER_RESOLUTION, strides, box.POOLER_SAMPLING_RATIO, step),
+        head,
+        Predictor(channels * (1 + context), heads.NUM_CLASSES, box.CLS_AGNOSTIC_BBOX_REG),
+        sampling=RegionSampling(
+            heads.BATCH_SIZE_PER_IMAGE,
+            heads.POSITIVE_FRACTION,
+            (heads.IOU_THRESHOLDS[0], heads.IOU_THRESHOLDS[-1]),
+            append_gt=heads.PROPOSAL_APPEND_GT,
+            ignore_low_overlaps=list(heads.IOU_LABELS) == [-1, 0, 1],
+        ),
+        thresholds=thresholds(cfg),
+        regression=BoxRegression(
+            tuple(box.BBOX_REG_WEIGHTS), box.SMOOTH_L1_BETA, box.BBOX_REG_LOSS_WEIGHT
+        ),
+        context=context,
+    )
+
+
+def thresholds(cfg: CfgNode) -> Thresholds:
+    """Which predictions become detections, as the config says."""
+    heads = cfg.MODEL.ROI_HEADS
+    return Thresholds(heads.SCORE_THRESH_TEST, heads.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE)
+
+
+def in_test(cfg: CfgNode) -> bool:
+    """Whether a config asks for an improvement of the test, that is for :func:`build_improved`.
+
+    A ``ProposalNetwork``, a step of alternating training, detects nothing that could be improved.
+    """
+    whole = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+    return whole and any(cfg.RESNET_DET[key] for key in IN_TEST)
+
+
+def build_improved(
+    detectors: Sequence[Detector], cfg: CfgNode, orders: Sequence[list[int] | None] | None = None
+) -> Improved:
+    """Detectors of either engine, tested as ``RESNET_DET`` says; arguments as :class:`Improved`."""
+    return Improved(
+        detectors,
+        thresholds(cfg),
+        refine=cfg.RESNET_DET.BOX_REFINEMENT,
+        multi_scale=bool(cfg.RESNET_DET.MULTI_SCALE_TEST),
+        orders=orders,
+    )

@@ -1,17 +1,22 @@
-"""Which values of Detectron2's keys fit a net: the others are refused, whichever the engine.
+"""Check that a config's keys fit the net that ``MODEL.BACKBONE.NAME`` names, in either engine.
 
-The name of a net says what it is made of: its depth, its widths, its head. Keys of Detectron2 that
-say the same must agree with it or be left at Detectron2's default; keys that ask for what none of
-our nets has (groups, deformable convolutions, DeepLab's stem) must be off. A test compares the
-lists with what Detectron2's own builders read.
+The name of a net says its depth, its widths and its head. Keys of Detectron2 that say the same must
+agree with it or keep Detectron2's default. Keys that ask for something that none of our nets has
+(groups, deformable convolutions, DeepLab's stem) must be off. A test compares the lists with the
+keys that Detectron2's own builders read.
 """
+
+from collections.abc import Mapping
+from typing import Any
+
+from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError
 from ..nets import NETS, meta_net
 from ..nets.catalog import check_name
 from ..nets.layers import NORMS
 
-# Detectron2's defaults of the keys that a net's name decides: they say nothing.
+# Detectron2's defaults of keys that a net's name decides. A key with its default is not checked.
 RESNETS_DEFAULTS = {
     "DEPTH": 50, "STEM_OUT_CHANNELS": 64, "RES2_OUT_CHANNELS": 256, "NORM": "FrozenBN",
 }  # fmt: skip
@@ -19,9 +24,16 @@ BOX_HEAD_DEFAULTS = {"NUM_FC": 0, "FC_DIM": 1024}
 MASK_HEAD_DEFAULTS = {
     "POOLER_RESOLUTION": 14, "POOLER_SAMPLING_RATIO": 0, "POOLER_TYPE": "ROIAlignV2",
 }  # fmt: skip
+# The improvements of Appendix B that change the test alone.
+IN_TEST = ("BOX_REFINEMENT", "MULTI_SCALE_TEST", "ENSEMBLE")
 
 
-def net_options(cfg, name):
+def own_key(cfg: CfgNode, key: str, default: Any) -> Any:
+    """``RESNET_DET.<key>``, or the default in a foreign project, whose config lacks the node."""
+    return cfg.get("RESNET_DET", {}).get(key, default)
+
+
+def net_options(cfg: CfgNode, name: str) -> dict[str, Any]:
     """The options of ``build_net`` that ``MODEL.RESNETS`` states for the net ``name``.
 
     Raises:
@@ -31,14 +43,13 @@ def net_options(cfg, name):
     try:
         check_name(name)
     except ValueError as error:
-        own = cfg.MODEL.BACKBONE.NAME.startswith(name)  # else Detectron2's, of so many layers
-        raise ConfigError(
-            f"MODEL.{'BACKBONE.NAME' if own else 'RESNETS.DEPTH'}: {error}"
-        ) from error
+        own = cfg.MODEL.BACKBONE.NAME.startswith(name)  # else the name was made from the depth
+        key = "BACKBONE.NAME" if own else "RESNETS.DEPTH"
+        raise ConfigError(f"MODEL.{key}: {error}") from error
     resnets = cfg.MODEL.RESNETS
-    _refuse_others("MODEL.RESNETS", resnets, _resnets_of(name), RESNETS_DEFAULTS, name)
+    _check_keys("MODEL.RESNETS", resnets, _resnets_of(name), RESNETS_DEFAULTS, name)
     net = meta_net(name)
-    choices = {"RES5_DILATION": (1, 2) if "res5" in net.stage_names else (1,)}
+    choices: dict[str, tuple] = {"RES5_DILATION": (1, 2) if "res5" in net.stage_names else (1,)}
     if net.has_norm:
         narrow = min(net.channels.values()) < 32  # too few channels for GN's 32 groups
         choices["NORM"] = tuple(norm for norm in NORMS if not (narrow and norm == "GN"))
@@ -55,29 +66,72 @@ def net_options(cfg, name):
     }
 
 
-def check_head(cfg, name):
-    """Refuse keys of other RoI heads where the net's own head runs per region.
+def check_head(cfg: CfgNode, name: str) -> None:
+    """Check the keys of RoI heads that run the net's own head per region.
 
     Raises:
-        ConfigError: as :func:`net_options`.
+        ConfigError: names the key, its value, and what the head of the net takes.
     """
     model, net = cfg.MODEL, meta_net(name)
+    box, features, fc = model.ROI_BOX_HEAD, net.trunk_names[-1:], net.has_fully_connected_head
     head = f"the head of {name}"
-    _refuse_others("MODEL", model, {"KEYPOINT_ON": False}, {}, head)
-    built = {
+    _check_keys("MODEL", model, {"KEYPOINT_ON": False}, {}, head)
+    built: dict[str, Any] = {
         "NAME": "", "NUM_CONV": 0, "CONV_DIM": 256, "NORM": "", "TRAIN_ON_PRED_BOXES": False,
         **BOX_HEAD_DEFAULTS,
     }  # fmt: skip
-    if net.has_fully_connected_head:
+    if fc:
         built |= {"NUM_FC": len(net.head_names), "FC_DIM": net.channels[net.head_names[-1]]}
-    _refuse_others("MODEL.ROI_BOX_HEAD", model.ROI_BOX_HEAD, built, BOX_HEAD_DEFAULTS, head)
-    if model.MASK_ON:  # one pooling serves boxes and masks
-        built = {key: model.ROI_BOX_HEAD[key] for key in MASK_HEAD_DEFAULTS}
-        _refuse_others("MODEL.ROI_MASK_HEAD", model.ROI_MASK_HEAD, built, MASK_HEAD_DEFAULTS, head)
+    _check_keys("MODEL.ROI_BOX_HEAD", box, built, BOX_HEAD_DEFAULTS, head)
+    _check_keys("MODEL.ROI_HEADS", model.ROI_HEADS, {"IN_FEATURES": list(features)}, {}, head)
+    if fc and box.POOLER_RESOLUTION != net.pooled:
+        raise ConfigError(
+            f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION: {box.POOLER_RESOLUTION}: "
+            f"{net.head_names[0]} of {name} takes {net.pooled}"
+        )
+    if model.MASK_ON and fc:
+        raise ConfigError(
+            f"MODEL.MASK_ON: {head} gives vectors, but masks need maps: use StandardROIHeads"
+        )
+    if model.MASK_ON:  # boxes and masks share one pooler
+        built = {key: box[key] for key in MASK_HEAD_DEFAULTS}
+        _check_keys("MODEL.ROI_MASK_HEAD", model.ROI_MASK_HEAD, built, MASK_HEAD_DEFAULTS, head)
 
 
-def _resnets_of(name):
-    """What the net has of the keys of ``MODEL.RESNETS`` that cannot be chosen."""
+def check_appendix(cfg: CfgNode) -> None:
+    """Check what the improvements of Appendix B need; a config without ``RESNET_DET`` passes.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    on = [key for key in ("GLOBAL_CONTEXT", *IN_TEST) if own_key(cfg, key, None)]
+    if not on:
+        return
+    key, model = f"RESNET_DET.{on[0]}", cfg.MODEL
+    if model.ROI_HEADS.NAME != "PaperROIHeads":
+        raise ConfigError(
+            f"{key}: needs MODEL.ROI_HEADS.NAME PaperROIHeads, not {model.ROI_HEADS.NAME}"
+        )
+    architecture = model.META_ARCHITECTURE
+    if model.MASK_ON or architecture not in ("GeneralizedRCNN", "ProposalNetwork"):
+        raise ConfigError(
+            f"{key}: is for detectors of boxes alone (MODEL.META_ARCHITECTURE GeneralizedRCNN, "
+            f"MODEL.MASK_ON False), not for {architecture} with MASK_ON {model.MASK_ON}"
+        )
+    sides = list(own_key(cfg, "MULTI_SCALE_TEST", ()))
+    if sides and (len(sides) < 2 or sides[0] < 1 or sides != sorted(set(sides))):
+        raise ConfigError(
+            f"RESNET_DET.MULTI_SCALE_TEST: {sides}: give two or more shorter sides, ascending"
+        )
+    if sides and cfg.INPUT.MIN_SIZE_TEST < 1:
+        raise ConfigError(
+            f"INPUT.MIN_SIZE_TEST: {cfg.INPUT.MIN_SIZE_TEST}: RESNET_DET.MULTI_SCALE_TEST needs "
+            "the shorter side at which proposals are made"
+        )
+
+
+def _resnets_of(name: str) -> dict[str, Any]:
+    """The values of those keys of ``MODEL.RESNETS`` that the net's name decides."""
     net = meta_net(name)
     first, second = (net.channels[stage] for stage in net.stage_names[:2])
     fixed = {
@@ -88,7 +142,7 @@ def _resnets_of(name):
         "DEFORM_ON_PER_STAGE": [False] * 4,
         "DEFORM_MODULATED": False,
         "DEFORM_NUM_GROUPS": 1,
-        # The DeepLab project's. Its defaults ask for another net than ours.
+        # The DeepLab project adds these. Its defaults ask for another net than ours.
         "STEM_TYPE": "basic",
         "RES4_DILATION": 1,
         "RES5_MULTI_GRID": [1, 1, 1],
@@ -98,10 +152,10 @@ def _resnets_of(name):
     return fixed | {"RES2_OUT_CHANNELS": second}
 
 
-def _refuse_others(path, node, built, defaults, what):
-    """Refuse values of ``node`` that are neither what is built nor a default that says nothing."""
+def _check_keys(path: str, node: CfgNode, built: Mapping, defaults: Mapping, what: str) -> None:
+    """Raise if a value of ``node`` is neither the one in ``built`` nor Detectron2's default."""
     for key, value in built.items():
-        if key not in node:  # a project that has no such key, or the embedded engine
+        if key not in node:  # the project, or the embedded engine, has no such key
             continue
         given = list(node[key]) if isinstance(node[key], tuple) else node[key]
         if given not in (value, defaults.get(key, value)):

@@ -1,17 +1,32 @@
-"""RoI pooling, the head per region, classes and boxes."""
+"""The embedded detector's RoI pooling, the head per region, classes and boxes."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.ops import box_area, roi_align, roi_pool
 
 from ..nets.roi_align import pool_exactly, strided_roi_align
-from . import appendix
-from .rpn import smooth_l1
+from .appendix import Detections, Size, Thresholds, select, with_context
+from .rpn import BoxRegression, Sampling, smooth_l1
+
+
+@dataclass(frozen=True)
+class RegionSampling(Sampling):
+    """Which regions an image contributes to the loss.
+
+    append_gt: add the ground-truth boxes to the proposals.
+    ignore_low_overlaps: ignore regions below the first IoU threshold, and take those between the
+        two as background: Fast R-CNN's [0.1, 0.5). By default it is the other way round.
+    """
+
+    append_gt: bool = True
+    ignore_low_overlaps: bool = False
 
 
 class Pooler(nn.Module):
@@ -20,19 +35,28 @@ class Pooler(nn.Module):
     Args:
         kind: "ROIPool" (the paper's), "ROIAlign", or "ROIAlignV2" (aligned to pixel centres).
         resolution: side of the output.
-        strides: of each level.
-        step: give only every ``step``-th bin of the grid (RoIAlign, one level).
+        strides: one per level, in pixels.
+        sampling_ratio: RoIAlign's samples per bin and axis; 0 takes as many as the bin has cells.
+        step: compute only every ``step``-th bin of the grid (RoIAlign on one level).
     """
 
     CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4
 
-    def __init__(self, kind, resolution, strides, sampling_ratio, step=1):
+    def __init__(
+        self,
+        kind: str,
+        resolution: int,
+        strides: Sequence[int],
+        sampling_ratio: int,
+        step: int = 1,
+    ) -> None:
         super().__init__()
         self.kind, self.resolution, self.strides = kind, resolution, strides
         self.sampling_ratio, self.step = sampling_ratio, step
-        self.least = int(math.log2(strides[0]))
+        self.min_level = int(math.log2(strides[0]))
 
-    def pool(self, features, rois, stride):
+    def pool(self, features: Tensor, rois: Tensor, stride: int) -> Tensor:
+        """Pool regions (R, 5), of image and box, from one level."""
         if self.kind == "ROIPool":
             return pool_exactly(roi_pool, features, rois, self.resolution, 1 / stride)
         grid = (self.resolution, 1 / stride, self.sampling_ratio, self.kind == "ROIAlignV2")
@@ -40,16 +64,18 @@ class Pooler(nn.Module):
             return strided_roi_align(features, rois, *grid, self.step)
         return pool_exactly(roi_align, features, rois, *grid)
 
-    def forward(self, features, proposals, image_shapes):
-        """List of maps, list of boxes (N_i, 4) -> regions (sum N_i, C, resolution, resolution)."""
+    def forward(
+        self, features: list[Tensor], proposals: list[Tensor], image_shapes: list[Size] | None
+    ) -> Tensor:
+        """Maps of all levels, boxes (N_i, 4) -> (sum N_i, C, resolution, resolution)."""
         index = [box.new_full((len(box), 1), i) for i, box in enumerate(proposals)]
         boxes = torch.cat(proposals)
-        rois = torch.cat((torch.cat(index), boxes), 1)  # in float32, also of bfloat16 maps
+        rois = torch.cat((torch.cat(index), boxes), 1)  # float32, even for bfloat16 maps
         if len(features) == 1:
             return self.pool(features[0], rois, self.strides[0])
         size = box_area(boxes).sqrt()
         level = torch.floor(self.CANONICAL_LEVEL + torch.log2(size / self.CANONICAL_SIZE + 1e-8))
-        level = (level - self.least).clamp(0, len(features) - 1)
+        level = (level - self.min_level).clamp(0, len(features) - 1)
         shape = (len(rois), features[0].shape[1], self.resolution, self.resolution)
         regions = features[0].new_zeros(shape)
         for i, (x, stride) in enumerate(zip(features, self.strides)):
@@ -59,9 +85,15 @@ class Pooler(nn.Module):
 
 
 class Predictor(nn.Module):
-    """The two sibling layers: scores of K+1 classes, the background last, and boxes."""
+    """The two sibling layers: scores of K+1 classes, the background last, and boxes.
 
-    def __init__(self, channels, num_classes, class_agnostic):
+    Args:
+        channels: of a region's vector.
+        num_classes: K, without the background.
+        class_agnostic: all classes share one box.
+    """
+
+    def __init__(self, channels: int, num_classes: int, class_agnostic: bool) -> None:
         super().__init__()
         self.cls_score = nn.Linear(channels, num_classes + 1)
         self.bbox_pred = nn.Linear(channels, 4 * (1 if class_agnostic else num_classes))
@@ -69,10 +101,10 @@ class Predictor(nn.Module):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x):
-        """(R, C) -> logits (R, K+1) with the background first, deltas (R, 4 (K+1)).
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, C) -> logits (R, K+1) and deltas (R, 4 (K+1)), with the background first.
 
-        Background first is torchvision's order; its deltas are zeros.
+        This is torchvision's order. The background's deltas are zeros.
         """
         scores, deltas = self.cls_score(x), self.bbox_pred(x)
         classes = scores.shape[1] - 1
@@ -82,37 +114,52 @@ class Predictor(nn.Module):
 
 
 class RoIHeads(TorchvisionRoIHeads):
-    """Fast R-CNN on the net's head, with Detectron2's sampling thresholds and losses."""
+    """Fast R-CNN on the net's head, with Detectron2's sampling thresholds and losses.
 
-    def __init__(self, cfg, pooler, box_head, channels):
-        heads, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
-        context = cfg.RESNET_DET.GLOBAL_CONTEXT
+    Args:
+        pooler, box_head: regions (R, C, s, s) and their maps or vectors.
+        predictor: the two sibling layers.
+        sampling: of the proposals that go into the losses.
+        thresholds: which predictions become detections.
+        regression: of the boxes, relative to the proposals.
+        context: :func:`.appendix.with_context`; the predictor takes twice as many channels.
+    """
+
+    def __init__(
+        self,
+        pooler: Pooler,
+        box_head: nn.Module,
+        predictor: Predictor,
+        *,
+        sampling: RegionSampling,
+        thresholds: Thresholds,
+        regression: BoxRegression,
+        context: bool = False,
+    ) -> None:
+        background, foreground = sampling.iou_thresholds
         super().__init__(
             pooler,
             box_head,
-            Predictor(channels * (1 + context), heads.NUM_CLASSES, box.CLS_AGNOSTIC_BBOX_REG),
-            fg_iou_thresh=heads.IOU_THRESHOLDS[-1],
-            bg_iou_thresh=heads.IOU_THRESHOLDS[0],
-            batch_size_per_image=heads.BATCH_SIZE_PER_IMAGE,
-            positive_fraction=heads.POSITIVE_FRACTION,
-            bbox_reg_weights=tuple(box.BBOX_REG_WEIGHTS),
-            score_thresh=heads.SCORE_THRESH_TEST,
-            nms_thresh=heads.NMS_THRESH_TEST,
-            detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
+            predictor,
+            fg_iou_thresh=foreground,
+            bg_iou_thresh=background,
+            batch_size_per_image=sampling.batch_size_per_image,
+            positive_fraction=sampling.positive_fraction,
+            bbox_reg_weights=regression.weights,
+            score_thresh=thresholds.score_thresh,
+            nms_thresh=thresholds.nms_thresh,
+            detections_per_img=thresholds.max_detections,
         )
-        self.context = context
-        self.append_gt = heads.PROPOSAL_APPEND_GT
-        # Fast R-CNN's [0.1, 0.5): the low overlaps are ignored, those between are background.
-        self.background_between = list(heads.IOU_LABELS) == [-1, 0, 1]
-        self.beta = box.SMOOTH_L1_BETA
-        self.box_weight = box.BBOX_REG_LOSS_WEIGHT
+        self.context, self.sampling, self.thresholds = context, sampling, thresholds
+        self.regression = regression
 
     def add_gt_proposals(self, proposals, gt_boxes):
-        return super().add_gt_proposals(proposals, gt_boxes) if self.append_gt else proposals
+        append = self.sampling.append_gt
+        return super().add_gt_proposals(proposals, gt_boxes) if append else proposals
 
     def assign_targets_to_proposals(self, proposals, gt_boxes, gt_labels):
         matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
-        if self.background_between:
+        if self.sampling.ignore_low_overlaps:
             # 0 (below both thresholds) and -1 (between them) change places.
             labels = [
                 torch.where(label > 0, label, -1 - label) if len(boxes) else label
@@ -120,47 +167,50 @@ class RoIHeads(TorchvisionRoIHeads):
             ]
         return matched, labels
 
-    def forward(self, features, proposals, image_shapes, targets=None):
-        """-> (of each image boxes, scores and classes; dict of losses)."""
+    def forward(
+        self,
+        features: list[Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[Size],
+        targets: list[dict] | None = None,
+    ) -> tuple[list[Detections], dict[str, Tensor]]:
+        """-> (detections of each image, none in training; losses, none in test)."""
         if self.training:
             proposals, _, labels, box_targets = self.select_training_samples(proposals, targets)
         vectors = partial(self.regions, features)
-        if self.context:
-            x = appendix.with_context(vectors, proposals, image_shapes)
-        else:
-            x = vectors(proposals)
+        x = with_context(vectors, proposals, image_shapes) if self.context else vectors(proposals)
         if self.training:
             logits, deltas = self.box_predictor(x)
             return [], self.losses(
                 logits.float(), deltas, torch.cat(labels), torch.cat(box_targets)
             )
-        # torchvision's own drops boxes thinner than 0.01 pixels, Detectron2's keeps them here.
-        rules = {
-            "least": self.score_thresh,
-            "nms": self.nms_thresh,
-            "most": self.detections_per_img,
-        }
+        # torchvision's own test drops boxes thinner than 0.01 pixels; Detectron2's keeps them here.
         found = zip(*self.classify(x, proposals), image_shapes)
-        return [appendix.select(*of_image, **rules) for of_image in found], {}
+        return [select(*of_image, self.thresholds) for of_image in found], {}
 
-    def regions(self, features, boxes):
-        """List of maps, list of boxes (N_i, 4) -> the vectors of all regions (sum N_i, C)."""
+    def regions(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """Maps, boxes (N_i, 4) of each image -> the vectors of all regions (sum N_i, C)."""
         (x,) = self.box_head(self.box_roi_pool(features, boxes, None)).values()
         return x.mean((2, 3)) if x.dim() == 4 else x
 
-    def classify(self, vectors, boxes):
-        """-> of each image scores (N_i, K), without the background, and boxes (N_i, K, 4)."""
+    def classify(
+        self, vectors: Tensor, boxes: list[Tensor]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """-> of each image the scores (N_i, K), without the background, and boxes (N_i, K, 4)."""
         logits, deltas = self.box_predictor(vectors)
         counts = [len(b) for b in boxes]
         scores = F.softmax(logits.float(), -1)[:, 1:]
         found = self.box_coder.decode(deltas.float(), boxes).view(-1, logits.shape[1], 4)[:, 1:]
         return scores.split(counts), found.split(counts)
 
-    def losses(self, logits, deltas, labels, box_targets):
+    def losses(
+        self, logits: Tensor, deltas: Tensor, labels: Tensor, box_targets: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses of sampled regions: (R, K+1), (R, 4 (K+1)), labels (R,), encoded boxes (R, 4)."""
         foreground = torch.nonzero(labels > 0)[:, 0]
         deltas = deltas.view(len(labels), -1, 4)[foreground, labels[foreground]]
-        box_loss = smooth_l1(deltas, box_targets[foreground], self.beta)
+        box_loss = smooth_l1(deltas, box_targets[foreground], self.regression.smooth_l1_beta)
         return {
             "loss_cls": F.cross_entropy(logits, labels),
-            "loss_box_reg": self.box_weight * box_loss / max(len(labels), 1),
+            "loss_box_reg": self.regression.loss_weight * box_loss / max(len(labels), 1),
         }

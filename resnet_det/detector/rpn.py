@@ -1,35 +1,83 @@
-"""The embedded detector's proposals: torchvision's RPN, made to do what Detectron2's does."""
+"""The embedded detector's proposals: torchvision's RPN, changed to compute as Detectron2's."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from ..config.defaults import ConfigError
 from ..nets.layers import rename_parameters
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which anchors or proposals an image contributes to the loss.
+
+    batch_size_per_image: how many are drawn.
+    positive_fraction: the largest share of positives among them.
+    iou_thresholds: background lies below the first, positives at or above the second.
+    """
+
+    batch_size_per_image: int
+    positive_fraction: float
+    iou_thresholds: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class BoxRegression:
+    """How boxes are regressed.
+
+    weights: factors of (dx, dy, dw, dh).
+    smooth_l1_beta: below it the loss is quadratic; 0 is L1.
+    loss_weight: factor of the loss.
+    """
+
+    weights: tuple[float, float, float, float]
+    smooth_l1_beta: float
+    loss_weight: float
+
+
+@dataclass(frozen=True)
+class ProposalLimits:
+    """Which of the decoded anchors become proposals.
+
+    pre_nms_topk: number per level before NMS, in training and in test.
+    post_nms_topk: number per image after NMS, in training and in test.
+    nms_thresh: the IoU from which NMS drops a proposal.
+    min_size: width and height, in pixels of the input, that a proposal exceeds.
+    """
+
+    pre_nms_topk: tuple[int, int]
+    post_nms_topk: tuple[int, int]
+    nms_thresh: float
+    min_size: float
 
 
 class Anchors(AnchorGenerator):
     """Detectron2's anchors: sizes before ratios, not rounded, at the true strides.
 
     Args:
-        sizes, ratios: a list for each level, or one list for all.
-        strides: of each level.
+        sizes: side lengths in pixels, one list per level.
+        ratios: height / width, one list per level.
+        strides: one per level, in pixels.
         offset: of the first centre, in strides.
     """
 
-    def __init__(self, sizes, ratios, strides, offset):
-        levels = len(strides)
-        sizes, ratios = (x * levels if len(x) == 1 else x for x in (list(sizes), list(ratios)))
-        if len(sizes) != levels or len(ratios) != levels:
-            raise ConfigError(
-                f"MODEL.ANCHOR_GENERATOR: SIZES {sizes} and ASPECT_RATIOS {ratios} "
-                f"must have 1 or {levels} lists, one for each of MODEL.RPN.IN_FEATURES"
-            )
+    cell_anchors: list[Tensor]
+
+    def __init__(
+        self,
+        sizes: Sequence[Sequence[float]],
+        ratios: Sequence[Sequence[float]],
+        strides: Sequence[int],
+        offset: float,
+    ) -> None:
         super().__init__(tuple(map(tuple, sizes)), tuple(map(tuple, ratios)))
         self.strides = strides
         self.cell_anchors = [a + offset * s for a, s in zip(self.cell_anchors, strides)]
@@ -52,68 +100,91 @@ class Anchors(AnchorGenerator):
 
 
 class RPNHead(nn.Module):
-    """A 3x3 convolution and two sibling 1x1 convolutions (section 3.1 of Faster R-CNN)."""
+    """A 3x3 convolution and two sibling 1x1 convolutions (section 3.1 of Faster R-CNN).
 
-    def __init__(self, channels, hidden, anchors):
+    Args:
+        channels: of the maps.
+        hidden: channels of the 3x3 convolution.
+        anchors: number of anchors per cell.
+    """
+
+    def __init__(self, channels: int, hidden: int, anchors: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, hidden, 3, padding=1)
         self.objectness_logits = nn.Conv2d(hidden, anchors, 1)
         self.anchor_deltas = nn.Conv2d(hidden, 4 * anchors, 1)
-        for layer in self.children():
+        for layer in (self.conv, self.objectness_logits, self.anchor_deltas):
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
-    def forward(self, features):
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps (B, C, h, w) -> logits (B, A, h, w) and deltas (B, 4 A, h, w) of each level."""
         hidden = [F.relu(self.conv(x)) for x in features]
         return [self.objectness_logits(x) for x in hidden], [self.anchor_deltas(x) for x in hidden]
 
 
 class RPN(RegionProposalNetwork):
-    """Ranks by logits, ignores anchors across the border if asked, and has Detectron2's losses."""
+    """Ranks by logits, ignores anchors across the image's border, and has Detectron2's losses.
 
-    def __init__(self, cfg, channels, strides):
-        rpn = cfg.MODEL.RPN
-        generator = cfg.MODEL.ANCHOR_GENERATOR
-        anchors = Anchors(generator.SIZES, generator.ASPECT_RATIOS, strides, generator.OFFSET)
-        per_cell = set(anchors.num_anchors_per_location())
-        if len(per_cell) != 1:
-            raise ConfigError(
-                f"MODEL.ANCHOR_GENERATOR: levels differ in anchors per cell: {per_cell}"
-            )
-        hidden = channels if rpn.CONV_DIMS[0] == -1 else rpn.CONV_DIMS[0]
+    Args:
+        anchors: :class:`Anchors`; ``head``: :class:`RPNHead` for as many per cell.
+        sampling: of the anchors that go into the losses.
+        limits: of the proposals.
+        regression: of the boxes, relative to the anchors.
+        objectness_loss_weight: factor of the classification loss.
+        boundary_thresh: an anchor that leaves the image by more pixels is ignored in training; none
+            is if negative.
+    """
+
+    def __init__(
+        self,
+        anchors: Anchors,
+        head: RPNHead,
+        *,
+        sampling: Sampling,
+        limits: ProposalLimits,
+        regression: BoxRegression,
+        objectness_loss_weight: float = 1.0,
+        boundary_thresh: float = -1,
+    ) -> None:
+        background, foreground = sampling.iou_thresholds
         super().__init__(
             anchors,
-            RPNHead(channels, hidden, per_cell.pop()),
-            fg_iou_thresh=rpn.IOU_THRESHOLDS[1],
-            bg_iou_thresh=rpn.IOU_THRESHOLDS[0],
-            batch_size_per_image=rpn.BATCH_SIZE_PER_IMAGE,
-            positive_fraction=rpn.POSITIVE_FRACTION,
-            pre_nms_top_n={"training": rpn.PRE_NMS_TOPK_TRAIN, "testing": rpn.PRE_NMS_TOPK_TEST},
-            post_nms_top_n={"training": rpn.POST_NMS_TOPK_TRAIN, "testing": rpn.POST_NMS_TOPK_TEST},
-            nms_thresh=rpn.NMS_THRESH,
+            head,
+            fg_iou_thresh=foreground,
+            bg_iou_thresh=background,
+            batch_size_per_image=sampling.batch_size_per_image,
+            positive_fraction=sampling.positive_fraction,
+            pre_nms_top_n=dict(zip(("training", "testing"), limits.pre_nms_topk)),
+            post_nms_top_n=dict(zip(("training", "testing"), limits.post_nms_topk)),
+            nms_thresh=limits.nms_thresh,
         )
-        self.box_coder.weights = tuple(rpn.BBOX_REG_WEIGHTS)
-        self.boundary_thresh = rpn.BOUNDARY_THRESH
-        self.min_size = cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE
-        self.beta = rpn.SMOOTH_L1_BETA
-        self.weights = {
-            "loss_rpn_cls": rpn.LOSS_WEIGHT,
-            "loss_rpn_loc": rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
+        self.box_coder.weights = regression.weights
+        self.boundary_thresh = boundary_thresh
+        self.min_size = limits.min_size
+        self.smooth_l1_beta = regression.smooth_l1_beta
+        self.loss_weight = {
+            "loss_rpn_cls": objectness_loss_weight,
+            "loss_rpn_loc": regression.loss_weight,
         }
         rename_parameters(self, {"head.": "rpn_head."})
 
-    def forward(self, images, features, targets=None):
-        """-> (list of proposals (N, 4) in pixels of the input, dict of losses)."""
+    def forward(
+        self, images: ImageList, features: list[Tensor], targets: list[dict] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """-> (proposals (N, 4) of each image, in pixels of the input; losses)."""
         proposals, _, losses = self.propose(images, features, targets)
         return proposals, losses
 
-    def propose(self, images, features, targets=None):
-        """-> (list of proposals (N, 4), the best first; list of their logits; dict of losses)."""
+    def propose(
+        self, images: ImageList, features: list[Tensor], targets: list[dict] | None = None
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+        """-> (proposals (N, 4) of each image by descending logit, the logits (N,), losses)."""
         objectness, deltas = self.head(features)
         counts = [x[0].numel() for x in objectness]
         anchors = self.anchor_generator(images, features)
         objectness, deltas = concat_box_prediction_layers(objectness, deltas)
-        exact = torch.promote_types(deltas.dtype, torch.float32)  # under autocast: not half
+        exact = torch.promote_types(deltas.dtype, torch.float32)  # autocast gives half precision
         proposals = self.box_coder.decode(deltas.detach().to(exact), anchors)
         proposals = proposals.view(len(anchors), -1, 4)
         proposals, logits = self.filter_proposals(proposals, objectness, images.image_sizes, counts)
@@ -122,12 +193,9 @@ class RPN(RegionProposalNetwork):
         labels, boxes = self.assign_targets_to_anchors(anchors, targets)
         if self.boundary_thresh >= 0:
             for label, anchor, (h, w) in zip(labels, anchors, images.image_sizes):
-                t = self.boundary_thresh
-                low, high = (
-                    anchor[:, :2].amin(1) < -t,
-                    anchor[:, 2:] >= anchor.new_tensor([w, h]) + t,
-                )
-                label[low | high.any(1)] = -1
+                low = anchor[:, :2] < -self.boundary_thresh
+                high = anchor[:, 2:] >= anchor.new_tensor([w, h]) + self.boundary_thresh
+                label[(low | high).any(1)] = -1
         targets = self.box_coder.encode(boxes, anchors)
         return proposals, logits, self.compute_loss(objectness, deltas, labels, targets)
 
@@ -156,15 +224,17 @@ class RPN(RegionProposalNetwork):
             "loss_rpn_cls": F.binary_cross_entropy_with_logits(
                 objectness.flatten()[sampled], labels[sampled], reduction="sum"
             ),
-            "loss_rpn_loc": smooth_l1(pred_bbox_deltas[positive], targets[positive], self.beta),
+            "loss_rpn_loc": smooth_l1(
+                pred_bbox_deltas[positive], targets[positive], self.smooth_l1_beta
+            ),
         }
-        # Proposals that are not finite were left out: the loss says so, whatever anchors were drawn.
+        # filter_proposals drops what is not finite; the loss must show it whatever was sampled.
         finite = pred_bbox_deltas.isfinite().all() & objectness.isfinite().all()
         losses["loss_rpn_loc"] = torch.where(finite, losses["loss_rpn_loc"], math.nan)
         normaliser = self.fg_bg_sampler.batch_size_per_image * len(regression_targets)
-        return {k: v * (self.weights[k] / normaliser) for k, v in losses.items()}
+        return {k: v * (self.loss_weight[k] / normaliser) for k, v in losses.items()}
 
 
-def smooth_l1(prediction, target, beta):
+def smooth_l1(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
     """Sum of the smooth L1 losses; ``beta`` 0 is L1."""
     return F.smooth_l1_loss(prediction.float(), target, beta=beta, reduction="sum")

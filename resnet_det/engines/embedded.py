@@ -13,8 +13,7 @@ from ..data import check_names, load_dataset, load_datasets
 from ..data.detection import proposals
 from ..data.detection.mapper import DetectionMapper, with_usable_annotations
 from ..data.loader import test_batches, training_batches
-from ..detector.appendix import Improved, in_test
-from ..detector.build import build_model
+from ..detector.build import build_improved, build_model, in_test
 from ..detector.weights import check_statistics, fit_detector, new_layers
 from ..training import alone_in, distributed
 from ..training.distributed import launch
@@ -120,7 +119,7 @@ def _in_test(model, cfg, device, classes=None):
     for path, text, keys, order in ensemble(cfg, classes):
         detectors.append(_trained(parse_config(text, path, keys), device)[0])
         orders.append(order)
-    return Improved(detectors, cfg, orders)
+    return build_improved(detectors, cfg, orders)
 
 
 def _training_set(cfg):

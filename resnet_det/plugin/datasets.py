@@ -1,5 +1,6 @@
 """Register our detection datasets in Detectron2's catalogs."""
 
+
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data import dataset_names, load_dataset
@@ -18,5 +19,5 @@ def register_dataset(name: str) -> None:
 
 
 for _name in dataset_names():
-    if _name not in DatasetCatalog:
+    if _name not in DatasetCatalog:  # Detectron2 has its own voc_2007_trainval, and so on
         register_dataset(_name)

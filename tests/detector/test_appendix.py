@@ -12,7 +12,7 @@ from torchvision.ops import roi_align
 from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import parse_config
 from resnet_det.detector import appendix
-from resnet_det.detector.build import build_model
+from resnet_det.detector.build import build_improved, build_model, in_test
 from resnet_det.engines import embedded
 from resnet_det.engines.provenance import conventions
 from resnet_det.nets import resnet
@@ -211,7 +211,7 @@ def test_refinement_scores_600_regions_of_300_proposals(detector, monkeypatch):
     monkeypatch.setattr(
         appendix, "select", lambda s, *rest, **rules: sizes.append(s.shape) or select(s, *rest, **rules)
     )  # fmt: skip
-    found = appendix.Improved([model], cfg)([sample()])[0]
+    found = build_improved([model], cfg)([sample()])[0]
     reference = Reference([model], (), True, cfg)
     assert_same(found, reference(sample()))
     assert sizes == [(600, CLASSES)] and reference.pool_size == 600
@@ -222,7 +222,7 @@ def test_an_ensemble_equals_the_direct_computation(detector):
     """Of two nets, one of them with context: union of the proposals, means of scores and boxes."""
     one, cfg = detector()
     two, _ = detector("MODEL.BACKBONE.NAME", "cifar_plain20", "RESNET_DET.GLOBAL_CONTEXT", True)
-    found = appendix.Improved([one, two], cfg)([sample()])[0]
+    found = build_improved([one, two], cfg)([sample()])[0]
     reference = Reference([one, two], cfg=cfg)
     assert_same(found, reference(sample()))
     assert reference.pool_size == 60
@@ -237,7 +237,7 @@ def test_several_images_at_once_are_as_each_alone(detector, monkeypatch):
         "RESNET_DET.GLOBAL_CONTEXT", True, "RESNET_DET.BOX_REFINEMENT", True,
         "RESNET_DET.MULTI_SCALE_TEST", SIDES,
     )  # fmt: skip
-    tested = appendix.Improved([model], cfg)
+    tested = build_improved([model], cfg)
     samples = [sample(SIDES), sample(SIDES, seed=1)]
     for together, x in zip(tested(samples), samples, strict=True):
         (alone,) = tested([x])
@@ -317,7 +317,7 @@ def test_the_trunk_runs_once_a_scale(detector):
     model, cfg = detector("RESNET_DET.MULTI_SCALE_TEST", SIDES)
     seen = []
     model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-2]))
-    appendix.Improved([model], cfg)([sample(SIDES)])
+    build_improved([model], cfg)([sample(SIDES)])
     assert sorted(seen) == sorted(SIDES)  # the test's own scale, 48, among them
 
 
@@ -346,7 +346,7 @@ def test_the_mapper_gives_the_scales(detector, tmp_path):
 def test_scales_need_their_images(detector):
     model, cfg = detector("RESNET_DET.MULTI_SCALE_TEST", SIDES)
     with pytest.raises(ValueError, match="MULTI_SCALE_TEST.*mapper"):
-        appendix.Improved([model], cfg)([sample()])
+        build_improved([model], cfg)([sample()])
 
 
 # ---- voting
@@ -393,7 +393,7 @@ def test_fast_gives_the_same(detector, monkeypatch):
             "RESNET_DET.MULTI_SCALE_TEST", (48, 96), "RESNET_DET.FAST", fast,
         )  # fmt: skip
         assert model.roi_heads.box_roi_pool.step == 1 + fast
-        found.append(appendix.Improved([model], cfg)([sample((48, 96))])[0])
+        found.append(build_improved([model], cfg)([sample((48, 96))])[0])
     assert len(found[0]["scores"]) > 5
     for key, value in found[1].items():
         torch.testing.assert_close(found[0][key], value, atol=1e-3, rtol=0)
@@ -402,7 +402,7 @@ def test_fast_gives_the_same(detector, monkeypatch):
 def test_what_is_for_the_test_changes_no_training(detector):
     keys = ("RESNET_DET.BOX_REFINEMENT", True, "RESNET_DET.MULTI_SCALE_TEST", SIDES)
     (off, cfg), (on, _) = detector(), detector(*keys)
-    assert not appendix.in_test(cfg)
+    assert not in_test(cfg)
     assert embedded._in_test(off, cfg, "cpu") is off
     names = off.state_dict().keys()
     assert on.state_dict().keys() == names

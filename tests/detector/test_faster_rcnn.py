@@ -12,10 +12,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou, roi_align, roi_pool
 
 from resnet_det.config.defaults import ConfigError
-from resnet_det.detector.appendix import Improved
-from resnet_det.detector.build import build_model
+from resnet_det.detector.build import build_improved, build_model, build_rpn
 from resnet_det.detector.roi_heads import Pooler
-from resnet_det.detector.rpn import RPN, Anchors
+from resnet_det.detector.rpn import Anchors
 from resnet_det.nets import resnet
 
 
@@ -30,7 +29,7 @@ def sample(height=48, width=64, seed=0):
 
 
 def test_anchors_of_the_paper():
-    """Checklist item 12: 9 a cell, areas 128^2.. 512^2, centres on the stride-16 grid."""
+    """Faster R-CNN, section 3.1: 9 per cell, areas 128^2 to 512^2, centres every 16 pixels."""
     anchors = Anchors([[128, 256, 512]], [[0.5, 1.0, 2.0]], [16], 0.0)
     images = ImageList(torch.zeros(1, 3, 600, 1000), [(600, 1000)])
     (boxes,) = anchors(images, [torch.zeros(1, 8, 38, 63)])
@@ -61,7 +60,7 @@ def test_cross_boundary_anchors_are_ignored(config):
         cfg = config(
             "MODEL.RPN.BOUNDARY_THRESH", threshold, "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10**5
         )
-        rpn = RPN(cfg, 32, [2])
+        rpn = build_rpn(cfg, 32, [2])
         rpn.fg_bg_sampler.positive_fraction = 1.0
         rpn.compute_loss = lambda o, d, label, t, at=threshold: labels.update({at: label[0]}) or {}
         rpn(images, features, targets)
@@ -202,7 +201,7 @@ def test_every_region_is_pooled_in_float32_under_autocast(config, monkeypatch, k
         losses = model([picture])
         sum(losses.values()).backward()
         with torch.no_grad():
-            found = Improved([model.eval()], cfg)([picture])[0]
+            found = build_improved([model.eval()], cfg)([picture])[0]
     assert types == {(torch.bfloat16, torch.float32)}
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     assert len(found["boxes"]) and found["boxes"].dtype == torch.float32
@@ -213,7 +212,7 @@ def test_losses_against_their_definitions(config, beta):
     """Both losses of both stages, recomputed from the sampled anchors and regions."""
     torch.manual_seed(0)
     keys = ("MODEL.RPN.SMOOTH_L1_BETA", beta, "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", beta)
-    rpn = RPN(config(*keys), 32, [2])
+    rpn = build_rpn(config(*keys), 32, [2])
     objectness, deltas = torch.randn(500), torch.randn(500, 4)
     labels = [torch.randint(-1, 2, (250,)).float() for _ in range(2)]
     targets = [torch.randn(250, 4) for _ in range(2)]
@@ -301,7 +300,7 @@ def test_every_net_is_a_detector(config, name):
         cut, stage = "res3", "res4"
     if name.startswith("paper_vgg"):
         cut, stage, resolution = "conv5", "fc6", 7
-    norm = "" if name == "paper_vgg16" else "BN"
+    norm = "" if "vgg" in name else "BN"
     model = build_model(
         config(
             "MODEL.BACKBONE.NAME", name, "MODEL.RESNETS.OUT_FEATURES", [cut],

@@ -88,7 +88,10 @@ def test_the_embedded_engine_refuses_them_too(config, key, value, named):
 
 
 def test_vgg16_may_say_what_its_head_is(config):
-    cfg = config("MODEL.ROI_BOX_HEAD.NUM_FC", 2, "MODEL.ROI_BOX_HEAD.FC_DIM", 4096)
+    cfg = config(
+        "MODEL.ROI_BOX_HEAD.NUM_FC", 2, "MODEL.ROI_BOX_HEAD.FC_DIM", 4096,
+        "MODEL.ROI_HEADS.IN_FEATURES", ["conv5"], "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 7,
+    )  # fmt: skip
     check_head(cfg, "paper_vgg16")
     with pytest.raises(ConfigError, match="NUM_FC: 2: the head of paper_resnet50 takes 0"):
         check_head(cfg, "paper_resnet50")

@@ -178,7 +178,7 @@ def test_train_resume_and_evaluate(config, tmp_path):
 MAIN = """
 import json, sys
 from resnet_det.engines import classifier
-from resnet_det.engines import with_detectron2 as engine
+from resnet_det.engines.on_detectron2 import engine
 
 def main(args):
     cfg = engine.load_config(args[0], args[1:])
@@ -235,7 +235,7 @@ def test_amp_is_bfloat16_where_the_cpu_has_it(config, monkeypatch):
     monkeypatch.setattr(sys.modules["detectron2.layers.roi_align"], "roi_align", roi_align)
     for hardware in (True, False):
         monkeypatch.setattr(precision, "has_bfloat16", lambda device, has=hardware: has)
-        trainer = Trainer(cfg)
+        trainer = Trainer(cfg, *engine.prepare(cfg))
         trainer.model.backbone.res2.register_forward_hook(lambda *a: seen.append(a[2].dtype))
         sample = next(iter(trainer.data_loader))
         with EventStorage():
@@ -410,7 +410,7 @@ def test_caffes_folded_norms_count_as_filled(config):
 
 
 def test_wrong_class_count_and_names_are_refused(config):
-    with pytest.raises(ValueError, match="NUM_CLASSES: 20, but scenes_voc_test has 8"):
+    with pytest.raises(ValueError, match="NUM_CLASSES: 20, but scenes_voc_trainval has 8"):
         engine.train(config("MODEL.ROI_HEADS.NUM_CLASSES", "20"))
     with pytest.raises(data.UnknownDataset, match="scenes_voc_trainval"):
         engine.train(config("DATASETS.TRAIN", "('scenes_voc_trainvall',)"))
@@ -509,7 +509,8 @@ def test_difficult_objects_are_left_out_if_asked(config):
     }
     assert any(any(flags) for flags in difficult.values())
     for use in (True, False):
-        trainer = Trainer(config("RESNET_DET.USE_DIFFICULT", str(use)))
+        cfg = config("RESNET_DET.USE_DIFFICULT", str(use))
+        trainer = Trainer(cfg, *engine.prepare(cfg))
         found = seen_images(trainer.build_train_loader(trainer.cfg), 12)
         expected = {f: sum(use or not d for d in flags) for f, flags in difficult.items()}
         assert {f: len(s["instances"]) for f, s in found.items()} == {
@@ -526,7 +527,8 @@ def test_a_broken_image_is_named_or_left_out(config, monkeypatch, tmp_path):
         file.truncate(300)
     with pytest.raises(data.ImageError, match=records[0]["image_id"]):
         engine.train(config())
-    trainer = Trainer(config("RESNET_DET.SKIP_BAD_DATA", "True"))
+    cfg = config("RESNET_DET.SKIP_BAD_DATA", "True")
+    trainer = Trainer(cfg, *engine.prepare(cfg))
     found = seen_images(trainer.data_loader, 8)
     assert set(found) == {r["file_name"] for r in records[1:] if r["annotations"]}
     assert len(found) > 1

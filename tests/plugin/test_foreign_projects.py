@@ -1,6 +1,8 @@
 """Our files in a stock Detectron2 project, which only imports ``resnet_det``: every tensor arrives."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import golden
@@ -10,6 +12,7 @@ import yaml
 from agreement import assert_same
 from small_configs import CLASSIFIER, DETECTOR
 
+from resnet_det.config.loading import load_config
 from resnet_det.data.synthetic.scenes import write_scenes
 from resnet_det.nets import build_net
 from resnet_det.weights.identify import classifier_name, is_counter
@@ -43,10 +46,10 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("DETECTRON2_DATASETS", str(folder))
-        for name, config, engine in (
-            ("classifier", CLASSIFIER, classifier),
-            ("embedded", DETECTOR, embedded),
-            ("detectron2", DETECTOR, detectron2_engine),
+        for name, config, engine, load in (
+            ("classifier", CLASSIFIER, classifier, load_config),
+            ("embedded", DETECTOR, embedded, load_config),
+            ("detectron2", DETECTOR, detectron2_engine, detectron2_engine.load_config),
         ):
             datasets = config["DATASETS"] | SHORT["DATASETS"]
             text = yaml.safe_dump(config | SHORT | {"DATASETS": datasets, "OUTPUT_DIR": name})
@@ -54,7 +57,7 @@ def folder(tmp_path_factory):
             weights = (
                 [] if name == "classifier" else ["MODEL.WEIGHTS", "classifier/model_final.pth"]
             )
-            engine.train(engine.load_config(f"{name}.yaml", weights))
+            engine.train(load(f"{name}.yaml", weights))
     return folder
 
 
@@ -71,6 +74,25 @@ def convert(source, target):
     spec.loader.exec_module(tool)
     tool.convert(source, target)
     return target
+
+
+REGISTERED = """
+import sys
+import resnet_det
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
+for name in resnet_det.NETS:
+    for suffix in ("", "_fpn", "_retinanet_fpn"):
+        BACKBONE_REGISTRY.get(name + suffix)
+ROI_HEADS_REGISTRY.get("PaperROIHeads")
+assert "scenes_voc_trainval" in DatasetCatalog
+for folder in ("engines", "evaluation", "training", "detector.build"):
+    assert f"resnet_det.{folder}" not in sys.modules, folder
+"""
+
+
+def test_the_import_alone_registers_everything_and_loads_no_engine():
+    subprocess.run([sys.executable, "-W", "ignore", "-c", REGISTERED], check=True)
 
 
 @pytest.mark.parametrize("converted", [None, "it.pth", "it.pkl"])

@@ -18,6 +18,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, build_backbone, build_model
 from detectron2.projects.deeplab import add_deeplab_config
 
+from resnet_det.detector.build import build_model as build_embedded
 from resnet_det.detector.net_keys import BOX_HEAD_DEFAULTS, MASK_HEAD_DEFAULTS, RESNETS_DEFAULTS
 
 pytestmark = pytest.mark.detectron2
@@ -216,11 +217,11 @@ def test_every_key_of_a_stock_detector_in_the_embedded_engine(recorded, settings
     keys -= {"MODEL.DEVICE", "MODEL.RESNETS.STRIDE_IN_1X1"}  # a net of 3x3 has one place for it
     assert len(keys) > 50
 
-    def build(cfg):
+    def embedded(cfg):
         ours.check_values(cfg)
         torch.manual_seed(0)
-        return build.build_model(cfg)
+        return build_embedded(cfg)
 
     cfg = ours.get_cfg()
     cfg.merge_from_list(small)
-    assert without_effect(keys, cfg, build) == []
+    assert without_effect(keys, cfg, embedded) == []

@@ -546,7 +546,8 @@ def test_bfloat16_maps_leave_regions_where_they_are(heads, kind):
     if heads == "PaperROIHeads":
         pooler, strides, step = model.roi_heads.pooler, (16, 16), 2 if "Align" in kind else 1
     else:
-        pooler, strides, step = keep_corners(model).roi_heads.box_pooler, (4, 32), 1
+        keep_corners(model)
+        pooler, strides, step = model.roi_heads.box_pooler, (4, 32), 1
     torch.manual_seed(0)
     maps = [torch.randn(1, 3, int(800 * s), int(1344 * s)).bfloat16()
             for s in (p.pool.spatial_scale for p in pooler.level_poolers)]  # fmt: skip

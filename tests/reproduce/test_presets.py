@@ -8,7 +8,7 @@ import torch
 from resnet_det.config.defaults import flatten
 from resnet_det.config.loading import load_config
 from resnet_det.data import dataset_names
-from resnet_det.detector import build, faster_rcnn
+from resnet_det.detector import build
 from resnet_det.detector import rpn as rpn_module
 from resnet_det.engines import classifier
 from resnet_det.nets import build_net
@@ -182,7 +182,7 @@ def test_beta_is_caffes_sigma(beta):
     """Fast R-CNN's loss: sigma^2 x^2 / 2 below 1 / sigma^2, |x| - 1 / (2 sigma^2) beyond."""
     x, sigma2 = torch.linspace(-2, 2, 401, dtype=torch.float64), 1 / beta
     caffe = torch.where(x.abs() < 1 / sigma2, x**2 * sigma2 / 2, x.abs() - 0.5 / sigma2)
-    ours = torch.stack([faster_rcnn.smooth_l1(v.float(), torch.zeros(()), beta) for v in x])
+    ours = torch.stack([rpn_module.smooth_l1(v.float(), torch.zeros(()), beta) for v in x])
     assert torch.allclose(ours.double(), caffe, atol=1e-6)
 
 

@@ -18,8 +18,8 @@ import torch
 from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import embedded_part, load_config
 from resnet_det.data.synthetic import scenes
-from resnet_det.detector import appendix
 from resnet_det.detector.build import build_model
+from resnet_det.detector.net_keys import check_appendix
 from resnet_det.engines import classifier
 from resnet_det.reproduce import cost, paper, planning, publish, runner
 from resnet_det.reproduce.planning import Cell, Number, Step, Table
@@ -345,7 +345,7 @@ def test_every_table_is_the_papers(chains):
             if cfg.MODEL.META_ARCHITECTURE == "Classifier":
                 classifier._check(cfg)
             else:
-                appendix.check(cfg)
+                check_appendix(cfg)
 
 
 def test_tables_share_their_trainings(chains):

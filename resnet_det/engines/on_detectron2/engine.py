@@ -1,15 +1,18 @@
-"""The engine on Detectron2: its configs and processes, and a whole training or evaluation."""
+"""The engine on Detectron2: load a config, check it, train and evaluate."""
 
 import argparse
+import contextlib
 import logging
 import os
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import yaml
-from detectron2.config import get_cfg
-from detectron2.engine import TrainerBase, default_setup
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_setup
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
@@ -24,12 +27,11 @@ from ...config.defaults import ConfigError, add_resnet_det_config, flatten
 from ...config.loading import unreadable
 from ...config.messages import examples, explained, fits, near_it, wrong_value
 from ...data.loader import check_share
-from ...detector import appendix
-from ...detector.weights import check_statistics, new_layers
+from ...detector.net_keys import check_appendix
+from ...detector.weights import new_layers
 from ...training import Checkpointer as Files
 from ...training import alone_in, distributed
 from ...training.distributed import launch
-from ...training.loop import exit_code
 from ..checks import (
     check_images,
     check_output,
@@ -37,8 +39,7 @@ from ..checks import (
     check_trainable,
     refuse_classifier_keys,
 )
-from ..class_matching import match_test_sets
-from ..provenance import check_conventions, say_changes
+from ..class_matching import TestSet, match_test_sets
 from ..results import check_expected
 from ..run import make_datasets
 from .checkpointer import trained
@@ -50,7 +51,7 @@ __all__ = ["check", "check_schedule", "evaluate", "launch", "load_config", "trai
 
 logger = logging.getLogger(__name__)
 
-# What every model takes from a registry.
+# The keys that name an entry of a registry in every model.
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
@@ -58,13 +59,14 @@ REGISTRIES = {
 }
 
 
-def load_config(path, overrides=()):
+def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     """Read a YAML file with its ``_BASE_`` chain and trailing ``KEY VALUE`` overrides.
 
-    All of Detectron2's keys, and the node ``RESNET_DET``. YAML that runs code is refused.
+    It may hold all of Detectron2's keys, and the node ``RESNET_DET``. YAML that runs code is an
+    error.
 
     Returns:
-        CfgNode: Detectron2's, frozen; ``MODEL.DEVICE`` is "cpu" where there is no GPU.
+        Detectron2's CfgNode, frozen; ``MODEL.DEVICE`` is "cpu" if no CUDA device is available.
 
     Raises:
         ConfigError: names the file or the key, and the nearest valid keys.
@@ -102,27 +104,28 @@ def load_config(path, overrides=()):
     return cfg
 
 
-def _check_lists(cfg, known):
-    """What lists hold, which yacs leaves unchecked."""
+def _check_lists(cfg: CfgNode, known: dict[str, Any]) -> None:
+    """Check the items of lists, which yacs does not; ValueError names the key."""
     anchors = cfg.MODEL.ANCHOR_GENERATOR
     for key in ("SIZES", "ASPECT_RATIOS", "ANGLES"):
         if anchors[key] and not isinstance(anchors[key][0], list | tuple):
-            anchors[key] = [anchors[key]]  # Detectron2 takes one list for all levels so too
+            anchors[key] = [anchors[key]]  # Detectron2 takes a flat list too, for all levels
     for key, value in flatten(cfg).items():
         default = known.get(key)
         if isinstance(default, list | tuple) and not fits(value, default):
             raise ValueError(wrong_value(key, value, default))
 
 
-def _explained(message, known):
+def _explained(message: str, known: dict[str, Any]) -> str:
+    """The error of yacs in our words, with the nearest key."""
     unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if not unknown:
         return explained(message, known)
     return f"Detectron2 does not know the key {unknown[1]}{near_it(unknown[1], known)}"
 
 
-def check_schedule(cfg):
-    """Refuse a schedule that Detectron2 cannot build, and a batch that the processes cannot share.
+def check_schedule(cfg: CfgNode) -> None:
+    """Check that Detectron2 can build the schedule, and that the processes can share a batch.
 
     Raises:
         ConfigError, ValueError
@@ -136,112 +139,119 @@ def check_schedule(cfg):
         raise ConfigError(
             f"SOLVER: Detectron2 cannot build a schedule of BASE_LR {solver.BASE_LR}, STEPS "
             f"{solver.STEPS}, MAX_ITER {solver.MAX_ITER}, LR_SCHEDULER_NAME "
-            f"{solver.LR_SCHEDULER_NAME} and what goes with them: {error}"
+            f"{solver.LR_SCHEDULER_NAME} and the keys that go with them: {error}"
         ) from error
     check_share(solver.IMS_PER_BATCH, world)
 
 
-def check(cfg, resume=False):
-    """Refuse a config or data that cannot be trained, without weights: it may be days until these.
+def check(cfg: CfgNode, resume: bool = False) -> None:
+    """Check config and data before weights exist, so that mistakes surface before pretraining.
 
     Raises:
         ConfigError, DatasetError, ValueError: as :func:`train`.
     """
-    _check(cfg)
-    check_trainable(cfg, resume)
-    check_schedule(cfg)
-    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    check_names(names)
-    make_datasets(*names)
-    _, classes = training_records(cfg)
-    sets = load_test_sets(cfg)
-    match_test_sets(sets, classes, "+".join(cfg.DATASETS.TRAIN), cfg)
-    _check_images(cfg, sets)
+    check_config(cfg, resume)
+    prepare(cfg)
     new_layers(build_model(cfg), cfg)
 
 
-def train(cfg, resume=False):
-    """Train, evaluate on DATASETS.TEST and write ``report.html``, as the config says.
+def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
+    """Train, evaluate on DATASETS.TEST and write ``report.html``.
 
     Args:
         cfg: from :func:`load_config`.
-        resume: go on from the last checkpoint of OUTPUT_DIR, if there is one.
+        resume: continue from the last checkpoint in OUTPUT_DIR, if there is one.
 
     Returns:
-        dict: the final metrics in the main process: ``bbox/AP``, 0-100.
+        the final metrics in the main process: ``bbox/AP``, 0-100; else ``{}``.
 
     Raises:
-        ConfigError, DatasetError, WeightsError: what was given is wrong; names it.
-        FolderInUse: another run goes on in ``OUTPUT_DIR``.
+        ConfigError, DatasetError, WeightsError: a key, a dataset or a file is wrong; names it.
+        FolderInUse: another run uses OUTPUT_DIR.
+        RuntimeError: a metric lies outside TEST.EXPECTED_RESULTS.
     """
-    _check(cfg)
-    check_trainable(cfg, resume)
-    check_schedule(cfg)
-    _join(cfg)
-    check_names((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-    with alone_in(cfg.OUTPUT_DIR):
-        check_output(cfg, resume)
-        return _train(cfg, resume)
-
-
-def _train(cfg, resume):
-    _setup(cfg)
-    make_datasets(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    _check_images(cfg, load_test_sets(cfg))
-    latest = Files(cfg.OUTPUT_DIR).latest() if resume else None
-    if comm.is_main_process() and not latest:
-        (Path(cfg.OUTPUT_DIR) / "metrics.json").unlink(missing_ok=True)
-    trainer = Trainer(cfg)
-    if latest:
-        rest = trainer.checkpointer.load(str(latest))
-        say_changes(rest.get("meta", {}), trainer.cfg, cfg.OUTPUT_DIR)
-        trainer.start_iter = trainer.iter + 1
-    else:
-        trainer.checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
-        if cfg.MODEL.WEIGHTS:
-            check_conventions(trainer.checkpointer.facts, cfg, cfg.MODEL.WEIGHTS)
-    check_statistics(trainer.checkpointer.model)
-    TrainerBase.train(trainer, trainer.start_iter, trainer.max_iter)
-    stop = trainer._trainer.resumable.received
-    if stop:  # it came while the last iteration was saved or evaluated
-        raise SystemExit(exit_code(stop))
-    metrics = getattr(trainer, "_last_eval_results", {})
-    if comm.is_main_process():
-        check_expected(cfg, metrics)
+    check_config(cfg, resume)
+    with running(cfg, resume):
+        data = prepare(cfg)
+        latest = Files(cfg.OUTPUT_DIR).latest() if resume else None
+        if comm.is_main_process() and not latest:
+            (Path(cfg.OUTPUT_DIR) / "metrics.json").unlink(missing_ok=True)
+        trainer = Trainer(cfg, *data)
+        trainer.load(latest)
+        metrics = trainer.train()
+        if comm.is_main_process():
+            check_expected(cfg, metrics)
     return metrics
 
 
-def evaluate(cfg):
+def evaluate(cfg: CfgNode) -> dict[str, float]:
     """Evaluate the detector MODEL.WEIGHTS on DATASETS.TEST and write ``report.html``.
 
     Returns:
-        dict of metrics in the main process, as :func:`train`.
+        as :func:`train`.
 
     Raises:
-        ConfigError, DatasetError, WeightsError, FolderInUse: as :func:`train`; and where the
-            file lacks a tensor of the detector.
+        as :func:`train`, and WeightsError if the file lacks a tensor of the detector.
     """
-    _check(cfg)
+    check_model(cfg)
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST: name at least one dataset")
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
     check_names(cfg.DATASETS.TEST)
-    _join(cfg)
-    with alone_in(cfg.OUTPUT_DIR):
-        _setup(cfg)
+    with running(cfg):
         make_datasets(*cfg.DATASETS.TEST)
         sets = load_test_sets(cfg)
         model, facts = trained(cfg)
         classes = facts.get("classes")
         tests = match_test_sets(sets, classes, cfg.MODEL.WEIGHTS, cfg)
         metrics = evaluate_model(cfg, as_tested(model, cfg, classes), tests, facts)
-    if comm.is_main_process():
-        check_expected(cfg, metrics)
+        if comm.is_main_process():
+            check_expected(cfg, metrics)
     return metrics
 
 
-def _check(cfg):
+class Data(NamedTuple):
+    """What a training reads: Detectron2's records, the names of their classes, the test sets."""
+
+    records: list[dict[str, Any]]
+    classes: tuple[str, ...]
+    tests: dict[str, TestSet]
+
+
+def prepare(cfg: CfgNode) -> Data:
+    """Make, read and check the datasets that a config trains and tests on.
+
+    Raises:
+        ConfigError, DatasetError, ValueError: as :func:`train`.
+    """
+    make_datasets(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    records, classes = training_records(cfg)
+    sets = load_test_sets(cfg)
+    tests = match_test_sets(sets, classes, "+".join(cfg.DATASETS.TRAIN), cfg)
+    for name, dataset in sets.items():
+        check_images(cfg, name, local_records(dataset.records))
+    return Data(records, classes, tests)
+
+
+def check_config(cfg: CfgNode, resume: bool) -> None:
+    """Check what a config says about a training, without reading data.
+
+    Raises:
+        ConfigError, UnknownDataset, ValueError
+    """
+    check_model(cfg)
+    check_trainable(cfg, resume)
+    check_schedule(cfg)
+    check_names((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+
+
+def check_model(cfg: CfgNode) -> None:
+    """Check what a config says about the detector and its test.
+
+    Raises:
+        ConfigError
+    """
     check_testable(cfg)
     flat = flatten(cfg)
     for key, registry in REGISTRIES.items():
@@ -250,33 +260,43 @@ def _check(cfg):
             hint = near_it(name, known) or f"; it has {', '.join(known)}"
             raise ConfigError(f"{key}: Detectron2 has no {name!r}{hint}")
     if cfg.TEST.AUG.ENABLED:
-        raise ConfigError("TEST.AUG.ENABLED: this engine evaluates at one scale")
-    appendix.check(cfg)
+        raise ConfigError(
+            "TEST.AUG.ENABLED: this engine does not augment tests: set it False; for several "
+            "scales use RESNET_DET.MULTI_SCALE_TEST"
+        )
+    check_appendix(cfg)
 
 
-def _join(cfg):
-    """Form the group of all processes, and Detectron2's of those on this machine."""
+@contextlib.contextmanager
+def running(cfg: CfgNode, resume: bool = True) -> Iterator[None]:
+    """Join all processes, hold OUTPUT_DIR, and set up logs and seeds as Detectron2 does.
+
+    Args:
+        resume: whether OUTPUT_DIR may already hold checkpoints.
+
+    Raises:
+        FolderInUse: another run uses OUTPUT_DIR.
+        ConfigError: it holds checkpoints and may not.
+    """
     distributed.init(cfg.MODEL.DEVICE)
     world = distributed.get_world_size()
-    if world > 1:
+    if world > 1:  # Detectron2 wants a group for the processes of this machine
         comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    with alone_in(cfg.OUTPUT_DIR):
+        check_output(cfg, resume)  # again: a run that we waited for may have saved checkpoints
+        _setup(cfg)
+        yield
 
 
-def _check_images(cfg, sets):
-    """Raise where images of the test sets cannot be used, before the training."""
-    for name, dataset in sets.items():
-        check_images(cfg, name, local_records(dataset.records))
-
-
-def _setup(cfg):
-    # Detectron2 adds a terminal and a file with each run; those of this process's run before go.
+def _setup(cfg: CfgNode) -> None:
+    """Detectron2's ``default_setup``; our logger shares the handlers of Detectron2's."""
+    # Each run adds a terminal and a file to Detectron2's loggers: remove those of earlier runs.
     setup_logger.cache_clear()
     for name in ("detectron2", "fvcore"):
         log = logging.getLogger(name)
         log.handlers[:] = [h for h in log.handlers if type(h) is not logging.StreamHandler]
     default_setup(cfg, argparse.Namespace())
-    # Detectron2's logger has its files and its format; ours speaks through the same.
     ours = logging.getLogger("resnet_det")
-    theirs = logging.getLogger("detectron2").handlers
-    ours.handlers[:] = [h for h in theirs if type(h) is logging.StreamHandler]
+    handlers = logging.getLogger("detectron2").handlers
+    ours.handlers[:] = [h for h in handlers if type(h) is logging.StreamHandler]
     ours.setLevel(logging.INFO)

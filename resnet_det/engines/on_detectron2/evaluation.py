@@ -1,19 +1,25 @@
-"""The test of a Detectron2 model: on our datasets, by our evaluators, improved as in Appendix B."""
+"""Evaluate a Detectron2 model by our evaluators, with the improvements of Appendix B."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import yaml
 from detectron2 import __version__ as detectron2_version
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
+from torch import Tensor, nn
 
 from ...config.defaults import add_resnet_det_config, flatten
-from ...detector.appendix import in_test
-from ...plugin.roi_heads import improved
+from ...detector.appendix import Detections, Size
+from ...detector.build import build_improved, in_test
 from ...training import distributed
+from ..class_matching import TestSet
 from ..provenance import ensemble
 from ..results import publish, score
 from .checkpointer import trained
@@ -23,22 +29,25 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluator(DatasetEvaluator):
-    """VOC's or COCO's average precision of a dataset, by our evaluators.
+    """VOC's or COCO's average precision on a dataset, by our evaluators.
 
     Args:
-        test: a :class:`.class_matching.TestSet`.
-        folder: gets the results, and the files that the devkit or the test server takes.
+        test: the dataset, with the detector's numbers of its classes.
+        folder: where the results are written, and the files for the devkit or the test server.
+
+    Attributes:
+        scored: (Evaluation, Dataset, predictions) in the main process, once evaluated.
     """
 
-    def __init__(self, test, folder):
+    def __init__(self, test: TestSet, folder: str) -> None:
         self.test, self.dataset, self.folder = test, test.dataset, folder
-        self.scored = None  # in the main process (Evaluation, dataset, predictions)
+        self.scored: tuple | None = None
         self.reset()
 
-    def reset(self):
-        self.predictions = []
+    def reset(self) -> None:
+        self.predictions: list[dict[str, Any]] = []
 
-    def process(self, inputs, outputs):
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for record, output in zip(inputs, outputs):
             found = output["instances"].to("cpu")
             self.predictions.append(
@@ -50,27 +59,35 @@ class Evaluator(DatasetEvaluator):
                 }
             )
 
-    def evaluate(self):
-        """-> ``{"bbox": metrics}``, or ``{}`` without annotations or outside the main process."""
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """-> ``{"bbox": metrics}``; ``{}`` without annotations, and outside the main process."""
         predictions = list(chain.from_iterable(comm.gather(self.predictions)))
         if not comm.is_main_process():
             return {}
         predictions = self.test.select(predictions)
         evaluation = score(self.dataset, predictions, self.folder)
         if evaluation is None:
-            logger.info("%s has no annotations: see %s", self.dataset.name, self.folder)
+            logger.info("%s has no annotations: wrote %s", self.dataset.name, self.folder)
             return {}
         self.scored = evaluation, self.dataset, predictions
         return {"bbox": evaluation.metrics}
 
 
-def evaluate_model(cfg, model, tests, weights=None):
-    """Evaluate on test sets, and publish; flat metrics in the main process, else {}.
+def evaluate_model(
+    cfg: CfgNode,
+    model: nn.Module,
+    tests: Mapping[str, TestSet],
+    weights: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Evaluate a model on test sets and publish the results.
 
     Args:
-        model: of :func:`as_tested`.
-        tests: of :func:`.class_matching.match_test_sets`.
+        model: from :func:`as_tested`.
+        tests: from :func:`.class_matching.match_test_sets`.
         weights: as for :func:`.results.publish`.
+
+    Returns:
+        flat metrics in the main process, else ``{}``.
     """
     scored = {}
     for name, test in tests.items():
@@ -87,19 +104,58 @@ def evaluate_model(cfg, model, tests, weights=None):
     return publish(cfg, scored, facts, weights) if scored else {}
 
 
-def as_tested(model, cfg, classes=None):
-    """The model as the config tests it: itself, or with the appendix's improvements.
+class Parts(nn.Module):
+    """A ``GeneralizedRCNN`` with ``PaperROIHeads``, as a :class:`...detector.appendix.Detector`."""
 
-    ``classes``: that it was trained on, if they are known.
+    def __init__(self, model: GeneralizedRCNN) -> None:
+        super().__init__()
+        self.model, self.training = model, model.training
+        heads = model.roi_heads
+        self.context, self.regions, self.classify = heads.context, heads.regions, heads.classify
+
+    def trunk(self, pictures: Sequence[Tensor]) -> tuple[ImageList, dict[str, Tensor]]:
+        images = self.model.preprocess_image([{"image": p} for p in pictures])
+        return images, self.model.backbone(images.tensor)
+
+    def propose(
+        self, images: ImageList, features: dict[str, Tensor], batch: Sequence[Mapping]
+    ) -> list[Tensor]:
+        if self.model.proposal_generator is None:
+            found = [x["proposals"].to(self.model.device) for x in batch]
+        else:
+            found, _ = self.model.proposal_generator(images, features, None)
+        return [p.proposal_boxes.tensor for p in found]
+
+    def finish(
+        self, batch: Sequence[Mapping], sizes: list[Size], found: list[Detections]
+    ) -> list[dict[str, Instances]]:
+        results = [
+            Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+            for size, (boxes, scores, classes) in zip(sizes, found)
+        ]
+        return GeneralizedRCNN._postprocess(results, batch, sizes)
+
+
+def as_tested(model: nn.Module, cfg: CfgNode, classes: Sequence[str] | None = None) -> nn.Module:
+    """The model as the config tests it: itself, or with the improvements of Appendix B.
+
+    With MULTI_SCALE_TEST each sample needs ``scales`` beside ``image``, which :class:`.data.Mapper`
+    adds.
+
+    Args:
+        classes: the names that it was trained on, if they are known.
+
+    Raises:
+        ConfigError, WeightsError: a member of RESNET_DET.ENSEMBLE does not fit.
     """
     if not in_test(cfg):
         return model
-    others, orders = [], [None]
+    detectors, orders = [Parts(distributed.unwrap(model))], [None]
     for _, text, overrides, order in ensemble(cfg, classes):
         member = get_cfg()
         add_resnet_det_config(member)
         pairs = flatten(yaml.safe_load(text)).items()
         member.merge_from_list([*chain.from_iterable(pairs), *overrides])
-        others.append(trained(member)[0])
+        detectors.append(Parts(trained(member)[0]))
         orders.append(order)
-    return improved(cfg, distributed.unwrap(model), others, orders)
+    return build_improved(detectors, cfg, orders)

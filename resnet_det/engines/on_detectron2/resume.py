@@ -1,48 +1,57 @@
-"""What Detectron2's trainer lacks to resume exactly: batches by position, random states, metrics.
+"""Exact resuming for Detectron2's trainer: batches by their number, random states, metrics.
 
-Detectron2 saves the model, the optimizer and the schedule. A run resumed by it starts the sampler
-anew, draws other random numbers, and appends to ``metrics.json`` what is there already.
+Detectron2 saves the model, the optimizer and the schedule. A run that it resumes starts the sampler
+from its beginning, draws other random numbers, and writes lines to ``metrics.json`` twice.
 """
 
 import contextlib
 import os
 import random
 import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 from ...data.loader import training_batches
 from ...training import distributed, read_metrics
 from ...training.checkpoint import rng_state
 from ...training.loop import exit_code, not_finite, restore_rng, stop_signals
 
-# Scalars that the clock decides, which a resumed run measures anew.
-_TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
+# Scalars that the clock decides: a resumed run measures them itself.
+TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
 
 
 class Batches:
-    """Training batches, each a function of ``trainer.seed`` and of its number alone.
+    """Training batches, each of which depends on ``trainer.seed`` and its number alone.
 
     Args:
-        trainer: with ``seed`` and ``start_iter``, read when the first batch is asked for.
+        trainer: its ``seed`` and ``start_iter`` are read when the first batch is asked for.
         records: Detectron2's standard dicts.
-        mapper: Detectron2's, taking one of them.
-        options: as of :func:`resnet_det.data.loader.training_batches`.
+        mapper: Detectron2's mapper, which takes one of them.
+        options: as for :func:`resnet_det.data.loader.training_batches`.
 
     Attributes:
-        first: function without arguments -> number of the first batch.
+        first: function that returns the number of the first batch.
         current: the batch given last.
     """
 
-    def __init__(self, trainer, records, mapper, **options):
+    def __init__(
+        self,
+        trainer: TrainerBase,
+        records: list[dict],
+        mapper: Callable[[dict], dict],
+        **options: Any,
+    ) -> None:
         self.trainer, self.records, self.mapper, self.options = trainer, records, mapper, options
-        self.first = lambda: trainer.start_iter
-        self.current = None
+        self.first: Callable[[], int] = lambda: trainer.start_iter
+        self.current: list[dict] | None = None
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[dict]]:
         batches = training_batches(
             self.records,
             Seeded(self.mapper),
@@ -57,13 +66,13 @@ class Batches:
 
 
 class Seeded:
-    """Detectron2's mapper as :func:`training_batches` wants it: random by its argument alone."""
+    """Detectron2's mapper with an explicit generator, as :func:`training_batches` calls it."""
 
-    def __init__(self, mapper):
+    def __init__(self, mapper: Callable[[dict], dict]) -> None:
         self.mapper = mapper
 
-    def __call__(self, record, rng):
-        states = random.getstate(), np.random.get_state()  # what Detectron2's transforms draw from
+    def __call__(self, record: dict, rng: np.random.Generator) -> dict:
+        states = random.getstate(), np.random.get_state()  # Detectron2's transforms draw from both
         random.seed(int(rng.integers(2**32)))
         np.random.seed(rng.integers(2**32))
         try:
@@ -73,22 +82,25 @@ class Seeded:
             np.random.set_state(states[1])
 
 
-class _StopsTogether:
-    """Ends all processes at a loss that is not finite, before a weight has changed.
+class Simple(SimpleTrainer):
+    """Detectron2's SimpleTrainer; if a loss is not finite it stops all processes together.
 
-    Detectron2's own check of the RPN's proposals comes first, and ends the process that it finds
-    them in; where that is the only one, it leaves the same file.
+    It does so before any weight has changed. Detectron2's own check of the RPN's proposals runs
+    first, and raises in one process alone. If that is the only process, it leaves the same file.
     """
 
-    def run_step(self):
+    resumable: "Resumable"  # the trainer's
+
+    def run_step(self) -> None:
         try:
             super().run_step()
         except FloatingPointError as error:
             if distributed.get_world_size() > 1 or "--replay" in str(error):
                 raise
-            self._stop({"loss_rpn (Detectron2: diverged)": torch.tensor(torch.nan)})
+            self.stop({"loss_rpn (Detectron2: diverged)": torch.tensor(torch.nan)})
 
-    def _stop(self, losses):
+    def stop(self, losses: dict[str, torch.Tensor]) -> None:
+        """Save the state before this iteration, and raise FloatingPointError in every process."""
         name = f"not_finite_{self.iter:07d}"
         path = self.resumable.save(name, self.iter - 1, self.resumable.before)
         batch = getattr(self.data_loader, "current", None)
@@ -97,54 +109,66 @@ class _StopsTogether:
     def _write_metrics(self, loss_dict, *args, **kwargs):
         total = sum(loss_dict.values()).detach().double()
         if not distributed.mean_over_ranks(total).isfinite():
-            self._stop(loss_dict)
+            self.stop(loss_dict)
         super()._write_metrics(loss_dict, *args, **kwargs)
 
 
-class Simple(_StopsTogether, SimpleTrainer):
-    """Detectron2's SimpleTrainer; ``resumable`` is the trainer's :class:`Resumable`."""
-
-
-class AMP(_StopsTogether, AMPTrainer):
-    """Detectron2's AMPTrainer; ``resumable`` is the trainer's :class:`Resumable`."""
+class AMP(Simple, AMPTrainer):
+    """:class:`Simple` with Detectron2's AMPTrainer in place of SimpleTrainer."""
 
 
 class Resumable(HookBase):
-    """In every process, in place of Detectron2's PeriodicCheckpointer: the same files, and exact.
+    """Replaces Detectron2's PeriodicCheckpointer, in every process: same files, exact resuming.
 
-    A checkpoint also gets every process's random state, the seed, and the scalars that
-    ``metrics.json`` does not have yet. A resumed run puts them back, drops the lines of iterations
-    that it will run again, and makes up for the evaluation that was due with the checkpoint.
-    SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) save and end the run with 128 + the signal's number.
+    A checkpoint also holds the random state of every process, the seed, and the scalars that
+    ``metrics.json`` does not have yet. A resumed run restores them, drops the lines of iterations
+    that it will run again, and catches up on the evaluation that was due with the checkpoint.
+    SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) save a checkpoint and end the run with exit code 128 + the
+    signal's number.
+
+    Args:
+        owner: the :class:`.trainer.Trainer`, with ``checkpointer`` and ``seed``.
+
+    Attributes:
+        received: the signals that arrived, once training has begun.
+        before: this process's random state before the current iteration.
     """
 
-    def __init__(self, owner, cfg):
-        self.owner = weakref.proxy(owner)
+    def __init__(self, owner: TrainerBase, cfg: CfgNode) -> None:
+        self.owner: Any = weakref.proxy(owner)
         self.checkpointer, self.period = owner.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD
         self.metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
         self.device = torch.device(cfg.MODEL.DEVICE)
-        self.loaded = self.states = self.before = None
+        self.loaded: dict[str, Any] | None = None  # state of the checkpoint to resume from
+        self.states: list | None = None  # the random states to save, one per process
+        self.before: Any = None
+        self.received: list[int] = []
         self.signals = contextlib.ExitStack()
 
-    def save(self, name, iteration, states=None):
-        """Write a checkpoint after ``iteration``, from every process; returns its path.
+    def save(self, name: str, iteration: int, state: Any = None) -> Path:
+        """Write the checkpoint after ``iteration``; call it in every process.
 
-        ``states``: those of before an iteration that failed; the last checkpoint stays another's.
+        Args:
+            name: of the file, without ".pth".
+            state: this process's random state before an iteration that failed. Such a checkpoint
+                does not become the run's newest. By default the present state is saved.
+
+        Returns:
+            its path.
         """
-        self.trainer.iter = iteration  # which goes into the file
+        self.trainer.iter = iteration  # the file says it
         distributed.share_buffers(self.checkpointer.model)
-        self.states = distributed.all_gather_objects(states or rng_state(self.device))
-        self.checkpointer.save(name, newest=states is None, iteration=iteration)
-        distributed.barrier()  # from here on every process may read it
+        self.states = distributed.all_gather_objects(state or rng_state(self.device))
+        self.checkpointer.save(name, newest=state is None, iteration=iteration)
+        distributed.barrier()  # now every process may read it
         return self.metrics.with_name(f"{name}.pth")
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         storage = self.trainer.storage
-        written = [line["iteration"] for line in read_metrics(self.metrics)]
-        written = max(written, default=-1)
+        written = max((line["iteration"] for line in read_metrics(self.metrics)), default=-1)
         scalars = {}
         for name, (_, latest) in storage.latest().items():
-            if latest > written and name not in _TIMES:
+            if latest > written and name not in TIMES:
                 values = [(v, i) for v, i in storage.history(name).values() if i > latest - 20]
                 scalars[name] = (storage.smoothing_hints()[name], values)
         return {
@@ -155,34 +179,34 @@ class Resumable(HookBase):
             "max_iter": self.trainer.max_iter,
         }
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.loaded = state
         self.owner.seed = self.checkpointer.meta["seed"] = state["seed"]
 
-    def before_train(self):
+    def before_train(self) -> None:
         self.received = self.signals.enter_context(stop_signals())
         if self.loaded is None:
             return
         restore_rng(self.loaded["rng"], self.device)
         start = self.trainer.start_iter
         if self.loaded["max_iter"] == start < self.trainer.max_iter:
-            return  # a finished run is made longer: its metrics stay
+            return  # a finished run is extended: its metrics stay
         storage = self.trainer.storage
         if distributed.is_main():
-            _cut(self.metrics, self.loaded["written"])
+            cut(self.metrics, self.loaded["written"])
             for name, (smooth, values) in self.loaded["scalars"].items():
                 for value, iteration in values:
                     storage.put_scalar(name, value, smoothing_hint=smooth, cur_iter=iteration)
-        # The checkpoint was written in the middle of this iteration's hooks.
+        # The checkpoint was written by one of that iteration's hooks: run those after it.
         self.trainer.iter = storage.iter = start - 1
-        others = self.trainer._hooks
-        for hook in others[others.index(self) + 1 :]:
+        all_hooks = self.trainer._hooks
+        for hook in all_hooks[all_hooks.index(self) + 1 :]:
             hook.after_step()
 
-    def before_step(self):
+    def before_step(self) -> None:
         self.before = rng_state(self.device)
 
-    def after_step(self):
+    def after_step(self) -> None:
         iteration = self.trainer.iter
         stopping = any(distributed.all_gather_objects(bool(self.received)))
         if stopping or (iteration + 1) % self.period == 0:
@@ -192,12 +216,12 @@ class Resumable(HookBase):
         if stopping:
             raise SystemExit(exit_code(self.received))
 
-    def after_train(self):
+    def after_train(self) -> None:
         self.signals.close()
 
 
-def _cut(path, last):
-    """Drop the lines of a ``metrics.json`` after iteration ``last``; Detectron2 has it open."""
+def cut(path: Path, last: int) -> None:
+    """Truncate a ``metrics.json`` after iteration ``last``, in place: Detectron2 has it open."""
     kept, size = len([o for o in read_metrics(path) if o["iteration"] <= last]), 0
     with open(path, "rb") as file:
         for _ in range(kept):

@@ -2,53 +2,58 @@
 
 import logging
 import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
-from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.utils import comm
+from torch import nn
 
-from ...detector.weights import new_layers
+from ...detector.weights import check_statistics, new_layers
 from ...plugin.roi_heads import keep_corners
 from ...training import distributed
-from ...training.loop import undisturbed
+from ...training.loop import exit_code, undisturbed
 from ...training.precision import amp_dtype
-from ..class_matching import match_test_sets
-from ..provenance import conventions
+from ..class_matching import TestSet
+from ..provenance import check_conventions, conventions, say_changes
 from .checkpointer import Checkpointer
-from .data import Mapper, load_test_sets, training_records
+from .data import Mapper
 from .evaluation import as_tested, evaluate_model
 from .resume import AMP, Batches, Resumable, Simple
 
 logger = logging.getLogger(__name__)
 
 
-def _autocast_in_training(model, dtype):
-    """bfloat16 has float32's range: no loss scaling, so only the forward pass changes."""
-    forward, device = model.forward, next(model.parameters()).device.type
-
-    def run(*args):
-        with torch.autocast(device, dtype, enabled=model.training):
-            return forward(*args)
-
-    model.forward = run
-
-
 class Trainer(DefaultTrainer):
     """Detectron2's trainer on our datasets and evaluators; it runs on the CPU too.
 
-    ``SOLVER.AMP`` is in the type of :func:`..training.precision.amp_dtype`, float16 by AMPTrainer.
+    ``SOLVER.AMP`` uses the type that :func:`..training.precision.amp_dtype` chooses: float16 by
+    Detectron2's AMPTrainer, or bfloat16.
+
+    Args:
+        records: Detectron2's standard dicts to train on.
+        classes: their names, in the order of ``category_id``.
+        tests: the test sets by name, from :func:`.class_matching.match_test_sets`.
     """
 
-    def __init__(self, cfg):
+    def __init__(
+        self,
+        cfg: CfgNode,
+        records: list[dict[str, Any]],
+        classes: tuple[str, ...],
+        tests: dict[str, TestSet],
+    ) -> None:
         TrainerBase.__init__(self)  # DefaultTrainer's asks DistributedDataParallel for a GPU
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.records, self.tests = records, tests
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        trained_on = "+".join(cfg.DATASETS.TRAIN)
-        self.tests = match_test_sets(load_test_sets(cfg), self.classes, trained_on, cfg)
         dtype = amp_dtype(cfg.MODEL.DEVICE) if cfg.SOLVER.AMP.ENABLED else torch.float32
         if dtype is not torch.float32:
             keep_corners(model)  # StandardROIHeads' poolers too
@@ -62,34 +67,63 @@ class Trainer(DefaultTrainer):
         self.checkpointer = Checkpointer(
             model,
             cfg.OUTPUT_DIR,
-            meta=conventions(cfg, self.classes, self.seed),
+            meta=conventions(cfg, classes, self.seed),
             fresh=new_layers(distributed.unwrap(model), cfg),
-            classes=self.classes,
+            classes=classes,
             by_order=cfg.RESNET_DET.CLASSES_BY_ORDER,
             trainer=weakref.proxy(self),
         )
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self.register_hooks(self.build_hooks())
 
+    def load(self, latest: Path | None) -> None:
+        """Resume from the checkpoint ``latest`` of this run, or start from MODEL.WEIGHTS.
+
+        Raises:
+            ConfigError, WeightsError: the file does not fit the config or the model.
+        """
+        if latest:
+            rest = self.checkpointer.load(str(latest))
+            say_changes(rest.get("meta", {}), self.cfg, self.cfg.OUTPUT_DIR)
+            self.start_iter = self.iter + 1
+        else:
+            weights = self.cfg.MODEL.WEIGHTS
+            self.checkpointer.load(weights, checkpointables=[])
+            if weights:
+                check_conventions(self.checkpointer.facts, self.cfg, weights)
+        check_statistics(self.checkpointer.model)
+
+    def train(self) -> dict[str, float]:
+        """Run the remaining iterations; returns the last evaluation's metrics.
+
+        Raises:
+            SystemExit: the run was asked to stop; its checkpoint is saved.
+        """
+        TrainerBase.train(self, self.start_iter, self.max_iter)
+        stop = self.resumable.received
+        if stop:  # it arrived while the last iteration was saved or evaluated
+            raise SystemExit(exit_code(stop))
+        return getattr(self, "_last_eval_results", {})
+
     @classmethod
-    def build_optimizer(cls, cfg, model):
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = super().build_optimizer(cfg, model)
-        for group in optimizer.param_groups:  # as resnet_det.training's: the same numbers sooner
+        for group in optimizer.param_groups:  # the same numbers, sooner
             group["fused"] = cfg.RESNET_DET.FAST
         return optimizer
 
-    def build_train_loader(self, cfg):
+    def build_train_loader(self, cfg: CfgNode) -> Iterable[list[dict]]:
+        """:class:`.resume.Batches`, or Detectron2's own loader for another sampler."""
         mapper = Mapper(cfg, True)
-        records, self.classes = training_records(cfg)
         if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
             logger.warning(
-                "DATALOADER.SAMPLER_TRAIN: %s: a resumed run starts this sampler anew",
+                "DATALOADER.SAMPLER_TRAIN: %s: a resumed run restarts this sampler",
                 cfg.DATALOADER.SAMPLER_TRAIN,
             )
-            return build_detection_train_loader(cfg, mapper, dataset=records)
+            return build_detection_train_loader(cfg, mapper, dataset=self.records)
         return Batches(
             self,
-            records,
+            self.records,
             mapper,
             total_batch=cfg.SOLVER.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -97,22 +131,34 @@ class Trainer(DefaultTrainer):
             skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA,
         )
 
-    def build_hooks(self):
-        """Detectron2's, with :class:`Resumable` in the place of its checkpoints."""
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks, with :class:`.resume.Resumable` in place of its checkpointer."""
         built = [h for h in super().build_hooks() if not isinstance(h, hooks.PeriodicCheckpointer)]
-        resumable = Resumable(self, self.cfg)
+        self.resumable = Resumable(self, self.cfg)
         at = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-        built.insert(at, resumable)
-        self._trainer.resumable = resumable
+        built.insert(at, self.resumable)
+        self._trainer.resumable = self.resumable
         period, images = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.PRECISE_BN.NUM_ITER
         for hook in built:
-            if isinstance(hook, hooks.PreciseBN) and period:  # each goes on where the last stopped
-                hook._data_loader.first = lambda: self.start_iter // period * images
-            elif isinstance(hook, hooks.PreciseBN):
-                hook._data_loader.first = lambda: 0
+            if isinstance(hook, hooks.PreciseBN):  # each continues where the last one stopped
+                hook._data_loader.first = lambda: (
+                    self.start_iter // period * images if period else 0
+                )
         return built
 
-    def test(self, cfg, model):
-        distributed.share_buffers(model)  # evaluate what is saved
+    def test(self, cfg: CfgNode, model: nn.Module) -> dict[str, float]:
+        """Evaluate on the test sets, as the config tests the model."""
+        distributed.share_buffers(model)  # evaluate the buffers that are saved
         with undisturbed(model, torch.device(cfg.MODEL.DEVICE)):
             return evaluate_model(cfg, as_tested(model, cfg), self.tests)
+
+
+def _autocast_in_training(model: nn.Module, dtype: torch.dtype) -> None:
+    """Run the forward pass in ``dtype``; bfloat16 has float32's range and needs no loss scaling."""
+    forward, device = model.forward, next(model.parameters()).device.type
+
+    def run(*args):
+        with torch.autocast(device, dtype, enabled=model.training):
+            return forward(*args)
+
+    model.forward = run
