@@ -38,7 +38,7 @@ from ..checks import (
     refuse_classifier_keys,
 )
 from ..class_matching import match_test_sets
-from ..provenance import check_conventions, say_changes
+from ..provenance import say_changes
 from ..results import check_expected
 from ..run import make_datasets
 from .checkpointer import trained
@@ -198,8 +198,6 @@ def _train(cfg, resume):
         trainer.start_iter = trainer.iter + 1
     else:
         trainer.checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
-        if cfg.MODEL.WEIGHTS:
-            check_conventions(trainer.checkpointer.facts, cfg, cfg.MODEL.WEIGHTS)
     check_statistics(trainer.checkpointer.model)
     TrainerBase.train(trainer, trainer.start_iter, trainer.max_iter)
     stop = trainer._trainer.resumable.received

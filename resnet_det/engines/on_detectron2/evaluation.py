@@ -8,15 +8,16 @@ from detectron2 import __version__ as detectron2_version
 from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from ...config.defaults import add_resnet_det_config, flatten
 from ...detector.appendix import in_test
+from ...detector.weights import fit_trained
 from ...plugin.roi_heads import improved
 from ...training import distributed
 from ..provenance import ensemble
 from ..results import publish, score
-from .checkpointer import trained
 from .data import Mapper
 
 logger = logging.getLogger(__name__)
@@ -95,11 +96,12 @@ def as_tested(model, cfg, classes=None):
     if not in_test(cfg):
         return model
     others, orders = [], [None]
-    for _, text, overrides, order in ensemble(cfg, classes):
-        member = get_cfg()
-        add_resnet_det_config(member)
-        pairs = flatten(yaml.safe_load(text)).items()
-        member.merge_from_list([*chain.from_iterable(pairs), *overrides])
-        others.append(trained(member)[0])
-        orders.append(order)
+    for member in ensemble(cfg, classes):
+        own = get_cfg()
+        add_resnet_det_config(own)
+        pairs = flatten(yaml.safe_load(member.facts["config"])).items()
+        own.merge_from_list([*chain.from_iterable(pairs), *member.overrides])
+        others.append(build_model(own))
+        fit_trained(others[-1], member.state, member.facts, own)
+        orders.append(member.order)
     return improved(cfg, distributed.unwrap(model), others, orders)

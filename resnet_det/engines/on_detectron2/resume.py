@@ -157,7 +157,7 @@ class Resumable(HookBase):
 
     def load_state_dict(self, state):
         self.loaded = state
-        self.owner.seed = self.checkpointer.meta["seed"] = state["seed"]
+        self.owner.seed = self.checkpointer.facts["seed"] = state["seed"]
 
     def before_train(self):
         self.received = self.signals.enter_context(stop_signals())

@@ -14,7 +14,7 @@ from ...training import distributed
 from ...training.loop import undisturbed
 from ...training.precision import amp_dtype
 from ..class_matching import match_test_sets
-from ..provenance import conventions
+from ..provenance import checkpoint_facts
 from .checkpointer import Checkpointer
 from .data import Mapper, load_test_sets, training_records
 from .evaluation import as_tested, evaluate_model
@@ -62,10 +62,10 @@ class Trainer(DefaultTrainer):
         self.checkpointer = Checkpointer(
             model,
             cfg.OUTPUT_DIR,
-            meta=conventions(cfg, self.classes, self.seed),
+            facts=checkpoint_facts(cfg, self.classes, self.seed),
             fresh=new_layers(distributed.unwrap(model), cfg),
             classes=self.classes,
-            by_order=cfg.RESNET_DET.CLASSES_BY_ORDER,
+            cfg=cfg,
             trainer=weakref.proxy(self),
         )
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
