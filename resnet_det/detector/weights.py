@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Collection, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..config.defaults import ConfigError
 from ..nets import without_statistics
-from ..weights.facts import Facts, check_facts
+from ..weights.facts import Facts, State, check_facts
 from ..weights.identify import classifier_name
 from ..weights.loading import Match, fit
 from ..weights.pickles import WeightsError
@@ -19,7 +19,7 @@ _STAGES = ("stem.", "res2.", "res3.", "res4.", "res5.", "conv1.", "conv2.", "con
 _PARTS = ("proposal_generator.", "roi_heads.")  # of a detector; another detector may lack them
 
 
-def fit_trained(model: nn.Module, state: dict[str, Tensor], facts: Facts, cfg) -> Match:
+def fit_trained(model: nn.Module, state: State, facts: Facts, cfg) -> Match:
     """Fill a detector with its own checkpoint, MODEL.WEIGHTS, which must hold every tensor.
 
     Args:
@@ -36,7 +36,7 @@ def fit_trained(model: nn.Module, state: dict[str, Tensor], facts: Facts, cfg) -
 
 
 def fit_detector(
-    model: nn.Module, state: dict[str, Tensor], facts: Facts, path, fresh: Collection[str] = ()
+    model: nn.Module, state: State, facts: Facts, path, fresh: Collection[str] = ()
 ) -> Match:
     """Fill a detector with the weights of another detector, or of a classifier, to train it.
 

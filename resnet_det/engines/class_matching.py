@@ -15,7 +15,7 @@ import torch
 
 from ..config.defaults import ConfigError
 from ..data import Dataset
-from ..weights.facts import Facts
+from ..weights.facts import Facts, State
 from ..weights.identify import some
 from ..weights.pickles import WeightsError
 
@@ -279,13 +279,8 @@ def class_rows(key: str, rows: int, classes: int) -> torch.Tensor | None:
 
 
 def keep_shared_classes(
-    own: dict[str, torch.Tensor],
-    state: dict[str, torch.Tensor],
-    facts: Facts,
-    classes: Sequence[str],
-    path,
-    by_order: bool = False,
-) -> dict[str, torch.Tensor]:
+    own: State, state: State, facts: Facts, classes: Sequence[str], path, by_order: bool = False
+) -> State:
     """Fit the class layers of a file to the classes to train on: shared classes keep their rows.
 
     The rows of other classes stay as they are in ``own``, freshly initialised. The background keeps

@@ -15,7 +15,7 @@ import torchvision
 from ..config.defaults import ConfigError
 from ..config.loading import embedded_part, parse_text
 from ..training import distributed
-from ..weights.facts import Facts, config_facts
+from ..weights.facts import Facts, State, config_facts
 from ..weights.loading import read
 from .class_matching import member_order
 
@@ -101,7 +101,7 @@ class Member:
     """
 
     path: str
-    state: dict[str, torch.Tensor]
+    state: State
     facts: Facts
     overrides: list[Any]
     order: list[int] | None

@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
-
 from ..config.defaults import ConfigError, flatten, get_cfg
 from ..nets.catalog import NETS, meta_net
-from .facts import FACT_KEYS, Facts, check_facts, config_facts
+from .facts import FACT_KEYS, Facts, State, check_facts, config_facts
 from .files import write_file
 from .formats import to_their_names
 from .identify import fitting_nets, is_detector, misfits
@@ -105,7 +103,7 @@ def _stated_facts(pairs: list[str], facts: Facts, path) -> Facts:
     return {fact: flatten(cfg)[key] for fact, key in stated.items()}
 
 
-def _check_net(state: dict[str, Tensor], facts: Facts, path, net: str | None = None) -> list[str]:
+def _check_net(state: State, facts: Facts, path, net: str | None) -> list[str]:
     """Names of the nets that a file may hold; two if only the zeros of option A tell them apart.
 
     Raises:
@@ -128,8 +126,8 @@ def _check_net(state: dict[str, Tensor], facts: Facts, path, net: str | None = N
 
 
 def _move_zeros(
-    state: dict[str, Tensor], facts: Facts, nets: list[str], path, zeros: str | None = None
-) -> tuple[dict[str, Tensor], Facts]:
+    state: State, facts: Facts, nets: list[str], path, zeros: str | None
+) -> tuple[State, Facts]:
     """Let option A pad its zeros behind the channels, as our nets do.
 
     Args:

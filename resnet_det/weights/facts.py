@@ -28,6 +28,7 @@ from .pickles import WeightsError
 
 logger = logging.getLogger(__name__)
 
+State = dict[str, Tensor]  # tensors by name
 Facts = dict[str, Any]
 
 # The facts that the weights of every net depend on, and the config keys that state them.
@@ -52,38 +53,25 @@ def config_facts(cfg) -> Facts:
 # ---- the facts that a file stores
 
 
-def _is_text(value: Any) -> bool:
-    return type(value) is str
-
-
-def _is_bool(value: Any) -> bool:
-    return type(value) is bool
-
-
-def _are_numbers(value: Any) -> bool:
-    return type(value) is list and all(type(x) in (int, float) and math.isfinite(x) for x in value)
-
-
-def _are_texts(value: Any) -> bool:
-    return type(value) is list and all(type(x) is str for x in value)
-
-
-def _is_image(value: Any) -> bool:
-    return type(value) is Tensor and value.dim() == 3 and len(value) == 3
-
-
-# Fact -> its check, and what the check asks for. Further facts are not read from files.
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "net": (_is_text, "a string"),
-    "stride_in_1x1": (_is_bool, "True or False"),
-    "format": (_is_text, "a string"),
-    "pixel_mean": (_are_numbers, "a list of finite numbers"),
-    "pixel_std": (_are_numbers, "a list of finite numbers"),
-    "classes": (_are_texts, "a list of strings"),
-    "guessed": (_are_texts, "a list of strings"),
-    "config": (_is_text, "a string"),
-    "mean_image": (_is_image, "a tensor (3, H, W)"),
-    "zeros": (lambda value: value == "end", "'end'"),
+Check = tuple[Callable[[Any], bool], str]  # and what it asks for
+_TEXT: Check = (lambda v: type(v) is str, "a string")
+_TEXTS: Check = (lambda v: type(v) is list and all(type(x) is str for x in v), "a list of strings")
+_NUMBERS: Check = (
+    lambda v: type(v) is list and all(type(x) in (int, float) and math.isfinite(x) for x in v),
+    "a list of finite numbers",
+)
+# Further facts may be stored, but nothing is computed with them.
+_CHECKS: dict[str, Check] = {
+    "net": _TEXT,
+    "format": _TEXT,
+    "config": _TEXT,
+    "classes": _TEXTS,
+    "guessed": _TEXTS,
+    "pixel_mean": _NUMBERS,
+    "pixel_std": _NUMBERS,
+    "stride_in_1x1": (lambda v: type(v) is bool, "True or False"),
+    "mean_image": (lambda v: type(v) is Tensor and v.dim() == 3 == len(v), "a tensor (3, H, W)"),
+    "zeros": (lambda v: v == "end", "'end'"),
 }
 
 

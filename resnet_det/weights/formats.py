@@ -6,7 +6,6 @@ Each kind of file is one :class:`Format`: a table of names, read in both directi
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +13,11 @@ from torch import Tensor
 from ..nets.catalog import NETS, meta_net
 from ..nets.vgg import CONVOLUTIONS
 from .class_names import COCO, VOC
-from .facts import Facts, same_mean
+from .facts import Facts, State, same_mean
 from .identify import is_counter
 from .pickles import WeightsError
 
 Names = tuple[tuple[str, str], ...]
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -107,11 +105,11 @@ CAFFE = Format(  # Caffe2's blobs: R-50.pkl and R-101.pkl of MSRA, nets of Detec
 _FORMATS = (CAFFE, TIMM_VGG, TORCHVISION_VGG, TORCHVISION_RESNET)
 
 
-def _rename(state: State, names: Names) -> State:
-    """Replace the parts of names; the first of each pair becomes the second."""
+def _rename(state: State, names: Names, to_ours: bool = True) -> State:
+    """Replace the parts of names: theirs become ours, or the reverse."""
     patterns = [
         ("^" * old.startswith("^") + re.escape(old.strip("^$")) + "$" * old.endswith("$"), new)
-        for old, new in names
+        for old, new in (pair if to_ours else pair[::-1] for pair in names)
     ]
     renamed: State = {}
     for key, value in state.items():
@@ -121,10 +119,6 @@ def _rename(state: State, names: Names) -> State:
             raise WeightsError(f"two of its tensors would be {key}")
         renamed[key] = value
     return renamed
-
-
-def _reversed(names: Names) -> Names:
-    return tuple((ours, theirs) for theirs, ours in names)
 
 
 def _vgg_convolutions(state: Iterable[str], side: int) -> Names:
@@ -252,17 +246,17 @@ def to_their_names(state: State, facts: Facts, format: str, path) -> State:
     first = "conv1.1.weight" if vgg else "stem.conv1.weight"
     state = state | {first: _for_their_pixels(state[first], facts, format, path)}
     if not vgg:
-        return _rename(state, _reversed(TORCHVISION_RESNET.names))
+        return _rename(state, TORCHVISION_RESNET.names, to_ours=False)
     if format == "timm":
         state |= {k: state[k].reshape(shape) for k, shape in _TIMM_FC.items()}
     fc = TIMM_VGG if format == "timm" else TORCHVISION_VGG
-    return _rename(state, _reversed((*_vgg_convolutions(state, 1), *fc.names)))
+    return _rename(state, (*_vgg_convolutions(state, 1), *fc.names), to_ours=False)
 
 
 def _has_tensors_of(name: str, state: State) -> bool:
     """Whether ``state`` has the tensors of a net, with any number of classes."""
 
-    def shapes(tensors: dict[str, Any]) -> dict[str, torch.Size]:
+    def shapes(tensors: State) -> dict[str, torch.Size]:
         return {
             k: v.shape[1:] if k.startswith("linear.") else v.shape
             for k, v in tensors.items()

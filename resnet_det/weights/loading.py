@@ -4,9 +4,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from .facts import Facts, check_stored
+from .facts import Facts, State, check_stored
 from .files import read_file
 from .formats import to_our_names
 from .identify import Differences, classifier_name, is_counter, is_detector
@@ -14,7 +14,7 @@ from .pickles import WeightsError
 from .shortcuts import check_shortcuts
 
 
-def read(path) -> tuple[dict[str, Tensor], Facts]:
+def read(path) -> tuple[State, Facts]:
     """Read a weight file of any known format, without running code from it.
 
     The file is a ``.pth``, ``.safetensors`` or ``.pkl``, with the names of torchvision, timm,
@@ -31,9 +31,7 @@ def read(path) -> tuple[dict[str, Tensor], Facts]:
     return interpret(tensors, stored, path)
 
 
-def interpret(
-    tensors: dict[str, Tensor], stored: dict[str, Any], path
-) -> tuple[dict[str, Tensor], Facts]:
+def interpret(tensors: State, stored: dict[str, Any], path) -> tuple[State, Facts]:
     """What :func:`read` returns, of a file that :func:`resnet_det.weights.files.read_file` read."""
     try:
         state, guesses = to_our_names(tensors, stored.get("__author__", ""))
@@ -72,7 +70,7 @@ def load(net: nn.Module, path, **options) -> Match:
 
 def fit(
     net: nn.Module,
-    state: dict[str, Tensor],
+    state: State,
     facts: Facts,
     path,
     *,

@@ -6,11 +6,11 @@ No name and no shape of a tensor tells either, so a file's facts must.
 import logging
 import shlex
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..nets.catalog import NETS, meta_net
 from ..nets.resnet import PadShortcut
-from .facts import Facts
+from .facts import Facts, State
 from .pickles import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def check_shortcuts(net: nn.Module, facts: Facts, path) -> None:
         )
 
 
-def zeros_to_end(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def zeros_to_end(state: State) -> State:
     """Convert a net whose option A pads zeros on both sides of the channels to ours.
 
     There, a stage of W channels that follows one of V starts with (W - V) / 2 channels of zeros.
