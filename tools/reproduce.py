@@ -65,7 +65,7 @@ def dry_run(plan):
     print(
         "\nTraining one after another, without waiting for data and without evaluations: "
         f"{publish.as_time(total)} = {total / 3600:.1f} hours of this device "
-        f"({publish.facts()}, threads: {torch.get_num_threads()}); on N of its kind the same "
+        f"({publish.facts()}); on N of its kind the same "
         "device-hours in an Nth of the time, at best. Scaled from steps on random images in float32"
         + (
             "."

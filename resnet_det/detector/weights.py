@@ -1,34 +1,55 @@
-"""Weight files into a detector of either engine: what must fit, and what starts fresh."""
+"""Fill a detector of either engine from a weight file: what must fit, and what starts fresh."""
 
 import logging
+from collections.abc import Collection, Sequence
+
+from torch import nn
 
 from ..config.defaults import ConfigError
 from ..nets import without_statistics
-from ..weights.loading import WeightsError, classifier_name, fit
+from ..weights.facts import Facts, State, check_facts
+from ..weights.identify import classifier_name
+from ..weights.loading import Match, fit
+from ..weights.pickles import WeightsError
 
 logger = logging.getLogger(__name__)
 
 _STAGES = ("stem.", "res2.", "res3.", "res4.", "res5.", "conv1.", "conv2.", "conv3.", "conv4.",
            "conv5.", "fc6.", "fc7.", "linear.")  # fmt: skip
-_PARTS = ("proposal_generator.", "roi_heads.")  # a detector's, which another may lack
+_PARTS = ("proposal_generator.", "roi_heads.")  # of a detector; another detector may lack them
 
 
-def fit_detector(model, state, facts, path, fresh=()):
-    """Fill a detector with the weights of another detector's file, or of a classifier's.
+def fit_trained(model: nn.Module, state: State, facts: Facts, cfg) -> Match:
+    """Fill a detector with its own checkpoint, MODEL.WEIGHTS, which must hold every tensor.
 
-    The classifier's trunk and head must all be there, but for ``fresh``, which are not read (of
-    :func:`new_layers`). New are the detector's own layers that the file lacks, and class layers
-    that it has in another shape; both are logged. Parts and stages that this detector does not have
-    are left.
+    Args:
+        state, facts: of the file, as :func:`resnet_det.weights.loading.read` returns them.
+
+    Raises:
+        ConfigError, WeightsError: the file was trained with other facts, or does not fit.
+    """
+    check_facts(facts, cfg, cfg.MODEL.WEIGHTS)
+    match = fit(model, state, facts, cfg.MODEL.WEIGHTS)
+    logger.info("%s: %s", cfg.MODEL.WEIGHTS, match)
+    check_statistics(model)
+    return match
+
+
+def fit_detector(
+    model: nn.Module, state: State, facts: Facts, path, fresh: Collection[str] = ()
+) -> Match:
+    """Fill a detector with the weights of another detector, or of a classifier, to train it.
+
+    A classifier's trunk and head must be complete, except for ``fresh``. The detector's own layers
+    are initialised if the file lacks them, and its class layers if they have another shape; both
+    are logged. Stages and parts that this detector does not have are ignored.
 
     Args:
         state, facts, path: as for :func:`resnet_det.weights.loading.fit`.
-
-    Returns:
-        Match
+        fresh: names of parameters that are not loaded, from :func:`new_layers`.
 
     Raises:
-        WeightsError: a file that does not fit.
+        WeightsError: the file does not fit.
     """
     stages = {key: classifier_name(key) for key in model.state_dict()}
     new = [key for key, name in stages.items() if not name.startswith(_STAGES)]
@@ -36,22 +57,22 @@ def fit_detector(model, state, facts, path, fresh=()):
     drop += [p for p in _PARTS if not any(key.startswith(p) for key in stages)]
     match = fit(model, state, facts, path, new=new, drop=drop, fresh=fresh)
     check_remade(match.mismatched, path)
-    made = [key for key in match.missing if key in new and key not in fresh]
-    if made:
-        logger.info("%s: made afresh, the file lacks them: %s", path, ", ".join(made))
+    lacking = [key for key in match.missing if key in new and key not in fresh]
+    if lacking:
+        logger.info("%s: lacks these layers, which start fresh: %s", path, ", ".join(lacking))
     return match
 
 
-def new_layers(model, cfg):
-    """Names of the parameters and buffers that ``RESNET_DET.NEW_LAYERS`` lets start fresh.
+def new_layers(model: nn.Module, cfg) -> set[str]:
+    """Names of the parameters and buffers that start fresh by ``RESNET_DET.NEW_LAYERS``.
 
-    An entry is the first part of a name, with or without "backbone." and "roi_heads.".
+    An entry is the beginning of a name, with or without "backbone." and "roi_heads.".
 
     Raises:
         ConfigError: an entry names nothing.
     """
     names = {key: (f"{key}.", f"{classifier_name(key)}.") for key in model.state_dict()}
-    found = set()
+    found: set[str] = set()
     for layer in cfg.RESNET_DET.NEW_LAYERS:
         start = layer.rstrip(".") + "."
         fits = {key for key, forms in names.items() if any(n.startswith(start) for n in forms)}
@@ -61,21 +82,21 @@ def new_layers(model, cfg):
     return found
 
 
-def check_remade(keys, path):
-    """Log the layers that are made afresh because the file has them in another shape.
+def check_remade(keys: Sequence[str], path) -> None:
+    """Log the layers that start fresh because the file has them in another shape.
 
     Raises:
-        WeightsError: one of them is not a layer of the classes.
+        WeightsError: one of them does not depend on the number of classes.
     """
     wrong = [key for key in keys if "predictor." not in key]
     if wrong:
         raise WeightsError(f"{path}: has {', '.join(wrong)} in other shapes than the config asks")
     if keys:
-        logger.info("%s: is of other classes; made afresh: %s", path, ", ".join(keys))
+        logger.info("%s: has other classes, so these layers start fresh: %s", path, ", ".join(keys))
 
 
-def check_statistics(model):
-    """Refuse frozen batch norms that nobody filled: they would pass everything as it is.
+def check_statistics(model: nn.Module) -> None:
+    """Raise if frozen batch norms have no statistics: they would not normalise anything.
 
     Raises:
         ConfigError

@@ -22,7 +22,7 @@ from ..nets import build_net
 from ..training import alone_in, distributed
 from ..weights.loading import read
 from .checks import check_output, check_trainable
-from .provenance import conventions
+from .provenance import checkpoint_facts
 from .run import device_name
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def _join(cfg):
         "model_final",
         model=whole,
         iteration=sum(cfg.RESNET_DET.ALTERNATING),
-        meta=conventions(cfg, facts["classes"], facts["seed"]),
+        meta=checkpoint_facts(cfg, facts["classes"], facts["seed"]),
     )
 
 

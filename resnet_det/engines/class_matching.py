@@ -1,81 +1,80 @@
-"""Classes matched by name: those of a checkpoint, of a training set and of a test set.
+"""Match classes by name: those of a checkpoint, of a training set and of a test set.
 
-The classes of a detector or classifier are known by their names, and their order is that of the
-rows of its class layers. Everything here works on lists of names, so both engines share it.
-``RESNET_DET.CLASSES_BY_ORDER`` (``by_order``) replaces names by positions: the classes of the two
-sides are the same ones under other names.
+A detector or classifier knows its classes by name, in the order of the rows of its class layers.
+With ``RESNET_DET.CLASSES_BY_ORDER`` (``by_order``) they are matched by position instead, for the
+same classes under other names. Both engines share this module.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..config.defaults import ConfigError
 from ..data import Dataset
-from ..weights.loading import WeightsError
+from ..weights.facts import Facts, State
+from ..weights.identify import some
+from ..weights.pickles import WeightsError
 
 logger = logging.getLogger(__name__)
 
 # ---- lists of names
 
 
-def places(classes, known, by_order=False):
-    """Find each of ``classes`` in ``known``.
-
-    Returns:
-        list of the index in ``known`` of each name, None where ``known`` lacks it.
+def places(
+    classes: Sequence[str], trained: Sequence[str], by_order: bool = False
+) -> list[int | None]:
+    """The index in ``trained`` of each of ``classes``, None for a class that was not trained.
 
     Raises:
-        ConfigError: a name occurs twice; or, ``by_order``, the numbers of classes differ.
+        ConfigError: a name occurs twice, or, if ``by_order``, the numbers of classes differ.
     """
-    classes, known = list(classes), list(known)
-    if by_order and len(classes) != len(known):
+    classes, trained = list(classes), list(trained)
+    if by_order and len(classes) != len(trained):
         raise ConfigError(
-            f"RESNET_DET.CLASSES_BY_ORDER: True: {len(known)} and {len(classes)} classes cannot be "
-            "matched by their order"
+            f"RESNET_DET.CLASSES_BY_ORDER: True: {len(trained)} and {len(classes)} classes cannot "
+            "be matched by their order"
         )
-    if by_order or classes == known:
-        return list(range(len(known)))
-    for names in (classes, known):
+    if by_order or classes == trained:
+        return list(range(len(trained)))
+    for names in (classes, trained):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConfigError(f"the class {twice[0]!r} occurs twice among {len(names)} classes")
-    index = {name: i for i, name in enumerate(known)}
+    index = {name: i for i, name in enumerate(trained)}
     return [index.get(name) for name in classes]
 
 
-def difference(classes, owner, known, source):
-    """What two lists of names do not share, in words: "only A has x, y; only B has z"."""
+def difference(classes: Sequence[str], owner: str, trained: Sequence[str], source: str) -> str:
+    """How two lists of names differ, in words: "only A has x, y; only B has z"."""
     parts = [
-        f"only {who} has {shorten(only)}"
+        f"only {who} has {some(only, 20)}"
         for who, only in (
-            (owner, [name for name in classes if name not in known]),
-            (source, [name for name in known if name not in classes]),
+            (owner, [name for name in classes if name not in trained]),
+            (source, [name for name in trained if name not in classes]),
         )
         if only
     ]
     return "; ".join(parts) or "their order differs"
 
 
-def shorten(names, most=20):
-    """The names, joined; of more than ``most``, the first ones and the number of the others."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def tested_places(tested, owner, trained, source, by_order=False):
-    """The place among the ``trained`` classes of each class of a test set.
+def tested_places(
+    tested: Sequence[str], owner: str, trained: Sequence[str], source: str, by_order: bool = False
+) -> list[int]:
+    """The index among the ``trained`` classes of each class of a test set.
 
     Args:
-        owner: name of the test set; ``source``: of what was trained, both for the error.
+        owner: name of the test set, for the messages.
+        source: name of what was trained, such as a file, for the messages.
 
     Raises:
         ConfigError: the test set has classes that were not trained.
     """
-    found = places(tested, trained, by_order)
-    if None in found:
+    found = [place for place in places(tested, trained, by_order) if place is not None]
+    if len(found) < len(tested):
         hint = ""
         if len(tested) == len(trained):
             hint = (
@@ -88,25 +87,29 @@ def tested_places(tested, owner, trained, source, by_order=False):
         )
     if len(found) < len(trained):
         logger.info(
-            "%s: has %d of the %d classes of %s: only these are scored",
+            "%s has %d of the %d classes of %s: only these are scored",
             owner,
             len(found),
             len(trained),
             source,
         )
     elif found != sorted(found):
-        logger.info("%s: its classes are in another order than those of %s", owner, source)
+        logger.info("%s has its classes in another order than %s", owner, source)
     return found
 
 
-def check_resumed(facts, classes, folder, by_order=False):
-    """Refuse to resume a run on other classes, or on the same ones in another order.
+def check_resumed(
+    facts: Facts, classes: Sequence[str], folder: str, by_order: bool = False
+) -> None:
+    """Check that a run is resumed on its own classes, in its own order.
 
     Args:
-        facts: that the checkpoint carries. ``classes``: of ``DATASETS.TRAIN``.
+        facts: of the checkpoint.
+        classes: of ``DATASETS.TRAIN``.
+        folder: ``OUTPUT_DIR``, for the error.
 
     Raises:
-        ConfigError
+        ConfigError: the classes or their order differ.
     """
     trained = facts.get("classes", classes)
     if places(classes, trained, by_order) != list(range(len(trained))):
@@ -117,14 +120,20 @@ def check_resumed(facts, classes, folder, by_order=False):
         )
 
 
-def member_order(classes, trained, path, by_order=False):
-    """The place in an ensemble's member of each of the first net's ``classes``.
+def member_order(
+    classes: Sequence[str], trained: Sequence[str], path, by_order: bool = False
+) -> list[int]:
+    """The index in a member of an ensemble of each of the first net's ``classes``.
+
+    Args:
+        trained: classes of the member.
+        path: of the member, for the error.
 
     Raises:
         ConfigError: the member has other classes.
     """
-    order = places(classes, trained, by_order)
-    if None in order or len(trained) != len(classes):
+    order = [place for place in places(classes, trained, by_order) if place is not None]
+    if not len(order) == len(trained) == len(classes):
         raise ConfigError(
             f"RESNET_DET.ENSEMBLE: {path}: has other classes than MODEL.WEIGHTS: "
             f"{difference(trained, path, classes, 'MODEL.WEIGHTS')}"
@@ -139,19 +148,20 @@ def member_order(classes, trained, path, by_order=False):
 class TestSet:
     """A dataset with its classes in the order of a detector's, of which it may have a subset.
 
-    places: the detector's index of each class of the dataset, ascending.
+    Attributes:
+        places: the detector's index of each class of the dataset, ascending.
     """
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # pytest must not collect it
 
     dataset: Dataset
-    places: list
+    places: list[int]
 
-    def select(self, predictions):
-        """The detections of the dataset's classes, as indices of these.
+    def select(self, predictions: list[dict]) -> list[dict]:
+        """Keep the detections of the dataset's classes, and number them as the dataset does.
 
         Args:
-            predictions: dicts as in :mod:`resnet_det.evaluation`, with the detector's indices.
+            predictions: as in :mod:`resnet_det.evaluation`, with the detector's class indices.
         """
         selected = []
         for prediction in predictions:
@@ -162,11 +172,13 @@ class TestSet:
         return selected
 
 
-def match_test_set(dataset, trained, source, by_order=False):
+def match_test_set(
+    dataset: Dataset, trained: Sequence[str], source: str, by_order: bool = False
+) -> TestSet:
     """Renumber the classes of a dataset in the order of the ``trained`` ones.
 
-    The detections stay as they are, so that whatever the order of the dataset's classes was, every
-    score of them is the same to the last bit.
+    The detections are not renumbered, so that the scores do not depend on the dataset's order, to
+    the last bit.
 
     Raises:
         ConfigError: as :func:`tested_places`.
@@ -197,25 +209,27 @@ def match_test_set(dataset, trained, source, by_order=False):
     return TestSet(dataset, sorted(found))
 
 
-def match_test_sets(datasets, trained, source, cfg):
+def match_test_sets(
+    datasets: dict[str, Dataset], trained: Sequence[str] | None, source: str, cfg
+) -> dict[str, TestSet]:
     """:func:`match_test_set` for each of DATASETS.TEST.
 
     Args:
-        datasets: dict of name -> Dataset.
-        trained: the detector's class names, or None where its file does not say them: they are then
-            believed to be the first test set's.
-        source: name of what was trained.
+        trained: the detector's class names, or None if its file does not name them. Then they are
+            assumed to be the first test set's.
+        source: name of what was trained, for the messages.
 
     Raises:
         ConfigError: as :func:`tested_places` and :func:`check_number`.
     """
-    if datasets and trained is None:
+    if not datasets:
+        return {}
+    if trained is None:
         name, first = next(iter(datasets.items()))
         trained = first.metadata.classes
-        logger.warning("%s does not name its classes: those of %s are believed", source, name)
+        logger.warning("%s does not name its classes. Assuming those of %s", source, name)
         source = name
-    if datasets:
-        check_number(cfg, trained, source)
+    check_number(cfg, trained, source)
     by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
     return {
         name: match_test_set(dataset, trained, source, by_order)
@@ -223,10 +237,11 @@ def match_test_sets(datasets, trained, source, cfg):
     }
 
 
-def check_number(cfg, classes, source):
-    """
+def check_number(cfg, classes: Sequence[str], source: str) -> None:
+    """Check that MODEL.ROI_HEADS.NUM_CLASSES is the number of ``classes``.
+
     Raises:
-        ConfigError: MODEL.ROI_HEADS.NUM_CLASSES is not the number of ``classes``.
+        ConfigError
     """
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and count != len(classes):
@@ -238,22 +253,23 @@ def check_number(cfg, classes, source):
 # ---- class layers
 
 
-def class_rows(key, rows, classes):
+def class_rows(key: str, rows: int, classes: int) -> torch.Tensor | None:
     """Which rows of a parameter belong to which class.
 
     Args:
-        key: name of the parameter, with Detectron2's layers: ``cls_score``, ``bbox_pred``,
+        key: name of the parameter: Detectron2's ``cls_score``, ``bbox_pred`` or
             ``mask_head.predictor``, or a classifier's ``linear``.
-        rows: length of its first dimension; ``classes``: number of classes, without background.
+        rows: length of its first dimension.
+        classes: number of classes, without background.
 
     Returns:
-        int64 (classes, rows per class), or None where no row belongs to one class: another layer,
-        or boxes that all classes share. Rows behind these are the background's.
+        int64 (classes, rows per class), or None if no row belongs to a single class: another layer,
+        or boxes that all classes share. The rows after these belong to the background.
     """
     index = torch.arange(rows)
     if "predictor.cls_score." in key:
         return index[:classes, None] if rows == classes + 1 else None
-    if "cls_score." in key:  # RetinaNet's convolution: the classes of each anchor
+    if "cls_score." in key:  # RetinaNet's convolution: all classes, for each anchor
         return index.view(-1, classes).T if rows % classes == 0 else None
     if "predictor.bbox_pred." in key:
         return index.view(classes, 4) if rows == 4 * classes else None
@@ -262,64 +278,68 @@ def class_rows(key, rows, classes):
     return None
 
 
-def keep_shared_classes(own, state, facts, classes, path, by_order=False):
-    """Fit a file's class layers to the classes to train on: shared names keep their rows.
+def keep_shared_classes(
+    own: State, state: State, facts: Facts, classes: Sequence[str], path, by_order: bool = False
+) -> State:
+    """Fit the class layers of a file to the classes to train on: shared classes keep their rows.
 
-    The rows of other classes stay as ``own`` has them, freshly drawn; the background's row is kept
-    where any class is. What is kept and what starts fresh is logged.
+    The rows of other classes stay as they are in ``own``, freshly initialised. The background keeps
+    its row if any class does. The log says which classes keep their rows and which start fresh.
 
     Args:
-        own: the model's state dict.
-        state, facts: the file's, as :func:`resnet_det.weights.loading.read` gives them. Without
-            ``classes`` among the facts the order of the rows is believed.
+        own: state dict of the model.
+        state, facts: of the file, as :func:`resnet_det.weights.loading.read` returns them. Without
+            the fact ``classes``, the file's rows are assumed to be in the order of ``classes``.
         classes: names, in the order of the model's rows.
-        path: of the file, for the log.
+        path: of the file, for the messages.
 
     Returns:
-        dict: ``state``, its class layers replaced.
+        ``state`` with its class layers replaced.
 
     Raises:
         ConfigError: as :func:`places`.
         WeightsError: the file names more or fewer classes than its layers have.
     """
-    known = facts.get("classes")
-    fitted = {}
+    file_classes = facts.get("classes")
+    fitted: dict[str, tuple[Any, ...]] = {}
     for key, mine in own.items():
         if key not in state or not mine.dim():
             continue
-        theirs = torch.as_tensor(state[key])
+        theirs = state[key]
         here = class_rows(key, len(mine), len(classes))
-        there = class_rows(key, len(theirs), len(known or classes)) if theirs.dim() else None
-        if known and there is None and ("cls_score." in key or key.startswith("linear.")):
+        there = class_rows(key, len(theirs), len(file_classes or classes)) if theirs.dim() else None
+        if file_classes and there is None and ("cls_score." in key or key.startswith("linear.")):
             raise WeightsError(
-                f"{path}: names {len(known)} classes, but its {key} has {len(theirs)} rows"
+                f"{path}: names {len(file_classes)} classes, but its {key} has {len(theirs)} rows"
             )
         same = here is not None and there is not None and here.shape[1] == there.shape[1]
         if same and mine.shape[1:] == theirs.shape[1:]:
             fitted[key] = mine.clone(), theirs, here, there
     if not fitted:  # a classifier's file for a detector, or layers of another kind
         return state
-    if known is None:
-        logger.warning("%s does not name its classes: it keeps their rows in order", path)
+    if file_classes is None:
+        logger.warning(
+            "%s does not name its classes. Assuming those of the training set, in order", path
+        )
         return state
-    found = places(classes, known, by_order)
-    if found == list(range(len(known))):
+    found = places(classes, file_classes, by_order)
+    if found == list(range(len(file_classes))):
         return state
     kept = [i for i, place in enumerate(found) if place is not None]
-    taken = [found[i] for i in kept]
+    sources = [found[i] for i in kept]
     for mine, theirs, here, there in fitted.values():
         if kept:
-            mine[here[kept].flatten()] = theirs[there[taken].flatten()].to(mine)
-            mine[here.numel() :] = theirs[there.numel() :].to(mine)
+            mine[here[kept].flatten()] = theirs[there[sources].flatten()].to(mine)
+            mine[here.numel() :] = theirs[there.numel() :].to(mine)  # of the background
     fresh = [name for name, place in zip(classes, found) if place is None]
     logger.info(
-        "%s: is of other classes, or in another order. In %s %d classes keep their rows (%s), %d "
+        "%s: is of other classes, or in another order. In %s, %d classes keep their rows (%s), %d "
         "start fresh (%s)",
         path,
         ", ".join(fitted),
         len(kept),
-        shorten([classes[i] for i in kept]),
+        some([classes[i] for i in kept], 20),
         len(fresh),
-        shorten(fresh),
+        some(fresh, 20),
     )
     return state | {key: mine for key, (mine, *_) in fitted.items()}

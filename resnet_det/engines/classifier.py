@@ -22,10 +22,11 @@ from ..evaluation.classification import count_errors, write_results
 from ..nets import build_net, meta_net
 from ..nets.layers import rename_parameters
 from ..training import alone_in, distributed, precise_bn
+from ..weights.facts import check_facts
 from ..weights.loading import fit, read
 from .checks import check_images, check_output, check_schedule, check_trainable
 from .class_matching import check_resumed, keep_shared_classes, member_order, tested_places
-from .provenance import check_conventions, commit
+from .provenance import commit
 from .results import check_expected
 from .run import make_datasets, run_training, setup, start
 
@@ -168,24 +169,21 @@ def build(cfg, num_classes=None):
     return build_net(name, num_classes, **net_options(cfg, name))
 
 
-def _trained(cfg, stand_in):
-    """The net ``MODEL.WEIGHTS``.
+def _trained(cfg, state, facts, stand_in):
+    """The net of a config and its classes.
 
     Args:
-        stand_in: names of the classes, where the file does not say them.
-
-    Returns:
-        (net, its classes, dict of the file's facts).
+        state, facts: of ``MODEL.WEIGHTS``, as :func:`resnet_det.weights.loading.read` returns them.
+        stand_in: names of the classes, if the file does not say them.
     """
     path = cfg.MODEL.WEIGHTS
-    state, facts = read(path)
-    check_conventions(facts, cfg, path)
+    check_facts(facts, cfg, path)
     classes = tuple(facts.get("classes", stand_in))
     if "classes" not in facts:
         logger.warning("%s does not name its classes: those of the test set are believed", path)
     net = build(cfg, len(classes))
     logger.info("%s: %s", path, fit(net, state, facts, path))
-    return net, classes, facts
+    return net, classes
 
 
 def _load_to_train(net, cfg, classes):
@@ -199,7 +197,7 @@ def _load_to_train(net, cfg, classes):
     """
     path = cfg.MODEL.WEIGHTS
     state, facts = read(path)
-    check_conventions(facts, cfg, path)
+    check_facts(facts, cfg, path)
     by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
     state = keep_shared_classes(net.state_dict(), state, facts, classes, path, by_order)
     match = fit(net, state, facts, path, new=("linear.",))
@@ -228,16 +226,16 @@ def _member(path, cfg, classes, image):
     Raises:
         ConfigError, WeightsError
     """
-    _, facts = read(path)
+    state, facts = read(path)
     if "config" not in facts:
         raise ConfigError(
             f"RESNET_DET.ENSEMBLE: {path}: carries no config: give checkpoints of tools/pretrain.py"
         )
     order = member_order(classes, facts.get("classes", ()), path, cfg.RESNET_DET.CLASSES_BY_ORDER)
     own_stride = {"stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1}  # may be its own
-    check_conventions(facts | own_stride, cfg, path)
+    check_facts(facts | own_stride, cfg, path)
     own = parse_config(facts["config"], path, ["MODEL.WEIGHTS", str(path)])
-    net, _, facts = _trained(own, classes)
+    net, _ = _trained(own, state, facts, classes)
     its_image = facts.get("mean_image")
     if (image is None) != (its_image is None) or (image is not None and not image.equal(its_image)):
         raise ConfigError(f"RESNET_DET.ENSEMBLE: {path}: subtracts another mean image")
@@ -379,7 +377,8 @@ def evaluate(cfg):
     make_datasets(*cfg.DATASETS.TEST)
     with alone_in(cfg.OUTPUT_DIR):
         tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
-        net, classes, facts = _trained(cfg, next(iter(tests.values())).classes)
+        state, facts = read(cfg.MODEL.WEIGHTS)
+        net, classes = _trained(cfg, state, facts, next(iter(tests.values())).classes)
         tested = _tested(tests, classes, cfg.MODEL.WEIGHTS, cfg)
         image = facts.get("mean_image")
         _normalise(cfg, image, cfg.MODEL.WEIGHTS, *tests.values())
@@ -403,7 +402,7 @@ def layer_responses(folder):
     weights, kept = Path(folder) / "model_final.pth", Path(folder) / "responses.json"
     if kept.exists() and kept.stat().st_mtime > weights.stat().st_mtime:
         return json.loads(kept.read_text())
-    _, facts = read(weights)
+    state, facts = read(weights)
     if "config" not in facts:
         raise ConfigError(f"{weights}: carries no config of a classifier of ours")
     cfg = parse_config(facts["config"], weights, ["MODEL.WEIGHTS", str(weights)])
@@ -413,7 +412,7 @@ def layer_responses(folder):
     device = start(cfg)
     make_datasets(cfg.DATASETS.TEST[0])
     data = _read(cfg.DATASETS.TEST[0], cfg, device)
-    net, _, facts = _trained(cfg, data.classes)
+    net, _ = _trained(cfg, state, facts, data.classes)
     _normalise(cfg, facts.get("mean_image"), weights, data)
     images = (views[0] for views, _ in data.test_batches(size=cfg.INPUT.CROP.SIZE[0]))
     result = responses.layer_responses(net.to(device), images)

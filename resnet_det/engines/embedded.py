@@ -14,10 +14,11 @@ from ..data.detection import proposals
 from ..data.detection.mapper import DetectionMapper, with_usable_annotations
 from ..data.loader import test_batches, training_batches
 from ..detector.build import build_improved, build_model, in_test
-from ..detector.weights import check_statistics, fit_detector, new_layers
+from ..detector.weights import check_statistics, fit_detector, fit_trained, new_layers
 from ..training import alone_in, distributed
 from ..training.distributed import launch
-from ..weights.loading import fit, read
+from ..weights.facts import check_facts
+from ..weights.loading import read
 from .checks import (
     check_images,
     check_output,
@@ -29,7 +30,7 @@ from .checks import (
     test_files,
 )
 from .class_matching import check_number, check_resumed, keep_shared_classes, match_test_sets
-from .provenance import check_conventions, ensemble
+from .provenance import ensemble
 from .results import check_expected, publish, score
 from .run import device_name, make_datasets, run_training, setup
 
@@ -38,32 +39,17 @@ __all__ = ["check", "check_schedule", "evaluate", "launch", "load_config", "pred
 logger = logging.getLogger(__name__)
 
 
-def _load_weights(model, cfg, classes=()):
-    """Load ``MODEL.WEIGHTS``, and refuse frozen norms without statistics.
-
-    Args:
-        classes: that the model is to be trained on; without them every parameter must come from
-            the file, as for an evaluation.
-
-    Returns:
-        dict of the file's facts.
-    """
-    path, facts = cfg.MODEL.WEIGHTS, {}
+def _load_weights(model, cfg, classes):
+    """Load ``MODEL.WEIGHTS``, if it is given, to train on ``classes``: shared ones keep their rows."""
+    path = cfg.MODEL.WEIGHTS
     if path:
         state, facts = read(path)
-        check_conventions(facts, cfg, path)
-        if classes:
-            by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
-            own = model.state_dict()
-            state = keep_shared_classes(own, state, facts, classes, path, by_order)
-            match = fit_detector(model, state, facts, path, new_layers(model, cfg))
-        else:
-            match = fit(model, state, facts, path)
+        check_facts(facts, cfg, path)
+        by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
+        state = keep_shared_classes(model.state_dict(), state, facts, classes, path, by_order)
+        match = fit_detector(model, state, facts, path, new_layers(model, cfg))
         logger.info("%s: %s", path, match)
-    elif not classes:
-        raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
     check_statistics(model)
-    return facts
 
 
 def _check(cfg):
@@ -101,10 +87,17 @@ def _proposals(cfg, split):
     return topk if cfg.MODEL.LOAD_PROPOSALS else None
 
 
-def _trained(cfg, device):
-    """The detector ``MODEL.WEIGHTS``, and the facts that its file carries."""
+def _trained(cfg, device, weights=None):
+    """The detector ``MODEL.WEIGHTS``, and the facts that its file carries.
+
+    Args:
+        weights: (state, facts) of that file, if it was read before.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
+    state, facts = weights or read(cfg.MODEL.WEIGHTS)
     model = build_model(cfg)
-    facts = _load_weights(model, cfg)
+    fit_trained(model, state, facts, cfg)
     return model.to(device), facts
 
 
@@ -116,9 +109,10 @@ def _in_test(model, cfg, device, classes=None):
     if not in_test(cfg):
         return model
     detectors, orders = [model], [None]
-    for path, text, keys, order in ensemble(cfg, classes):
-        detectors.append(_trained(parse_config(text, path, keys), device)[0])
-        orders.append(order)
+    for member in ensemble(cfg, classes):
+        own = parse_config(member.facts["config"], member.path, member.overrides)
+        detectors.append(_trained(own, device, (member.state, member.facts))[0])
+        orders.append(member.order)
     return build_improved(detectors, cfg, orders)
 
 
@@ -353,7 +347,7 @@ def predictor(weights, overrides=()):
         (function of a file's path -> dict ``boxes`` (N, 4), ``scores`` (N,), ``classes`` (N,) as
         numpy arrays, tuple of class names).
     """
-    _, facts = read(weights)
+    state, facts = read(weights)
     if not {"config", "classes"} <= facts.keys():
         raise ConfigError(
             f"{weights}: carries no config or classes; give a checkpoint of tools/train_net.py"
@@ -362,7 +356,8 @@ def predictor(weights, overrides=()):
     _check(cfg)
     device = torch.device(device_name(cfg))
     classes = tuple(facts["classes"])
-    model = _in_test(_trained(cfg, device)[0], cfg, device, classes).eval()
+    model, _ = _trained(cfg, device, (state, facts))
+    model = _in_test(model, cfg, device, classes).eval()
     mapper = _test_mapper(cfg)
 
     @torch.no_grad()

@@ -10,9 +10,10 @@ from ..data import DatasetError, missing
 from ..detector.build import net_name
 from ..nets import NETS
 from ..training import distributed
+from ..weights.facts import check_facts, config_facts
 from ..weights.loading import read
 from .classifier import train
-from .provenance import check_conventions, pixel_facts, say_changes
+from .provenance import say_changes
 from .run import start
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def ensure_weights(cfg, check):
         raise ConfigError(
             f"OUTPUT_DIR: {cfg.OUTPUT_DIR}: is that of RESNET_DET.PRETRAIN, {path}: give another"
         )
-    check_conventions(pixel_facts(pretrain), cfg, path, "trains")
+    check_facts(config_facts(pretrain), cfg, path, "trains")
     check()
     logger.info("%s does not exist: pretraining with %s", cfg.MODEL.WEIGHTS, path)
     train(pretrain, resume=True)

@@ -3,20 +3,16 @@
 import json
 import logging
 import math
-import platform
 import sys
 from functools import partial
 from pathlib import Path
-
-import torch
-import torchvision
 
 from .. import training
 from ..data import pixels
 from ..evaluation import coco_ap, voc_ap
 from ..evaluation.report import write_report
 from ..evaluation.tables import as_json, class_table, summary_table
-from .provenance import commit
+from .provenance import commit, machine
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +88,6 @@ def publish(cfg, scored, facts=None, weights=None):
         said = {f"weights: {key}": weights.get(key) for key in ("net", "seed", "commit")}
         said = {key: value for key, value in said.items() if value not in (None, "")}
         origin = {"weights": cfg.MODEL.WEIGHTS, **said}
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     write_report(
         cfg.OUTPUT_DIR,
         {n: (e, d.records, p, d.metadata.classes) for n, (e, d, p) in scored.items()},
@@ -102,9 +97,7 @@ def publish(cfg, scored, facts=None, weights=None):
             "net": cfg.MODEL.BACKBONE.NAME,
             **origin,
             "commit": commit() or "unknown",
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {gpu}",
-            "software": f"Python {platform.python_version()}, torch {torch.__version__}, "
-            f"torchvision {torchvision.__version__}",
+            **machine(),
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             **(facts or {}),
             "config": cfg.dump(),

@@ -17,7 +17,7 @@ from ..config.defaults import ConfigError
 from ..data import ensure_made
 from ..files import whole_file
 from ..training import distributed
-from .provenance import conventions, say_changes
+from .provenance import checkpoint_facts, say_changes
 from .results import check_expected
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def run_training(
         finish: called with the model and the run's seed after the last iteration, before the model
             is saved.
         facts: dict of tensors and plain values that each checkpoint carries in its "meta", beside
-            :func:`conventions`.
+            :func:`checkpoint_facts`.
 
     Returns:
         dict of the final metrics, checked against ``TEST.EXPECTED_RESULTS``.
@@ -164,7 +164,7 @@ def run_training(
         finish=None if finish is None else lambda model: finish(model, seed),
         clip=clip,
         amp=solver.AMP.ENABLED,
-        meta=conventions(cfg, classes, seed) | (facts or {}),
+        meta=checkpoint_facts(cfg, classes, seed) | (facts or {}),
     )
     if not final and distributed.is_main():  # everything was done before
         lines = training.read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json")

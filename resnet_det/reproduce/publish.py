@@ -1,16 +1,14 @@
 """A table's results as a Markdown page."""
 
 import json
-import os
-import platform
 import statistics
 from datetime import timedelta
 from pathlib import Path
 
-import torch
 import yaml
 
 from ..data import shortfall
+from ..engines.provenance import machine
 from ..evaluation.report import TableSection, write_tables
 from ..evaluation.tables import format_cell, markdown_table, system_rows
 
@@ -73,11 +71,7 @@ def data_remarks(finished):
 
 def facts():
     """What the numbers were measured with."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return (
-        f"{platform.machine()}, {os.cpu_count()} cores, {gpu}; Python "
-        f"{platform.python_version()}, torch {torch.__version__}"
-    )
+    return "; ".join(machine().values())
 
 
 def publish(table, plan, fraction, output):

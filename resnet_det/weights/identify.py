@@ -1,58 +1,93 @@
-"""Which net of the catalog a file's tensors are, by their names and shapes."""
+"""Which net of the catalog the tensors of a file are, by their names and shapes."""
 
+from collections.abc import Sequence
 from functools import cache
+from typing import NamedTuple
 
-import torch
+from torch import Tensor
 
-from ..nets.catalog import NETS, build_net
+from ..nets.catalog import NETS, meta_net
 from .pickles import WeightsError
 
 # A detector's parameter names, stripped of these, are the classifier's.
 DETECTOR_PREFIXES = ("backbone.bottom_up.", "backbone.", "roi_heads.")
-_PYRAMID = ("fpn_", "top_block.")  # of a detector's backbone, beside the net's stages
+_PYRAMID = ("fpn_", "top_block.")  # parts of a detector's backbone that are no stages of the net
 
 
 def classifier_name(key: str) -> str:
-    """A detector's parameter name as the classifier has it."""
+    """The name that a detector's parameter has in the classifier."""
     return next((key[len(p) :] for p in DETECTOR_PREFIXES if key.startswith(p)), key)
 
 
-def is_detector(state: dict) -> bool:
-    """Whether tensors with these names, ours, are a detector's."""
+def is_detector(state: dict[str, Tensor]) -> bool:
+    """Whether tensors with our names are a detector's."""
     return any(key.startswith(DETECTOR_PREFIXES) for key in state)
 
 
 def is_counter(key: str) -> bool:
-    """Whether it counts a batch norm's batches; frozen norms have no such tensor."""
+    """Whether a tensor counts the batches of a batch norm. Frozen norms have no such tensor."""
     return key.endswith("num_batches_tracked")
 
 
-def some(names) -> str:
-    """The first five of a list of names, for an error message."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def some(names: Sequence[str], limit: int = 5) -> str:
+    """The first names of a list and the number of the others, for a message."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
-def _stage(name):
+class Differences(NamedTuple):
+    """How the tensors of a file differ from those of a net.
+
+    Attributes:
+        missing: names that the file lacks.
+        unknown: names that the net lacks.
+        wrong: names and both shapes of tensors whose shapes differ.
+    """
+
+    missing: list[str]
+    unknown: list[str]
+    wrong: list[str]
+
+    def __str__(self) -> str:
+        parts = (
+            ("the file lacks", self.missing),
+            ("the net has no", self.unknown),
+            ("other shapes:", self.wrong),
+        )
+        return "; ".join(f"{words} {some(names)}" for words, names in parts if names)
+
+
+def _stage(name: str) -> str:
     return name.split(".")[0]
 
 
 @cache
-def _layout(name):
-    """-> dict of a net's tensors, name -> shape; its head's stages; all its stages."""
-    with torch.device("meta"):
-        net = build_net(name)
+def _layout(name: str) -> tuple[dict[str, tuple], tuple, tuple]:
+    """Shapes of a net's tensors by name, the stages of its head, and all its stages."""
+    net = meta_net(name)
     shapes = {k: tuple(v.shape) for k, v in net.state_dict().items() if not is_counter(k)}
     return shapes, net.head_names, (*net.stage_names, "linear")
 
 
-def _compare(state, name):
-    """-> names that the file lacks, names that the net lacks, and tensors of another shape."""
+def misfits(state: dict[str, Tensor], name: str) -> Differences:
+    """Compare the tensors of a file with those of a net; all lists are empty if they are the net.
+
+    The number of classes is free, and ``linear`` may be absent. A detector's file may lack whole
+    stages behind the trunk, and its own layers (proposals, pyramid, predictors) are ignored.
+
+    Args:
+        state: tensors by our names.
+        name: of a net in ``NETS``.
+
+    Raises:
+        ValueError: there is no such net.
+    """
     detector = is_detector(state)
     own, head, stages = _layout(name)
-    if not any("norm.running_" in key for key in state):  # group normalisation
+    if not any("norm.running_" in key for key in state):  # group norm
         own = {k: v for k, v in own.items() if "norm.running_" not in k}
 
-    def in_net(key):  # or a layer that only a detector has
+    def in_net(key: str) -> bool:  # and not in a layer that only a detector has
         rest = classifier_name(key)
         if key.startswith("backbone."):
             return not rest.startswith(_PYRAMID)
@@ -76,46 +111,28 @@ def _compare(state, name):
         classes_free = n.startswith("linear.") and expected and len(shape) == len(expected)
         if expected and (shape[1:] != expected[1:] if classes_free else shape != expected):
             wrong.append(f"{key} {shape}, in the net {expected}")
-    return missing, unknown, wrong
+    return Differences(missing, unknown, wrong)
 
 
-def misfits(state: dict, name: str) -> str:
-    """Say in what a file's tensors differ from those of the net ``name``; "" if they are the net.
+def fitting_nets(state: dict[str, Tensor], path) -> list[str]:
+    """Names of the nets that have the tensors of a file.
 
-    A net may have any number of classes, or no ``linear`` at all. A detector's file may lack whole
-    stages behind the trunk, and its own layers (proposals, pyramid, predictors) are left aside.
-
-    Args:
-        state: dict name -> tensor, in our names.
+    There may be two: a net with option A and the plain net have the same names and shapes.
 
     Raises:
-        ValueError: there is no such net.
+        WeightsError: no net has them. It says how they differ from the nearest one.
     """
-    missing, unknown, wrong = _compare(state, name)
-    faults = [f"the file lacks {some(missing)}"] if missing else []
-    faults += [f"the net has no {some(unknown)}"] if unknown else []
-    faults += [f"other shapes: {some(wrong)}"] if wrong else []
-    return "; ".join(faults)
-
-
-def fitting_nets(state: dict, path) -> list[str]:
-    """Names of the nets that a file's tensors are. A residual net with option A shares the names
-    and shapes of its tensors with the plain net, so there may be two.
-
-    Raises:
-        WeightsError: they are none; says in what they differ from the nearest.
-    """
-    fits = [name for name in NETS if not misfits(state, name)]
+    faults = {name: misfits(state, name) for name in NETS}
+    fits = [name for name in NETS if not any(faults[name])]
     if fits:
         return fits
-    faults = {name: _compare(state, name) for name in NETS}
-    nearest = min(NETS, key=lambda name: sum(map(len, faults[name])))
     known = {key for name in NETS for key in _layout(name)[0]}
     if not known & {classifier_name(key) for key in state}:
         raise WeightsError(
-            f"{path}: holds none of the nets {', '.join(NETS)}: no net has a tensor of one of its "
-            f"names, {some(list(state))}"
+            f"{path}: holds none of the nets {', '.join(NETS)}. No net has tensors with its names, "
+            f"{some(list(state))}"
         )
+    nearest = min(NETS, key=lambda name: sum(map(len, faults[name])))
     raise WeightsError(
-        f"{path}: holds none of our nets. The nearest is {nearest}, but {misfits(state, nearest)}"
+        f"{path}: holds none of our nets. The nearest is {nearest}, but {faults[nearest]}"
     )

@@ -1,219 +1,128 @@
-"""Weight files into nets, by name, with every miss reported."""
+"""Read a weight file of any format, and fit it into a net, by name, with every miss reported."""
 
-import logging
-import math
-import shlex
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
+from torch import nn
 
-from ..nets.catalog import NETS, meta_net
-from ..nets.resnet import PadShortcut
-from .files import SUFFIXES, read_file
+from .facts import Facts, State, check_stored
+from .files import read_file
 from .formats import to_our_names
-from .identify import DETECTOR_PREFIXES, classifier_name, is_counter, is_detector, some
+from .identify import Differences, classifier_name, is_counter, is_detector
 from .pickles import WeightsError
-
-logger = logging.getLogger(__name__)
-
-__all__ = [
-    "DETECTOR_PREFIXES",
-    "SUFFIXES",
-    "Match",
-    "WeightsError",
-    "check_shortcuts",
-    "classifier_name",
-    "fit",
-    "load",
-    "read",
-    "zeros_at_end",
-    "zeros_unknown",
-]
-
-# Facts that a file of ours may carry, and the types that are believed.
-_FACTS = {
-    "net": str,
-    "stride_in_1x1": bool,
-    "format": str,
-    "pixel_mean": list,
-    "pixel_std": list,
-    "classes": list,
-    "guessed": list,
-    "config": str,
-    "mean_image": torch.Tensor,
-    "zeros": str,
-}
+from .shortcuts import check_shortcuts
 
 
-def _checked(facts, path):
-    if not isinstance(facts, dict):
-        raise WeightsError(f"{path}: 'meta' is no dictionary of facts")
-    for name, kind in _FACTS.items():
-        value = facts.get(name, kind())
-        fits = type(value) is kind
-        if fits and name.startswith("pixel_"):
-            fits = all(type(x) in (int, float) and math.isfinite(x) for x in value)
-        if fits and name in ("classes", "guessed"):
-            fits = all(type(x) is str for x in value)
-        if fits and name == "mean_image" and name in facts:
-            fits = value.dim() == 3 and len(value) == 3
-        if fits and name == "zeros" and name in facts:
-            fits = value == "end"  # a file is converted to it
-        if not fits:
-            raise WeightsError(f"{path}: its fact {name!r} is not what it should be, {kind}")
-    return facts
-
-
-def read(path):
+def read(path) -> tuple[State, Facts]:
     """Read a weight file of any known format, without running code from it.
 
-    ``.pth``, ``.safetensors`` and ``.pkl``, with the names of torchvision, timm, Detectron2,
-    Detectron and MSRA (Caffe2's blobs), VGG-16 in Caffe, or our own.
+    The file is a ``.pth``, ``.safetensors`` or ``.pkl``, with the names of torchvision, timm,
+    Detectron2, Detectron and MSRA (Caffe2's blobs), VGG-16 in Caffe, or our own.
 
     Returns:
-        (dict name -> tensor in our names, dict of the facts about them: those stored in the file,
-        and those that its names suggest: ``format``, ``pixel_mean``, ``pixel_std``,
-        ``stride_in_1x1``. ``guessed`` lists the latter).
+        (tensors by our names, the facts that the file stores and those that its format suggests,
+        see :mod:`resnet_det.weights.facts`).
 
     Raises:
         WeightsError: the file is missing, cut short, hostile, or holds no tensors.
     """
-    content, beside = read_file(path)
+    tensors, stored = read_file(path)
+    return interpret(tensors, stored, path)
+
+
+def interpret(tensors: State, stored: dict[str, Any], path) -> tuple[State, Facts]:
+    """What :func:`read` returns, of a file that :func:`resnet_det.weights.files.read_file` read."""
     try:
-        state, known = to_our_names(content, beside.get("__author__", ""))
+        state, guesses = to_our_names(tensors, stored.get("__author__", ""))
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    stored = _checked(beside.get("meta", {}), path)
-    guessed = [fact for fact in known if fact not in stored] + stored.get("guessed", [])
-    return state, known | stored | ({"guessed": guessed} if guessed else {})
+    facts = check_stored(stored.get("meta", {}), path)
+    guessed = [fact for fact in guesses if fact not in facts] + facts.get("guessed", [])
+    return state, guesses | facts | ({"guessed": guessed} if guessed else {})
 
 
 @dataclass(frozen=True)
 class Match:
-    """What became of a file's tensors; the names are the net's (``unused``: the file's)."""
+    """What became of the tensors of a file: names in the net, and in ``unused`` names in the file.
 
-    loaded: tuple
-    missing: tuple
-    unused: tuple
-    mismatched: tuple
-    facts: dict
+    Attributes:
+        facts: of the file.
+    """
 
-    def __str__(self):
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    facts: Facts
+
+    def __str__(self) -> str:
         return (
             f"{len(self.loaded)} tensors loaded, {len(self.missing)} missing, "
             f"{len(self.unused)} unused, {len(self.mismatched)} of another shape"
         )
 
 
-def zeros_at_end(facts):
-    """Whether a file's option A pads its zeros behind the channels, as our nets do.
-
-    That is not known of a file with the names of another project, from which facts were guessed,
-    unless its conversion said it (the fact ``zeros``). Our names are only given to our nets.
-
-    Args:
-        facts: as :func:`read` gives them.
-    """
-    return "zeros" in facts or "guessed" not in facts
-
-
-def zeros_unknown(path):
-    """The WeightsError for a file of option A of which :func:`zeros_at_end` is not known."""
-    command = shlex.join(["tools/convert_weights.py", "--zeros", "both", str(path), "OUT.pth"])
-    return WeightsError(
-        f"{path}: does not say where option A pads its zeros, and weights for either place fit: "
-        "half of them on each side of the channels, as common PyTorch versions of the CIFAR nets "
-        f"do (python {command}), or all behind the channels, as the nets here do (the same with "
-        "--zeros end)"
-    )
-
-
-def check_shortcuts(net, facts, path):
-    """Raise if a file's shortcuts are not the net's, which no name and no shape of a tensor tells.
-
-    Args:
-        net: module that the file is loaded into.
-        facts: as :func:`read` gives them.
-
-    Raises:
-        WeightsError: the file holds a plain net and this one has option A, or the reverse; or it
-            does not say where option A's zeros stand.
-    """
-    padded = any(isinstance(m, PadShortcut) and m.new_channels for m in net.modules())
-    held = facts.get("net", "").removesuffix("_fpn")
-    if held in NETS and meta_net(held).has_padded_shortcuts != padded:
-        raise WeightsError(
-            f"{path}: holds {held}, and this net has {'' if padded else 'no '}shortcuts that pad "
-            "zeros: even if every tensor fits, it would compute something else"
-        )
-    if padded and not zeros_at_end(facts):
-        raise zeros_unknown(path)
-    if padded and not facts:
-        logger.warning(
-            "%s: carries no facts; its option A is taken to pad zeros behind the channels", path
-        )
-
-
-def load(net, path, **options):
-    """:func:`read` a weight file and :func:`fit` it; the options are the latter's."""
+def load(net: nn.Module, path, **options) -> Match:
+    """:func:`read` a weight file and :func:`fit` it, with the options of the latter."""
     return fit(net, *read(path), path, **options)
 
 
-def fit(net, state, facts, path, *, new=(), drop=(), fresh=(), partial=False):
-    """Fill a classifier or a detector with a file's tensors, and say what matched.
+def fit(
+    net: nn.Module,
+    state: State,
+    facts: Facts,
+    path,
+    *,
+    new: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    fresh: Collection[str] = (),
+    partial: bool = False,
+) -> Match:
+    """Fill a classifier or a detector with the tensors of a file.
 
     A classifier's file fills a detector's trunk and head by their common names.
 
     Args:
         net: module with Detectron2's parameter names.
-        state, facts: of the file, as :func:`read` gives them; ``path`` names it in errors.
-        new: prefixes of the net's parameters that a file may lack, or hold in another shape.
-        drop: prefixes of the file's parameters that the net need not have.
-        fresh: names of the net's parameters that stay as they are, whatever the file holds.
-        partial: accept any other miss too, as long as something matches.
-
-    Returns:
-        Match
+        state, facts: of the file, as :func:`read` returns them.
+        path: of the file, for the errors.
+        new: prefixes of the net's parameters that the file may lack or hold in another shape.
+        drop: prefixes of the file's parameters that the net may lack.
+        fresh: names of the net's parameters that keep their values, whatever the file holds.
+        partial: accept any other miss too, as long as one tensor fits.
 
     Raises:
-        WeightsError: a miss that was not asked for, or a file of another project for a net with
-            option A that does not say where the zeros stand.
+        WeightsError: a tensor is missing, unknown, of another shape or not finite, or the
+            shortcuts are not the net's (:func:`resnet_det.weights.shortcuts.check_shortcuts`).
     """
-    own = net.state_dict()
-    detector_file = is_detector(state)
-    target = {key if detector_file else classifier_name(key): key for key in own}
+    own, detector = net.state_dict(), is_detector(state)
+    names = {key: key if detector else classifier_name(key) for key in own}  # in the file
+    kept, known = {names[key] for key in fresh}, set(names.values())
+    state = {name: value for name, value in state.items() if name not in kept}
+    given = {key: state[name] for key, name in names.items() if name in state}
 
-    unread = {key for key in target if target[key] in fresh}
-    state = {key: value for key, value in state.items() if key not in unread}
+    loaded = [key for key in given if given[key].shape == own[key].shape]
+    mismatched = [key for key in given if given[key].shape != own[key].shape]
+    missing = [key for key in own if key not in given and not is_counter(key)]
+    unused = [name for name in state if name not in known and not is_counter(name)]
+    match = Match(tuple(loaded), tuple(missing), tuple(unused), tuple(mismatched), facts)
 
-    fits = {k for k in target if k in state and state[k].shape == own[target[k]].shape}
-    wrong = [target[k] for k in target if k in state and k not in fits]
-    missing = [target[k] for k in target if k not in state and not is_counter(k)]
-    unused = [k for k in state if k not in target and not is_counter(k)]
-    match = Match(
-        tuple(target[k] for k in fits), tuple(missing), tuple(unused), tuple(wrong), facts
+    may_lack = tuple(new)
+    faults = Differences(
+        [key for key in missing if not key.startswith(may_lack) and key not in fresh],
+        [name for name in unused if not name.startswith(tuple(drop))],
+        [
+            f"{key} {tuple(own[key].shape)}, in the file {tuple(given[key].shape)}"
+            for key in mismatched
+            if not key.startswith(may_lack)
+        ],
     )
-
-    faults = []
-    missing = [k for k in missing if not k.startswith(tuple(new)) and k not in fresh]
-    unused = [k for k in unused if not k.startswith(tuple(drop))]
-    wrong = [
-        f"{k} {tuple(own[k].shape)}, in the file "
-        f"{tuple(state[k if detector_file else classifier_name(k)].shape)}"
-        for k in wrong
-        if not k.startswith(tuple(new))
-    ]
-    if missing:
-        faults.append(f"the file lacks {some(missing)}")
-    if unused:
-        faults.append(f"the net has no {some(unused)}")
-    if wrong:
-        faults.append(f"other shapes: {some(wrong)}")
-    if not fits or (faults and not partial):
-        raise WeightsError(f"{path}: does not fit the net ({match}): {'; '.join(faults)}")
+    if not loaded or (any(faults) and not partial):
+        raise WeightsError(f"{path}: does not fit the net ({match}): {faults}")
     check_shortcuts(net, facts, path)
-    for key in fits:
-        if state[key].is_floating_point() and not bool(state[key].isfinite().all()):
-            raise WeightsError(f"{path}: {key} holds values that are not finite")
-    net.load_state_dict({target[k]: state[k] for k in fits}, strict=False)
+    for key in loaded:
+        if given[key].is_floating_point() and not bool(given[key].isfinite().all()):
+            raise WeightsError(f"{path}: {names[key]} holds values that are not finite")
+    net.load_state_dict({key: given[key] for key in loaded}, strict=False)
     return match

@@ -3,12 +3,19 @@
 import io
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 
 
 class WeightsError(ValueError):
     """A weight file that cannot be read, or that does not fit the net."""
+
+
+def reason(error: Exception) -> str:
+    """The type of an error and its first line; torch adds advice on how to let a file run code."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:300]}"
 
 
 _DTYPES = {
@@ -18,7 +25,7 @@ _DTYPES = {
 
 
 class _Dtype:
-    """In the place of ``numpy.dtype``."""
+    """Replaces ``numpy.dtype``."""
 
     def __init__(self, code, *_):
         if code not in _DTYPES:
@@ -27,11 +34,11 @@ class _Dtype:
 
     def __setstate__(self, state):
         if state[1] == ">":
-            raise pickle.UnpicklingError("arrays with the high byte first are not read")
+            raise pickle.UnpicklingError("big-endian arrays are not supported")
 
 
 class _Array:
-    """In the place of ``numpy.ndarray``: becomes a tensor of exactly the bytes in the file."""
+    """Replaces ``numpy.ndarray``: becomes a tensor of exactly the bytes in the file."""
 
     tensor = None
 
@@ -51,9 +58,8 @@ class _Array:
 
 
 def _scalar(dtype, data):
-    array = _Array()
-    array.fill(data.encode("latin1") if isinstance(data, str) else data, dtype, (), "C")
-    return array.tensor.item()
+    data = data.encode("latin1") if isinstance(data, str) else data
+    return _from_buffer(data, dtype, (), "C").tensor.item()
 
 
 def _from_buffer(data, dtype, shape, order):
@@ -64,7 +70,7 @@ def _from_buffer(data, dtype, shape, order):
 
 def _encode(text, encoding):
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes as {encoding!r}")
+        raise pickle.UnpicklingError(f"bytes encoded as {encoding!r} are not supported")
     return text.encode("latin1")
 
 
@@ -81,12 +87,12 @@ for _core in ("numpy.core", "numpy._core"):
     _STAND_INS[f"{_core}.numeric", "_frombuffer"] = _from_buffer
 
 
-class _ArraysOnly(pickle._Unpickler):
-    """Reads plain containers and numpy arrays, and refuses whatever else a pickle may call.
+class _ArraysOnly(pickle._Unpickler):  # type: ignore
+    """Reads plain containers and numpy arrays, and refuses everything else that a pickle may call.
 
-    numpy's own constructors allocate what a file asks for and trust its states, and the C
-    unpickler allocates what a memo index asks for: nothing of numpy is called here, and this is
-    the unpickler in Python.
+    Nothing of numpy is called, because its constructors allocate what a file asks for and trust the
+    states that it gives. This is Python's own unpickler, because the one in C allocates what a memo
+    index asks for.
     """
 
     def find_class(self, module, name):
@@ -98,11 +104,13 @@ class _ArraysOnly(pickle._Unpickler):
         size = int.from_bytes(self.read(8), "little")
         self.append(bytearray(self.read(size)))
 
-    dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: load_bytearray8}
+    dispatch = pickle._Unpickler.dispatch | {  # type: ignore
+        pickle.BYTEARRAY8[0]: load_bytearray8
+    }
 
 
 def _finished(value, done):
-    """``value`` with its arrays as tensors; ``done``: id -> result, for what is shared."""
+    """Replace the arrays in ``value`` by their tensors; ``done`` maps id -> result, for sharing."""
     if isinstance(value, _Array):
         return value.tensor
     if not isinstance(value, dict | list | tuple):
@@ -117,15 +125,15 @@ def _finished(value, done):
     return done[id(value)]
 
 
-def read_pickle(path, content=None):
-    """The content of a pickle of numpy arrays (Detectron's, Detectron2's), running no code.
+def read_pickle(path, content: bytes | None = None) -> Any:
+    """Read a pickle of numpy arrays, such as Detectron's and Detectron2's, running no code.
 
     Args:
-        path: the file.
-        content: its bytes, where they were read from elsewhere (an archive).
+        path: of the file.
+        content: its bytes, if they were read from elsewhere (an archive).
 
     Returns:
-        its plain containers, with tensors for the arrays.
+        Its plain containers, with a tensor for each array.
 
     Raises:
         WeightsError: the file is broken, or holds anything but arrays in plain containers.
@@ -134,10 +142,4 @@ def read_pickle(path, content=None):
         content = Path(path).read_bytes() if content is None else content
         return _finished(_ArraysOnly(io.BytesIO(content), encoding="latin1").load(), {})
     except Exception as error:  # a damaged pickle raises anything
-        raise WeightsError(f"{path}: not a readable pickle of arrays: {_reason(error)}") from error
-
-
-def _reason(error):
-    """Its type and its first line, for torch adds advice on how to let a file run code."""
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first[:300]}"
+        raise WeightsError(f"{path}: not a readable pickle of arrays: {reason(error)}") from error

@@ -13,8 +13,8 @@ import torch
 import torchvision
 
 from resnet_det.config.defaults import ConfigError, get_cfg
-from resnet_det.engines.provenance import check_conventions
 from resnet_det.nets import NETS, build_net
+from resnet_det.weights.facts import check_facts
 from resnet_det.weights.identify import fitting_nets
 from resnet_det.weights.loading import WeightsError, load, read
 
@@ -98,19 +98,19 @@ def test_a_detectors_file_goes_to_detectron2_only(tmp_path, monkeypatch):
     assert not Path("no.pth").exists()
 
 
-def test_what_a_file_does_not_say_is_asked_for(tmp_path, monkeypatch, capsys):
+def test_what_a_file_does_not_say_is_asked_for(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     state = build_net("paper_resnet50", 11, stride_in_1x1=False).state_dict()
     torch.save(state, "bare.pth")
     with pytest.raises(WeightsError, match=r"bare.pth: does not say MODEL.RESNETS.STRIDE_IN_1X1"):
         tool.convert("bare.pth", "no.pth", "torchvision")
     tool.convert("bare.pth", "own.pth")
-    assert "INPUT.FORMAT" in capsys.readouterr().err
+    assert "INPUT.FORMAT" in caplog.text
     said = ["MODEL.RESNETS.STRIDE_IN_1X1", "False", "INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN",
             "[123.675, 116.28, 103.53]", "MODEL.PIXEL_STD", "[58.395, 57.12, 57.375]"]  # fmt: skip
-    assert tool.convert("bare.pth", "torchvision.pth", "torchvision", said) == TORCHVISIONS | {
-        "stride_in_1x1": False
-    }
+    assert tool.convert(
+        "bare.pth", "torchvision.pth", "torchvision", said
+    ).facts == TORCHVISIONS | {"stride_in_1x1": False}
     assert same(read("torchvision.pth")[0], state)
     tool.convert("bare.pth", "own.pth", "own", said)
     with pytest.raises(ConfigError, match="own.pth: was trained with INPUT.FORMAT RGB.*BGR"):
@@ -128,22 +128,22 @@ def test_a_guess_from_names_is_overruled_by_what_is_said(suffix, tmp_path, monke
     caffe = {"format": "BGR", "pixel_mean": [103.53, 116.28, 123.675], "pixel_std": [1.0] * 3}
     cfg = config("paper_resnet50", caffe)
     with pytest.raises(ConfigError) as error:
-        check_conventions(read("r50 caffe.pth")[1], cfg, "r50 caffe.pth")
+        check_facts(read("r50 caffe.pth")[1], cfg, "r50 caffe.pth")
     message, command = str(error.value).split("tools/convert_weights.py ")
     assert "r50 caffe.pth: by the names" in message and "a guess" in message
     assert "MODEL.RESNETS.STRIDE_IN_1X1 False, but the config says True" in message
     tool.convert("r50 caffe.pth", "guess.pth")  # stays one
     with pytest.raises(ConfigError, match="guess.pth: by the names .*INPUT.FORMAT RGB"):
-        check_conventions(read("guess.pth")[1], cfg, "guess.pth")
+        check_facts(read("guess.pth")[1], cfg, "guess.pth")
 
     target = f"OUT.{suffix}"
     tool.main(tool.parse(shlex.split(command.replace("OUT.pth", target))))
     facts = read(target)[1]
     assert facts == caffe | {"stride_in_1x1": True}
-    check_conventions(facts, cfg, target)
+    check_facts(facts, cfg, target)
     cfg.INPUT.FORMAT = "RGB"
     with pytest.raises(ConfigError, match=f"{target}: was trained with INPUT.FORMAT BGR"):
-        check_conventions(facts, cfg, target)
+        check_facts(facts, cfg, target)
 
 
 @pytest.mark.parametrize("net, facts, unsaid", [
@@ -158,9 +158,9 @@ def test_a_guess_from_names_is_overruled_by_what_is_said(suffix, tmp_path, monke
 ])  # fmt: skip
 def test_each_convention_that_a_file_does_not_say_is_a_warning(net, facts, unsaid, caplog):
     cfg = config(net, TORCHVISIONS)
-    check_conventions(facts, cfg, "it.pth")
+    check_facts(facts, cfg, "it.pth")
     warned = [record.getMessage() for record in caplog.records]
-    assert [text.split("believed: ")[1] for text in warned] == ([unsaid] if unsaid else [])
+    assert [text.split("values: ")[1] for text in warned] == ([unsaid] if unsaid else [])
 
 
 def test_strides_and_suffixes(tmp_path, monkeypatch):
@@ -218,7 +218,7 @@ def test_zeros_on_both_sides(tmp_path, monkeypatch, capsys):
     tool.convert("ours.safetensors", "again.pkl")  # it is known now
     assert same(read("again.pkl")[0], read("ours.safetensors")[0])
 
-    assert tool.convert("t.pth", "plain.pth", net="cifar_plain20")["net"] == "cifar_plain20"
+    assert tool.convert("t.pth", "plain.pth", net="cifar_plain20").facts["net"] == "cifar_plain20"
     load(build_net("cifar_plain20"), "plain.pth")
     for path in ("t.pth", "plain.pth"):
         with pytest.raises(WeightsError, match=path):
@@ -233,7 +233,7 @@ def test_zeros_that_a_file_contradicts(tmp_path, monkeypatch):
         tool.convert("own.pth", "no.pth", zeros="both")
     with pytest.raises(WeightsError, match="--zeros: b.pth holds paper_resnet34, .*no option A"):
         tool.convert("b.pth", "no.pth", zeros="end")
-    assert tool.convert("own.pth", "it.pth", zeros="end")["zeros"] == "end"
+    assert tool.convert("own.pth", "it.pth", zeros="end").facts["zeros"] == "end"
 
 
 def detector(state):
@@ -306,7 +306,7 @@ def test_a_stated_net_is_checked(tmp_path, monkeypatch):
         tool.convert("it.pth", "no.pth", net="paper_resnet81")
     with pytest.raises(WeightsError, match="it.pth: is no paper_resnet34: the file lacks res2.2.c"):
         tool.convert("it.pth", "no.pth", net="paper_resnet34")
-    assert tool.convert("it.pth", "own.pth", net="paper_resnet18")["net"] == "paper_resnet18"
+    assert tool.convert("it.pth", "own.pth", net="paper_resnet18").facts["net"] == "paper_resnet18"
     with pytest.raises(WeightsError, match="own.pth: says that it holds paper_resnet18, not"):
         tool.convert("own.pth", "no.pth", net="paper_resnet34")
 

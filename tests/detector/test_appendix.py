@@ -14,7 +14,7 @@ from resnet_det.config.loading import parse_config
 from resnet_det.detector import appendix
 from resnet_det.detector.build import build_improved, build_model, in_test
 from resnet_det.engines import embedded
-from resnet_det.engines.provenance import conventions
+from resnet_det.engines.provenance import checkpoint_facts
 from resnet_det.nets import resnet
 
 HEIGHT, WIDTH, STRIDE, RESOLUTION, CLASSES = 48, 64, 2, 8, 3
@@ -429,7 +429,7 @@ def checkpoint(config, tmp_path):
                      *overrides)  # fmt: skip
         path = tmp_path / f"{name}.pth"
         model = filled(cfg)
-        torch.save({"model": model.state_dict(), "meta": conventions(cfg, classes)}, path)
+        torch.save({"model": model.state_dict(), "meta": checkpoint_facts(cfg, classes)}, path)
         return str(path)
 
     return write

@@ -65,7 +65,7 @@ def test_the_hooks_that_we_override_or_call_are_there():
     assert parameters(DetectionCheckpointer.__init__)[:3] == ["self", "model", "save_dir"]
     assert parameters(DetectionCheckpointer.load)[:2] == ["self", "path"]
     assert parameters(DetectionCheckpointer.save) == ["self", "name", "kwargs"]
-    assert parameters(DetectionCheckpointer._torch_load) == ["self", "f"]
+    assert parameters(DetectionCheckpointer._load_file) == ["self", "filename"]
     assert parameters(DetectionCheckpointer._load_model) == ["self", "checkpoint"]
     assert parameters(DatasetMapper.__call__) == ["self", "dataset_dict"]
     assert parameters(DefaultTrainer.test) == ["cfg", "model", "evaluators"]

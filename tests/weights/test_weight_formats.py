@@ -10,8 +10,9 @@ from foreign import BothSides, caffe_vgg_forward, fill, msra_blobs, msra_forward
 
 from resnet_det.nets import NETS, build_net
 from resnet_det.nets.vgg import CONVOLUTIONS
-from resnet_det.weights.formats import to_our_names, to_their_names, zeros_to_end
+from resnet_det.weights.formats import to_our_names, to_their_names
 from resnet_det.weights.loading import WeightsError, load, read
+from resnet_det.weights.shortcuts import zeros_to_end
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
@@ -226,9 +227,8 @@ def test_detectron2s_own_net_agrees_on_msras_file(conv1_bias, tmp_path):
     DetectionCheckpointer(theirs).load(str(tmp_path / "R-50.pkl"))
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_HEADS.NAME = "paper_resnet50", "PaperROIHeads"
     ours = build_model(cfg).eval()
-    checkpointer = Checkpointer(ours)
-    checkpointer.load(str(tmp_path / "R-50.pkl"), checkpointables=[])
-    assert checkpointer.facts["stride_in_1x1"] is True and checkpointer.facts["format"] == "BGR"
+    facts = Checkpointer(ours).load(str(tmp_path / "R-50.pkl"), checkpointables=[])["meta"]
+    assert facts["stride_in_1x1"] is True and facts["format"] == "BGR"
     ours, theirs = ours.double(), theirs.double()
     with torch.no_grad():
         found, expected = (m.backbone(picture(96))["res4"] for m in (ours, theirs))

@@ -1,64 +1,73 @@
-"""Weight files of every format, and checkpoints that survive crashes, by Detectron2's checkpointer."""
+"""Detectron2's checkpointer for weight files of every format, and checkpoints that survive crashes."""
 
 import logging
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
+from torch import nn
 
 from ...config.defaults import ConfigError
 from ...detector.weights import check_remade, check_statistics, fit_detector
-from ...training import Checkpointer as Files
+from ...training.checkpoint import Checkpointer as CheckpointFolder
 from ...training.checkpoint import load
-from ...weights.loading import SUFFIXES, WeightsError, check_shortcuts, read
+from ...weights.facts import Facts, check_facts
+from ...weights.files import read_file
+from ...weights.identify import is_counter
+from ...weights.loading import interpret
+from ...weights.pickles import WeightsError
+from ...weights.shortcuts import check_shortcuts
 from ..class_matching import check_resumed, keep_shared_classes
-from ..provenance import check_conventions
 
 logger = logging.getLogger(__name__)
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's, which also reads classifiers of any format of :mod:`..nets.weight_formats`.
+    """Detectron2's checkpointer, which also reads classifiers of any format.
 
-    Of a classifier's file every tensor but those of its linear layer must fit the detector's
-    trunk and head. Any other file is Detectron2's business, but one of which nothing fits is
-    refused.
+    A classifier's file must fill the trunk and the head of the detector. Any other file is matched
+    by Detectron2, and refused if no tensor of it fits.
 
     Args:
-        meta: plain facts to save beside the weights.
-        fresh: names of the tensors that weights alone leave as they are.
-        classes: to train on: of weights alone, shared classes keep their rows; a run of other
-            classes is not resumed.
-        by_order: ``RESNET_DET.CLASSES_BY_ORDER``.
+        facts: saved with each checkpoint.
+        fresh: names of the tensors that keep their values when weights alone are loaded.
+        classes: of the training set. From weights alone, the rows of shared classes are loaded; a
+            run with other classes is not resumed.
+        cfg: weights that were trained with other facts are refused.
+
+    Attributes:
+        misfits: names of the tensors that the last file did not give.
     """
 
     def __init__(
-        self, model, save_dir="", *, meta=None, fresh=(), classes=(), by_order=False, **others
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        facts: Facts | None = None,
+        fresh: Collection[str] = (),
+        classes: Sequence[str] = (),
+        cfg=None,
+        **checkpointables,
     ):
-        super().__init__(model, save_dir, **others)
-        self.meta, self.fresh = meta or {}, fresh
-        self.classes, self.by_order = classes, by_order
+        super().__init__(model, save_dir, **checkpointables)
+        self.facts, self.fresh, self.classes, self.cfg = facts or {}, fresh, classes, cfg
+        self.by_order = cfg is not None and cfg.RESNET_DET.CLASSES_BY_ORDER
+        self.misfits = list(self.model.state_dict())
 
-    def load(self, path, checkpointables=None):
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a whole checkpoint, or weights alone (``checkpointables=[]``).
 
+        Returns:
+            What else the file holds: of weights alone, their facts as "meta".
+
         Raises:
-            WeightsError: unreadable file, or weights that do not fit.
+            WeightsError, ConfigError: the file is unreadable, or does not fit the model or config.
         """
-        self.misfits = list(self.model.state_dict())  # tensors that the file does not give
-        self.facts = {}  # that the file tells about itself
-        self.source, self.resuming = path, checkpointables != []
-        fresh = () if self.resuming else self.fresh
-        if not self.resuming and path.endswith(SUFFIXES) and "://" not in path:
-            state, self.facts = read(path)
-            if "stem.conv1.weight" in state or "conv1.1.weight" in state:
-                match = fit_detector(self.model, state, self.facts, path, fresh)
-                self.misfits = match.missing
-                logger.info("%s, a classifier's: %s", path, match)
-                return {}
-            check_shortcuts(self.model, self.facts, path)
-        kept = {k: v.clone() for k, v in self.model.state_dict().items() if k in fresh}
+        if path and checkpointables == []:
+            return {"meta": self._load_weights(path)}
         rest = super().load(path, checkpointables)
-        self.model.load_state_dict(kept, strict=False)
         if checkpointables is None and "schedule" in rest:
             raise ConfigError(
                 f"{path}: was written by the embedded engine, so it cannot be resumed here: "
@@ -66,58 +75,67 @@ class Checkpointer(DetectionCheckpointer):
             )
         return rest
 
-    def _load_file(self, filename):
-        # Refuses what would run code; Detectron2's reading of a .pkl would not. A file that was
-        # downloaded says its facts only here.
-        unread = filename.endswith(".pth") and not self.resuming and not self.facts
-        if unread or filename.endswith((".pkl", ".safetensors")):
-            state, self.facts = read(filename)
-            if filename.endswith(".safetensors"):
-                return {"model": state}
-        return super()._load_file(filename)
+    def _load_weights(self, path: str) -> Facts:
+        address, _, query = path.partition("?")
+        if query not in ("", "matching_heuristics=True"):  # what Detectron2 knows
+            raise ConfigError(f"MODEL.WEIGHTS: {path}: use ?matching_heuristics=True or no query")
+        tensors, stored = read_file(self.path_manager.get_local_path(address))
+        state, facts = interpret(tensors, stored, path)
+        if self.cfg is not None:
+            check_facts(facts, self.cfg, path)
+        own_names = "stem.conv1.weight" in state or "conv1.1.weight" in state
+        if own_names and "://" not in path:
+            match = fit_detector(self.model, state, facts, path, self.fresh)
+            self.misfits = list(match.missing)
+            logger.info("%s, a classifier's: %s", path, match)
+            return facts
+        check_shortcuts(self.model, facts, path)
+        own = self.model.state_dict()
+        if self.classes:
+            tensors = keep_shared_classes(own, tensors, facts, self.classes, path, self.by_order)
+        content: dict[str, Any] = {"matching_heuristics": query == "matching_heuristics=True"}
+        if address.endswith(".pkl") and "__author__" not in stored:
+            content = {"matching_heuristics": True, "__author__": "Caffe2"}
+        kept = {key: own[key].clone() for key in self.fresh}
+        self._log_incompatible_keys(self._load_model({**content, **stored, "model": tensors}))
+        self.model.load_state_dict(kept, strict=False)
+        return facts
 
-    def _torch_load(self, file):
-        return load(file)  # weights alone, by whatever torch; also where a run is resumed
-
-    def save(self, name, **others):
-        """Write a checkpoint so that no interruption leaves less than the one before."""
-        if self.save_dir and self.save_to_disk:
-            state = {name: part.state_dict() for name, part in self.checkpointables.items()}
-            model = self.model.state_dict()
-            Files(self.save_dir).save(name, model=model, meta=self.meta, **state, **others)
-
-    def _load_model(self, checkpoint):
-        if self.classes and self.resuming:
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """Read a whole checkpoint, of the classes of this run."""
+        checkpoint = load(filename)
+        if self.classes:
             check_resumed(checkpoint.get("meta", {}), self.classes, self.save_dir, self.by_order)
-        elif self.classes:
-            checkpoint["model"] = keep_shared_classes(
-                self.model.state_dict(),
-                checkpoint["model"],
-                self.facts,
-                self.classes,
-                self.source,
-                self.by_order,
-            )
+        return checkpoint if "model" in checkpoint else {"model": checkpoint}
+
+    def _load_model(self, checkpoint: dict[str, Any]):
         found = super()._load_model(checkpoint)
-        missing = {*found.missing_keys, *(key for key, *_ in found.incorrect_shapes)}
-        own = [k for k in self.model.state_dict() if not k.endswith("num_batches_tracked")]
-        self.misfits = [key for key in own if key in missing]
-        check_remade([key for key, *_ in found.incorrect_shapes], "the file")
+        wrong = [key for key, *_ in found.incorrect_shapes]
+        check_remade(wrong, "the file")
+        own = [key for key in self.model.state_dict() if not is_counter(key)]
+        self.misfits = [key for key in own if key in {*found.missing_keys, *wrong}]
         if self.misfits == own:
             raise WeightsError("no tensor of the file fits the model: the log names them")
         return found
 
+    def save(self, name: str, **others) -> None:
+        """Write a checkpoint. An interruption leaves the previous one intact."""
+        if self.save_dir and self.save_to_disk:
+            state = {name: part.state_dict() for name, part in self.checkpointables.items()}
+            model = self.model.state_dict()
+            folder = CheckpointFolder(self.save_dir)
+            folder.save(name, model=model, meta=self.facts, **state, **others)
 
-def trained(cfg):
-    """The detector MODEL.WEIGHTS, and the facts that its file carries."""
+
+def trained(cfg) -> tuple[nn.Module, Facts]:
+    """The detector of MODEL.WEIGHTS, which must hold every tensor, and the facts of the file."""
     model = build_model(cfg)
-    checkpointer = Checkpointer(model)
-    checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    check_conventions(checkpointer.facts, cfg, cfg.MODEL.WEIGHTS)
+    checkpointer = Checkpointer(model, cfg=cfg)
+    facts = checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])["meta"]
     if checkpointer.misfits:
         raise WeightsError(
-            f"{cfg.MODEL.WEIGHTS}: not a checkpoint of this detector: it gives no "
+            f"{cfg.MODEL.WEIGHTS}: not a checkpoint of this detector: it lacks "
             f"{checkpointer.misfits[0]} (and {len(checkpointer.misfits) - 1} more)"
         )
     check_statistics(model)
-    return model, checkpointer.facts
+    return model, facts

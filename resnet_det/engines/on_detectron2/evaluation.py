@@ -10,7 +10,7 @@ from detectron2 import __version__ as detectron2_version
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
-from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from ...config.defaults import add_resnet_det_config, flatten
 from ...detector.appendix import Detections, Size
 from ...detector.build import build_improved, in_test
+from ...detector.weights import fit_trained
 from ...training import distributed
 from ..class_matching import TestSet
 from ..provenance import ensemble
 from ..results import publish, score
-from .checkpointer import trained
 from .data import Mapper
 
 logger = logging.getLogger(__name__)
@@ -151,11 +151,13 @@ def as_tested(model: nn.Module, cfg: CfgNode, classes: Sequence[str] | None = No
     if not in_test(cfg):
         return model
     detectors, orders = [Parts(distributed.unwrap(model))], [None]
-    for _, text, overrides, order in ensemble(cfg, classes):
-        member = get_cfg()
-        add_resnet_det_config(member)
-        pairs = flatten(yaml.safe_load(text)).items()
-        member.merge_from_list([*chain.from_iterable(pairs), *overrides])
-        detectors.append(Parts(trained(member)[0]))
-        orders.append(order)
+    for member in ensemble(cfg, classes):
+        own = get_cfg()
+        add_resnet_det_config(own)
+        pairs = flatten(yaml.safe_load(member.facts["config"])).items()
+        own.merge_from_list([*chain.from_iterable(pairs), *member.overrides])
+        other = build_model(own)
+        fit_trained(other, member.state, member.facts, own)
+        detectors.append(Parts(other))
+        orders.append(member.order)
     return build_improved(detectors, cfg, orders)

@@ -181,7 +181,7 @@ class Resumable(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.loaded = state
-        self.owner.seed = self.checkpointer.meta["seed"] = state["seed"]
+        self.owner.seed = self.checkpointer.facts["seed"] = state["seed"]
 
     def before_train(self) -> None:
         self.received = self.signals.enter_context(stop_signals())

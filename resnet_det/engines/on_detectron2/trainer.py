@@ -19,7 +19,7 @@ from ...training import distributed
 from ...training.loop import exit_code, undisturbed
 from ...training.precision import amp_dtype
 from ..class_matching import TestSet
-from ..provenance import check_conventions, conventions, say_changes
+from ..provenance import checkpoint_facts, say_changes
 from .checkpointer import Checkpointer
 from .data import Mapper
 from .evaluation import as_tested, evaluate_model
@@ -67,10 +67,10 @@ class Trainer(DefaultTrainer):
         self.checkpointer = Checkpointer(
             model,
             cfg.OUTPUT_DIR,
-            meta=conventions(cfg, classes, self.seed),
+            facts=checkpoint_facts(cfg, classes, self.seed),
             fresh=new_layers(distributed.unwrap(model), cfg),
             classes=classes,
-            by_order=cfg.RESNET_DET.CLASSES_BY_ORDER,
+            cfg=cfg,
             trainer=weakref.proxy(self),
         )
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
@@ -87,10 +87,7 @@ class Trainer(DefaultTrainer):
             say_changes(rest.get("meta", {}), self.cfg, self.cfg.OUTPUT_DIR)
             self.start_iter = self.iter + 1
         else:
-            weights = self.cfg.MODEL.WEIGHTS
-            self.checkpointer.load(weights, checkpointables=[])
-            if weights:
-                check_conventions(self.checkpointer.facts, self.cfg, weights)
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
         check_statistics(self.checkpointer.model)
 
     def train(self) -> dict[str, float]:

@@ -1,0 +1,153 @@
+"""Convert a weight file between this project, Detectron2, torchvision and timm."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..config.defaults import ConfigError, flatten, get_cfg
+from ..nets.catalog import NETS, meta_net
+from .facts import FACT_KEYS, Facts, State, check_facts, config_facts
+from .files import write_file
+from .formats import to_their_names
+from .identify import fitting_nets, is_detector, misfits
+from .loading import read
+from .pickles import WeightsError
+from .shortcuts import zeros_at_end, zeros_to_end, zeros_unknown
+
+logger = logging.getLogger(__name__)
+
+
+class Converted(NamedTuple):
+    """What :func:`convert` wrote.
+
+    Attributes:
+        kind: "a detector" or "a classifier".
+        nets: names of the nets that the tensors fit.
+        facts: that were known of them.
+    """
+
+    kind: str
+    nets: list[str]
+    facts: Facts
+
+
+def convert(
+    source,
+    target,
+    format: str = "own",
+    pairs: Sequence[str] = (),
+    net: str | None = None,
+    zeros: str | None = None,
+) -> Converted:
+    """Convert a weight file.
+
+    Args:
+        source, target: paths. The suffix of the target decides on the kind of file.
+        format: of :data:`resnet_det.weights.formats.FORMATS`, whose names the target gets.
+        pairs: KEY, VALUE, ... that the source was trained with.
+        net: the net that the source holds; by default its tensors tell.
+        zeros: where option A of the source pads its zeros, "both" sides of the channels or "end".
+
+    Raises:
+        WeightsError, ConfigError: the source is unreadable or holds no whole net, it contradicts
+            what was stated, or the target cannot hold it.
+    """
+    state, facts = read(source)
+    nets = _check_net(state, facts, source, net)
+    state, facts = _move_zeros(state, facts, nets, source, zeros)
+    if zeros:
+        nets = [name for name in nets if meta_net(name).has_padded_shortcuts]
+    if net or zeros:  # this rules out the plain net with the same tensors
+        facts.setdefault("net", nets[0])
+    stated = _stated_facts(list(pairs), facts, source)
+    guessed = [fact for fact in facts.pop("guessed", ()) if fact not in stated]
+    facts |= stated | ({"guessed": guessed} if guessed else {})  # a guess remains one
+    kind = "a detector" if is_detector(state) else "a classifier"
+    foreign = format != "own"
+    if foreign and Path(target).suffix == ".pkl":
+        raise WeightsError(f"{target}: a .pkl is Detectron2's: name a .pth or .safetensors file")
+    needed = set(FACT_KEYS)
+    if "res2.0.conv3.weight" not in state:  # no bottlenecks
+        needed.remove("stride_in_1x1")
+    unknown = [key for fact, key in FACT_KEYS.items() if fact in needed - set(facts)]
+    if unknown:
+        message = f"{source}: does not say {', '.join(unknown)}: give it as KEY VALUE"
+        if foreign:
+            raise WeightsError(message)
+        logger.warning("%s", message)
+    if foreign:
+        state = to_their_names(state, facts, format, source)
+    write_file(target, state, facts, bare=foreign)
+    return Converted(kind, nets, facts)
+
+
+def _stated_facts(pairs: list[str], facts: Facts, path) -> Facts:
+    """The facts that KEY, VALUE, ... state about a file.
+
+    Raises:
+        ConfigError: a key is not in ``FACT_KEYS``, a value is bad, or the file states another one.
+    """
+    keys = pairs[::2]
+    for key in keys:
+        if key not in FACT_KEYS.values():
+            raise ConfigError(f"{key}: give only the keys {', '.join(FACT_KEYS.values())}")
+    cfg = get_cfg()
+    try:
+        cfg.merge_from_list(pairs)
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"KEY VALUE pairs {pairs}: {error}") from error
+    stated = {fact: key for fact, key in FACT_KEYS.items() if key in keys}
+    stored = {f: facts[f] for f in stated if f in facts and f not in facts.get("guessed", ())}
+    check_facts(config_facts(cfg) | stored, cfg, path)
+    return {fact: flatten(cfg)[key] for fact, key in stated.items()}
+
+
+def _check_net(state: State, facts: Facts, path, net: str | None) -> list[str]:
+    """Names of the nets that a file may hold; two if only the zeros of option A tell them apart.
+
+    Raises:
+        WeightsError: it holds none, or not ``net``; names the tensors that are missing or too many.
+        ConfigError: there is no such net.
+    """
+    stored = facts.get("net", "").removesuffix("_fpn")
+    if net is None and stored not in NETS:
+        return fitting_nets(state, path)
+    if net is not None and stored in NETS and stored != net:
+        raise WeightsError(f"{path}: says that it holds {stored}, not {net}")
+    name = net or stored
+    try:
+        faults = misfits(state, name)
+    except ValueError as error:
+        raise ConfigError(f"--net: {error}") from error
+    if any(faults):
+        raise WeightsError(f"{path}: is no {name}: {faults}")
+    return [name]
+
+
+def _move_zeros(
+    state: State, facts: Facts, nets: list[str], path, zeros: str | None
+) -> tuple[State, Facts]:
+    """Let option A pad its zeros behind the channels, as our nets do.
+
+    Args:
+        nets: of :func:`_check_net`.
+        zeros: where the file has them, "both" sides or "end", or None if nothing was stated.
+
+    Raises:
+        WeightsError: it is not known where the file has them, or the file contradicts ``zeros``.
+    """
+    plain = [n for n in nets if not meta_net(n).has_padded_shortcuts]
+    if len(plain) == len(nets):
+        if zeros:
+            raise WeightsError(f"--zeros: {path} holds {nets[0]}, which has no option A")
+        return state, facts
+    ours = zeros_at_end(facts)
+    if not (zeros or ours):
+        others = "".join(f". If its net has no shortcuts: --net {n}" for n in plain)
+        raise WeightsError(f"{zeros_unknown(path)}{others}")
+    if zeros == "both" and ours and (facts or is_detector(state)):
+        raise WeightsError(f"--zeros both: {path} is a file of ours, with the zeros at the end")
+    if zeros == "both":
+        state = zeros_to_end(state)
+    return state, facts | ({"zeros": "end"} if zeros else {})

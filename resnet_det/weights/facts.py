@@ -1,0 +1,151 @@
+"""Facts: what a weight file says about its tensors, and what a config says about the same.
+
+A checkpoint stores its facts under the key "meta"; :mod:`resnet_det.engines.provenance` makes them.
+
+    net                    name of the net, such as paper_resnet50
+    stride_in_1x1          whether a bottleneck has its stride on the first 1x1 convolution
+    format                 order of the channels, BGR or RGB
+    pixel_mean, pixel_std  of the normalisation, per channel in that order, for pixels in 0-255
+    mean_image             (3, H, W), subtracted instead of pixel_mean (RESNET_DET.PER_PIXEL_MEAN)
+    global_context         whether a detector has the paper's global context
+    classes                names, in the order of the rows of the class layer
+    config, seed, commit   of the training run; config is YAML
+    zeros                  "end": shortcuts of option A pad their zeros behind the channels
+    guessed                names of the facts that the file does not state, but that its format implies
+"""
+
+import logging
+import math
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..config.defaults import ConfigError
+from ..nets.catalog import NETS, meta_net
+from .pickles import WeightsError
+
+logger = logging.getLogger(__name__)
+
+State = dict[str, Tensor]  # tensors by name
+Facts = dict[str, Any]
+
+# The facts that the weights of every net depend on, and the config keys that state them.
+FACT_KEYS = {
+    "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
+    "format": "INPUT.FORMAT",
+    "pixel_mean": "MODEL.PIXEL_MEAN",
+    "pixel_std": "MODEL.PIXEL_STD",
+}
+
+
+def config_facts(cfg) -> Facts:
+    """The facts of :data:`FACT_KEYS` as a config states them."""
+    return {
+        "stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1,
+        "format": cfg.INPUT.FORMAT,
+        "pixel_mean": [float(x) for x in cfg.MODEL.PIXEL_MEAN],
+        "pixel_std": [float(x) for x in cfg.MODEL.PIXEL_STD],
+    }
+
+
+# ---- the facts that a file stores
+
+
+Check = tuple[Callable[[Any], bool], str]  # and what it asks for
+_TEXT: Check = (lambda v: type(v) is str, "a string")
+_TEXTS: Check = (lambda v: type(v) is list and all(type(x) is str for x in v), "a list of strings")
+_NUMBERS: Check = (
+    lambda v: type(v) is list and all(type(x) in (int, float) and math.isfinite(x) for x in v),
+    "a list of finite numbers",
+)
+# Further facts may be stored, but nothing is computed with them.
+_CHECKS: dict[str, Check] = {
+    "net": _TEXT,
+    "format": _TEXT,
+    "config": _TEXT,
+    "classes": _TEXTS,
+    "guessed": _TEXTS,
+    "pixel_mean": _NUMBERS,
+    "pixel_std": _NUMBERS,
+    "stride_in_1x1": (lambda v: type(v) is bool, "True or False"),
+    "mean_image": (lambda v: type(v) is Tensor and v.dim() == 3 == len(v), "a tensor (3, H, W)"),
+    "zeros": (lambda v: v == "end", "'end'"),
+}
+
+
+def check_stored(facts: Any, path) -> Facts:
+    """Return the facts that a file stores.
+
+    Raises:
+        WeightsError: they are no dictionary, or a fact has another type than it should.
+    """
+    if not isinstance(facts, dict):
+        raise WeightsError(f"{path}: its 'meta' must be a dictionary of facts")
+    for name, (valid, wanted) in _CHECKS.items():
+        if name in facts and not valid(facts[name]):
+            raise WeightsError(f"{path}: its fact {name!r} must be {wanted}")
+    return facts
+
+
+# ---- facts against a config
+
+
+def same_mean(a: list[float], b: list[float]) -> bool:
+    """Whether two means per channel are less than one of 255 grey levels apart.
+
+    MSRA's nets were trained with a mean image, and each project replaces it by a slightly different
+    mean per channel.
+    """
+    return len(a) == len(b) and all(abs(x - y) < 1 for x, y in zip(a, b))
+
+
+def check_facts(facts: Facts, cfg, path, trained: str = "was trained") -> None:
+    """Raise if the preprocessing, the stride or the global context of weights is not the config's.
+
+    Such weights may load without an error and lose accuracy silently. For facts that are not known,
+    a warning names the config's values.
+
+    Args:
+        facts: of the file, as :func:`resnet_det.weights.loading.read` returns them.
+        path: of the file, for the messages.
+        trained: verb of the error, "trains" where the training is still to come.
+
+    Raises:
+        ConfigError: names the file, the key and both values. If the facts were guessed from the
+            format, it says so and gives the command that overrules them.
+    """
+    keys = FACT_KEYS | {"global_context": "RESNET_DET.GLOBAL_CONTEXT"}
+    wanted = config_facts(cfg) | {"global_context": cfg.RESNET_DET.GLOBAL_CONTEXT}
+    wrong = [fact for fact in keys if fact in facts and not _agree(fact, facts, wanted)]
+    for fact in wrong:
+        if fact not in facts.get("guessed", ()):
+            raise ConfigError(
+                f"{path}: {trained} with {keys[fact]} {facts[fact]}, but the config says "
+                f"{wanted[fact]}"
+            )
+    if wrong:
+        values = (f"{keys[f]} {facts[f]}, but the config says {wanted[f]}" for f in wrong)
+        words = [str(path), "OUT.pth", *(str(w) for f in wrong for w in (keys[f], wanted[f]))]
+        raise ConfigError(
+            f"{path}: by the names of its tensors it was trained with {'; '.join(values)}. That is "
+            "a guess. If the config is right, convert the file and state so: "
+            f"tools/convert_weights.py {shlex.join(words)}"
+        )
+    unknown = [fact for fact in FACT_KEYS if fact not in facts]
+    net = cfg.MODEL.BACKBONE.NAME.removesuffix("_fpn")
+    if net in NETS and not meta_net(net).has_stride_choice:
+        unknown = [fact for fact in unknown if fact != "stride_in_1x1"]
+    if unknown:
+        logger.warning(
+            "%s does not say what it was trained with. Using the config's values: %s",
+            path,
+            ", ".join(f"{keys[fact]} {wanted[fact]}" for fact in unknown),
+        )
+
+
+def _agree(fact: str, facts: Facts, wanted: Facts) -> bool:
+    if fact == "pixel_mean":
+        return same_mean(facts[fact], wanted[fact])
+    return facts[fact] == wanted[fact]
