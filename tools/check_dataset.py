@@ -9,7 +9,6 @@ Exit status: 0 sound (prints counts), 1 something is wrong, 2 wrong usage.
 """
 
 import argparse
-import difflib
 import os
 import sys
 from collections import Counter
@@ -30,6 +29,7 @@ from resnet_det.data.classification.image_folder import (
     no_images,
 )
 from resnet_det.data.pixels import image_header, read_image
+from resnet_det.hints import did_you_mean
 
 NAMES = (*data.dataset_names(), *small_images.dataset_names())
 
@@ -175,8 +175,8 @@ def main(argv=None):
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args(argv)
     if args.name not in NAMES:
-        near = difflib.get_close_matches(args.name, NAMES, n=3, cutoff=0.5) or NAMES
-        parser.error(f"unknown dataset {args.name!r}; did you mean {' or '.join(near)}?")
+        hint = did_you_mean(args.name, NAMES, list_all=True)
+        parser.error(f"unknown dataset {args.name!r}{hint}")
     whole = args.name in data.dataset_names()
     reader = check if whole else check_classification
     faults, known, counts = reader(args.name, args.root, args.workers)

@@ -1,9 +1,9 @@
 """The datasets by name: Detectron2's names and folder layout, and the embedded scenes."""
 
-import difflib
 import os
 from dataclasses import dataclass, field
 
+from ..hints import did_you_mean
 from ..records import DatasetError
 from .detection import coco, proposals, voc
 from .synthetic import folder, miniature, scenes
@@ -95,9 +95,8 @@ def check_names(names):
     """Raises UnknownDataset, with the nearest names, where :func:`dataset_names` lacks one."""
     for name in names:
         if name not in _VOC and name not in _COCO:
-            near = difflib.get_close_matches(name, dataset_names(), n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {dataset_names()}"
-            raise UnknownDataset(f"unknown dataset {name!r}; {hint}")
+            hint = did_you_mean(name, dataset_names(), list_all=True)
+            raise UnknownDataset(f"unknown dataset {name!r}{hint}")
 
 
 def _drawn_by(name):

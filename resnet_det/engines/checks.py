@@ -2,28 +2,54 @@
 
 from pathlib import Path
 
-from ..config.defaults import ConfigError, get_cfg
+from ..config.checks import check_users
+from ..config.defaults import LARGE, SMALL, ConfigError
+from ..data.classification import large_images, small_images
 from ..data.image_check import unusable
 from ..data.loader import check_share
+from ..detector.net_keys import net_options
+from ..nets import meta_net
 from ..records import together
 from ..training import distributed
 from ..training.schedule import check_steps
 
-# Keys of RESNET_DET that a detector refuses.
-FOR_CLASSIFIERS = (
-    "CROP_PADDING", "PER_PIXEL_MEAN", "WARMUP_UNTIL_ERROR", "COLOR_PCA", "TEST_CROPS",
-)  # fmt: skip
 
+def check_classifier(cfg):
+    """Raise if a config is not a classifier's, or has keys or values that its training cannot honour.
 
-def refuse_classifier_keys(cfg):
-    """
     Raises:
-        ConfigError: a detector's config sets a key that is for classifiers.
+        ConfigError: names the key.
+        UnknownDataset: there is no classification dataset of that name.
     """
-    default = get_cfg().RESNET_DET
-    for key in FOR_CLASSIFIERS:
-        if cfg.RESNET_DET[key] != default[key]:
-            raise ConfigError(f"RESNET_DET.{key}: is for classifiers")
+    if cfg.MODEL.META_ARCHITECTURE != "Classifier":
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} is not a classifier: "
+            "train it with tools/train_net.py"
+        )
+    names = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
+    for name in names:
+        small_images.check_name(name)
+    large = {name in large_images.NAMES for name in names}
+    if len(large) > 1:
+        raise ConfigError(f"DATASETS: {sorted(names)}: some are of small images, some of large")
+    check_users(cfg, LARGE if True in large else SMALL)
+    if cfg.TEST.AUG.ENABLED and cfg.RESNET_DET.TEST_CROPS > 1:
+        raise ConfigError("TEST.AUG.ENABLED and RESNET_DET.TEST_CROPS: test whole images or crops?")
+    if cfg.TEST.AUG.ENABLED and cfg.RESNET_DET.PER_PIXEL_MEAN:
+        raise ConfigError("TEST.AUG.ENABLED: whole images have no RESNET_DET.PER_PIXEL_MEAN")
+    crop = cfg.INPUT.CROP
+    whole = all(type(side) is int and side > 0 for side in crop.SIZE)
+    if not crop.ENABLED or crop.TYPE != "absolute" or len(set(crop.SIZE)) != 1 or not whole:
+        raise ConfigError(
+            "INPUT.CROP: a classifier takes square crops of a size in pixels: "
+            "ENABLED: True, TYPE: absolute, SIZE: [32, 32]"
+        )
+    name = cfg.MODEL.BACKBONE.NAME
+    net = meta_net(name, **net_options(cfg, name))
+    if cfg.MODEL.RESNETS.NORM == "FrozenBN" and net.has_norm:
+        raise ConfigError("MODEL.RESNETS.NORM: FrozenBN learns no statistics; use BN to pretrain")
+    if cfg.TEST.PRECISE_BN.ENABLED and not net.has_batch_norm:
+        raise ConfigError("TEST.PRECISE_BN.ENABLED: this net has no batch normalisation")
 
 
 def check_trainable(cfg, resume):

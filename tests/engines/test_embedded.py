@@ -352,7 +352,7 @@ def test_the_mean_image_travels_with_the_checkpoint(folder, mean_image, monkeypa
         embedded.train(load_config("detector.yaml"))
     detector = load_config("detector.yaml", ["MODEL.PIXEL_MEAN", mean])
     assert "scenes_voc_test/bbox/AP50" in embedded.train(detector)
-    with pytest.raises(ConfigError, match="PER_PIXEL_MEAN: is for classifiers"):
+    with pytest.raises(ConfigError, match="PER_PIXEL_MEAN: True: .* only for classifiers"):
         embedded.train(load_config("detector.yaml", PER_PIXEL[:2]))
 
 

@@ -1,12 +1,12 @@
 """A whole set of small images of one size, held in one tensor and augmented in batch there."""
 
-import difflib
 import os
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ...hints import did_you_mean
 from ..catalog import UnknownDataset, check_made, datasets_root
 from ..loader import check_share, global_batches
 from . import cifar10, shards
@@ -22,10 +22,8 @@ def check_name(name):
     """Raises UnknownDataset, with the nearest names, where :func:`dataset_names` lacks it."""
     known = dataset_names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-        raise UnknownDataset(
-            f"unknown classification dataset {name!r}; did you mean {' or '.join(near)}?"
-        )
+        hint = did_you_mean(name, known, list_all=True)
+        raise UnknownDataset(f"unknown classification dataset {name!r}{hint}")
 
 
 class SmallImages:
