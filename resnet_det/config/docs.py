@@ -14,7 +14,7 @@ both. The node `RESNET_DET` is ours and works in both engines. All other keys ha
 names, defaults and meaning: the Detectron2 engine honours all of Detectron2's keys, the embedded
 engine those listed here, with these values. A key that is not for the kind of model that is trained
 must keep its default. Classifiers always run on the embedded engine; small images are those of
-CIFAR-10 and of folders of crops, large images those of ImageNet.
+CIFAR-10 and of folders of small crops, large images those of ImageNet.
 """
 
 

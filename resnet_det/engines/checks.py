@@ -1,6 +1,10 @@
-"""What is refused in a config or an output folder, whichever the engine."""
+"""Checks of a config and its output folder that need the data or several keys, for both engines."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
 
 from ..config.checks import check_users
 from ..config.defaults import LARGE, SMALL, ConfigError
@@ -14,12 +18,12 @@ from ..training import distributed
 from ..training.schedule import check_steps
 
 
-def check_classifier(cfg):
-    """Raise if a config is not a classifier's, or has keys or values that its training cannot honour.
+def check_classifier(cfg: CfgNode) -> None:
+    """Raise unless a config is a classifier's and each key can be honoured.
 
     Raises:
         ConfigError: names the key.
-        UnknownDataset: there is no classification dataset of that name.
+        UnknownDataset: names the nearest classification datasets.
     """
     if cfg.MODEL.META_ARCHITECTURE != "Classifier":
         raise ConfigError(
@@ -41,7 +45,7 @@ def check_classifier(cfg):
     whole = all(type(side) is int and side > 0 for side in crop.SIZE)
     if not crop.ENABLED or crop.TYPE != "absolute" or len(set(crop.SIZE)) != 1 or not whole:
         raise ConfigError(
-            "INPUT.CROP: a classifier takes square crops of a size in pixels: "
+            "INPUT.CROP: a classifier needs square crops of a size in pixels, such as "
             "ENABLED: True, TYPE: absolute, SIZE: [32, 32]"
         )
     name = cfg.MODEL.BACKBONE.NAME
@@ -52,12 +56,8 @@ def check_classifier(cfg):
         raise ConfigError("TEST.PRECISE_BN.ENABLED: this net has no batch normalisation")
 
 
-def check_trainable(cfg, resume):
-    """Refuse to train on nothing or an ensemble, or in an earlier run's folder.
-
-    Raises:
-        ConfigError
-    """
+def check_trainable(cfg: CfgNode, resume: bool) -> None:
+    """Raise ConfigError without a training set, with an ensemble, or as :func:`check_output`."""
     if cfg.RESNET_DET.ENSEMBLE:
         raise ConfigError("RESNET_DET.ENSEMBLE: is for tests: give --eval-only")
     if not cfg.DATASETS.TRAIN:
@@ -65,40 +65,33 @@ def check_trainable(cfg, resume):
     check_output(cfg, resume)
 
 
-def check_schedule(cfg):
-    """Refuse SOLVER.STEPS that do not rise, and a batch that the processes cannot share equally.
-
-    Raises:
-        ValueError
-    """
+def check_schedule(cfg: CfgNode) -> None:
+    """Raise ValueError if SOLVER.STEPS do not rise or the processes cannot share a batch equally."""
     check_steps(cfg.SOLVER.STEPS)
     check_share(cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world)
 
 
-def check_output(cfg, resume):
-    """Refuse to write over an earlier run's checkpoints.
+def check_output(cfg: CfgNode, resume: bool) -> None:
+    """Raise ConfigError instead of overwriting an earlier run's checkpoints.
 
-    A run that was waited for may have saved some, so this comes again where the folder is held.
-
-    Raises:
-        ConfigError
+    Call this again while holding the lock: the run that we waited for may have saved checkpoints.
     """
     if not resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists():
         raise ConfigError(
             f"OUTPUT_DIR: {cfg.OUTPUT_DIR} holds the checkpoints of an earlier run: give --resume "
-            "to go on, or another OUTPUT_DIR, or remove it"
+            "to continue it, or another OUTPUT_DIR, or remove the folder"
         )
 
 
-def check_images(cfg, name, records):
-    """Decode the images of a test set, shared by all processes, unless they are known to be usable.
+def check_images(cfg: CfgNode, name: str, records: Sequence[dict[str, Any]]) -> None:
+    """Decode all images of a test set, shared by all processes, unless RESNET_DET.CHECK_IMAGES is off.
 
     Args:
-        name: of the set.
+        name: of the dataset.
         records: as :func:`resnet_det.data.image_check.unusable` takes them.
 
     Raises:
-        DatasetError: names the images that cannot be used, up to ten.
+        DatasetError: lists unusable images, up to ten.
     """
     if not cfg.RESNET_DET.CHECK_IMAGES:
         return
@@ -109,23 +102,22 @@ def check_images(cfg, name, records):
         raise together(name, faults)
 
 
-def check_testable(cfg):
-    """Refuse test sets for a net that proposes regions and detects nothing.
-
-    Raises:
-        ConfigError
-    """
+def check_testable(cfg: CfgNode) -> None:
+    """Raise ConfigError for test sets of a ProposalNetwork, which detects nothing."""
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" and cfg.DATASETS.TEST:
         raise ConfigError(
             f"DATASETS.TEST: {cfg.DATASETS.TEST}: a ProposalNetwork detects no objects: give ()"
         )
 
 
-def proposal_files(cfg, split):
-    """The files of precomputed proposals of DATASETS.``split``, as many as datasets, or none.
+def proposal_files(cfg: CfgNode, split: str) -> tuple[str, ...]:
+    """The files of precomputed proposals, one per dataset, or () without MODEL.LOAD_PROPOSALS.
+
+    Args:
+        split: "TRAIN" or "TEST".
 
     Raises:
-        ConfigError: another number.
+        ConfigError: there are more or fewer files than datasets.
     """
     names, files = cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
     if not cfg.MODEL.LOAD_PROPOSALS:
@@ -137,8 +129,8 @@ def proposal_files(cfg, split):
     return tuple(files)
 
 
-def test_files(cfg):
-    """[(name, its files of proposals: one, or none)] of each of DATASETS.TEST.
+def test_files(cfg: CfgNode) -> list[tuple[str, tuple[str, ...]]]:
+    """Each of DATASETS.TEST with its files of proposals: a tuple of one, or ().
 
     Raises:
         ConfigError: as :func:`proposal_files`.

@@ -535,10 +535,10 @@ def test_metrics_of_several_processes_are_those_of_the_saved_classifier(folder):
     "overrides, words",
     [
         (["INPUT.FORMAT", "RGB"], "INPUT.FORMAT BGR, but the config says RGB"),
-        (["DATALOADER.NUM_WORKERS", 2], "DATALOADER.NUM_WORKERS.*do not use"),
+        (["DATALOADER.NUM_WORKERS", 2], "DATALOADER.NUM_WORKERS: 2: .* only for"),
         (["INPUT.CROP.ENABLED", False], "INPUT.CROP"),
         (["MODEL.RESNETS.NORM", "FrozenBN"], "learns no statistics"),
-        (["MODEL.RESNETS.RES5_DILATION", 2], "cifar_resnet20 has no conv5_x"),
+        (["MODEL.RESNETS.RES5_DILATION", 2], "RES5_DILATION: 2: cifar_resnet20 takes 1"),
         (["MODEL.BACKBONE.NAME", "paper_vgg16"], "no batch normalisation"),
         (["DATASETS.TEST", ["scenes_classification_vall"]], "scenes_classification_val"),
     ],
