@@ -539,7 +539,10 @@ def test_metrics_of_several_processes_are_those_of_the_saved_classifier(folder):
         (["INPUT.CROP.ENABLED", False], "INPUT.CROP"),
         (["MODEL.RESNETS.NORM", "FrozenBN"], "learns no statistics"),
         (["MODEL.RESNETS.RES5_DILATION", 2], "RES5_DILATION: 2: cifar_resnet20 takes 1"),
-        (["MODEL.BACKBONE.NAME", "paper_vgg16"], "no batch normalisation"),
+        (
+            ["MODEL.BACKBONE.NAME", "paper_vgg16", "MODEL.RESNETS.NORM", ""],
+            "no batch normalisation",
+        ),
         (["DATASETS.TEST", ["scenes_classification_vall"]], "scenes_classification_val"),
     ],
 )

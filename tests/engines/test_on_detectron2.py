@@ -116,12 +116,6 @@ def test_missing_config_file(tmp_path):
         engine.load_config(tmp_path / "none.yaml")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_becomes_cpu_without_a_gpu(config, caplog):
-    assert config("MODEL.DEVICE", "cuda").MODEL.DEVICE == "cpu"
-    assert "using the CPU" in caplog.text
-
-
 # ---- training
 
 
