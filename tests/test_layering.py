@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A folder may import those on lower floors, and itself.
 FLOORS = (
-    ("files", "records"),
+    ("files", "hints", "records"),
     ("nets", "config", "download"),
     ("weights", "evaluation"),
     ("data", "training"),

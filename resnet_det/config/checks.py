@@ -1,50 +1,76 @@
 """What is refused in a config's keys, lengths and values."""
 
-import difflib
+import functools
 import logging
 import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from .defaults import CHOICES, ConfigError, flatten
-from .messages import near_it
+import torch
+from fvcore.common.config import CfgNode
+
+from ..hints import did_you_mean
+from .defaults import KEYS, ConfigError, Users, flatten
 
 logger = logging.getLogger(__name__)
 
 
-def check_keys(flat, known, where):
-    """Refuse keys that ``known`` lacks, naming the nearest ones that it has.
+def check_keys(flat: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise ConfigError for a key that ``known`` lacks. The error suggests the nearest keys.
 
-    Raises:
-        ConfigError: names the place, the key and its nearest neighbours.
+    Args:
+        where: what the keys were read from, such as a file.
     """
     for key in flat:
         if key not in known:
             raise ConfigError(
-                f"{where}: the embedded engine does not know the key {key}{near_it(key, known)}. "
-                f"A key that only Detectron2 honours needs --engine detectron2"
+                f"{where}: the embedded engine does not know the key {key}"
+                f"{did_you_mean(key, known) or '.'} "
+                "Keys that only Detectron2 supports need --engine detectron2"
             )
 
 
-def check_device(cfg):
-    """Refuse a device that neither engine runs on; ``meta`` is for models without weights.
+def check_users(cfg: CfgNode, user: Users, prefix: str = "") -> None:
+    """Raise ConfigError for a key that is set although ``user`` does not read it.
+
+    The keys of a node with ENABLED: False have no effect, so they may hold anything.
+
+    Args:
+        prefix: check only the keys that begin with it.
+    """
+    flat = flatten(cfg)
+    for name, key in KEYS.items():
+        if user in key.users or not name.startswith(prefix) or flat[name] == key.default:
+            continue
+        if flat.get(name.rpartition(".")[0] + ".ENABLED", True):
+            raise ConfigError(f"{name}: {flat[name]!r}: this key is only for {key.users}")
+
+
+def resolve_device(cfg: CfgNode) -> None:
+    """Set ``MODEL.DEVICE`` to the CPU if it is a GPU and this machine has none.
 
     Raises:
-        ConfigError
+        ConfigError: neither engine runs on this device. (``meta`` is for models without weights.)
     """
     device = cfg.MODEL.DEVICE
     if not re.fullmatch(r"cpu|meta|cuda(:\d+)?", device):
-        why = ": it has no float64, in which losses and scores are averaged"
+        why = " has no float64, which losses and scores are averaged in"
         raise ConfigError(
-            f"MODEL.DEVICE: {device!r}: cannot be used{why if device.startswith('mps') else ''}; "
-            "give cuda, cuda:0 (one of several GPUs), or cpu"
+            f"MODEL.DEVICE: {device!r}{why if device.startswith('mps') else ' is not supported'}; "
+            "use cuda, cuda:0 (one of several GPUs) or cpu"
         )
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        _warn_once(f"MODEL.DEVICE is {device}, but no CUDA device is available: using the CPU")
+        cfg.MODEL.DEVICE = "cpu"
 
 
-def check_lengths(cfg):
-    """Lists that need so many numbers, in both engines.
+@functools.cache  # a process may load many configs
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
-    Raises:
-        ConfigError: names the key and says how many.
-    """
+
+def check_lengths(cfg: CfgNode) -> None:
+    """Raise ConfigError for a list of the wrong length, in either engine."""
     corners = 5 if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RRPN" else 4
     for node in ("RPN", "ROI_BOX_HEAD"):
         weights = cfg.MODEL[node].BBOX_REG_WEIGHTS
@@ -54,33 +80,38 @@ def check_lengths(cfg):
             )
     if not cfg.INPUT.MIN_SIZE_TRAIN:
         raise ConfigError("INPUT.MIN_SIZE_TRAIN: (): give at least one size")
-    count = "one number" if cfg.INPUT.FORMAT == "L" else "three numbers"
+    count, words = (1, "one number") if cfg.INPUT.FORMAT == "L" else (3, "three numbers")
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
-        if len(cfg.MODEL[key]) != (1 if cfg.INPUT.FORMAT == "L" else 3):
+        if len(cfg.MODEL[key]) != count:
             raise ConfigError(
-                f"MODEL.{key}: {cfg.MODEL[key]}: give {count}, in the order INPUT.FORMAT"
+                f"MODEL.{key}: {cfg.MODEL[key]}: give {words}, in the channel order of INPUT.FORMAT"
             )
     if min(cfg.MODEL.PIXEL_STD) <= 0:
         raise ConfigError(f"MODEL.PIXEL_STD: {cfg.MODEL.PIXEL_STD}: must be above 0")
 
 
-def check_values(cfg):
-    """Refuse values that the embedded engine cannot honour.
-
-    Raises:
-        ConfigError: names the key, its value and those that are honoured.
-    """
+def check_values(cfg: CfgNode) -> None:
+    """Raise ConfigError for a value, or values together, that the embedded engine cannot honour."""
     flat = flatten(cfg)
-    for key, values in CHOICES.items():
-        if flat[key] not in values:
-            near = difflib.get_close_matches(str(flat[key]), map(str, values), n=1, cutoff=0.5)
+    for name, key in KEYS.items():
+        value = flat[name]
+        if key.choices and value not in key.choices:
             raise ConfigError(
-                f"{key}: the embedded engine cannot honour {flat[key]!r}; it takes "
-                f"{' or '.join(map(repr, values))}" + (f" (near it: {near[0]!r})" if near else "")
+                f"{name}: {value!r} is not supported by the embedded engine; "
+                f"use {' or '.join(map(repr, key.choices))}"
             )
+        if key.least is not None and value < key.least:
+            raise ConfigError(f"{name}: {value}: must be at least {key.least}")
+    check_lengths(cfg)
+    _check_together(cfg)
+
+
+def _check_together(cfg: CfgNode) -> None:
     m = cfg.MODEL
     if len(m.RPN.CONV_DIMS) != 1:
-        raise ConfigError(f"MODEL.RPN.CONV_DIMS: {m.RPN.CONV_DIMS}: the embedded engine takes one")
+        raise ConfigError(
+            f"MODEL.RPN.CONV_DIMS: {m.RPN.CONV_DIMS}: the embedded engine supports one convolution"
+        )
     for name, head in (("RPN", m.RPN), ("ROI_HEADS", m.ROI_HEADS)):
         if len(head.IOU_LABELS) != len(head.IOU_THRESHOLDS) + 1:
             raise ConfigError(
@@ -93,37 +124,30 @@ def check_values(cfg):
             f"MODEL.PROPOSAL_GENERATOR.NAME: {m.PROPOSAL_GENERATOR.NAME}"
         )
     if m.LOAD_PROPOSALS and m.META_ARCHITECTURE != "GeneralizedRCNN":
-        raise ConfigError(f"MODEL.LOAD_PROPOSALS: {m.META_ARCHITECTURE} takes no proposals")
-    for least, keys in (
-        (1, ("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD",
-             "TEST.PRECISE_BN.NUM_ITER")),
-        (0, ("MODEL.BACKBONE.FREEZE_AT", "DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD",
-             "SOLVER.BASE_LR", "RESNET_DET.CROP_PADDING", "RESNET_DET.WARMUP_UNTIL_ERROR")),
-    ):  # fmt: skip
-        for key in keys:
-            if flat[key] < least:
-                raise ConfigError(f"{key}: {flat[key]}: must be at least {least}")
-    check_device(cfg)
-    check_lengths(cfg)
+        raise ConfigError(f"MODEL.LOAD_PROPOSALS: True: a {m.META_ARCHITECTURE} takes no proposals")
     sizes = list(cfg.INPUT.MIN_SIZE_TRAIN)
     pair = len(sizes) == 2 and sizes == sorted(sizes)
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not pair:
         raise ConfigError(
-            f"INPUT.MIN_SIZE_TRAIN: {cfg.INPUT.MIN_SIZE_TRAIN}: "
-            "the sampling 'range' takes two sizes, the least and the greatest"
+            f"INPUT.MIN_SIZE_TRAIN: {cfg.INPUT.MIN_SIZE_TRAIN}: MIN_SIZE_TRAIN_SAMPLING 'range' "
+            "needs two sizes, the smallest and the greatest"
         )
 
 
-def check_batch(cfg, images, overrides):
-    """Warn where the command line changes the batch of ``images`` and leaves the learning rate.
+def check_batch(cfg: CfgNode, images: int, overrides: Sequence[Any]) -> None:
+    """Warn if the command line changes the batch size but not the learning rate.
 
-    Linear scaling keeps what a recipe was tuned for: the step an image, and the number of epochs.
+    By the linear scaling rule, a recipe keeps its step per image and its number of epochs.
+
+    Args:
+        images: per batch, as the config file says.
+        overrides: KEY, VALUE, ... of the command line.
     """
     now = cfg.SOLVER.IMS_PER_BATCH
     if now != images and "SOLVER.BASE_LR" not in overrides[::2]:
         factor = now / images
         logger.warning(
-            "SOLVER.IMS_PER_BATCH: %d instead of the file's %d, with its BASE_LR %g: the linear "
-            "rule says SOLVER.BASE_LR %g, and MAX_ITER and STEPS times %g",
+            "SOLVER.IMS_PER_BATCH is %d instead of the file's %d, but BASE_LR is still %g. By the "
+            "linear scaling rule, SOLVER.BASE_LR would be %g, and MAX_ITER and STEPS times %g",
             now, images, cfg.SOLVER.BASE_LR, cfg.SOLVER.BASE_LR * factor, 1 / factor,
         )  # fmt: skip

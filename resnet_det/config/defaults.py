@@ -1,4 +1,14 @@
-"""Every key with its default, and the values that the embedded engine honours."""
+"""The config language: every key that the embedded engine honours, declared once in ``KEYS``.
+
+Outside of ``RESNET_DET``, names, defaults and meaning are Detectron2's. The config, the checks of
+values and of who uses a key, the error messages and docs/config.md all follow from ``KEYS``: a new
+key is one entry here, its use, and the test of its use.
+"""
+
+import copy
+from dataclasses import dataclass
+from enum import Flag, auto
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -7,204 +17,371 @@ class ConfigError(ValueError):
     """A config file, key or value that cannot be honoured."""
 
 
-# Values that the embedded engine honours, where it does not honour all; the first is the default.
-CHOICES = {
-    "VERSION": (2,),
-    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "ProposalNetwork", "Classifier"),
-    "MODEL.MASK_ON": (False,),
-    "MODEL.KEYPOINT_ON": (False,),
-    "MODEL.LOAD_PROPOSALS": (False, True),
-    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN", "PrecomputedProposals"),
-    "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
-    "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
-    "MODEL.RPN.IOU_LABELS": ([0, -1, 1],),
-    "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
-    "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads", "PaperROIHeads", "StandardROIHeads"),
-    "MODEL.ROI_HEADS.IOU_LABELS": ([0, 1], [-1, 0, 1], [0, -1, 1]),
-    "MODEL.ROI_BOX_HEAD.NAME": ("", "FastRCNNConvFCHead"),
-    "MODEL.ROI_BOX_HEAD.NUM_CONV": (0,),
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
-    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2", "ROIAlign", "ROIPool"),
-    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": (False,),
-    "MODEL.RESNETS.NORM": ("FrozenBN", "BN", "SyncBN", "GN", ""),  # "": VGG-16
-    "MODEL.RESNETS.RES5_DILATION": (1, 2),
-    "MODEL.FPN.NORM": ("",),
-    "MODEL.FPN.FUSE_TYPE": ("sum",),
-    "INPUT.FORMAT": ("BGR", "RGB"),
-    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
-    "INPUT.RANDOM_FLIP": ("horizontal", "none"),
-    "INPUT.CROP.ENABLED": (False, True),
-    "INPUT.CROP.TYPE": ("relative_range", "absolute"),
-    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
-    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR",),
-    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
-    "TEST.AUG.ENABLED": (False, True),  # True: classifiers only
+class Users(Flag):
+    """Who reads a key in the embedded engine.
+
+    Small images are held in memory as one tensor (CIFAR-10), large ones are read from files or
+    shards (ImageNet).
+    """
+
+    DETECTOR = auto()
+    SMALL_CLASSIFIER = auto()
+    LARGE_CLASSIFIER = auto()
+
+    def __str__(self) -> str:
+        words = ["detectors"] if Users.DETECTOR in self else []
+        if CLASSIFIER in self:
+            words.append("classifiers")
+        elif Users.SMALL_CLASSIFIER in self:
+            words.append("classifiers of small images")
+        elif Users.LARGE_CLASSIFIER in self:
+            words.append("classifiers of large images")
+        return " and ".join(words)
+
+
+DETECTOR, SMALL, LARGE = Users.DETECTOR, Users.SMALL_CLASSIFIER, Users.LARGE_CLASSIFIER
+CLASSIFIER = SMALL | LARGE
+ALL = DETECTOR | CLASSIFIER
+
+
+@dataclass(frozen=True)
+class Key:
+    """The declaration of one key.
+
+    Attributes:
+        default: its type is the type of the key.
+        users: who reads the key. For all others it must keep its default.
+        help: one line of Markdown for docs/config.md.
+        choices: the values that the embedded engine honours, if it does not honour all.
+        least: the smallest number that it honours, if there is one.
+        example: a value that shows what a list takes, where the default does not.
+    """
+
+    default: Any
+    users: Users
+    help: str
+    choices: tuple[Any, ...] = ()
+    least: float | None = None
+    example: Any = None
+
+    def __post_init__(self) -> None:
+        if self.choices and self.default not in self.choices:
+            raise ValueError(f"the default {self.default!r} is not one of {self.choices}")
+        if self.default in ([], ()) and not self.example:
+            raise ValueError(f"an empty list needs an example ({self.help})")
+
+
+# fmt: off
+KEYS: dict[str, Key] = {
+    # ---- what Detectron2 cannot say
+    "RESNET_DET.PRETRAIN": Key("", DETECTOR,
+        "Config of the classifier that writes MODEL.WEIGHTS; it is trained first if that file is "
+        "absent."),
+    "RESNET_DET.NEW_LAYERS": Key((), DETECTOR,
+        "Layers that are reinitialised whatever MODEL.WEIGHTS holds, as prefixes of parameter "
+        "names. Any other missing or mismatched parameter is an error.", example=("fc6",)),
+    "RESNET_DET.USE_DIFFICULT": Key(True, DETECTOR,
+        "Train on objects that VOC marks as difficult. Detectron2 does, py-faster-rcnn does not."),
+    "RESNET_DET.CLASSES_BY_ORDER": Key(False, ALL,
+        "Match the classes of checkpoints and datasets by their order instead of their names; "
+        "their numbers must be equal."),
+    "RESNET_DET.SKIP_BAD_DATA": Key(False, ALL,
+        "Skip broken training images and annotations, with a count, instead of ending the run."),
+    "RESNET_DET.CHECK_IMAGES": Key(True, DETECTOR | LARGE,
+        "Decode all test images before training and stop if one is unusable. Images that were "
+        "decoded before are not decoded again; images in tar shards are not checked."),
+    "RESNET_DET.CROP_PADDING": Key(0, SMALL,
+        "Zero pixels around a training image before it is cropped (section 4.2: 4 on CIFAR-10).",
+        least=0),
+    "RESNET_DET.PER_PIXEL_MEAN": Key(False, CLASSIFIER,
+        "Subtract the mean image of the training set (section 4.2) instead of MODEL.PIXEL_MEAN, "
+        "which must be its mean: a detector on these weights subtracts that. Checkpoints carry the "
+        "mean image."),
+    "RESNET_DET.WARMUP_UNTIL_ERROR": Key(0.0, CLASSIFIER,
+        "Warm up at WARMUP_FACTOR * BASE_LR until the running training error is below this "
+        "percentage (section 4.2, 110 layers). 0: warm up for SOLVER.WARMUP_ITERS.", least=0),
+    "RESNET_DET.COLOR_PCA": Key(False, LARGE,
+        "AlexNet's colour augmentation of training images (section 3.4)."),
+    "RESNET_DET.TEST_CROPS": Key(1, LARGE,
+        "Crops per test image: the centre, or also the four corners, and all five mirrored.",
+        choices=(1, 10)),
+    "RESNET_DET.ENSEMBLE": Key((), ALL,
+        "Further checkpoints that are tested together with MODEL.WEIGHTS; each carries its config. "
+        "Classifiers: the mean of their softmax (Table 5); detectors: Appendix B.",
+        example=("other.pth",)),
+    "RESNET_DET.FAST": Key(True, DETECTOR,
+        "Fold constant batch norms, skip cells that nobody reads, keep channels last: the same "
+        "results and checkpoints in less time. False to compare."),
+    "RESNET_DET.ALTERNATING": Key((80000, 40000, 80000, 40000), DETECTOR,
+        "Iterations of the steps of alternating training: RPN, Fast R-CNN, RPN, Fast R-CNN. The "
+        "default is the released code's for VOC 2007."),
+    "RESNET_DET.GLOBAL_CONTEXT": Key(False, DETECTOR,
+        "Appendix B: the head also sees the whole image. Part of the net, for training and test."),
+    "RESNET_DET.BOX_REFINEMENT": Key(False, DETECTOR,
+        "Appendix B: score each region again from its regressed box, then NMS and box voting. Test "
+        "only."),
+    "RESNET_DET.MULTI_SCALE_TEST": Key((), DETECTOR,
+        "Appendix B: pool regions at these shorter sides, ascending (the paper: 200, 400, 600, "
+        "800, 1000). Test only.", example=(400, 600, 800)),
+
+    # ---- the run
+    "VERSION": Key(2, ALL, "Version of Detectron2's config language.", choices=(2,)),
+    "OUTPUT_DIR": Key("./output", ALL, "Folder of checkpoints, logs and results."),
+    "SEED": Key(-1, ALL, "Seed of all random numbers. Negative: a new one for every run."),
+    "CUDNN_BENCHMARK": Key(False, ALL,
+        "Let cuDNN benchmark its algorithms and choose the fastest."),
+
+    # ---- the net
+    "MODEL.DEVICE": Key("cuda", ALL, "`cuda`, `cuda:N` or `cpu`; `cpu` where there is no GPU."),
+    "MODEL.WEIGHTS": Key("", ALL, "Checkpoint to start from, or to evaluate."),
+    "MODEL.META_ARCHITECTURE": Key("GeneralizedRCNN", ALL,
+        "Faster R-CNN, an RPN alone, or a classifier.",
+        choices=("GeneralizedRCNN", "ProposalNetwork", "Classifier")),
+    "MODEL.PIXEL_MEAN": Key([103.530, 116.280, 123.675], ALL,
+        "Subtracted from each channel, in the order of INPUT.FORMAT."),
+    "MODEL.PIXEL_STD": Key([1.0, 1.0, 1.0], ALL,
+        "Divides each channel after the mean is subtracted."),
+    "MODEL.MASK_ON": Key(False, DETECTOR, "Predict masks (Detectron2 only).", choices=(False,)),
+    "MODEL.KEYPOINT_ON": Key(False, DETECTOR,
+        "Predict keypoints (Detectron2 only).", choices=(False,)),
+    "MODEL.LOAD_PROPOSALS": Key(False, DETECTOR,
+        "Take regions from DATASETS.PROPOSAL_FILES_* instead of an RPN."),
+    "MODEL.BACKBONE.NAME": Key("build_resnet_backbone", ALL,
+        "A net of `resnet_det.NETS`, with the suffix `_fpn` for a pyramid; or Detectron2's "
+        "`build_resnet_backbone` or `build_resnet_fpn_backbone`, with RESNETS.DEPTH."),
+    "MODEL.BACKBONE.FREEZE_AT": Key(2, DETECTOR, "The first N stages are not trained.", least=0),
+    "MODEL.RESNETS.DEPTH": Key(50, DETECTOR, "Depth of Detectron2's `build_resnet_*backbone`."),
+    "MODEL.RESNETS.OUT_FEATURES": Key(["res4"], DETECTOR, "Stages whose output the trunk returns."),
+    "MODEL.RESNETS.NORM": Key("FrozenBN", ALL,
+        'Normalisation layers of the net; `""` for VGG.',
+        choices=("FrozenBN", "BN", "SyncBN", "GN", "")),
+    "MODEL.RESNETS.STRIDE_IN_1X1": Key(True, ALL,
+        "Bottlenecks: stride on the first 1x1 convolution (the paper), or on the 3x3 "
+        "(torchvision)."),
+    "MODEL.RESNETS.RES5_DILATION": Key(1, ALL,
+        "2 dilates conv5_x and keeps its stride at 16.", choices=(1, 2)),
+    "MODEL.FPN.IN_FEATURES": Key([], DETECTOR,
+        "Stages that the pyramid is built on.", example=["res2"]),
+    "MODEL.FPN.OUT_CHANNELS": Key(256, DETECTOR, "Channels of every level of the pyramid."),
+    "MODEL.FPN.NORM": Key("", DETECTOR, "Normalisation of the pyramid.", choices=("",)),
+    "MODEL.FPN.FUSE_TYPE": Key("sum", DETECTOR,
+        "How the pyramid joins top-down and lateral features.", choices=("sum",)),
+
+    # ---- proposals
+    "MODEL.PROPOSAL_GENERATOR.NAME": Key("RPN", DETECTOR,
+        "An RPN, or files of proposals (MODEL.LOAD_PROPOSALS).",
+        choices=("RPN", "PrecomputedProposals")),
+    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": Key(0, DETECTOR,
+        "Both sides of a proposal must be greater, in pixels of the resized image."),
+    "MODEL.ANCHOR_GENERATOR.NAME": Key("DefaultAnchorGenerator", DETECTOR,
+        "Kind of anchors.", choices=("DefaultAnchorGenerator",)),
+    "MODEL.ANCHOR_GENERATOR.SIZES": Key([[32, 64, 128, 256, 512]], DETECTOR,
+        "Square roots of the anchors' areas in pixels, one list per level or one for all.",
+        example=[[32.0, 64.0, 128.0]]),
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": Key([[0.5, 1.0, 2.0]], DETECTOR,
+        "Height over width of the anchors, one list per level or one for all."),
+    "MODEL.ANCHOR_GENERATOR.OFFSET": Key(0.0, DETECTOR,
+        "Offset of the first anchor's centre, in strides."),
+    "MODEL.RPN.HEAD_NAME": Key("StandardRPNHead", DETECTOR,
+        "Kind of head.", choices=("StandardRPNHead",)),
+    "MODEL.RPN.IN_FEATURES": Key(["res4"], DETECTOR, "Feature maps that the RPN runs on."),
+    "MODEL.RPN.CONV_DIMS": Key([-1], DETECTOR,
+        "Channels of the RPN's 3x3 convolution; -1: as many as its input has."),
+    "MODEL.RPN.BOUNDARY_THRESH": Key(-1, DETECTOR,
+        "Ignore anchors that leave the image by more pixels than this in training; -1 keeps all."),
+    "MODEL.RPN.IOU_THRESHOLDS": Key([0.3, 0.7], DETECTOR,
+        "Anchors are background below the first IoU and foreground from the second on."),
+    "MODEL.RPN.IOU_LABELS": Key([0, -1, 1], DETECTOR,
+        "Labels of the ranges that IOU_THRESHOLDS separate; -1: ignored in the loss.",
+        choices=([0, -1, 1],)),
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": Key(256, DETECTOR,
+        "Anchors per image that are sampled for the loss."),
+    "MODEL.RPN.POSITIVE_FRACTION": Key(0.5, DETECTOR,
+        "Largest fraction of foreground anchors in the loss."),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": Key("smooth_l1", DETECTOR,
+        "Loss of the box regression.", choices=("smooth_l1",)),
+    "MODEL.RPN.BBOX_REG_LOSS_WEIGHT": Key(1.0, DETECTOR,
+        "Weight of the box regression loss, multiplied by LOSS_WEIGHT."),
+    "MODEL.RPN.BBOX_REG_WEIGHTS": Key((1.0, 1.0, 1.0, 1.0), DETECTOR,
+        "Scale of the regression targets (dx, dy, dw, dh)."),
+    "MODEL.RPN.SMOOTH_L1_BETA": Key(0.0, DETECTOR,
+        "Where smooth L1 changes from L2 to L1; 0 is L1."),
+    "MODEL.RPN.LOSS_WEIGHT": Key(1.0, DETECTOR, "Weight of both losses of the RPN."),
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": Key(12000, DETECTOR,
+        "Proposals per level before NMS, in training."),
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": Key(6000, DETECTOR,
+        "Proposals per level before NMS, in testing."),
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": Key(2000, DETECTOR,
+        "Proposals per image after NMS, in training."),
+    "MODEL.RPN.POST_NMS_TOPK_TEST": Key(1000, DETECTOR,
+        "Proposals per image after NMS, in testing."),
+    "MODEL.RPN.NMS_THRESH": Key(0.7, DETECTOR, "IoU threshold of the NMS of proposals."),
+
+    # ---- RoI heads
+    "MODEL.ROI_HEADS.NAME": Key("Res5ROIHeads", DETECTOR,
+        "The last stage of the net per region (`Res5ROIHeads`, `PaperROIHeads`), or fully "
+        "connected layers (`StandardROIHeads`).",
+        choices=("Res5ROIHeads", "PaperROIHeads", "StandardROIHeads")),
+    "MODEL.ROI_HEADS.NUM_CLASSES": Key(80, DETECTOR, "Number of classes, without the background."),
+    "MODEL.ROI_HEADS.IN_FEATURES": Key(["res4"], DETECTOR,
+        "Feature maps that regions are pooled from."),
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": Key([0.5], DETECTOR,
+        "IoUs that separate background from foreground regions (see IOU_LABELS)."),
+    "MODEL.ROI_HEADS.IOU_LABELS": Key([0, 1], DETECTOR,
+        "Labels of the ranges that IOU_THRESHOLDS separate: 0 background, 1 foreground, -1 ignored "
+        "in the loss.", choices=([0, 1], [-1, 0, 1], [0, -1, 1])),
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": Key(512, DETECTOR,
+        "Regions per image that are sampled for the loss."),
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": Key(0.25, DETECTOR,
+        "Largest fraction of foreground regions in the loss."),
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": Key(0.05, DETECTOR, "Score threshold of detections."),
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": Key(0.5, DETECTOR,
+        "IoU threshold of the NMS of detections."),
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": Key(True, DETECTOR,
+        "Add the ground-truth boxes to the proposals in training."),
+    "MODEL.ROI_BOX_HEAD.NAME": Key("", DETECTOR,
+        "`FastRCNNConvFCHead` for StandardROIHeads.", choices=("", "FastRCNNConvFCHead")),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": Key("smooth_l1", DETECTOR,
+        "Loss of the box regression.", choices=("smooth_l1",)),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": Key(1.0, DETECTOR,
+        "Weight of the box regression loss."),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": Key((10.0, 10.0, 5.0, 5.0), DETECTOR,
+        "Scale of the regression targets (dx, dy, dw, dh)."),
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": Key(0.0, DETECTOR,
+        "Where smooth L1 changes from L2 to L1; 0 is L1."),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": Key("ROIAlignV2", DETECTOR,
+        "How regions are pooled.", choices=("ROIAlignV2", "ROIAlign", "ROIPool")),
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": Key(14, DETECTOR, "Side of a pooled region, in cells."),
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": Key(0, DETECTOR,
+        "Samples per cell and axis of RoIAlign; 0: as many as fit the size of the region."),
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": Key(0, DETECTOR, "Convolutions of the head.", choices=(0,)),
+    "MODEL.ROI_BOX_HEAD.NUM_FC": Key(0, DETECTOR, "Fully connected layers of StandardROIHeads."),
+    "MODEL.ROI_BOX_HEAD.FC_DIM": Key(1024, DETECTOR, "Width of the fully connected layers."),
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": Key(False, DETECTOR,
+        "Regress one box for all classes."),
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": Key(False, DETECTOR,
+        "Train other heads on predicted boxes (Detectron2 only).", choices=(False,)),
+
+    # ---- images and data
+    "INPUT.FORMAT": Key("BGR", ALL, "Order of the channels.", choices=("BGR", "RGB")),
+    "INPUT.MIN_SIZE_TRAIN": Key((800,), DETECTOR | LARGE,
+        "Shorter side of training images, in pixels."),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": Key("choice", DETECTOR | LARGE,
+        "Draw one of MIN_SIZE_TRAIN (`choice`), or any size between its two (`range`).",
+        choices=("choice", "range")),
+    "INPUT.MAX_SIZE_TRAIN": Key(1333, DETECTOR,
+        "Upper limit of the longer side of training images, in pixels."),
+    "INPUT.MIN_SIZE_TEST": Key(800, DETECTOR | LARGE, "Shorter side of test images, in pixels."),
+    "INPUT.MAX_SIZE_TEST": Key(1333, DETECTOR,
+        "Upper limit of the longer side of test images, in pixels."),
+    "INPUT.RANDOM_FLIP": Key("horizontal", ALL,
+        "Mirror each training image with probability 1/2.", choices=("horizontal", "none")),
+    "INPUT.CROP.ENABLED": Key(False, CLASSIFIER, "Crop training images."),
+    "INPUT.CROP.TYPE": Key("relative_range", CLASSIFIER,
+        "Classifiers need `absolute`.", choices=("relative_range", "absolute")),
+    "INPUT.CROP.SIZE": Key([0.9, 0.9], CLASSIFIER, "Height and width of a crop, equal, in pixels."),
+    "DATASETS.TRAIN": Key((), ALL,
+        "Datasets to train on, by name.", example=("voc_2007_trainval",)),
+    "DATASETS.TEST": Key((), ALL, "Datasets to evaluate on, by name.", example=("voc_2007_test",)),
+    "DATASETS.PROPOSAL_FILES_TRAIN": Key((), DETECTOR,
+        "One file of proposals per dataset of TRAIN.", example=("proposals.pkl",)),
+    "DATASETS.PROPOSAL_FILES_TEST": Key((), DETECTOR,
+        "One file of proposals per dataset of TEST.", example=("proposals.pkl",)),
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": Key(2000, DETECTOR,
+        "Precomputed proposals per training image."),
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": Key(1000, DETECTOR,
+        "Precomputed proposals per test image."),
+    "DATALOADER.NUM_WORKERS": Key(4, DETECTOR | LARGE,
+        "Processes per GPU that load images.", least=0),
+    "DATALOADER.ASPECT_RATIO_GROUPING": Key(True, DETECTOR,
+        "Batch portrait and landscape images separately."),
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": Key(True, DETECTOR,
+        "Skip training images without objects."),
+    "DATALOADER.SAMPLER_TRAIN": Key("TrainingSampler", DETECTOR,
+        "Order of the training images: shuffled.", choices=("TrainingSampler",)),
+
+    # ---- training
+    "SOLVER.IMS_PER_BATCH": Key(16, ALL, "Images per iteration, over all GPUs.", least=1),
+    "SOLVER.MAX_ITER": Key(40000, ALL, "Number of iterations.", least=1),
+    "SOLVER.BASE_LR": Key(0.001, ALL, "Learning rate before the first of STEPS.", least=0),
+    "SOLVER.STEPS": Key((30000,), ALL,
+        "Iterations at which the learning rate is multiplied by GAMMA."),
+    "SOLVER.GAMMA": Key(0.1, ALL, "Factor of the learning rate at each of STEPS."),
+    "SOLVER.LR_SCHEDULER_NAME": Key("WarmupMultiStepLR", ALL,
+        "Kind of schedule.", choices=("WarmupMultiStepLR",)),
+    "SOLVER.WARMUP_METHOD": Key("linear", ALL,
+        "How the learning rate rises.", choices=("linear", "constant")),
+    "SOLVER.WARMUP_FACTOR": Key(0.001, ALL, "Factor of BASE_LR at the first iteration."),
+    "SOLVER.WARMUP_ITERS": Key(1000, ALL, "Iterations of the warm-up."),
+    "SOLVER.MOMENTUM": Key(0.9, ALL, "Momentum of SGD."),
+    "SOLVER.NESTEROV": Key(False, ALL, "Use Nesterov momentum."),
+    "SOLVER.WEIGHT_DECAY": Key(0.0001, ALL, "Weight decay."),
+    "SOLVER.WEIGHT_DECAY_NORM": Key(0.0, ALL, "Weight decay of normalisation layers."),
+    "SOLVER.WEIGHT_DECAY_BIAS": Key(None, ALL, "Weight decay of biases; None: WEIGHT_DECAY."),
+    "SOLVER.BIAS_LR_FACTOR": Key(1.0, ALL, "Factor of the learning rate of biases."),
+    "SOLVER.CLIP_GRADIENTS.ENABLED": Key(False, ALL, "Clip gradients."),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": Key("value", ALL,
+        "Clip each value, or the norm of each parameter's gradient.", choices=("value", "norm")),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": Key(1.0, ALL, "Largest absolute value, or largest norm."),
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": Key(2.0, ALL, "p of the p-norm."),
+    "SOLVER.AMP.ENABLED": Key(False, ALL, "Train in mixed precision."),
+    "SOLVER.CHECKPOINT_PERIOD": Key(5000, ALL, "Iterations between checkpoints.", least=1),
+
+    # ---- testing
+    "TEST.EVAL_PERIOD": Key(0, ALL, "Iterations between evaluations; 0: only at the end.", least=0),
+    "TEST.EXPECTED_RESULTS": Key([], ALL,
+        "[[task, metric, value, tolerance], ...]: the run fails if a result differs by more.",
+        example=[["bbox", "AP", 38.5, 0.2]]),
+    "TEST.DETECTIONS_PER_IMAGE": Key(100, DETECTOR, "Max detections per image."),
+    "TEST.PRECISE_BN.ENABLED": Key(False, CLASSIFIER,
+        "Recompute the statistics of batch norms after training (precise BN)."),
+    "TEST.PRECISE_BN.NUM_ITER": Key(200, CLASSIFIER,
+        "Batches that precise BN averages over.", least=1),
+    "TEST.AUG.ENABLED": Key(False, LARGE,
+        "Test fully convolutionally at several scales (Table 4)."),
+    "TEST.AUG.MIN_SIZES": Key((400, 500, 600, 700, 800, 900, 1000, 1100, 1200), LARGE,
+        "Shorter sides of the multi-scale test, in pixels."),
+    "TEST.AUG.FLIP": Key(True, LARGE, "Also test the mirrored image at each scale."),
 }
+# fmt: on
 
-
-# Heads that MASK_ON and KEYPOINT_ON switch off: their keys say nothing here, as in Detectron2.
+# What is in lists that only Detectron2 honours and whose default does not show it.
+DETECTRON2_EXAMPLES = {
+    "MODEL.ANCHOR_GENERATOR.ANGLES": [[-90.0, 0.0, 90.0]],
+    "TEST.KEYPOINT_OKS_SIGMAS": [0.026, 0.025],
+}
+# Heads that MASK_ON and KEYPOINT_ON switch off: their keys have no effect, as in Detectron2.
 SWITCHED_OFF = ("MODEL.ROI_MASK_HEAD.", "MODEL.ROI_KEYPOINT_HEAD.")
 
 
-def add_resnet_det_config(cfg):
-    """Add the node ``RESNET_DET`` to a config, Detectron2's or ours."""
-    cfg.RESNET_DET = type(cfg)()  # yacs merges nodes of one class only
-    # Config of the classifier that MODEL.WEIGHTS comes from: it is trained first where that file
-    # does not exist. Like all paths, relative to the working folder.
-    cfg.RESNET_DET.PRETRAIN = ""
-    # Layers that start fresh, whatever MODEL.WEIGHTS holds: the first parts of their parameters'
-    # names, such as ("fc6", "fc7") or ("roi_heads.box_predictor",). Any other miss is an error.
-    cfg.RESNET_DET.NEW_LAYERS = ()
-    # Train on objects that VOC marks as difficult. Detectron2 does, py-faster-rcnn does not.
-    cfg.RESNET_DET.USE_DIFFICULT = True
-    # Classes of checkpoints and datasets are matched by name. True: by their order, where the same
-    # classes have other names; their numbers must be equal.
-    cfg.RESNET_DET.CLASSES_BY_ORDER = False
-    # Leave out broken training images and annotations, with a count, instead of ending the run.
-    cfg.RESNET_DET.SKIP_BAD_DATA = False
-    # Decode the test images before training and stop if one is unusable; what was decoded before is
-    # not decoded again (resnet_det/data/image_check.py). Images in tar shards are not checked.
-    cfg.RESNET_DET.CHECK_IMAGES = True
-    # Zero pixels around a classifier's training image before the crop (4 on CIFAR, section 4.2).
-    cfg.RESNET_DET.CROP_PADDING = 0
-    # Subtract the mean image of a classifier's training set (section 4.2) instead of PIXEL_MEAN,
-    # which must be its mean: a detector on these weights subtracts that. Checkpoints carry it.
-    cfg.RESNET_DET.PER_PIXEL_MEAN = False
-    # Warm-up by a rule (section 4.2, 110 layers): a classifier stays at WARMUP_FACTOR * BASE_LR
-    # until its running training error is below so many per cent. 0: by WARMUP_ITERS.
-    cfg.RESNET_DET.WARMUP_UNTIL_ERROR = 0.0
-    # AlexNet's colour augmentation of a classifier's training images (section 3.4).
-    cfg.RESNET_DET.COLOR_PCA = False
-    # Crops of a classifier's test image: 1 (the centre) or 10 (with the corners, and mirrored).
-    cfg.RESNET_DET.TEST_CROPS = 1
-    # Further checkpoints, each of which carries its config, for a test together with MODEL.WEIGHTS:
-    # classifiers (Table 5: the mean of their softmax) or detectors (Appendix B).
-    cfg.RESNET_DET.ENSEMBLE = ()
-    # Fold constant batch norms, compute no cell that nobody reads, keep channels last: the same
-    # results and checkpoints sooner (resnet_det/nets/fast.py). False to compare.
-    cfg.RESNET_DET.FAST = True
-    # Iterations of the 4 steps of alternating training (tools/train_alternating.py): RPN, Fast
-    # R-CNN, RPN, Fast R-CNN. The released code's for VOC 07.
-    cfg.RESNET_DET.ALTERNATING = (80000, 40000, 80000, 40000)
-    # Appendix B (Table 9), see resnet_det/detector/appendix.py. Context is a part of the net, for
-    # training and test; the others are for the test alone.
-    cfg.RESNET_DET.GLOBAL_CONTEXT = False
-    cfg.RESNET_DET.BOX_REFINEMENT = False
-    cfg.RESNET_DET.MULTI_SCALE_TEST = ()  # shorter sides, ascending; the paper's 200, 400 ... 1000
+def add_resnet_det_config(cfg: CfgNode) -> None:
+    """Add the node ``RESNET_DET`` with its defaults to a config, Detectron2's or ours."""
+    _add(cfg, "RESNET_DET.")
 
 
-def get_cfg():
-    """A fresh config with the defaults; a key that is not in it is refused when merging."""
+def get_cfg() -> CfgNode:
+    """A new config with the defaults. Merging a key that it does not have is an error."""
     cfg = CfgNode()
-    cfg.MODEL = CfgNode()
-    cfg.MODEL.DEVICE = "cuda"  # the CPU where there is no GPU
-    cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.PIXEL_MEAN = [103.530, 116.280, 123.675]
-    cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]
-    cfg.MODEL.BACKBONE = CfgNode({"NAME": "build_resnet_backbone", "FREEZE_AT": 2})
-    cfg.MODEL.RESNETS = CfgNode({"DEPTH": 50, "OUT_FEATURES": ["res4"], "STRIDE_IN_1X1": True})
-    cfg.MODEL.FPN = CfgNode({"IN_FEATURES": [], "OUT_CHANNELS": 256})
-    cfg.MODEL.PROPOSAL_GENERATOR = CfgNode({"MIN_SIZE": 0})
-    cfg.MODEL.ANCHOR_GENERATOR = CfgNode()
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32, 64, 128, 256, 512]]
-    cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0, 2.0]]
-    cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.0
-    cfg.MODEL.RPN = CfgNode()
-    cfg.MODEL.RPN.IN_FEATURES = ["res4"]
-    cfg.MODEL.RPN.BOUNDARY_THRESH = -1
-    cfg.MODEL.RPN.IOU_THRESHOLDS = [0.3, 0.7]
-    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 256
-    cfg.MODEL.RPN.POSITIVE_FRACTION = 0.5
-    cfg.MODEL.RPN.BBOX_REG_LOSS_WEIGHT = 1.0
-    cfg.MODEL.RPN.BBOX_REG_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-    cfg.MODEL.RPN.SMOOTH_L1_BETA = 0.0
-    cfg.MODEL.RPN.LOSS_WEIGHT = 1.0
-    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = 12000
-    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = 6000
-    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 2000
-    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 1000
-    cfg.MODEL.RPN.NMS_THRESH = 0.7
-    cfg.MODEL.RPN.CONV_DIMS = [-1]
-    cfg.MODEL.ROI_HEADS = CfgNode()
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
-    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
-    cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS = [0.5]
-    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 512
-    cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 0.25
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.05
-    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 0.5
-    cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = True
-    cfg.MODEL.ROI_BOX_HEAD = CfgNode()
-    cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
-    cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-    cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA = 0.0
-    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 14
-    cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = 0
-    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 0
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 1024
-    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = False
-
-    cfg.INPUT = CfgNode()
-    cfg.INPUT.MIN_SIZE_TRAIN = (800,)
-    cfg.INPUT.MAX_SIZE_TRAIN = 1333
-    cfg.INPUT.MIN_SIZE_TEST = 800
-    cfg.INPUT.MAX_SIZE_TEST = 1333
-    cfg.INPUT.CROP = CfgNode({"SIZE": [0.9, 0.9]})
-
-    cfg.DATASETS = CfgNode({"TRAIN": (), "TEST": ()})
-    cfg.DATASETS.PROPOSAL_FILES_TRAIN = ()
-    cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN = 2000
-    cfg.DATASETS.PROPOSAL_FILES_TEST = ()
-    cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = 1000
-    cfg.DATALOADER = CfgNode({"NUM_WORKERS": 4})
-    cfg.DATALOADER.ASPECT_RATIO_GROUPING = True
-    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
-
-    cfg.SOLVER = CfgNode()
-    cfg.SOLVER.MAX_ITER = 40000
-    cfg.SOLVER.BASE_LR = 0.001
-    cfg.SOLVER.MOMENTUM = 0.9
-    cfg.SOLVER.NESTEROV = False
-    cfg.SOLVER.WEIGHT_DECAY = 0.0001
-    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
-    cfg.SOLVER.WEIGHT_DECAY_BIAS = None  # as WEIGHT_DECAY
-    cfg.SOLVER.BIAS_LR_FACTOR = 1.0
-    cfg.SOLVER.GAMMA = 0.1
-    cfg.SOLVER.STEPS = (30000,)
-    cfg.SOLVER.WARMUP_FACTOR = 1.0 / 1000
-    cfg.SOLVER.WARMUP_ITERS = 1000
-    cfg.SOLVER.CHECKPOINT_PERIOD = 5000
-    cfg.SOLVER.IMS_PER_BATCH = 16
-    cfg.SOLVER.CLIP_GRADIENTS = CfgNode({"ENABLED": False, "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0})
-    cfg.SOLVER.AMP = CfgNode({"ENABLED": False})
-
-    cfg.TEST = CfgNode()
-    cfg.TEST.EXPECTED_RESULTS = []
-    cfg.TEST.EVAL_PERIOD = 0
-    cfg.TEST.DETECTIONS_PER_IMAGE = 100
-    # Fully convolutional testing at several scales: classifiers only.
-    cfg.TEST.AUG = CfgNode({"FLIP": True})
-    cfg.TEST.AUG.MIN_SIZES = (400, 500, 600, 700, 800, 900, 1000, 1100, 1200)
-    cfg.TEST.PRECISE_BN = CfgNode({"ENABLED": False, "NUM_ITER": 200})
-
-    cfg.OUTPUT_DIR = "./output"
-    cfg.SEED = -1
-    cfg.CUDNN_BENCHMARK = False
-
-    for key, values in CHOICES.items():
-        *nodes, leaf = key.split(".")
-        node = cfg
-        for name in nodes:
-            node = node[name]
-        node[leaf] = values[0]
-    add_resnet_det_config(cfg)
+    _add(cfg)
     return cfg
 
 
-def flatten(node, prefix=""):
+def _add(cfg: CfgNode, prefix: str = "") -> None:
+    for path, key in KEYS.items():
+        if not path.startswith(prefix):
+            continue
+        *nodes, leaf = path.split(".")
+        node = cfg
+        for name in nodes:
+            if name not in node:
+                node[name] = type(cfg)()  # yacs merges nodes of one class only
+            node = node[name]
+        node[leaf] = copy.deepcopy(key.default)
+
+
+def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested config -> dict of dotted key -> value."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")

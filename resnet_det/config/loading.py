@@ -1,91 +1,147 @@
-"""The configuration: Detectron2's YAML language, in the part that the embedded engine honours.
+"""Read configs: files with their ``_BASE_``, command lines, and the configs in checkpoints.
 
-Names, defaults and meaning are Detectron2's. What Detectron2 cannot say lives in ``RESNET_DET``.
+The language is Detectron2's YAML, in the part that the embedded engine honours
+(:data:`.defaults.KEYS`).
 """
 
-import logging
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from fvcore.common.config import CfgNode
 
-from .checks import check_batch, check_keys, check_values
+from ..hints import did_you_mean
+from .checks import check_batch, check_keys, check_values, resolve_device
 from .defaults import SWITCHED_OFF, ConfigError, flatten, get_cfg
 from .messages import examples, explained, fits, wrong_value
 
-logger = logging.getLogger(__name__)
+# Of one file. YAML's parser takes quadratic time on some files, and anchors can make a few lines
+# hold themselves or millions of values.
+MAX_BYTES = 2**16
+MAX_VALUES = 10_000
 
 
-MOST_BYTES = 2**16  # of a config: YAML's parser takes the square of some files' lengths
+def packaged_configs() -> Path:
+    """The folder of our configs: in the package if it was installed, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
-class _Small(CfgNode):
-    """Opens files, not devices or addresses, of a config's size; those of ``_BASE_`` too."""
+def find_config(path: str | Path, named_by: str = "", beside: str | Path = "") -> Path:
+    """The config file ``path``: as given, or else among the packaged configs.
 
-    @classmethod
-    def _open_cfg(cls, filename):
-        path = Path(filename)
-        if not path.is_file() or path.stat().st_size > MOST_BYTES:
-            raise OSError(f"{filename} is no file of at most {MOST_BYTES} bytes")
-        return open(path, encoding="utf-8")
+    Both "configs/quickstart.yaml" and "quickstart.yaml" name the packaged quickstart.
+
+    Args:
+        named_by: what gave the path, such as a key, for the error message.
+        beside: the folder that a relative path is relative to; by default the working folder.
+
+    Raises:
+        ConfigError: no such file; says where it was looked for.
+    """
+    given, ours = Path(beside, os.path.expanduser(path)), packaged_configs()
+    if os.path.isfile(given):
+        return given
+    name = Path(path)
+    if name.parts[:1] == ("configs",):
+        name = name.relative_to("configs")
+    if os.path.isfile(ours / name):
+        return ours / name
+    known = [str(file.relative_to(ours)) for file in sorted(ours.rglob("*.yaml"))]
+    raise ConfigError(
+        f"{named_by}{': ' if named_by else ''}{path}: no such config file, neither in "
+        f"{given.absolute().parent} nor in {ours}{did_you_mean(str(name), known)}"
+    )
 
 
-def _read(path):
-    """The YAML file with its ``_BASE_`` chain merged, as a dict of dotted key -> value."""
-    if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such config file")
+def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a YAML config merged into its ``_BASE_``, one file or a list of files.
+
+    A base is looked up beside the file that names it, then by :func:`find_config`. Nothing is
+    fetched, and YAML tags that run code are errors.
+
+    Args:
+        path: of an existing file.
+        children: the files, from the outermost on, that have this one as a base.
+
+    Returns:
+        nested dict, as YAML builds it.
+
+    Raises:
+        ConfigError: a file is unreadable, is its own base, or names an absent one.
+    """
+    path = Path(path)
+    if path.resolve() in children:
+        raise ConfigError(f"{path}: is its own _BASE_")
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"{path}: has more than {MAX_BYTES} bytes")
     try:
-        content = _Small.load_yaml_with_base(str(path))
-    except Exception as error:  # of yaml, of what it constructs, of the merge with the base
-        raise ConfigError(f"{path}: {unreadable(error)}") from error
-    return {k: v for k, v in _flat(content, path).items() if not k.startswith(SWITCHED_OFF)}
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except Exception as error:  # of the codec, of yaml, and of what yaml constructs
+        code = " (write out values that are computed by code)" * ("python/" in str(error))
+        raise ConfigError(f"{path}: not a readable YAML config{code}: {_short(error)}") from error
+    _check_content(content, path)
+    bases = content.pop("_BASE_", [])
+    merged: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            raise ConfigError(f"{path}: _BASE_: {base!r}: give the name of a file")
+        found = find_config(base, f"{path}: _BASE_", path.parent)
+        _merge_nested(merged, read_yaml(found, (*children, path.resolve())), path)
+    _merge_nested(merged, content, path)
+    return merged
 
 
-MOST_VALUES = 10_000  # in one config
+def _merge_nested(base: dict[str, Any], content: dict[str, Any], path: Path) -> None:
+    """Copies every dict, so that YAML anchors do not tie keys together."""
+    for key, value in content.items():
+        if not isinstance(value, dict):
+            base[key] = value
+        elif isinstance(base.setdefault(key, {}), dict):
+            _merge_nested(base[key], value, path)
+        else:
+            raise ConfigError(f"{path}: {key}: is a single value in the _BASE_")
 
 
-def _flat(content, where):
-    """What YAML gave, as :func:`flatten`; anchors can make a few lines hold themselves or millions."""
+def _check_content(content: Any, where: str | Path) -> None:
+    """Raise ConfigError unless YAML built a dict of values of which keys can be made."""
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: not a YAML config: give keys and values such as MODEL: ...")
-    stack, count = [content], 0
+    stack: list[Any] = [content]
+    count = 0
     while stack:
         value, count = stack.pop(), count + 1
-        if count > MOST_VALUES:
-            raise ConfigError(f"{where}: holds itself, or more than {MOST_VALUES} values")
+        if count > MAX_VALUES:
+            raise ConfigError(f"{where}: contains itself, or more than {MAX_VALUES} values")
         if isinstance(value, dict):
             stack += [*value, *value.values()]
         elif isinstance(value, list | tuple):
             stack += value
         elif isinstance(value, str):
-            if len(value) > MOST_VALUES or (not value.isascii() and _unprintable(value)):
-                raise ConfigError(f"{where}: holds a text that is too long or no Unicode")
+            if len(value) > MAX_VALUES or _has_surrogates(value):
+                raise ConfigError(f"{where}: contains a string that is too long or not Unicode")
         elif value is not None and type(value) not in (bool, int, float):
-            raise ConfigError(f"{where}: holds a {type(value).__name__}, which no key takes")
+            raise ConfigError(f"{where}: contains a {type(value).__name__}, which no key takes")
         elif type(value) is int and abs(value) >= 2**63:
-            raise ConfigError(f"{where}: holds a number of more than 63 bits")
-    return flatten(content)
+            raise ConfigError(f"{where}: contains a number of more than 63 bits")
 
 
-def _unprintable(text):
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
+def _has_surrogates(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def unreadable(error):
-    """What to say of a file that yaml refuses, by its error."""
-    code = "python/object" in str(error)
-    hint = " (one that runs code is refused: write the values out)" if code else ""
-    return f"not a readable YAML config{hint}: {_short(error)}"
+def _short(error: Exception) -> str:
+    text = str(error)
+    return ascii(text)[1:-1][:500] if _has_surrogates(text) else text[:500]
 
 
-def _short(error):
-    return ascii(str(error))[1:-1][:500] if _unprintable(str(error)) else str(error)[:500]
-
-
-def _merge(cfg, content, where):
-    """Merge dotted keys and values into ``cfg``, refusing what it does not know."""
+def _merge(cfg: CfgNode, content: Mapping[str, Any], where: str | Path) -> None:
+    """Merge dotted keys and values into ``cfg``; unknown keys and wrong types are errors."""
     defaults, built = flatten(cfg), examples(flatten(get_cfg()))
-    check_keys(content, defaults, where)
+    check_keys(content, defaults, str(where))
     for key, value in content.items():
         if value in (None, "None") and defaults[key] is not None:
             raise ConfigError(f"{where}: {key}: has no value")
@@ -94,54 +150,64 @@ def _merge(cfg, content, where):
         for key, value in flatten(cfg).items():
             if not fits(value, built[key]):
                 raise ConfigError(wrong_value(key, value, built[key]))
-    except Exception as error:  # yacs asserts, and evaluates texts as Python's literals
+    except Exception as error:  # yacs asserts, and evaluates strings as Python literals
         raise ConfigError(f"{where}: {explained(_short(error), built)}") from error
 
 
-def load_config(path, overrides=()):
-    """Read a YAML file with its ``_BASE_`` chain and trailing ``KEY VALUE`` overrides.
+def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
+    """Read a YAML file (:func:`find_config`, :func:`read_yaml`) and overrides KEY, VALUE, ...
 
     Returns:
-        CfgNode: frozen and checked.
+        CfgNode: checked and frozen; ``MODEL.DEVICE`` is "cpu" where there is no GPU.
 
     Raises:
         ConfigError: names the file or the key, and the nearest valid key or values.
     """
-    cfg = get_cfg()
-    _merge(cfg, _read(path), path)
-    return _finish(cfg, overrides)
+    flat = flatten(read_yaml(find_config(path)))
+    return _load({k: v for k, v in flat.items() if not k.startswith(SWITCHED_OFF)}, path, overrides)
 
 
-def embedded_part(cfg):
-    """The keys of ``cfg``, Detectron2's or ours, that the embedded engine knows, as YAML."""
+def parse_config(text: str, where: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
+    """The config that :func:`embedded_part` wrote, loaded as :func:`load_config` does.
+
+    Args:
+        where: its source, such as a checkpoint's path, for error messages.
+    """
+    return _load(parse_text(text, where), where, overrides)
+
+
+def parse_text(text: str, where: str | Path) -> dict[str, Any]:
+    """What :func:`embedded_part` wrote, unchecked, as :func:`flatten` returns it.
+
+    MODEL.DEVICE is left out: it belongs to the machine that wrote the text.
+    """
+    try:
+        content = yaml.safe_load(text[:MAX_BYTES])
+    except Exception as error:  # of yaml, of what it constructs
+        raise ConfigError(f"{where}: its config is not YAML: {_short(error)}") from error
+    _check_content(content, where)
+    flat = flatten(content)
+    flat.pop("MODEL.DEVICE", None)
+    return flat
+
+
+def embedded_part(cfg: CfgNode) -> str:
+    """The keys of a config, Detectron2's or ours, that the embedded engine knows, as YAML."""
     known, theirs = get_cfg(), flatten(cfg)
     pairs = [(key, theirs[key]) for key in flatten(known) if key in theirs]
     known.merge_from_list([x for pair in pairs for x in pair])
     return known.dump()
 
 
-def parse_text(text, where):
-    """What :func:`embedded_part` wrote, unchecked, as :func:`flatten`; ``where`` names its source."""
-    try:
-        content = yaml.safe_load(text[:MOST_BYTES])
-    except Exception as error:  # of yaml, of what it constructs
-        raise ConfigError(f"{where}: its config is no YAML: {_short(error)}") from error
-    return _flat(content, where)
-
-
-def parse_config(text, where, overrides=()):
-    """The config that :func:`embedded_part` wrote, as :func:`load_config`; ``where`` names its source."""
+def _load(content: Mapping[str, Any], where: str | Path, overrides: Sequence[Any]) -> CfgNode:
     cfg = get_cfg()
-    _merge(cfg, parse_text(text, where), where)
-    return _finish(cfg, overrides)
-
-
-def _finish(cfg, overrides):
+    _merge(cfg, content, where)
     overrides, images = list(overrides), cfg.SOLVER.IMS_PER_BATCH
     if len(overrides) % 2:
         raise ConfigError(f"overrides {overrides}: give pairs KEY VALUE")
     _merge(cfg, dict(zip(overrides[::2], overrides[1::2])), "command line")
     check_values(cfg)
+    resolve_device(cfg)
     check_batch(cfg, images, overrides)
     cfg.freeze()
     return cfg

@@ -1,45 +1,23 @@
-"""Is a config's value built as the default of its key? If not: what to write instead."""
+"""Error messages about values of the wrong type: what the key takes and what to write instead."""
 
 import ast
 import contextlib
-import difflib
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
-# What may stand in the lists whose default does not say it.
-_EXAMPLES = {
-    "DATASETS.TRAIN": ("voc_2007_trainval",),
-    "DATASETS.TEST": ("voc_2007_test",),
-    "DATASETS.PROPOSAL_FILES_TRAIN": ("proposals.pkl",),
-    "DATASETS.PROPOSAL_FILES_TEST": ("proposals.pkl",),
-    "MODEL.ANCHOR_GENERATOR.SIZES": [[32.0, 64.0, 128.0]],
-    "MODEL.ANCHOR_GENERATOR.ANGLES": [[-90.0, 0.0, 90.0]],
-    "MODEL.FPN.IN_FEATURES": ["res2"],
-    "TEST.EXPECTED_RESULTS": [["bbox", "AP", 38.5, 0.2]],
-    "TEST.KEYPOINT_OKS_SIGMAS": [0.026, 0.025],
-    "RESNET_DET.ENSEMBLE": ("other.pth",),
-    "RESNET_DET.MULTI_SCALE_TEST": (400, 600, 800),
-    "RESNET_DET.NEW_LAYERS": ("fc6",),
-}
+from .defaults import DETECTRON2_EXAMPLES, KEYS
 
 
-def examples(known):
-    """The defaults, with an example in the place of those that do not say what they take.
-
-    Args:
-        known: dict of all keys and their defaults.
-    """
-    return known | {key: value for key, value in _EXAMPLES.items() if key in known}
+def examples(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults by dotted key, replaced by an example where they do not show what a key takes."""
+    shown = DETECTRON2_EXAMPLES | {k: key.example for k, key in KEYS.items() if key.example}
+    return {key: shown.get(key, default) for key, default in defaults.items()}
 
 
-def near_it(word, known):
-    """ "; near it: ..." of the nearest words, or nothing where none is near."""
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    return f"; near it: {', '.join(near)}" if near else ""
-
-
-def fits(value, default):
-    """Whether a value is built as the default: numbers (finite), texts, lists of them, None."""
+def fits(value: Any, default: Any) -> bool:
+    """Whether a value has the type of the default: finite number, string, list of them, or None."""
     if isinstance(default, list | tuple):
         if not isinstance(value, list | tuple):
             return False
@@ -54,21 +32,21 @@ def fits(value, default):
     return finite or (default is None and value is None)
 
 
-def _is_row(default):
-    """Does each place of a list take something else?"""
+def _is_row(default: Any) -> bool:
+    """Whether the places of a list differ in type, so that its length is fixed too."""
     return len({type(part) for part in default}) > 1
 
 
-def wrong_value(key, value, default):
-    """Says that the value of a key is not built as its default, and what to write."""
+def wrong_value(key: str, value: Any, default: Any) -> str:
+    """The message for a value whose type is not its default's: what to write instead."""
     return f"{key}: {value!r}: takes {_kind(default)}{_instead(value, default)}"
 
 
-def explained(message, known):
-    """A message of yacs; one about a value's type is put as by :func:`wrong_value`.
+def explained(message: str, known: Mapping[str, Any]) -> str:
+    """An error message of yacs, rewritten as :func:`wrong_value` if it is about a value's type.
 
     Args:
-        known: dict of all keys and their defaults.
+        known: default of each dotted key.
     """
     pattern = r"Type mismatch .*with values \(.* vs\. (.*)\) for config key: (\S+)"
     found = re.search(pattern, message, re.DOTALL)
@@ -78,7 +56,7 @@ def explained(message, known):
     if key not in known:
         under = next((other for other in known if other.startswith(f"{key}.")), "")
         return f"{key}: {value}: is a group of keys, such as {under}"
-    with contextlib.suppress(ValueError, SyntaxError):  # else it is a text
+    with contextlib.suppress(ValueError, SyntaxError):  # else it is a string
         value = ast.literal_eval(value)
     return wrong_value(key, value, known[key])
 
@@ -87,12 +65,12 @@ _KINDS = {
     bool: ("True or False", "True or False"),
     int: ("a whole number", "whole numbers"),
     float: ("a number", "numbers"),
-    str: ("a text", "texts"),
+    str: ("a string", "strings"),
     type(None): ("a number or None", "numbers"),
 }
 
 
-def _kind(default, several=False):
+def _kind(default: Any, several: bool = False) -> str:
     if isinstance(default, list | tuple):
         if _is_row(default):
             return "rows"
@@ -102,12 +80,12 @@ def _kind(default, several=False):
     return _KINDS[type(default)][several]
 
 
-def _whole(value):
+def _whole(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
-def _instead(value, default):
-    """Quoted as a shell needs it; YAML reads it so too."""
+def _instead(value: Any, default: Any) -> str:
+    """What to write, quoted for a shell; YAML reads it as well."""
     if isinstance(default, list | tuple):
         whole = [_whole(part) for part in value] if isinstance(value, list | tuple) else []
         if whole and fits(whole, default):

@@ -1,10 +1,10 @@
 """The datasets by name: Detectron2's names and folder layout, the paper's others, and synthetic ones."""
 
-import difflib
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..hints import did_you_mean
 from ..records import DatasetError
 from .check import Report
 from .classification.cifar10 import SPLITS as CIFAR10_SPLITS
@@ -122,15 +122,13 @@ def _find(name: str, task: str | None = None) -> DatasetSpec:
     spec = DATASETS.get(name)
     if spec and task in (None, spec.task):
         return spec
-    known = dataset_names(task)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    hint = did_you_mean(name, dataset_names(task), list_all=True)
     what = (
         f"{name!r} is a dataset for {spec.task}, not {task}"
         if spec
         else f"unknown dataset {name!r}"
     )
-    raise UnknownDataset(f"{what}; {hint}")
+    raise UnknownDataset(f"{what}{hint}")
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -21,9 +21,9 @@ from ..detector.build import net_name
 from ..nets import build_net
 from ..training import alone_in, distributed
 from ..weights.loading import read
+from . import embedded
 from .checks import check_output, check_trainable
 from .provenance import checkpoint_facts
-from .run import device_name
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +100,9 @@ def _propose(cfg, step):
     for name in cfg.DATASETS.TRAIN:
         path = proposal_file(cfg, index, name)
         if not distributed.all_gather_objects(path.exists())[0]:
-            embedded = parse_config(embedded_part(step), step.OUTPUT_DIR)
-            embedded.propose(embedded, name, str(path))
+            device = ["MODEL.DEVICE", step.MODEL.DEVICE]
+            own = parse_config(embedded_part(step), step.OUTPUT_DIR, device)
+            embedded.propose(own, name, str(path))
             logger.info("wrote %s", path)
 
 
@@ -162,7 +163,7 @@ def train(engine, cfg, resume=False):
             the engine's ``train``.
         FolderInUse: another run goes on in ``OUTPUT_DIR``.
     """
-    distributed.init(device_name(cfg))
+    distributed.init(cfg.MODEL.DEVICE)
     steps = _steps(engine, cfg, resume)
     engine.check(cfg, resume)  # of the test sets, which the steps leave out
     with alone_in(cfg.OUTPUT_DIR):

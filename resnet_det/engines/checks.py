@@ -1,37 +1,61 @@
-"""What is refused in a config or an output folder, whichever the engine."""
+"""Checks of a config and its output folder that need the data or several keys, for both engines."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ..config.defaults import ConfigError, get_cfg
+from fvcore.common.config import CfgNode
+
+from ..config.checks import check_users
+from ..config.defaults import LARGE, SMALL, ConfigError
+from ..data.catalog import classification_spec
 from ..data.image_check import unusable
 from ..data.loader import check_share
+from ..detector.net_keys import net_options
+from ..nets import meta_net
 from ..records import together
 from ..training import distributed
 from ..training.schedule import check_steps
 
-# Keys of RESNET_DET that a detector refuses.
-FOR_CLASSIFIERS = (
-    "CROP_PADDING", "PER_PIXEL_MEAN", "WARMUP_UNTIL_ERROR", "COLOR_PCA", "TEST_CROPS",
-)  # fmt: skip
 
-
-def refuse_classifier_keys(cfg):
-    """
-    Raises:
-        ConfigError: a detector's config sets a key that is for classifiers.
-    """
-    default = get_cfg().RESNET_DET
-    for key in FOR_CLASSIFIERS:
-        if cfg.RESNET_DET[key] != default[key]:
-            raise ConfigError(f"RESNET_DET.{key}: is for classifiers")
-
-
-def check_trainable(cfg, resume):
-    """Refuse to train on nothing or an ensemble, or in an earlier run's folder.
+def check_classifier(cfg: CfgNode) -> None:
+    """Raise unless a config is a classifier's and each key can be honoured.
 
     Raises:
-        ConfigError
+        ConfigError: names the key.
+        UnknownDataset: names the nearest classification datasets.
     """
+    if cfg.MODEL.META_ARCHITECTURE != "Classifier":
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} is not a classifier: "
+            "train it with tools/train_net.py"
+        )
+    names = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
+    large = {classification_spec(name).large for name in names}
+    if len(large) > 1:
+        raise ConfigError(f"DATASETS: {sorted(names)}: some are of small images, some of large")
+    check_users(cfg, LARGE if True in large else SMALL)
+    if cfg.TEST.AUG.ENABLED and cfg.RESNET_DET.TEST_CROPS > 1:
+        raise ConfigError("TEST.AUG.ENABLED and RESNET_DET.TEST_CROPS: test whole images or crops?")
+    if cfg.TEST.AUG.ENABLED and cfg.RESNET_DET.PER_PIXEL_MEAN:
+        raise ConfigError("TEST.AUG.ENABLED: whole images have no RESNET_DET.PER_PIXEL_MEAN")
+    crop = cfg.INPUT.CROP
+    whole = all(type(side) is int and side > 0 for side in crop.SIZE)
+    if not crop.ENABLED or crop.TYPE != "absolute" or len(set(crop.SIZE)) != 1 or not whole:
+        raise ConfigError(
+            "INPUT.CROP: a classifier needs square crops of a size in pixels, such as "
+            "ENABLED: True, TYPE: absolute, SIZE: [32, 32]"
+        )
+    name = cfg.MODEL.BACKBONE.NAME
+    net = meta_net(name, **net_options(cfg, name))
+    if cfg.MODEL.RESNETS.NORM == "FrozenBN" and net.has_norm:
+        raise ConfigError("MODEL.RESNETS.NORM: FrozenBN learns no statistics; use BN to pretrain")
+    if cfg.TEST.PRECISE_BN.ENABLED and not net.has_batch_norm:
+        raise ConfigError("TEST.PRECISE_BN.ENABLED: this net has no batch normalisation")
+
+
+def check_trainable(cfg: CfgNode, resume: bool) -> None:
+    """Raise ConfigError without a training set, with an ensemble, or as :func:`check_output`."""
     if cfg.RESNET_DET.ENSEMBLE:
         raise ConfigError("RESNET_DET.ENSEMBLE: is for tests: give --eval-only")
     if not cfg.DATASETS.TRAIN:
@@ -39,40 +63,33 @@ def check_trainable(cfg, resume):
     check_output(cfg, resume)
 
 
-def check_schedule(cfg):
-    """Refuse SOLVER.STEPS that do not rise, and a batch that the processes cannot share equally.
-
-    Raises:
-        ValueError
-    """
+def check_schedule(cfg: CfgNode) -> None:
+    """Raise ValueError if SOLVER.STEPS do not rise or the processes cannot share a batch equally."""
     check_steps(cfg.SOLVER.STEPS)
     check_share(cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world)
 
 
-def check_output(cfg, resume):
-    """Refuse to write over an earlier run's checkpoints.
+def check_output(cfg: CfgNode, resume: bool) -> None:
+    """Raise ConfigError instead of overwriting an earlier run's checkpoints.
 
-    A run that was waited for may have saved some, so this comes again where the folder is held.
-
-    Raises:
-        ConfigError
+    Call this again while holding the lock: the run that we waited for may have saved checkpoints.
     """
     if not resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists():
         raise ConfigError(
             f"OUTPUT_DIR: {cfg.OUTPUT_DIR} holds the checkpoints of an earlier run: give --resume "
-            "to go on, or another OUTPUT_DIR, or remove it"
+            "to continue it, or another OUTPUT_DIR, or remove the folder"
         )
 
 
-def check_images(cfg, name, records):
-    """Decode the images of a test set, shared by all processes, unless they are known to be usable.
+def check_images(cfg: CfgNode, name: str, records: Sequence[dict[str, Any]]) -> None:
+    """Decode all images of a test set, shared by all processes, unless RESNET_DET.CHECK_IMAGES is off.
 
     Args:
-        name: of the set.
+        name: of the dataset.
         records: as :func:`resnet_det.data.image_check.unusable` takes them.
 
     Raises:
-        DatasetError: names the images that cannot be used, up to ten.
+        DatasetError: lists unusable images, up to ten.
     """
     if not cfg.RESNET_DET.CHECK_IMAGES:
         return
@@ -83,23 +100,22 @@ def check_images(cfg, name, records):
         raise together(name, faults)
 
 
-def check_testable(cfg):
-    """Refuse test sets for a net that proposes regions and detects nothing.
-
-    Raises:
-        ConfigError
-    """
+def check_testable(cfg: CfgNode) -> None:
+    """Raise ConfigError for test sets of a ProposalNetwork, which detects nothing."""
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" and cfg.DATASETS.TEST:
         raise ConfigError(
             f"DATASETS.TEST: {cfg.DATASETS.TEST}: a ProposalNetwork detects no objects: give ()"
         )
 
 
-def proposal_files(cfg, split):
-    """The files of precomputed proposals of DATASETS.``split``, as many as datasets, or none.
+def proposal_files(cfg: CfgNode, split: str) -> tuple[str, ...]:
+    """The files of precomputed proposals, one per dataset, or () without MODEL.LOAD_PROPOSALS.
+
+    Args:
+        split: "TRAIN" or "TEST".
 
     Raises:
-        ConfigError: another number.
+        ConfigError: there are more or fewer files than datasets.
     """
     names, files = cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
     if not cfg.MODEL.LOAD_PROPOSALS:
@@ -111,8 +127,8 @@ def proposal_files(cfg, split):
     return tuple(files)
 
 
-def test_files(cfg):
-    """[(name, its files of proposals: one, or none)] of each of DATASETS.TEST.
+def test_files(cfg: CfgNode) -> list[tuple[str, tuple[str, ...]]]:
+    """Each of DATASETS.TEST with its files of proposals: a tuple of one, or ().
 
     Raises:
         ConfigError: as :func:`proposal_files`.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import training
-from ..config.defaults import ConfigError, flatten, get_cfg
+from ..config.defaults import ConfigError
 from ..config.loading import parse_config
 from ..data.catalog import classification_spec
 from ..data.classification import large_images
@@ -19,12 +19,12 @@ from ..data.classification.small_images import SmallImages
 from ..detector.net_keys import net_options
 from ..evaluation import responses
 from ..evaluation.classification import count_errors, write_results
-from ..nets import build_net, meta_net
+from ..nets import build_net
 from ..nets.layers import rename_parameters
 from ..training import alone_in, distributed, precise_bn
 from ..weights.facts import check_facts
 from ..weights.loading import fit, read
-from .checks import check_images, check_output, check_schedule, check_trainable
+from .checks import check_classifier, check_images, check_output, check_schedule, check_trainable
 from .class_matching import check_resumed, keep_shared_classes, member_order, tested_places
 from .provenance import commit
 from .results import check_expected
@@ -53,63 +53,6 @@ class ClassifierLoss(nn.Module):
 # How far MODEL.PIXEL_MEAN may lie from the mean image's mean, in grey levels: those of CIFAR-10's
 # 50,000 training images and of 45,000 of them differ by 0.04.
 MEAN_TOLERANCE = 0.25
-
-# The keys that a classifier reads; another one that is set is refused.
-KEYS = (
-    "VERSION", "MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.META_ARCHITECTURE", "MODEL.PIXEL_",
-    "MODEL.BACKBONE.NAME", "MODEL.RESNETS.NORM", "MODEL.RESNETS.STRIDE_IN_1X1",
-    "MODEL.RESNETS.RES5_DILATION", "INPUT.FORMAT", "INPUT.RANDOM_FLIP", "INPUT.CROP.",
-    "DATASETS.TRAIN", "DATASETS.TEST", "SOLVER.", "TEST.EXPECTED_RESULTS", "TEST.EVAL_PERIOD", "TEST.PRECISE_BN.",
-    "OUTPUT_DIR", "SEED", "CUDNN_BENCHMARK", "RESNET_DET.SKIP_BAD_DATA", "RESNET_DET.ENSEMBLE",
-    "RESNET_DET.PER_PIXEL_MEAN", "RESNET_DET.WARMUP_UNTIL_ERROR", "RESNET_DET.CLASSES_BY_ORDER",
-)  # fmt: skip
-# Further ones, by the kind of image.
-SMALL_KEYS = ("RESNET_DET.CROP_PADDING",)
-LARGE_KEYS = (
-    "INPUT.MIN_SIZE_", "DATALOADER.NUM_WORKERS", "TEST.AUG.ENABLED", "TEST.AUG.MIN_SIZES",
-    "TEST.AUG.FLIP", "RESNET_DET.TEST_CROPS", "RESNET_DET.COLOR_PCA", "RESNET_DET.CHECK_IMAGES",
-)  # fmt: skip
-
-
-def _check_keys(cfg):
-    names = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
-    large = [classification_spec(name).large for name in names]
-    if len(set(large)) > 1:
-        raise ConfigError(f"DATASETS: {sorted(names)}: some are of small images, some of large")
-    own, others = (LARGE_KEYS, SMALL_KEYS) if any(large) else (SMALL_KEYS, LARGE_KEYS)
-    defaults = flatten(get_cfg())
-    for key, value in flatten(cfg).items():
-        if value != defaults[key] and key.startswith(others):
-            raise ConfigError(f"{key}: {value}: the images of {sorted(names)} do not use this key")
-        if value != defaults[key] and not key.startswith((*KEYS, *own)):
-            raise ConfigError(f"{key}: {value}: a classifier does not use this key")
-    if cfg.RESNET_DET.TEST_CROPS not in (1, 10):
-        raise ConfigError(f"RESNET_DET.TEST_CROPS: {cfg.RESNET_DET.TEST_CROPS}: is 1 or 10")
-    if cfg.RESNET_DET.TEST_CROPS > 1 and cfg.TEST.AUG.ENABLED:
-        raise ConfigError("TEST.AUG.ENABLED and RESNET_DET.TEST_CROPS: whole images or crops?")
-    if cfg.RESNET_DET.PER_PIXEL_MEAN and cfg.TEST.AUG.ENABLED:
-        raise ConfigError("TEST.AUG.ENABLED: whole images have no RESNET_DET.PER_PIXEL_MEAN")
-
-
-def _check(cfg):
-    if cfg.MODEL.META_ARCHITECTURE != "Classifier":
-        raise ConfigError(
-            f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} is no classifier: "
-            "train it with tools/train_net.py"
-        )
-    _check_keys(cfg)
-    crop = cfg.INPUT.CROP
-    whole = all(type(side) is int and side > 0 for side in crop.SIZE)
-    if not crop.ENABLED or crop.TYPE != "absolute" or len(set(crop.SIZE)) != 1 or not whole:
-        raise ConfigError(
-            "INPUT.CROP: a classifier takes square crops of a size in pixels: "
-            "ENABLED: True, TYPE: absolute, SIZE: [32, 32]"
-        )
-    name = cfg.MODEL.BACKBONE.NAME
-    if cfg.MODEL.RESNETS.NORM == "FrozenBN" and meta_net(name).has_norm:
-        raise ConfigError("MODEL.RESNETS.NORM: FrozenBN learns no statistics; use BN to pretrain")
-    if cfg.TEST.PRECISE_BN.ENABLED and not meta_net(name, **net_options(cfg, name)).has_batch_norm:
-        raise ConfigError("TEST.PRECISE_BN.ENABLED: this net has no batch normalisation")
 
 
 def _read(name, cfg, device, skip_bad=False):
@@ -289,7 +232,7 @@ def train(cfg, resume=False):
         ConfigError, DatasetError: the config or the data is wrong.
         FolderInUse: another run goes on in ``OUTPUT_DIR``.
     """
-    _check(cfg)
+    check_classifier(cfg)
     check_trainable(cfg, resume)
     check_schedule(cfg)
     if len(cfg.DATASETS.TRAIN) != 1:
@@ -370,7 +313,7 @@ def evaluate(cfg):
         ConfigError, DatasetError, WeightsError, FolderInUse: what was given is wrong, or another
             run goes on in ``OUTPUT_DIR``.
     """
-    _check(cfg)
+    check_classifier(cfg)
     if not cfg.DATASETS.TEST or not cfg.MODEL.WEIGHTS:
         raise ConfigError("DATASETS.TEST and MODEL.WEIGHTS: both are needed to evaluate")
     device, _ = setup(cfg)
@@ -406,7 +349,7 @@ def layer_responses(folder):
     if "config" not in facts:
         raise ConfigError(f"{weights}: carries no config of a classifier of ours")
     cfg = parse_config(facts["config"], weights, ["MODEL.WEIGHTS", str(weights)])
-    _check(cfg)
+    check_classifier(cfg)
     if not cfg.DATASETS.TEST:
         raise ConfigError(f"{weights}: its config has no DATASETS.TEST to take the responses on")
     device = start(cfg)

@@ -7,7 +7,8 @@ import torch
 from tqdm import tqdm
 
 from .. import training
-from ..config.defaults import ConfigError
+from ..config.checks import check_users
+from ..config.defaults import DETECTOR, ConfigError
 from ..config.loading import load_config, parse_config
 from ..data import check_names, load_dataset, load_datasets
 from ..data.detection import proposals
@@ -26,13 +27,12 @@ from .checks import (
     check_testable,
     check_trainable,
     proposal_files,
-    refuse_classifier_keys,
     test_files,
 )
 from .class_matching import check_number, check_resumed, keep_shared_classes, match_test_sets
 from .provenance import ensemble
 from .results import check_expected, publish, score
-from .run import device_name, make_datasets, run_training, setup
+from .run import make_datasets, run_training, setup
 
 __all__ = ["check", "check_schedule", "evaluate", "launch", "load_config", "predictor", "train"]
 
@@ -59,15 +59,7 @@ def _check(cfg):
             "train it with tools/pretrain.py"
         )
     check_testable(cfg)
-    if cfg.INPUT.CROP.ENABLED:
-        raise ConfigError("INPUT.CROP.ENABLED: the embedded engine does not crop for detectors")
-    if cfg.TEST.PRECISE_BN.ENABLED:
-        raise ConfigError(
-            "TEST.PRECISE_BN.ENABLED: the embedded engine has it for classifiers only"
-        )
-    if cfg.TEST.AUG.ENABLED:
-        raise ConfigError("TEST.AUG.ENABLED: the embedded engine has it for classifiers only")
-    refuse_classifier_keys(cfg)
+    check_users(cfg, DETECTOR)
 
 
 def _test_mapper(cfg):
@@ -354,7 +346,7 @@ def predictor(weights, overrides=()):
         )
     cfg = parse_config(facts["config"], weights, ["MODEL.WEIGHTS", str(weights), *overrides])
     _check(cfg)
-    device = torch.device(device_name(cfg))
+    device = torch.device(cfg.MODEL.DEVICE)
     classes = tuple(facts["classes"])
     model, _ = _trained(cfg, device, (state, facts))
     model = _in_test(model, cfg, device, classes).eval()

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from ..config.defaults import ConfigError
-from ..config.loading import load_config
+from ..config.loading import find_config, load_config
 from ..data import DatasetError, missing
 from ..detector.build import net_name
 from ..nets import NETS
@@ -39,8 +39,12 @@ def ensure_weights(cfg, check):
         return
     start(cfg)
     there = distributed.all_gather_objects(os.path.exists(cfg.MODEL.WEIGHTS))[0]
-    if there and not os.path.exists(path):
-        return
+    try:
+        path = find_config(path, "RESNET_DET.PRETRAIN")
+    except ConfigError:
+        if there:
+            return
+        raise
     pretrain = load_config(path, ["MODEL.DEVICE", cfg.MODEL.DEVICE])
     result = Path(pretrain.OUTPUT_DIR) / "model_final.pth"
     own = result.resolve() == Path(cfg.MODEL.WEIGHTS).resolve()

@@ -23,28 +23,19 @@ from .results import check_expected
 logger = logging.getLogger(__name__)
 
 
-def device_name(cfg):
-    """``MODEL.DEVICE``, or the CPU where that is a GPU and there is none."""
-    absent = cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()
-    return "cpu" if absent else cfg.MODEL.DEVICE
-
-
 def start(cfg):
     """Join the processes, and log to the terminal.
 
     Returns:
-        torch.device, of :func:`device_name`.
+        torch.device: ``MODEL.DEVICE``, and the process's own index of several GPUs.
     """
-    device = distributed.init(device_name(cfg))
+    device = distributed.init(cfg.MODEL.DEVICE)
     ours = logging.getLogger("resnet_det")
-    again = ours.hasHandlers()  # of an earlier run in this process, Detectron2's too
-    if not again:
+    if not ours.hasHandlers():  # an earlier run in this process, or Detectron2, may have added one
         terminal = logging.StreamHandler()
         terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         ours.addHandler(terminal)
         ours.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
-    if device.type == "cpu" and cfg.MODEL.DEVICE != "cpu" and not again:
-        logger.info("MODEL.DEVICE: %s, and there is none: using the CPU", cfg.MODEL.DEVICE)
     return device
 
 

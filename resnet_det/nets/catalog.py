@@ -1,6 +1,5 @@
 """Every net by its name, with the facts that hold for it: the only list of nets."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..hints import did_you_mean
 from .classifier import Classifier
 from .resnet import DEPTHS, cifar_resnet, imagenet_resnet
 from .vgg import CONVOLUTIONS, VGG
@@ -76,8 +76,7 @@ NETS: dict[str, NetSpec] = {
 def check_name(name: str) -> None:
     """Raise ValueError, with the nearest names, if there is no net ``name``."""
     if name not in NETS:
-        near = difflib.get_close_matches(name, NETS, n=3, cutoff=0.4)
-        raise ValueError(f"net {name!r} does not exist; near it: {', '.join(near or NETS)}")
+        raise ValueError(f"unknown net {name!r}{did_you_mean(name, NETS, list_all=True)}")
 
 
 def build_net(

@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 
 from ..config.defaults import flatten
-from ..config.loading import embedded_part, load_config, parse_config
+from ..config.loading import load_config
 from ..data import missing, shortfall
 from ..detector.build import build_model
 from ..engines import classifier
-from ..engines.run import device_name
 from .planning import ROOT
 
 FEW = 4  # images of a classifier that a measurement begins with
@@ -83,13 +82,13 @@ def _measured(cfg):
     """(seconds an image or None, what it rests on), in a process of its own for its memory's sake."""
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            images, seconds, memory = pool.submit(measure, embedded_part(cfg), LONG).result()
+            images, seconds, memory = pool.submit(measure, cfg, LONG).result()
     except RuntimeError as error:  # out of memory: torch's error, or the process was killed
         return None, f"cannot be measured: {str(error).splitlines()[0]}"
     return seconds / images, f"{seconds:.2f} s and {memory / 2**30:.1f} GiB for {images}"
 
 
-def measure(config, long):
+def measure(cfg, long):
     """Time training steps in float32 on random images: the median of three at most.
 
     On a CPU the processor's time is taken, by the number of threads: what else it does now does
@@ -99,14 +98,13 @@ def measure(config, long):
     is time, up to its batch: small batches are slow on a GPU, and large ones take minutes on a CPU.
 
     Args:
-        config: as YAML.
+        cfg: of the embedded engine.
         long: seconds after which no further step begins; two are made in any case.
 
     Returns:
         (images of a step, its seconds, peak bytes of all).
     """
-    cfg = parse_config(config, "config")
-    device = torch.device(device_name(cfg))
+    device = torch.device(cfg.MODEL.DEVICE)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.MODEL.META_ARCHITECTURE == "Classifier":
         model, sample = classifier.ClassifierLoss(classifier.build(cfg)), _crops

@@ -352,7 +352,7 @@ def test_the_mean_image_travels_with_the_checkpoint(folder, mean_image, monkeypa
         embedded.train(load_config("detector.yaml"))
     detector = load_config("detector.yaml", ["MODEL.PIXEL_MEAN", mean])
     assert "scenes_voc_test/bbox/AP50" in embedded.train(detector)
-    with pytest.raises(ConfigError, match="PER_PIXEL_MEAN: is for classifiers"):
+    with pytest.raises(ConfigError, match="PER_PIXEL_MEAN: True: .* only for classifiers"):
         embedded.train(load_config("detector.yaml", PER_PIXEL[:2]))
 
 
@@ -535,11 +535,14 @@ def test_metrics_of_several_processes_are_those_of_the_saved_classifier(folder):
     "overrides, words",
     [
         (["INPUT.FORMAT", "RGB"], "INPUT.FORMAT BGR, but the config says RGB"),
-        (["DATALOADER.NUM_WORKERS", 2], "DATALOADER.NUM_WORKERS.*do not use"),
+        (["DATALOADER.NUM_WORKERS", 2], "DATALOADER.NUM_WORKERS: 2: .* only for"),
         (["INPUT.CROP.ENABLED", False], "INPUT.CROP"),
         (["MODEL.RESNETS.NORM", "FrozenBN"], "learns no statistics"),
-        (["MODEL.RESNETS.RES5_DILATION", 2], "cifar_resnet20 has no conv5_x"),
-        (["MODEL.BACKBONE.NAME", "paper_vgg16"], "no batch normalisation"),
+        (["MODEL.RESNETS.RES5_DILATION", 2], "RES5_DILATION: 2: cifar_resnet20 takes 1"),
+        (
+            ["MODEL.BACKBONE.NAME", "paper_vgg16", "MODEL.RESNETS.NORM", ""],
+            "no batch normalisation",
+        ),
         (["DATASETS.TEST", ["scenes_classification_vall"]], "scenes_classification_val"),
     ],
 )

@@ -87,11 +87,15 @@ def test_base_overrides_and_pretrain(config, tmp_path):
 @pytest.mark.parametrize(
     "text, overrides, named",
     [
-        ("MODEL: {RPM: {LOSS_WEIGHT: 1.0}}", [], r"bad\.yaml.*MODEL\.RPM.*near it: .*MODEL\."),
-        ("SOLVER: {BASE_LRR: 1.0}", [], r"bad\.yaml.*SOLVER\.BASE_LRR.*near it: SOLVER\.BASE_LR"),
+        ("MODEL: {RPM: {LOSS_WEIGHT: 1.0}}", [], r"bad\.yaml.*MODEL\.RPM.*did you mean .*MODEL\."),
+        (
+            "SOLVER: {BASE_LRR: 1.0}",
+            [],
+            r"bad\.yaml.*SOLVER\.BASE_LRR.*did you mean SOLVER\.BASE_LR",
+        ),
         ("SOLVER: {BASE_LR: [1]}", [], r"bad\.yaml.*SOLVER\.BASE_LR"),
         ("MODEL: [", [], r"bad\.yaml.*not a readable YAML"),
-        ("SEED: !!python/object/apply:eval ['1 + 1']", [], r"bad\.yaml.*write the values out"),
+        ("SEED: !!python/object/apply:eval ['1 + 1']", [], r"bad\.yaml.*write out values"),
         ("- 1", [], r"bad\.yaml"),
         ("_BASE_: nowhere.yaml", [], r"bad\.yaml"),
         ("SEED: 1", ["SOLVER.BASE_LRR", "1"], r"command line.*SOLVER\.BASE_LRR.*SOLVER\.BASE_LR"),
@@ -110,12 +114,6 @@ def test_bad_config_is_refused_by_name(tmp_path, text, overrides, named):
 def test_missing_config_file(tmp_path):
     with pytest.raises(ValueError, match="none.yaml: no such config file"):
         engine.load_config(tmp_path / "none.yaml")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_becomes_cpu_without_a_gpu(config, caplog):
-    assert config("MODEL.DEVICE", "cuda").MODEL.DEVICE == "cpu"
-    assert "running on the CPU" in caplog.text
 
 
 # ---- training
@@ -420,7 +418,7 @@ def test_wrong_class_count_and_names_are_refused(config):
         engine.train(config("DATASETS.TRAIN", "()"))
     for key in ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.ROI_HEADS.NAME"):
         name = flatten(config())[key]
-        with pytest.raises(ValueError, match=f"{key}: .*no '{name}x'; near it: {name}"):
+        with pytest.raises(ValueError, match=f"{key}: .*no '{name}x'; did you mean {name}"):
             engine.train(config(key, f"{name}x"))
 
 

@@ -11,6 +11,7 @@ from resnet_det.data import dataset_names
 from resnet_det.detector import build
 from resnet_det.detector import rpn as rpn_module
 from resnet_det.engines import classifier
+from resnet_det.engines.checks import check_classifier
 from resnet_det.nets import build_net
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +31,7 @@ def test_loads_and_builds(path):
         return
     with torch.device("meta"):
         if cfg.MODEL.META_ARCHITECTURE == "Classifier":
-            classifier._check(cfg)
+            check_classifier(cfg)
             assert classifier.build(cfg, 10).linear.out_features == 10
         else:
             model = build.build_model(cfg)

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from resnet_det.config.defaults import ConfigError
-from resnet_det.config.loading import embedded_part, load_config
+from resnet_det.config.loading import load_config
 from resnet_det.data.synthetic import scenes
 from resnet_det.detector.build import build_model
 from resnet_det.detector.net_keys import check_appendix
-from resnet_det.engines import classifier
+from resnet_det.engines.checks import check_classifier
 from resnet_det.reproduce import cost, paper, planning, publish, runner
 from resnet_det.reproduce.planning import Cell, Number, Step, Table
 from resnet_det.reproduce.runner import Runner
@@ -343,7 +343,7 @@ def test_every_table_is_the_papers(chains):
             cfg = load_config(planning.ROOT / run.step.config, run.command[4:])
             assert Path(cfg.OUTPUT_DIR) == run.folder
             if cfg.MODEL.META_ARCHITECTURE == "Classifier":
-                classifier._check(cfg)
+                check_classifier(cfg)
             else:
                 check_appendix(cfg)
 
@@ -435,9 +435,9 @@ def test_a_dry_run_measures_a_detector_and_names_what_is_absent(tmp_path, monkey
 def test_a_measurement_ends_in_time():
     """A classifier's steps grow to the batch where there is time, and stay at a few images else."""
     cfg = load_config(planning.ROOT / "configs/cifar/resnet20.yaml", ["SOLVER.IMS_PER_BATCH", 20])
-    images, seconds, memory = cost.measure(embedded_part(cfg), 60)
+    images, seconds, memory = cost.measure(cfg, 60)
     assert images == 20 and seconds > 0 and memory > 2**20
-    assert cost.measure(embedded_part(cfg), 0)[0] == cost.FEW
+    assert cost.measure(cfg, 0)[0] == cost.FEW
 
 
 def test_a_step_that_only_tests_reads_its_results(tmp_path):

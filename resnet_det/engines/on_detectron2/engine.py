@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.modeling import (
@@ -22,13 +21,14 @@ from detectron2.modeling import (
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ...config.checks import check_batch, check_device, check_lengths
-from ...config.defaults import ConfigError, add_resnet_det_config, flatten
-from ...config.loading import unreadable
-from ...config.messages import examples, explained, fits, near_it, wrong_value
+from ...config.checks import check_batch, check_lengths, check_users, resolve_device
+from ...config.defaults import DETECTOR, ConfigError, add_resnet_det_config, flatten
+from ...config.loading import find_config, read_yaml
+from ...config.messages import examples, explained, fits, wrong_value
 from ...data.loader import check_share
 from ...detector.net_keys import check_appendix
 from ...detector.weights import new_layers
+from ...hints import did_you_mean
 from ...training import Checkpointer as Files
 from ...training import alone_in, distributed
 from ...training.distributed import launch
@@ -37,7 +37,6 @@ from ..checks import (
     check_output,
     check_testable,
     check_trainable,
-    refuse_classifier_keys,
 )
 from ..class_matching import TestSet, match_test_sets
 from ..results import check_expected
@@ -59,6 +58,14 @@ REGISTRIES = {
 }
 
 
+class _File(CfgNode):
+    """A config of Detectron2 whose files are read as the embedded engine reads them."""
+
+    @classmethod
+    def load_yaml_with_base(cls, filename, allow_unsafe=False):
+        return read_yaml(filename)
+
+
 def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     """Read a YAML file with its ``_BASE_`` chain and trailing ``KEY VALUE`` overrides.
 
@@ -71,35 +78,32 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     Raises:
         ConfigError: names the file or the key, and the nearest valid keys.
     """
-    cfg = get_cfg()
+    cfg = _File(get_cfg())
     add_resnet_det_config(cfg)
-    if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such config file")
+    file = str(find_config(path))
     overrides = list(overrides)
     if len(overrides) % 2:
         raise ConfigError(f"overrides {overrides}: give pairs KEY VALUE")
     known = examples(flatten(cfg))
     for where, merge in (
-        (path, lambda: cfg.merge_from_file(str(path), allow_unsafe=False)),
+        (path, lambda: cfg.merge_from_file(file)),
         ("command line", lambda: cfg.merge_from_list(overrides)),
     ):
         images = cfg.SOLVER.IMS_PER_BATCH
         try:
             merge()
             _check_lists(cfg, known)
+        except ConfigError:
+            raise
         except (KeyError, ValueError, AssertionError, TypeError, AttributeError, OSError) as error:
             raise ConfigError(f"{where}: {_explained(str(error.args[0]), known)}") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{where}: {unreadable(error)}") from error
-    check_device(cfg)
+    cfg = CfgNode(cfg)
+    resolve_device(cfg)
     check_lengths(cfg)
     check_batch(cfg, images, overrides)
     if cfg.MODEL.META_ARCHITECTURE == "Classifier":
         raise ConfigError("MODEL.META_ARCHITECTURE: Classifier: Detectron2 trains detectors only")
-    refuse_classifier_keys(cfg)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("MODEL.DEVICE: no CUDA device is usable here: running on the CPU")
-        cfg.MODEL.DEVICE = "cpu"
+    check_users(cfg, DETECTOR, "RESNET_DET.")
     cfg.freeze()
     return cfg
 
@@ -121,7 +125,7 @@ def _explained(message: str, known: dict[str, Any]) -> str:
     unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if not unknown:
         return explained(message, known)
-    return f"Detectron2 does not know the key {unknown[1]}{near_it(unknown[1], known)}"
+    return f"Detectron2 does not know the key {unknown[1]}{did_you_mean(unknown[1], known)}"
 
 
 def check_schedule(cfg: CfgNode) -> None:
@@ -257,7 +261,7 @@ def check_model(cfg: CfgNode) -> None:
     for key, registry in REGISTRIES.items():
         name, known = flat[key], [name for name, _ in registry]
         if name and name not in known:
-            hint = near_it(name, known) or f"; it has {', '.join(known)}"
+            hint = did_you_mean(name, known, list_all=True)
             raise ConfigError(f"{key}: Detectron2 has no {name!r}{hint}")
     if cfg.TEST.AUG.ENABLED:
         raise ConfigError(

@@ -1,0 +1,17 @@
+"""What an error message suggests in place of a name that does not exist."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str], list_all: bool = False) -> str:
+    """The end of an error message about ``word``: "; did you mean A or B?".
+
+    Args:
+        list_all: where no known name is near, list all of them; otherwise the result is "".
+    """
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; use one of {', '.join(known)}" if list_all else ""

@@ -1,0 +1,130 @@
+"""Where configs are found, what they inherit, and the device that they run on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_det.config import checks
+from resnet_det.config.defaults import ConfigError, flatten
+from resnet_det.config.loading import embedded_part, find_config, load_config, parse_config
+from resnet_det.engines import pick, pretrain
+
+ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working folder."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["configs/cifar/resnet20.yaml", "cifar/resnet20.yaml"])
+def test_a_packaged_config_is_found_from_any_folder(elsewhere, name):
+    assert find_config(name).samefile(CONFIGS / "cifar/resnet20.yaml")
+    own = elsewhere / name
+    own.parent.mkdir(parents=True)
+    own.write_text("SEED: 5")
+    assert find_config(name).samefile(own)  # a file of the user's goes first
+
+
+def test_an_absent_config_is_named_with_the_folders_and_the_nearest(elsewhere):
+    with pytest.raises(ConfigError) as error:
+        find_config("configs/quickstrat.yaml", "RESNET_DET.PRETRAIN")
+    text = str(error.value)
+    assert text.startswith("RESNET_DET.PRETRAIN: configs/quickstrat.yaml: no such config file")
+    assert all(word in text for word in (str(elsewhere), str(CONFIGS), "mean quickstart.yaml"))
+    with pytest.raises(ConfigError, match="no such config file"):
+        find_config("/cifar/resnet20.yaml")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_base_is_found_beside_the_file_or_among_the_packaged(elsewhere, engine):
+    load = pick(engine).load_config
+    (elsewhere / "sub").mkdir()
+    child = elsewhere / "sub/child.yaml"
+    child.write_text("_BASE_: faster_rcnn_R101.yaml\nSEED: 5")
+    cfg = load(child)
+    assert (cfg.MODEL.BACKBONE.NAME, cfg.SEED) == ("paper_resnet101", 5)
+    (elsewhere / "sub/faster_rcnn_R101.yaml").write_text("VERSION: 2\nMODEL: {WEIGHTS: own.pth}")
+    assert load(child).MODEL.WEIGHTS == "own.pth"
+    child.write_text("_BASE_: [faster_rcnn_R101.yaml, no.yaml]")
+    with pytest.raises(ConfigError, match=r"child.yaml: _BASE_: no.yaml: no such config file"):
+        load(child)
+
+
+def test_a_later_base_and_the_file_itself_win(elsewhere):
+    Path("a.yaml").write_text("SOLVER: {MAX_ITER: 1, BASE_LR: 0.1}\nSEED: 1")
+    Path("b.yaml").write_text("SOLVER: {MAX_ITER: 2}\nSEED: 2")
+    Path("c.yaml").write_text("_BASE_: [a.yaml, b.yaml]\nSEED: 3")
+    cfg = load_config("c.yaml")
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SEED) == (0.1, 2, 3)
+    Path("d.yaml").write_text("_BASE_: c.yaml\nSEED: {X: 1}")
+    with pytest.raises(ConfigError, match="d.yaml: SEED: is a single value"):
+        load_config("d.yaml")
+
+
+def test_yaml_anchors_do_not_tie_keys_together(elsewhere):
+    """What inherits one of two nodes written as one changes that one alone."""
+    Path("a.yaml").write_text(
+        "MODEL: {RPN: &same {SMOOTH_L1_BETA: 0.5, BBOX_REG_LOSS_WEIGHT: 2.0}, ROI_BOX_HEAD: *same}"
+    )
+    Path("b.yaml").write_text("_BASE_: a.yaml\nMODEL: {RPN: {SMOOTH_L1_BETA: 0.25}}")
+    model = load_config("b.yaml").MODEL
+    assert (model.RPN.SMOOTH_L1_BETA, model.ROI_BOX_HEAD.SMOOTH_L1_BETA) == (0.25, 0.5)
+    assert model.RPN.BBOX_REG_LOSS_WEIGHT == model.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT == 2.0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_files_that_include_each_other(elsewhere, engine):
+    Path("a.yaml").write_text("_BASE_: b.yaml")
+    Path("b.yaml").write_text("_BASE_: a.yaml")
+    with pytest.raises(ConfigError, match="a.yaml: is its own _BASE_"):
+        pick(engine).load_config("a.yaml")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_pretraining_config_is_found_before_anything_is_drawn(elsewhere, monkeypatch, engine):
+    load = pick(engine).load_config
+    trained = []
+    monkeypatch.setattr(pretrain, "train", lambda cfg, resume: trained.append(cfg))
+    words = "RESNET_DET.PRETRAIN: absent.yaml: no such config file"
+    with pytest.raises(ConfigError, match=words):
+        cfg = load("quickstart.yaml", ["RESNET_DET.PRETRAIN", "absent.yaml"])
+        pretrain.ensure_weights(cfg, lambda: pytest.fail("it went on"))
+    pretrain.ensure_weights(load("quickstart.yaml", ["MODEL.DEVICE", "cpu"]), lambda: None)
+    assert [cfg.MODEL.META_ARCHITECTURE for cfg in trained] == ["Classifier"]
+    assert trained[0].MODEL.DEVICE == "cpu"
+    assert not (elsewhere / "data").exists()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_device_is_resolved_on_loading(elsewhere, monkeypatch, caplog, engine, gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    checks._warn_once.cache_clear()
+    load = pick(engine).load_config
+    Path("c.yaml").write_text("VERSION: 2")
+    for given, device in (("cuda", "cuda"), ("cuda:1", "cuda:1"), ("cpu", "cpu"), ("meta", "meta")):
+        expected = device if gpu or not given.startswith("cuda") else "cpu"
+        assert load("c.yaml", ["MODEL.DEVICE", given]).MODEL.DEVICE == expected
+    said = "MODEL.DEVICE is cuda, but no CUDA device is available: using the CPU"
+    load("c.yaml", ["MODEL.DEVICE", "cuda"])
+    assert caplog.messages.count(said) == (not gpu)
+
+
+@pytest.mark.parametrize("wrote, reads", [("cpu", True), ("cuda:1", False), ("cuda", True)])
+def test_a_checkpoints_config_runs_on_the_machine_that_reads_it(
+    elsewhere, monkeypatch, wrote, reads
+):
+    Path("c.yaml").write_text("SEED: 7")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    text = embedded_part(load_config("c.yaml", ["MODEL.DEVICE", wrote]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: reads)
+    cfg = parse_config(text, "model.pth")
+    assert (cfg.MODEL.DEVICE, cfg.SEED) == ("cuda" if reads else "cpu", 7)
+    assert parse_config(text, "model.pth", ["MODEL.DEVICE", "cpu"]).MODEL.DEVICE == "cpu"
+    assert "MODEL.DEVICE" in flatten(cfg)
