@@ -17,7 +17,9 @@ def main(args, cfg):
     engine = pick(args.engine)
     if args.eval_only:
         return engine.evaluate(cfg)
-    pretrain.ensure_weights(cfg, lambda: alternating.check(engine, cfg, args.resume))
+    if pretrain.needed(cfg):
+        alternating.check(engine, cfg, args.resume)
+    pretrain.ensure_weights(cfg)
     return alternating.train(engine, cfg, args.resume)
 
 

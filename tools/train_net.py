@@ -48,7 +48,9 @@ def main(args, cfg):
         return engine.evaluate(cfg)
     if args.replay:
         return engine.train(replayed(cfg, args.replay), resume=True)
-    pretrain.ensure_weights(cfg, lambda: engine.check(cfg, args.resume))
+    if pretrain.needed(cfg):
+        engine.check(cfg, args.resume)
+    pretrain.ensure_weights(cfg)
     return engine.train(cfg, args.resume)
 
 

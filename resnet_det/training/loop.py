@@ -194,8 +194,8 @@ class Trainer:
 
         # One transfer from the device and one exchange between the processes per iteration. A stop
         # or a NaN in any process reaches all of them with it, so that all act alike.
-        packed = [total, *outputs.values(), torch.tensor(float(bool(self._signals)))]
-        packed = torch.stack([v.detach().to(self.device, torch.float64) for v in packed])
+        scalars = [total, *outputs.values(), torch.tensor(float(bool(self._signals)))]
+        packed = torch.stack([v.detach().to(self.device, torch.float64) for v in scalars])
         *means, stopping = distributed.mean_over_ranks(packed).tolist()
         values = dict(zip(["total_loss", *outputs], means))
         self._stopping = bool(stopping)

@@ -1,0 +1,145 @@
+"""The test of the embedded engine's detectors: load, detect, score."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+from tqdm import tqdm
+
+from ..config.defaults import ConfigError
+from ..config.loading import parse_config
+from ..data import Dataset
+from ..data.loader import test_batches
+from ..detector.appendix import Improved, in_test
+from ..detector.build import build_model
+from ..detector.weights import check_statistics, fit_detector, new_layers
+from ..training import distributed
+from ..weights.loading import fit, read
+from .class_matching import TestSet, keep_shared_classes
+from .embedded_data import test_mapper
+from .provenance import check_conventions, ensemble
+from .results import publish, score
+
+logger = logging.getLogger(__name__)
+
+
+def load_to_train(model: nn.Module, cfg: CfgNode, classes: Sequence[str]) -> None:
+    """Load ``MODEL.WEIGHTS``, if any, to train on ``classes``.
+
+    The rows of shared classes are kept; those of other classes, and new layers, stay as they are.
+
+    Raises:
+        ConfigError: the file was trained by other conventions, or frozen norms have no statistics.
+        WeightsError: the file does not fit the model.
+    """
+    path = cfg.MODEL.WEIGHTS
+    if path:
+        state, facts = read(path)
+        check_conventions(facts, cfg, path)
+        by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
+        own = model.state_dict()
+        state = keep_shared_classes(own, state, facts, classes, path, by_order)
+        match = fit_detector(model, state, facts, path, new_layers(model, cfg))
+        logger.info("%s: %s", path, match)
+    check_statistics(model)
+
+
+def trained(cfg: CfgNode, device: torch.device | str) -> tuple[nn.Module, dict[str, Any]]:
+    """The detector ``MODEL.WEIGHTS``, of which every parameter must come from the file.
+
+    Returns:
+        (model on ``device``, the facts that its file carries).
+
+    Raises:
+        ConfigError, WeightsError: as :func:`load_to_train`, or no file is named.
+    """
+    path = cfg.MODEL.WEIGHTS
+    if not path:
+        raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
+    model = build_model(cfg)
+    state, facts = read(path)
+    check_conventions(facts, cfg, path)
+    logger.info("%s: %s", path, fit(model, state, facts, path))
+    check_statistics(model)
+    return model.to(device), facts
+
+
+def as_tested(
+    model: nn.Module,
+    cfg: CfgNode,
+    device: torch.device | str,
+    classes: Sequence[str] | None = None,
+) -> nn.Module:
+    """The model as the config tests it: itself, or with the appendix's improvements.
+
+    Args:
+        classes: that the model was trained on, if they are known.
+    """
+    if not in_test(cfg):
+        return model
+    detectors: list[nn.Module] = [model]
+    orders: list[Any] = [None]
+    for path, text, keys, order in ensemble(cfg, classes):
+        detectors.append(trained(parse_config(text, path, keys), device)[0])
+        orders.append(order)
+    return Improved(detectors, cfg, orders)
+
+
+@torch.no_grad()
+def detect(
+    model: nn.Module, dataset: Dataset, cfg: CfgNode, skip_bad: bool = False
+) -> list[dict[str, Any]]:
+    """Run a model over a dataset; the processes share the images.
+
+    Args:
+        skip_bad: see :func:`resnet_det.data.loader.test_batches`.
+
+    Returns:
+        one prediction per image in the main process, none in the others.
+    """
+    model.eval()
+    batches = test_batches(
+        dataset.records,
+        test_mapper(cfg),
+        rank=distributed.get_rank(),
+        world=distributed.get_world_size(),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        skip_bad=skip_bad,
+    )
+    own = []
+    for batch in tqdm(batches, dataset.name, disable=not distributed.is_main(), leave=False):
+        for sample, found in zip(batch, model(batch)):
+            prediction = {key: value.cpu().numpy() for key, value in found.items()}
+            own.append({"image_id": sample["image_id"], **prediction})
+    return [prediction for part in distributed.gather_objects(own) for prediction in part]
+
+
+def evaluate_model(
+    model: nn.Module,
+    tests: dict[str, TestSet],
+    cfg: CfgNode,
+    weights: dict[str, Any] | None = None,
+) -> dict[str, float]:
+    """Evaluate a model on test sets and publish the results.
+
+    Args:
+        model: from :func:`as_tested`.
+        weights: as for :func:`.results.publish`.
+
+    Returns:
+        dict of metrics in the main process, {} in the others.
+    """
+    scored = {}
+    for name, test in tests.items():
+        predictions = test.select(detect(model, test.dataset, cfg))
+        if distributed.is_main():
+            folder = f"{cfg.OUTPUT_DIR}/inference/{name}"
+            evaluation = score(test.dataset, predictions, folder)
+            if evaluation is None:
+                logger.info("%s has no annotations: wrote submission files to %s", name, folder)
+            else:
+                scored[name] = evaluation, test.dataset, predictions
+    return publish(cfg, scored, weights=weights) if scored else {}
