@@ -1,6 +1,10 @@
-"""What is refused in a config or an output folder, whichever the engine."""
+"""Checks of configs, output folders and test images that every engine makes."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError, get_cfg
 from ..data.image_check import unusable
@@ -26,11 +30,11 @@ def refuse_classifier_keys(cfg):
             raise ConfigError(f"RESNET_DET.{key}: is for classifiers")
 
 
-def check_trainable(cfg, resume):
-    """Refuse to train on nothing or an ensemble, or in an earlier run's folder.
+def check_trainable(cfg: CfgNode, resume: bool) -> None:
+    """Check that there is something to train, and that it overwrites no earlier run.
 
     Raises:
-        ConfigError
+        ConfigError: no training set, an ensemble, or as :func:`check_output`.
     """
     if cfg.RESNET_DET.ENSEMBLE:
         raise ConfigError("RESNET_DET.ENSEMBLE: is for tests: give --eval-only")
@@ -39,8 +43,8 @@ def check_trainable(cfg, resume):
     check_output(cfg, resume)
 
 
-def check_schedule(cfg):
-    """Refuse SOLVER.STEPS that do not rise, and a batch that the processes cannot share equally.
+def check_schedule(cfg: CfgNode) -> None:
+    """Check that ``SOLVER.STEPS`` rise, and that the processes can share a batch equally.
 
     Raises:
         ValueError
@@ -49,10 +53,11 @@ def check_schedule(cfg):
     check_share(cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world)
 
 
-def check_output(cfg, resume):
-    """Refuse to write over an earlier run's checkpoints.
+def check_output(cfg: CfgNode, resume: bool) -> None:
+    """Raise if the run would overwrite the checkpoints of an earlier one.
 
-    A run that was waited for may have saved some, so this comes again where the folder is held.
+    Call this again while holding the lock: the run that we waited for may have saved checkpoints
+    meanwhile.
 
     Raises:
         ConfigError
@@ -60,15 +65,15 @@ def check_output(cfg, resume):
     if not resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists():
         raise ConfigError(
             f"OUTPUT_DIR: {cfg.OUTPUT_DIR} holds the checkpoints of an earlier run: give --resume "
-            "to go on, or another OUTPUT_DIR, or remove it"
+            "to continue it, give another OUTPUT_DIR, or remove this one"
         )
 
 
-def check_images(cfg, name, records):
-    """Decode the images of a test set, shared by all processes, unless they are known to be usable.
+def check_images(cfg: CfgNode, name: str, records: Sequence[dict[str, Any]]) -> None:
+    """Decode the images of a test set that were not found usable before; the processes share them.
 
     Args:
-        name: of the set.
+        name: of the test set.
         records: as :func:`resnet_det.data.image_check.unusable` takes them.
 
     Raises:
@@ -76,15 +81,15 @@ def check_images(cfg, name, records):
     """
     if not cfg.RESNET_DET.CHECK_IMAGES:
         return
-    mine = records[distributed.get_rank() :: distributed.get_world_size()]
-    parts = distributed.all_gather_objects(unusable(mine, cfg.DATALOADER.NUM_WORKERS))
+    own = records[distributed.get_rank() :: distributed.get_world_size()]
+    parts = distributed.all_gather_objects(unusable(own, cfg.DATALOADER.NUM_WORKERS))
     faults = [fault for part in parts for fault in part]
     if faults:
         raise together(name, faults)
 
 
-def check_testable(cfg):
-    """Refuse test sets for a net that proposes regions and detects nothing.
+def check_testable(cfg: CfgNode) -> None:
+    """Check that a ``ProposalNetwork``, which detects no objects, has no test sets.
 
     Raises:
         ConfigError
@@ -95,11 +100,17 @@ def check_testable(cfg):
         )
 
 
-def proposal_files(cfg, split):
-    """The files of precomputed proposals of DATASETS.``split``, as many as datasets, or none.
+def proposal_files(cfg: CfgNode, split: str) -> tuple[str, ...]:
+    """The files of precomputed proposals of ``DATASETS.TRAIN`` or ``DATASETS.TEST``.
+
+    Args:
+        split: "TRAIN" or "TEST".
+
+    Returns:
+        one file per dataset; none without ``MODEL.LOAD_PROPOSALS``.
 
     Raises:
-        ConfigError: another number.
+        ConfigError: there are more or fewer files than datasets.
     """
     names, files = cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
     if not cfg.MODEL.LOAD_PROPOSALS:
@@ -111,8 +122,8 @@ def proposal_files(cfg, split):
     return tuple(files)
 
 
-def test_files(cfg):
-    """[(name, its files of proposals: one, or none)] of each of DATASETS.TEST.
+def test_files(cfg: CfgNode) -> list[tuple[str, tuple[str, ...]]]:
+    """The name of each test set, and its file of precomputed proposals: one, or none.
 
     Raises:
         ConfigError: as :func:`proposal_files`.
