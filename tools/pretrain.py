@@ -15,10 +15,8 @@ import sys
 # Before torch is loaded: its threads must not spin on the cores that the data workers need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from resnet_det.config.loading import load_config
 from resnet_det.engines import classifier
 from resnet_det.engines.run import replayed
-from resnet_det.training.distributed import launch
 
 
 def parse(argv=None):
@@ -49,6 +47,7 @@ def main(args, cfg):
 if __name__ == "__main__":
     try:
         args = parse()
-        launch(main, args, load_config(args.config_file, args.overrides))
+        cfg = classifier.load_config(args.config_file, args.overrides)
+        classifier.launch(main, args, cfg)
     except ValueError as error:  # what the user gave is wrong, and the message says what
         sys.exit(f"error: {error}")

@@ -10,14 +10,17 @@ iterations of the steps; --resume goes on in the step, and at the iteration, whe
 
 import train_net
 
-from resnet_det.engines import alternating, pick, pretrain
+from resnet_det.engines import alternating, classifier, pick, pretrain
 
 
 def main(args, cfg):
     engine = pick(args.engine)
     if args.eval_only:
         return engine.evaluate(cfg)
-    pretrain.ensure_weights(cfg, lambda: alternating.check(engine, cfg, args.resume))
+    pretraining = pretrain.needed(cfg)
+    if pretraining is not None:
+        alternating.check(engine, cfg, args.resume)
+        classifier.train(pretraining, resume=True)
     return alternating.train(engine, cfg, args.resume)
 
 

@@ -16,7 +16,7 @@ import sys
 # Before torch is loaded: its threads must not spin on the cores that the data workers need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from resnet_det.engines import ENGINES, pick, pretrain
+from resnet_det.engines import ENGINES, classifier, pick, pretrain
 from resnet_det.engines.run import replayed
 
 
@@ -48,7 +48,10 @@ def main(args, cfg):
         return engine.evaluate(cfg)
     if args.replay:
         return engine.train(replayed(cfg, args.replay), resume=True)
-    pretrain.ensure_weights(cfg, lambda: engine.check(cfg, args.resume))
+    pretraining = pretrain.needed(cfg)
+    if pretraining is not None:
+        engine.check(cfg, args.resume)
+        classifier.train(pretraining, resume=True)
     return engine.train(cfg, args.resume)
 
 

@@ -1,20 +1,48 @@
-"""The two thin engines that run a detector's config, and the classifier's.
-
-An engine is a module with ``load_config(path, overrides)``, ``check(cfg, resume)``,
-``train(cfg, resume)``, ``evaluate(cfg)`` and ``launch(...)``.
-"""
+"""How a config runs: the two engines of a detector, and the classifier's."""
 
 import importlib
 import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from fvcore.common.config import CfgNode
 
 ENGINES = ("auto", "detectron2", "torchvision")
 
 
-def pick(name="auto"):
-    """The engine's module; "auto" is Detectron2 where it is installed, else the embedded one.
+class Engine(Protocol):
+    """The contract of an engine: a module with these functions.
+
+    Engines are :mod:`.embedded`, :mod:`.on_detectron2.engine` and :mod:`.classifier`. What the
+    user got wrong raises a ValueError (ConfigError, DatasetError, WeightsError, FolderInUse) that
+    names it; in several processes, each raises the same.
+    """
+
+    def load_config(self, path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
+        """Read a YAML file, with ``KEY, VALUE`` overrides; the config is checked and frozen."""
+
+    def check_schedule(self, cfg: CfgNode) -> None:
+        """Refuse a ``SOLVER`` that :meth:`train` would refuse, without looking at data."""
+
+    def check(self, cfg: CfgNode, resume: bool = False) -> None:
+        """Refuse what :meth:`train` would refuse before it needs weights."""
+
+    def train(self, cfg: CfgNode, resume: bool = False) -> dict[str, float]:
+        """Train, evaluate on ``DATASETS.TEST``, and return the metrics in the main process."""
+
+    def evaluate(self, cfg: CfgNode) -> dict[str, float]:
+        """Evaluate ``MODEL.WEIGHTS`` and return the metrics in the main process."""
+
+    def launch(self, main: Callable[..., Any], *args: Any, **processes: Any) -> Any:
+        """Run ``main(*args)`` in several processes, as :func:`resnet_det.training.distributed.launch`."""
+
+
+def pick(name: str = "auto") -> Engine:
+    """Return an engine of detectors; "auto" is Detectron2 if installed, else the embedded one.
 
     Raises:
-        ValueError: unknown name, or Detectron2 is asked for and not installed.
+        ValueError: the name is unknown, or names Detectron2 and that is not installed.
     """
     if name not in ENGINES:
         raise ValueError(f"engine {name!r}: use one of {', '.join(ENGINES)}")

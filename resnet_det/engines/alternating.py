@@ -1,18 +1,20 @@
-"""The 4-step alternating training of Faster R-CNN, in Detectron2's own language.
+"""The 4-step alternating training of Faster R-CNN, in the keys of Detectron2's configs.
 
-1. RPN from the classifier (``META_ARCHITECTURE: ProposalNetwork``), and its proposals to a file.
-2. Fast R-CNN from the classifier on these (``LOAD_PROPOSALS``, ``PrecomputedProposals``).
-3. RPN from step 2, the trunk frozen (``FREEZE_AT``), and its proposals.
-4. Fast R-CNN from step 2 on these, the trunk frozen.
+1. Train an RPN from the classifier (``META_ARCHITECTURE: ProposalNetwork``), and write its
+   proposals to a file.
+2. Train Fast R-CNN from the classifier on these (``LOAD_PROPOSALS``, ``PrecomputedProposals``).
+3. Train an RPN from step 2 with a frozen trunk (``FREEZE_AT``), and write its proposals.
+4. Train Fast R-CNN from step 2 on these, with a frozen trunk.
 
-Steps 3 and 4 share step 2's trunk, so the RPN of the one and the regions of the other are one
-detector: ``model_final.pth`` of ``OUTPUT_DIR``, like a jointly trained one's.
+Steps 3 and 4 share the trunk of step 2, so the RPN of step 3 and the RoI heads of step 4 make one
+detector: ``model_final.pth`` of ``OUTPUT_DIR``, like that of joint training.
 """
 
 import logging
 from pathlib import Path
 
 import torch
+from fvcore.common.config import CfgNode
 
 from .. import training
 from ..config.defaults import ConfigError
@@ -21,7 +23,7 @@ from ..detector.build import net_name
 from ..nets import build_net
 from ..training import alone_in, distributed
 from ..weights.loading import read
-from . import embedded
+from . import Engine, embedded
 from .checks import check_output, check_trainable
 from .provenance import checkpoint_facts
 
@@ -30,12 +32,12 @@ logger = logging.getLogger(__name__)
 STEPS = ("step1_rpn", "step2_fast_rcnn", "step3_rpn", "step4_fast_rcnn")
 
 
-def step_config(cfg, index):
-    """The config of step ``index`` (from 0), from the joint one.
+def step_config(cfg: CfgNode, index: int) -> CfgNode:
+    """Make the config of step ``index`` (from 0) from that of joint training.
 
-    An RPN step takes half of the images an iteration (the released code: 1 against 2; the paper on
-    COCO: 8 against 16), the learning rate drops after three quarters of ``RESNET_DET.ALTERNATING``
-    iterations, and nothing is evaluated.
+    An RPN step has half as many images per batch (the released code: 1 and 2; the paper on COCO:
+    8 and 16). The learning rate drops after three quarters of the step's iterations
+    (``RESNET_DET.ALTERNATING``). Steps are not evaluated.
     """
     output, rpn = Path(cfg.OUTPUT_DIR), index % 2 == 0
     iterations = cfg.RESNET_DET.ALTERNATING[index]
@@ -47,7 +49,7 @@ def step_config(cfg, index):
         "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", (drop,) if drop else (),
         "SOLVER.IMS_PER_BATCH", max(images // 2 // world, 1) * world if rpn else images,
     ]  # fmt: skip
-    if index != 1:  # nothing of step 2's file starts afresh, and an RPN has no such layers
+    if index != 1:  # steps 3 and 4 keep all of step 2's layers, and an RPN has no such layers
         step += ["RESNET_DET.NEW_LAYERS", ()]
     if index >= 2:
         with torch.device("meta"):
@@ -64,8 +66,8 @@ def step_config(cfg, index):
     return _with(cfg, step)
 
 
-def proposal_file(cfg, index, name):
-    """Where the proposals of RPN step ``index`` for the dataset ``name`` lie."""
+def proposal_file(cfg: CfgNode, index: int, name: str) -> Path:
+    """Path of the proposals of RPN step ``index`` for the dataset ``name``."""
     return Path(cfg.OUTPUT_DIR) / STEPS[index] / f"{name}_proposals.pkl"
 
 
@@ -78,7 +80,7 @@ def _with(cfg, overrides):
 
 
 def _is_done(cfg):
-    """Is the last checkpoint of a run its final one?"""
+    """Whether the last checkpoint of a run is its final one."""
     try:
         return (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text().strip() == "model_final.pth"
     except FileNotFoundError:
@@ -86,9 +88,10 @@ def _is_done(cfg):
 
 
 def _propose(cfg, step):
-    """The proposals of a finished RPN step for all training images, as many as training takes.
+    """Write the proposals of a finished RPN step for all training images, as many as training uses.
 
-    By the embedded engine whichever has trained: from the same weights both propose the same.
+    The embedded engine computes them, whichever engine trained: both propose the same from the same
+    weights.
     """
     rpn = cfg.MODEL.RPN
     step = _with(step, [
@@ -107,10 +110,10 @@ def _propose(cfg, step):
 
 
 def _join(cfg):
-    """Save the one detector of steps 3 and 4 to ``OUTPUT_DIR``.
+    """Save the detector that steps 3 and 4 make together to ``OUTPUT_DIR``.
 
     Raises:
-        ConfigError: their trunks differ, so they are not of one run.
+        ConfigError: their trunks differ, so they do not belong to one run.
     """
     (rpn, _), (heads, facts) = (
         read(Path(cfg.OUTPUT_DIR) / STEPS[i] / "model_final.pth") for i in (2, 3)
@@ -127,19 +130,21 @@ def _join(cfg):
     )
 
 
-def check(engine, cfg, resume=False):
-    """Refuse what :func:`train` would refuse before it looks at weights, as an engine's ``check``."""
+def check(engine: Engine, cfg: CfgNode, resume: bool = False) -> None:
+    """Refuse what :func:`train` would refuse before it needs weights, as an engine's ``check``."""
     _steps(engine, cfg, resume)
     engine.check(cfg, resume)
 
 
 def _steps(engine, cfg, resume):
-    """The configs of the four steps."""
+    """The checked configs of the four steps."""
     if net_name(cfg)[1]:
         raise ConfigError("MODEL.BACKBONE.NAME: alternating training shares a trunk, not a pyramid")
     iterations = cfg.RESNET_DET.ALTERNATING
     if len(iterations) != 4 or min(iterations) < 1:
-        raise ConfigError(f"RESNET_DET.ALTERNATING: {iterations}: give four, each from 1")
+        raise ConfigError(
+            f"RESNET_DET.ALTERNATING: {iterations}: give four numbers of iterations, each from 1"
+        )
     steps = [step_config(cfg, index) for index in range(4)]
     for step in (*steps, cfg):
         check_trainable(step, resume)
@@ -147,25 +152,25 @@ def _steps(engine, cfg, resume):
     return steps
 
 
-def train(engine, cfg, resume=False):
+def train(engine: Engine, cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     """Run the steps that are not done yet, join them, and evaluate the detector.
 
     Args:
-        engine: module of :func:`resnet_det.engines.pick`.
-        cfg: a detector's config for joint training, of that engine.
-        resume: go on in an ``OUTPUT_DIR`` that holds steps already, within a step too.
+        engine: from :func:`resnet_det.engines.pick`.
+        cfg: for joint training, from that engine's ``load_config``.
+        resume: continue in an ``OUTPUT_DIR`` that holds steps already, also within a step.
 
     Returns:
         dict of the metrics in the main process.
 
     Raises:
-        ConfigError: the config has a pyramid, or four numbers of iterations are not given; and as
-            the engine's ``train``.
-        FolderInUse: another run goes on in ``OUTPUT_DIR``.
+        ConfigError: the config has a pyramid, or ``RESNET_DET.ALTERNATING`` does not give four
+            numbers; and as the engine's ``train``.
+        FolderInUse: another process runs in ``OUTPUT_DIR``.
     """
     distributed.init(cfg.MODEL.DEVICE)
     steps = _steps(engine, cfg, resume)
-    engine.check(cfg, resume)  # of the test sets, which the steps leave out
+    engine.check(cfg, resume)  # including the test sets, which the steps do not have
     with alone_in(cfg.OUTPUT_DIR):
         for step in (*steps, cfg):
             check_output(step, resume)

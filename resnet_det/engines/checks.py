@@ -93,8 +93,8 @@ def check_images(cfg: CfgNode, name: str, records: Sequence[dict[str, Any]]) -> 
     """
     if not cfg.RESNET_DET.CHECK_IMAGES:
         return
-    mine = records[distributed.get_rank() :: distributed.get_world_size()]
-    parts = distributed.all_gather_objects(unusable(mine, cfg.DATALOADER.NUM_WORKERS))
+    own = records[distributed.get_rank() :: distributed.get_world_size()]
+    parts = distributed.all_gather_objects(unusable(own, cfg.DATALOADER.NUM_WORKERS))
     faults = [fault for part in parts for fault in part]
     if faults:
         raise together(name, faults)

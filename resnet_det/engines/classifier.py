@@ -1,343 +1,250 @@
-"""Classification pretraining: the weights that a detector starts from."""
+"""Classification pretraining: the weights that a detector starts from.
+
+A module of the contract :class:`resnet_det.engines.Engine`.
+"""
 
 import json
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from fvcore.common.config import CfgNode
 
-from .. import training
 from ..config.defaults import ConfigError
-from ..config.loading import parse_config
-from ..data.catalog import classification_spec
-from ..data.classification import large_images
+from ..config.loading import load_config, parse_config
 from ..data.classification.large_images import LargeImages
 from ..data.classification.small_images import SmallImages
-from ..detector.net_keys import net_options
 from ..evaluation import responses
 from ..evaluation.classification import count_errors, write_results
-from ..nets import build_net
-from ..nets.layers import rename_parameters
-from ..training import alone_in, distributed, precise_bn
-from ..weights.facts import check_facts
-from ..weights.loading import fit, read
-from .checks import check_classifier, check_images, check_output, check_schedule, check_trainable
-from .class_matching import check_resumed, keep_shared_classes, member_order, tested_places
-from .provenance import commit
+from ..nets.classifier import Classifier
+from ..training import distributed, precise_bn
+from ..training.distributed import launch
+from ..weights.loading import read
+from .checks import check_classifier, check_images, check_schedule, check_trainable
+from .class_matching import check_resumed, tested_places
+from .classifier_data import Images, mean_image, normalise, read_images
+from .classifier_nets import ClassifierLoss, build, load_member, load_to_train, trained
+from .provenance import checkpoint_facts, commit
 from .results import check_expected
-from .run import make_datasets, run_training, setup, start
+from .run import build_trainer, final_results, last_checkpoint, make_datasets, running, start
+
+__all__ = [
+    "ClassifierLoss",
+    "build",
+    "check",
+    "check_schedule",
+    "evaluate",
+    "launch",
+    "layer_responses",
+    "load_config",
+    "train",
+]
 
 logger = logging.getLogger(__name__)
 
 
-class ClassifierLoss(nn.Module):
-    """Cross entropy and top-1 error of ``(images, labels)``; in evaluation mode, the logits."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-        rename_parameters(self, {"net.": ""})  # a checkpoint holds the net's own names
-
-    def forward(self, batch):
-        if not self.training:
-            return self.net(batch)
-        images, labels = batch
-        logits = self.net(images)
-        wrong = (logits.argmax(1) != labels).float().mean()
-        return {"loss_cls": F.cross_entropy(logits.float(), labels), "top1_error": 100 * wrong}
-
-
-# How far MODEL.PIXEL_MEAN may lie from the mean image's mean, in grey levels: those of CIFAR-10's
-# 50,000 training images and of 45,000 of them differ by 0.04.
-MEAN_TOLERANCE = 0.25
-
-
-def _read(name, cfg, device, skip_bad=False):
-    if not classification_spec(name).large:
-        return SmallImages.read(name, cfg.INPUT.FORMAT, skip_bad=skip_bad).to(device)
-    if cfg.TEST.AUG.ENABLED:
-        views = large_images.Scales(tuple(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.FLIP)
-    else:
-        views = large_images.Crops(cfg.INPUT.MIN_SIZE_TEST, cfg.RESNET_DET.TEST_CROPS)
-    data = LargeImages.read(
-        name,
-        cfg.INPUT.FORMAT,
-        short_sizes=tuple(cfg.INPUT.MIN_SIZE_TRAIN),
-        sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
-        color_pca=cfg.RESNET_DET.COLOR_PCA,
-        views=views,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        skip_bad=skip_bad,
-    )
-    return data.to(device)
-
-
-def _normalise(cfg, image, source, *datasets):
-    """Let the datasets subtract what the config says, and check it.
-
-    Args:
-        image: with RESNET_DET.PER_PIXEL_MEAN the mean image (3, H, W), else None.
-        source: where it, or its absence, comes from.
+def check_config(cfg: CfgNode, resume: bool) -> None:
+    """Check what a config says about a training, without reading data.
 
     Raises:
-        ConfigError: an image without the key, the key without an image, or another PIXEL_MEAN.
-    """
-    m = cfg.MODEL
-    if cfg.RESNET_DET.PER_PIXEL_MEAN != (image is not None):
-        raise ConfigError(
-            f"RESNET_DET.PER_PIXEL_MEAN: {cfg.RESNET_DET.PER_PIXEL_MEAN}, but {source} carries "
-            f"{'no' if image is None else 'a'} mean image"
-        )
-    if image is not None:
-        mean = [round(x, 3) for x in image.double().mean((1, 2)).tolist()]
-        if max(abs(a - b) for a, b in zip(mean, m.PIXEL_MEAN)) > MEAN_TOLERANCE:
-            raise ConfigError(
-                f"MODEL.PIXEL_MEAN: {list(m.PIXEL_MEAN)}: with RESNET_DET.PER_PIXEL_MEAN it must "
-                f"be the mean of the mean image of {source}: {mean}"
-            )
-    for data in datasets:
-        data.normalise_by(m.PIXEL_MEAN if image is None else image, m.PIXEL_STD)
-
-
-def build(cfg, num_classes=None):
-    """The net of a classifier's config, with fresh weights and, if not told, its set's classes.
-
-    Raises:
-        ConfigError: names the keys that do not fit.
-    """
-    name = cfg.MODEL.BACKBONE.NAME
-    return build_net(name, num_classes, **net_options(cfg, name))
-
-
-def _trained(cfg, state, facts, stand_in):
-    """The net of a config and its classes.
-
-    Args:
-        state, facts: of ``MODEL.WEIGHTS``, as :func:`resnet_det.weights.loading.read` returns them.
-        stand_in: names of the classes, if the file does not say them.
-    """
-    path = cfg.MODEL.WEIGHTS
-    check_facts(facts, cfg, path)
-    classes = tuple(facts.get("classes", stand_in))
-    if "classes" not in facts:
-        logger.warning("%s does not name its classes: those of the test set are believed", path)
-    net = build(cfg, len(classes))
-    logger.info("%s: %s", path, fit(net, state, facts, path))
-    return net, classes
-
-
-def _load_to_train(net, cfg, classes):
-    """Load ``MODEL.WEIGHTS`` to train on ``classes``: shared ones keep their rows of the last layer.
-
-    That layer stays as it is drawn where the file has it in another shape, but says no classes, or
-    has none.
-
-    Returns:
-        dict of the file's facts.
-    """
-    path = cfg.MODEL.WEIGHTS
-    state, facts = read(path)
-    check_facts(facts, cfg, path)
-    by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
-    state = keep_shared_classes(net.state_dict(), state, facts, classes, path, by_order)
-    match = fit(net, state, facts, path, new=("linear.",))
-    logger.info("%s: %s", path, match)
-    made = [*match.missing, *match.mismatched]
-    if made:
-        logger.info("%s: is of other classes; made afresh: %s", path, ", ".join(made))
-    return facts
-
-
-def _tested(tests, classes, source, cfg):
-    """Dict of each test set's :func:`.class_matching.tested_places` among ``classes``."""
-    by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
-    return {
-        name: tested_places(test.classes, name, classes, source, by_order)
-        for name, test in tests.items()
-    }
-
-
-def _member(path, cfg, classes, image):
-    """A further net of an ensemble: built by the config in its file, it must see the same pixels.
-
-    Returns:
-        (net, its index of each of ``classes``).
-
-    Raises:
-        ConfigError, WeightsError
-    """
-    state, facts = read(path)
-    if "config" not in facts:
-        raise ConfigError(
-            f"RESNET_DET.ENSEMBLE: {path}: carries no config: give checkpoints of tools/pretrain.py"
-        )
-    order = member_order(classes, facts.get("classes", ()), path, cfg.RESNET_DET.CLASSES_BY_ORDER)
-    own_stride = {"stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1}  # may be its own
-    check_facts(facts | own_stride, cfg, path)
-    own = parse_config(facts["config"], path, ["MODEL.WEIGHTS", str(path)])
-    net, _ = _trained(own, state, facts, classes)
-    its_image = facts.get("mean_image")
-    if (image is None) != (its_image is None) or (image is not None and not image.equal(its_image)):
-        raise ConfigError(f"RESNET_DET.ENSEMBLE: {path}: subtracts another mean image")
-    return net, order
-
-
-def _evaluate(nets, datasets, tested, cfg):
-    """Errors of the nets' mean softmax on each set; ``inference/<dataset>/results.json`` too.
-
-    Args:
-        nets: list of (net, its index of each class of the first net).
-        tested: of :func:`_tested`. A net chooses among a set's classes alone, in the first net's
-            order, whatever the set's order is.
-    """
-    metrics, size = {}, cfg.INPUT.CROP.SIZE[0]
-    for name, data in datasets.items():
-        scored = sorted(tested[name])
-        models = []
-        for net, order in nets:
-            model = partial(net.dense, size=size) if cfg.TEST.AUG.ENABLED else net
-            models.append(partial(_columns, model, [order[place] for place in scored]))
-        number = torch.tensor([scored.index(place) for place in tested[name]])
-        batches = data.test_batches(
-            size=size, rank=distributed.get_rank(), world=distributed.get_world_size()
-        )
-        batches = ((views, number.to(labels.device)[labels]) for views, labels in batches)
-        parts = distributed.all_gather_objects(count_errors(models, batches))
-        total = sum(n for _, n in parts)
-        errors = {k: 100 * sum(wrong[k] for wrong, _ in parts) / total for k in parts[0][0]}
-        prefix = f"{name}/" if len(datasets) > 1 else ""
-        metrics |= {f"{prefix}classification/top{k}_error": e for k, e in errors.items()}
-        if distributed.is_main():
-            facts = {"net": cfg.MODEL.BACKBONE.NAME, "nets": len(nets), "commit": commit()}
-            if classification_spec(name).large:
-                facts["views"] = str(data.views)
-            write_results(Path(cfg.OUTPUT_DIR) / "inference" / name, errors, total, facts)
-    return metrics
-
-
-def _columns(model, index, images):
-    return model(images)[:, index]
-
-
-def train(cfg, resume=False):
-    """Train the classifier of a config, compute precise BN if asked, evaluate, and save.
-
-    Returns:
-        dict of the final metrics, in per cent: ``classification/top1_error``, ``.../top5_error``.
-
-    Raises:
-        ConfigError, DatasetError: the config or the data is wrong.
-        FolderInUse: another run goes on in ``OUTPUT_DIR``.
+        ConfigError, UnknownDataset, ValueError
     """
     check_classifier(cfg)
     check_trainable(cfg, resume)
     check_schedule(cfg)
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ConfigError(f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN}: a classifier trains on one set")
-    device, seed = setup(cfg)
-    make_datasets(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    with alone_in(cfg.OUTPUT_DIR):
-        check_output(cfg, resume)
+
+
+def check(cfg: CfgNode, resume: bool = False) -> None:
+    """Validate config and data without training.
+
+    Raises:
+        ConfigError, DatasetError, ValueError: as :func:`train`.
+    """
+    check_config(cfg, resume)
+    prepare(cfg, start(cfg))
+
+
+def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
+    """Train the classifier of a config, compute precise BN if asked, evaluate, and save.
+
+    Args:
+        cfg: from :func:`load_config`.
+        resume: continue from the last checkpoint of ``OUTPUT_DIR``, if there is one.
+
+    Returns:
+        dict of the final metrics, in per cent: ``classification/top1_error``, ``.../top5_error``.
+
+    Raises:
+        ConfigError, DatasetError, WeightsError: names what is wrong with the input.
+        FolderInUse: another process runs in ``OUTPUT_DIR``.
+    """
+    check_config(cfg, resume)
+    with running(cfg, resume) as (device, seed):
         return _train(cfg, resume, device, seed)
 
 
 def _train(cfg, resume, device, seed):
-    rank, world = distributed.get_rank(), distributed.get_world_size()
-    data = _read(cfg.DATASETS.TRAIN[0], cfg, device, cfg.RESNET_DET.SKIP_BAD_DATA)
-    tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
-    tested = _tested(tests, data.classes, cfg.DATASETS.TRAIN[0], cfg)
-    for name, test in tests.items():
-        if isinstance(test, LargeImages):
-            check_images(cfg, name, test.image_records())
-    net = build(cfg, len(data.classes))
-    checkpointer = training.Checkpointer(cfg.OUTPUT_DIR)
-    state = checkpointer.load_latest() if resume else None
-    image, source = None, cfg.DATASETS.TRAIN[0]
+    images, tests, places = prepare(cfg, device)
+    net = build(cfg, len(images.classes))
+    state, seed = last_checkpoint(cfg, resume, seed)
+    mean, source = None, cfg.DATASETS.TRAIN[0]
     if state is not None:
-        by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
-        check_resumed(state["meta"], data.classes, cfg.OUTPUT_DIR, by_order)
-        image, source = state["meta"].get("mean_image"), cfg.OUTPUT_DIR
+        facts, source = state.get("meta", {}), cfg.OUTPUT_DIR
+        check_resumed(facts, images.classes, source, cfg.RESNET_DET.CLASSES_BY_ORDER)
+        mean = facts.get("mean_image")
     elif cfg.MODEL.WEIGHTS:
-        image = _load_to_train(net, cfg, data.classes).get("mean_image")
+        mean = load_to_train(net, cfg, images.classes).get("mean_image")
         source = cfg.MODEL.WEIGHTS
     elif cfg.RESNET_DET.PER_PIXEL_MEAN:
-        size = () if isinstance(data, SmallImages) else (cfg.INPUT.CROP.SIZE[0],)
-        image = data.mean_image(*size)
-    _normalise(cfg, image, source, data, *tests.values())
-    model = ClassifierLoss(net).to(device)
-    order = range(len(data.classes))
+        mean = mean_image(images, cfg)
+    normalise(cfg, mean, source, images, *tests.values())
 
-    small = {"padding": cfg.RESNET_DET.CROP_PADDING} if isinstance(data, SmallImages) else {}
-
-    def batches(start_iter, seed):
-        return data.training_batches(
-            total_batch=cfg.SOLVER.IMS_PER_BATCH,
-            size=cfg.INPUT.CROP.SIZE[0],
-            **small,
-            flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
-            seed=seed,
-            rank=rank,
-            world=world,
-            start_iter=start_iter,
-        )
-
-    def finish(model, seed):
-        if cfg.TEST.PRECISE_BN.ENABLED:
-            precise_bn.update(model, batches(0, seed), cfg.TEST.PRECISE_BN.NUM_ITER)
-
-    return run_training(
-        cfg,
-        model,
-        batches,
-        state,
-        checkpointer,
-        device,
-        seed,
-        evaluate=lambda m: _evaluate([(m.eval().net, order)], tests, tested, cfg),
-        finish=finish,
-        classes=data.classes,
-        facts={} if image is None else {"mean_image": image.cpu()},
+    facts = checkpoint_facts(cfg, images.classes, seed)
+    if mean is not None:
+        facts["mean_image"] = mean.cpu()
+    trainer = build_trainer(cfg, ClassifierLoss(net).to(device), facts, state)
+    small = {"padding": cfg.RESNET_DET.CROP_PADDING} if isinstance(images, SmallImages) else {}
+    batches = partial(
+        images.training_batches,
+        total_batch=cfg.SOLVER.IMS_PER_BATCH,
+        size=cfg.INPUT.CROP.SIZE[0],
+        flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
+        seed=seed,
+        rank=distributed.get_rank(),
+        world=distributed.get_world_size(),
+        **small,
     )
 
+    def test(model):
+        return _evaluate([(model.eval().net, range(len(images.classes)))], tests, places, cfg)
 
-def evaluate(cfg):
-    """Evaluate the weights of a config (``MODEL.WEIGHTS``) on its test sets.
+    def compute_precise_bn(model):
+        precise_bn.update(model, batches(start_iter=0), cfg.TEST.PRECISE_BN.NUM_ITER)
+
+    trainer.run(
+        batches(start_iter=trainer.iteration),
+        test if tests else None,
+        compute_precise_bn if cfg.TEST.PRECISE_BN.ENABLED else None,
+    )
+    return final_results(cfg, trainer)
+
+
+def prepare(
+    cfg: CfgNode, device: torch.device
+) -> tuple[Images, dict[str, Images], dict[str, list[int]]]:
+    """Make, read and check the datasets that a config trains and tests on.
+
+    Returns:
+        (training images, test images by name, the place of each test set's classes among the
+        trained ones by name).
+
+    Raises:
+        ConfigError: a test set has other classes.
+        DatasetError: a dataset is damaged, or test images cannot be used.
+    """
+    make_datasets(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    name = cfg.DATASETS.TRAIN[0]
+    images = read_images(name, cfg, device, cfg.RESNET_DET.SKIP_BAD_DATA)
+    tests = {test: read_images(test, cfg, device) for test in cfg.DATASETS.TEST}
+    places = _places(tests, images.classes, name, cfg)
+    for test, test_images in tests.items():
+        if isinstance(test_images, LargeImages):
+            check_images(cfg, test, test_images.image_records())
+    return images, tests, places
+
+
+def _places(tests, classes, source, cfg):
+    """Name of each test set -> the place of each of its classes among ``classes``."""
+    by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
+    return {
+        name: tested_places(images.classes, name, classes, source, by_order)
+        for name, images in tests.items()
+    }
+
+
+def evaluate(cfg: CfgNode) -> dict[str, float]:
+    """Evaluate ``MODEL.WEIGHTS``, with ``RESNET_DET.ENSEMBLE``, on ``DATASETS.TEST``.
 
     Returns:
         dict of metrics, as :func:`train`.
 
     Raises:
-        ConfigError, DatasetError, WeightsError, FolderInUse: what was given is wrong, or another
-            run goes on in ``OUTPUT_DIR``.
+        ConfigError, DatasetError, WeightsError, FolderInUse: as :func:`train`.
     """
     check_classifier(cfg)
     if not cfg.DATASETS.TEST or not cfg.MODEL.WEIGHTS:
         raise ConfigError("DATASETS.TEST and MODEL.WEIGHTS: both are needed to evaluate")
-    device, _ = setup(cfg)
-    make_datasets(*cfg.DATASETS.TEST)
-    with alone_in(cfg.OUTPUT_DIR):
-        tests = {name: _read(name, cfg, device) for name in cfg.DATASETS.TEST}
+    with running(cfg) as (device, _):
+        make_datasets(*cfg.DATASETS.TEST)
+        tests = {name: read_images(name, cfg, device) for name in cfg.DATASETS.TEST}
         state, facts = read(cfg.MODEL.WEIGHTS)
-        net, classes = _trained(cfg, state, facts, next(iter(tests.values())).classes)
-        tested = _tested(tests, classes, cfg.MODEL.WEIGHTS, cfg)
-        image = facts.get("mean_image")
-        _normalise(cfg, image, cfg.MODEL.WEIGHTS, *tests.values())
-        others = [_member(path, cfg, classes, image) for path in cfg.RESNET_DET.ENSEMBLE]
+        net, classes = trained(cfg, state, facts, next(iter(tests.values())).classes)
+        places = _places(tests, classes, cfg.MODEL.WEIGHTS, cfg)
+        mean = facts.get("mean_image")
+        normalise(cfg, mean, cfg.MODEL.WEIGHTS, *tests.values())
+        others = [load_member(path, cfg, classes, mean) for path in cfg.RESNET_DET.ENSEMBLE]
         nets = [(net, range(len(classes))), *others]
         nets = [(net.to(device).eval(), order) for net, order in nets]
-        metrics = _evaluate(nets, tests, tested, cfg)
+        metrics = _evaluate(nets, tests, places, cfg)
     logger.info("results: %s", ", ".join(f"{key} {value:.2f}" for key, value in metrics.items()))
     check_expected(cfg, metrics)
     return metrics
 
 
-def layer_responses(folder):
-    """Responses of a finished run's layers on its test set, as :mod:`..evaluation.responses`.
+def _evaluate(
+    nets: Sequence[tuple[Classifier, Sequence[int]]],
+    tests: Mapping[str, Images],
+    places: Mapping[str, Sequence[int]],
+    cfg: CfgNode,
+) -> dict[str, float]:
+    """Errors of the nets' mean softmax on each test set; writes ``results.json`` per test set.
 
-    Kept beside the weights, in ``responses.json``, and computed again where these are newer.
+    On a test set with some of the classes, the nets choose among these alone. The order of the
+    scores is the first net's, whatever the test set's, so that ties fall the same way.
+
+    Args:
+        nets: (net, its index of each class of the first net). places: from :func:`_places`.
+    """
+    metrics: dict[str, float] = {}
+    size = cfg.INPUT.CROP.SIZE[0]
+    for name, images in tests.items():
+        scored = sorted(places[name])
+        models = []
+        for net, order in nets:
+            model = partial(net.dense, size=size) if cfg.TEST.AUG.ENABLED else net
+            models.append(partial(_columns, model, [order[place] for place in scored]))
+        column = torch.tensor([scored.index(place) for place in places[name]])
+        batches = images.test_batches(
+            size=size, rank=distributed.get_rank(), world=distributed.get_world_size()
+        )
+        batches = ((views, column.to(labels.device)[labels]) for views, labels in batches)
+        parts = distributed.all_gather_objects(count_errors(models, batches))
+        total = sum(count for _, count in parts)
+        errors = {k: 100 * sum(wrong[k] for wrong, _ in parts) / total for k in parts[0][0]}
+        prefix = f"{name}/" if len(tests) > 1 else ""
+        metrics |= {f"{prefix}classification/top{k}_error": e for k, e in errors.items()}
+        if distributed.is_main():
+            facts = {"net": cfg.MODEL.BACKBONE.NAME, "nets": len(nets), "commit": commit()}
+            if isinstance(images, LargeImages):
+                facts["views"] = str(images.views)
+            write_results(Path(cfg.OUTPUT_DIR) / "inference" / name, errors, total, facts)
+    return metrics
+
+
+def _columns(
+    model: Callable[[torch.Tensor], torch.Tensor], index: list[int], images: torch.Tensor
+) -> torch.Tensor:
+    return model(images)[:, index]
+
+
+def layer_responses(folder: str | Path) -> dict[str, float]:
+    """Responses of a finished run's layers on its test set, see :mod:`resnet_det.evaluation.responses`.
+
+    They are kept in ``responses.json`` beside the weights, and computed again if these are newer.
 
     Raises:
         ConfigError, WeightsError: the folder holds no finished classifier.
@@ -347,17 +254,18 @@ def layer_responses(folder):
         return json.loads(kept.read_text())
     state, facts = read(weights)
     if "config" not in facts:
-        raise ConfigError(f"{weights}: carries no config of a classifier of ours")
+        raise ConfigError(f"{weights}: carries no config: give a checkpoint of tools/pretrain.py")
     cfg = parse_config(facts["config"], weights, ["MODEL.WEIGHTS", str(weights)])
     check_classifier(cfg)
     if not cfg.DATASETS.TEST:
         raise ConfigError(f"{weights}: its config has no DATASETS.TEST to take the responses on")
+    name = cfg.DATASETS.TEST[0]
     device = start(cfg)
-    make_datasets(cfg.DATASETS.TEST[0])
-    data = _read(cfg.DATASETS.TEST[0], cfg, device)
-    net, _ = _trained(cfg, state, facts, data.classes)
-    _normalise(cfg, facts.get("mean_image"), weights, data)
-    images = (views[0] for views, _ in data.test_batches(size=cfg.INPUT.CROP.SIZE[0]))
+    make_datasets(name)
+    test = read_images(name, cfg, device)
+    net, _ = trained(cfg, state, facts, test.classes)
+    normalise(cfg, facts.get("mean_image"), str(weights), test)
+    images = (views[0] for views, _ in test.test_batches(size=cfg.INPUT.CROP.SIZE[0]))
     result = responses.layer_responses(net.to(device), images)
     kept.write_text(json.dumps(result, indent=1) + "\n")
     return result

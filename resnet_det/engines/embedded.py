@@ -1,58 +1,57 @@
-"""The embedded engine: trains and evaluates the detector of :mod:`.faster_rcnn` by itself."""
+"""The embedded engine: trains and evaluates the detectors of :mod:`resnet_det.detector` by itself.
+
+A module of the contract :class:`resnet_det.engines.Engine`.
+"""
 
 import logging
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from fvcore.common.config import CfgNode
 
-from .. import training
 from ..config.checks import check_users
 from ..config.defaults import DETECTOR, ConfigError
 from ..config.loading import load_config, parse_config
-from ..data import check_names, load_dataset, load_datasets
+from ..data import check_names, load_dataset
 from ..data.detection import proposals
-from ..data.detection.mapper import DetectionMapper, with_usable_annotations
-from ..data.loader import test_batches, training_batches
-from ..detector.build import build_improved, build_model, in_test
-from ..detector.weights import check_statistics, fit_detector, fit_trained, new_layers
-from ..training import alone_in, distributed
+from ..data.loader import training_batches
+from ..detector.build import build_model
+from ..detector.weights import new_layers
+from ..training import distributed
 from ..training.distributed import launch
-from ..weights.facts import check_facts
 from ..weights.loading import read
 from .checks import (
-    check_images,
-    check_output,
     check_schedule,
     check_testable,
     check_trainable,
-    proposal_files,
-    test_files,
 )
-from .class_matching import check_number, check_resumed, keep_shared_classes, match_test_sets
-from .provenance import ensemble
-from .results import check_expected, publish, score
-from .run import make_datasets, run_training, setup
+from .class_matching import check_resumed, match_test_sets
+from .embedded_data import prepare, read_test_sets, test_mapper, training_mapper
+from .embedded_evaluation import as_tested, detect, evaluate_model, load_to_train, trained
+from .provenance import checkpoint_facts
+from .results import check_expected
+from .run import (
+    build_trainer,
+    final_results,
+    last_checkpoint,
+    make_datasets,
+    running,
+    start,
+)
 
 __all__ = ["check", "check_schedule", "evaluate", "launch", "load_config", "predictor", "train"]
 
 logger = logging.getLogger(__name__)
 
 
-def _load_weights(model, cfg, classes):
-    """Load ``MODEL.WEIGHTS``, if it is given, to train on ``classes``: shared ones keep their rows."""
-    path = cfg.MODEL.WEIGHTS
-    if path:
-        state, facts = read(path)
-        check_facts(facts, cfg, path)
-        by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
-        state = keep_shared_classes(model.state_dict(), state, facts, classes, path, by_order)
-        match = fit_detector(model, state, facts, path, new_layers(model, cfg))
-        logger.info("%s: %s", path, match)
-    check_statistics(model)
+def check_model(cfg: CfgNode) -> None:
+    """Check what a config says about the detector and its test.
 
-
-def _check(cfg):
+    Raises:
+        ConfigError
+    """
     if cfg.MODEL.META_ARCHITECTURE == "Classifier":
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} is no detector: "
@@ -62,247 +61,81 @@ def _check(cfg):
     check_users(cfg, DETECTOR)
 
 
-def _test_mapper(cfg):
-    return DetectionMapper(
-        cfg.INPUT.MIN_SIZE_TEST,
-        cfg.INPUT.MAX_SIZE_TEST,
-        format=cfg.INPUT.FORMAT,
-        train=False,
-        proposals=_proposals(cfg, "TEST"),
-        scales=cfg.RESNET_DET.MULTI_SCALE_TEST,
-    )
+def check_config(cfg: CfgNode, resume: bool) -> None:
+    """Check what a config says about a training, without reading data.
 
-
-def _proposals(cfg, split):
-    """How many precomputed proposals of an image to use, or None."""
-    topk = cfg.DATASETS[f"PRECOMPUTED_PROPOSAL_TOPK_{split}"]
-    return topk if cfg.MODEL.LOAD_PROPOSALS else None
-
-
-def _trained(cfg, device, weights=None):
-    """The detector ``MODEL.WEIGHTS``, and the facts that its file carries.
-
-    Args:
-        weights: (state, facts) of that file, if it was read before.
+    Raises:
+        ConfigError, UnknownDataset, ValueError
     """
-    if not cfg.MODEL.WEIGHTS:
-        raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
-    state, facts = weights or read(cfg.MODEL.WEIGHTS)
-    model = build_model(cfg)
-    fit_trained(model, state, facts, cfg)
-    return model.to(device), facts
+    check_model(cfg)
+    check_trainable(cfg, resume)
+    check_schedule(cfg)
+    check_names((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
 
 
-def _in_test(model, cfg, device, classes=None):
-    """The model as the config tests it: itself, or with the appendix's improvements.
-
-    ``classes``: that it was trained on, if they are known.
-    """
-    if not in_test(cfg):
-        return model
-    detectors, orders = [model], [None]
-    for member in ensemble(cfg, classes):
-        own = parse_config(member.facts["config"], member.path, member.overrides)
-        detectors.append(_trained(own, device, (member.state, member.facts))[0])
-        orders.append(member.order)
-    return build_improved(detectors, cfg, orders)
-
-
-def _training_set(cfg):
-    dataset = load_datasets(
-        cfg.DATASETS.TRAIN,
-        skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA,
-        proposal_files=proposal_files(cfg, "TRAIN"),
-    )
-    check_number(cfg, dataset.metadata.classes, f"{dataset.name} (DATASETS.TRAIN)")
-    return dataset
-
-
-def _trainable_records(dataset, cfg):
-    if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        return dataset.records
-    return with_usable_annotations(dataset.records, use_difficult=cfg.RESNET_DET.USE_DIFFICULT)
-
-
-def _test_sets(cfg):
-    return {name: load_datasets([name], proposal_files=files) for name, files in test_files(cfg)}
-
-
-def _check_images(cfg, sets):
-    for name, dataset in sets.items():
-        check_images(cfg, name, dataset.records)
-
-
-def _log_skipped(*datasets):
-    for line in (line for dataset in datasets for line in dataset.skipped):
-        logger.warning("left out: %s", line)
-
-
-@torch.no_grad()
-def detect(model, dataset, cfg, skip_bad=False):
-    """Run a model over a dataset, shared by all processes.
-
-    Args:
-        skip_bad: see :func:`resnet_det.data.loader.test_batches`.
-
-    Returns:
-        list of predictions in the main process, an empty one elsewhere.
-    """
-    model.eval()
-    batches = test_batches(
-        dataset.records,
-        _test_mapper(cfg),
-        rank=distributed.get_rank(),
-        world=distributed.get_world_size(),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        skip_bad=skip_bad,
-    )
-    mine = []
-    for batch in tqdm(batches, dataset.name, disable=not distributed.is_main(), leave=False):
-        for sample, found in zip(batch, model(batch)):
-            prediction = {k: v.cpu().numpy() for k, v in found.items()}
-            mine.append({"image_id": sample["image_id"], **prediction})
-    return [p for part in distributed.gather_objects(mine) for p in part]
-
-
-def propose(cfg, name, path):
-    """Write the proposals of a ``ProposalNetwork`` (``MODEL.WEIGHTS``) for a dataset to ``path``.
-
-    Detectron2's proposal file format; as many as the RPN gives at test. An image that
-    SKIP_BAD_DATA leaves out has none.
-    """
-    _check(cfg)
-    check_names([name])
-    device, _ = setup(cfg)
-    make_datasets(name)
-    skip_bad = cfg.RESNET_DET.SKIP_BAD_DATA
-    dataset = load_dataset(name, skip_bad=skip_bad)
-    predictions = detect(_trained(cfg, device)[0], dataset, cfg, skip_bad)
-    if distributed.is_main():
-        found = {record["image_id"]: (np.zeros((0, 4)), np.zeros(0)) for record in dataset.records}
-        found |= {p["image_id"]: (p["boxes"], p["logits"]) for p in predictions}
-        proposals.write(path, [(image_id, *of_image) for image_id, of_image in found.items()])
-    distributed.barrier()
-
-
-def _evaluate(model, tests, cfg, weights=None):
-    scored = {}
-    for name, test in tests.items():
-        dataset = test.dataset
-        predictions = test.select(detect(model, dataset, cfg))
-        if distributed.is_main():
-            folder = f"{cfg.OUTPUT_DIR}/inference/{name}"
-            evaluation = score(dataset, predictions, folder)
-            if evaluation is None:
-                logger.info("%s has no annotations: wrote submission files to %s", name, folder)
-            else:
-                scored[name] = evaluation, dataset, predictions
-    return publish(cfg, scored, weights=weights) if scored else {}
-
-
-def check(cfg, resume=False):
-    """Refuse a config or data that cannot be trained, without weights: it may be days until these.
+def check(cfg: CfgNode, resume: bool = False) -> None:
+    """Validate config and data before weights exist, so that mistakes surface before pretraining.
 
     Raises:
         ConfigError, DatasetError, ValueError: as :func:`train`.
     """
-    _check(cfg)
-    check_trainable(cfg, resume)
-    check_schedule(cfg)
-    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    check_names(names)
-    make_datasets(*names)
-    dataset, sets = _training_set(cfg), _test_sets(cfg)
-    _trainable_records(dataset, cfg)
-    match_test_sets(sets, dataset.metadata.classes, dataset.name, cfg)
-    _check_images(cfg, sets)
+    check_config(cfg, resume)
+    prepare(cfg)
     with torch.device("meta"):
         new_layers(build_model(cfg), cfg)
 
 
-def train(cfg, resume=False):
-    """Train the detector of a config, and evaluate it.
+def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
+    """Train the detector of a config, and evaluate it on ``DATASETS.TEST``.
 
     Args:
         cfg: from :func:`load_config`.
-        resume: go on from the last checkpoint of ``OUTPUT_DIR``, if there is one.
+        resume: continue from the last checkpoint of ``OUTPUT_DIR``, if there is one.
 
     Returns:
-        dict of the final metrics in the main process: ``bbox/AP``, 0-100.
+        dict of the final metrics in the main process: ``bbox/AP``..., 0-100.
 
     Raises:
-        ConfigError, DatasetError, WeightsError: what was given is wrong; names it.
-        FolderInUse: another run goes on in ``OUTPUT_DIR``.
+        ConfigError, DatasetError, WeightsError: names what is wrong with the input.
+        FolderInUse: another process runs in ``OUTPUT_DIR``.
     """
-    _check(cfg)
-    check_trainable(cfg, resume)
-    check_schedule(cfg)
-    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    check_names(names)
-    device, seed = setup(cfg)
-    make_datasets(*names)
-    with alone_in(cfg.OUTPUT_DIR):
-        check_output(cfg, resume)
+    check_config(cfg, resume)
+    with running(cfg, resume) as (device, seed):
         return _train(cfg, resume, device, seed)
 
 
 def _train(cfg, resume, device, seed):
-    dataset, sets = _training_set(cfg), _test_sets(cfg)
-    classes = dataset.metadata.classes
-    tests = match_test_sets(sets, classes, dataset.name, cfg)
-    _check_images(cfg, sets)
-    _log_skipped(dataset, *sets.values())
-    records = _trainable_records(dataset, cfg)
-    logger.info("training on %d images of %s", len(records), dataset.name)
-
+    data = prepare(cfg)
+    logger.info("training on %d images of %s", len(data.records), data.name)
     model = build_model(cfg)
-    checkpointer = training.Checkpointer(cfg.OUTPUT_DIR)
-    state = checkpointer.load_latest() if resume else None
+    state, seed = last_checkpoint(cfg, resume, seed)
     if state is None:
-        _load_weights(model, cfg, classes)
+        load_to_train(model, cfg, data.classes)
     else:
         by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
-        check_resumed(state.get("meta", {}), classes, cfg.OUTPUT_DIR, by_order)
-    model.to(device)
-    mapper = DetectionMapper(
-        cfg.INPUT.MIN_SIZE_TRAIN,
-        cfg.INPUT.MAX_SIZE_TRAIN,
-        sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
-        flip=cfg.INPUT.RANDOM_FLIP,
-        format=cfg.INPUT.FORMAT,
-        train=True,
-        use_difficult=cfg.RESNET_DET.USE_DIFFICULT,
-        proposals=_proposals(cfg, "TRAIN"),
+        check_resumed(state.get("meta", {}), data.classes, cfg.OUTPUT_DIR, by_order)
+    trainer = build_trainer(cfg, model.to(device), checkpoint_facts(cfg, data.classes, seed), state)
+    batches = training_batches(
+        data.records,
+        training_mapper(cfg),
+        total_batch=cfg.SOLVER.IMS_PER_BATCH,
+        seed=seed,
+        rank=distributed.get_rank(),
+        world=distributed.get_world_size(),
+        start_iter=trainer.iteration,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA,
     )
 
-    def batches(start_iter, seed):
-        return training_batches(
-            records,
-            mapper,
-            total_batch=cfg.SOLVER.IMS_PER_BATCH,
-            seed=seed,
-            rank=distributed.get_rank(),
-            world=distributed.get_world_size(),
-            start_iter=start_iter,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-            skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA,
-        )
+    def test(model):
+        return evaluate_model(as_tested(model, cfg, device), data.tests, cfg)
 
-    return run_training(
-        cfg,
-        model,
-        batches,
-        state,
-        checkpointer,
-        device,
-        seed,
-        evaluate=lambda m: _evaluate(_in_test(m, cfg, device), tests, cfg),
-        classes=classes,
-    )
+    trainer.run(batches, test if data.tests else None)
+    return final_results(cfg, trainer)
 
 
-def evaluate(cfg):
+def evaluate(cfg: CfgNode) -> dict[str, float]:
     """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``.
 
     Returns:
@@ -311,33 +144,57 @@ def evaluate(cfg):
     Raises:
         ConfigError, DatasetError, WeightsError, FolderInUse: as :func:`train`.
     """
-    _check(cfg)
+    check_model(cfg)
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST: name at least one dataset")
     check_names(cfg.DATASETS.TEST)
-    device, _ = setup(cfg)
-    make_datasets(*cfg.DATASETS.TEST)
-    with alone_in(cfg.OUTPUT_DIR):
-        sets = _test_sets(cfg)
-        _log_skipped(*sets.values())
-        model, facts = _trained(cfg, device)
+    with running(cfg) as (device, _):
+        make_datasets(*cfg.DATASETS.TEST)
+        sets = read_test_sets(cfg)
+        model, facts = trained(cfg, device)
         classes = facts.get("classes")
         tests = match_test_sets(sets, classes, cfg.MODEL.WEIGHTS, cfg)
-        metrics = _evaluate(_in_test(model, cfg, device, classes), tests, cfg, facts)
+        metrics = evaluate_model(as_tested(model, cfg, device, classes), tests, cfg, facts)
     if distributed.is_main():
         check_expected(cfg, metrics)
     return metrics
 
 
-def predictor(weights, overrides=()):
-    """A function from a picture to its objects, made from a checkpoint of ours alone.
+def propose(cfg: CfgNode, name: str, path: str) -> None:
+    """Write the proposals of a ``ProposalNetwork`` (``MODEL.WEIGHTS``) for a dataset to a file.
+
+    The file has Detectron2's format and as many proposals per image as the RPN gives in tests. An
+    image that ``RESNET_DET.SKIP_BAD_DATA`` skips has none.
+    """
+    check_model(cfg)
+    check_names([name])
+    device = start(cfg)
+    make_datasets(name)
+    skip_bad = cfg.RESNET_DET.SKIP_BAD_DATA
+    dataset = load_dataset(name, skip_bad=skip_bad)
+    predictions = detect(trained(cfg, device)[0], dataset, cfg, skip_bad)
+    if distributed.is_main():
+        found = {record["image_id"]: (np.zeros((0, 4)), np.zeros(0)) for record in dataset.records}
+        found |= {p["image_id"]: (p["boxes"], p["logits"]) for p in predictions}
+        proposals.write(path, [(image_id, *of_image) for image_id, of_image in found.items()])
+    distributed.barrier()
+
+
+def predictor(
+    weights: str, overrides: Sequence[Any] = ()
+) -> tuple[Callable[[str], dict[str, np.ndarray]], tuple[str, ...]]:
+    """Make a function that detects the objects of a picture, from a checkpoint alone.
 
     Args:
         weights: a checkpoint that :func:`train` wrote; it holds its config and classes.
+        overrides: further ``KEY, VALUE`` pairs of the config.
 
     Returns:
         (function of a file's path -> dict ``boxes`` (N, 4), ``scores`` (N,), ``classes`` (N,) as
         numpy arrays, tuple of class names).
+
+    Raises:
+        ConfigError: the file carries no config or classes.
     """
     state, facts = read(weights)
     if not {"config", "classes"} <= facts.keys():
@@ -345,16 +202,16 @@ def predictor(weights, overrides=()):
             f"{weights}: carries no config or classes; give a checkpoint of tools/train_net.py"
         )
     cfg = parse_config(facts["config"], weights, ["MODEL.WEIGHTS", str(weights), *overrides])
-    _check(cfg)
+    check_model(cfg)
     device = torch.device(cfg.MODEL.DEVICE)
     classes = tuple(facts["classes"])
-    model, _ = _trained(cfg, device, (state, facts))
-    model = _in_test(model, cfg, device, classes).eval()
-    mapper = _test_mapper(cfg)
+    model, _ = trained(cfg, device, (state, facts))
+    model = as_tested(model, cfg, device, classes).eval()
+    mapper = test_mapper(cfg)
 
     @torch.no_grad()
     def predict(path):
         sample = mapper({"file_name": path, "image_id": path}, np.random.default_rng(0))
-        return {k: v.cpu().numpy() for k, v in model([sample])[0].items()}
+        return {key: value.cpu().numpy() for key, value in model([sample])[0].items()}
 
     return predict, classes

@@ -1,8 +1,10 @@
-"""Pretrain the classifier that a detector's config asks for."""
+"""The pretraining that a detector's config asks for."""
 
 import logging
 import os
 from pathlib import Path
+
+from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError
 from ..config.loading import find_config, load_config
@@ -12,22 +14,18 @@ from ..nets import NETS
 from ..training import distributed
 from ..weights.facts import check_facts, config_facts
 from ..weights.loading import read
-from .classifier import train
 from .provenance import say_changes
 from .run import start
 
 logger = logging.getLogger(__name__)
 
 
-def ensure_weights(cfg, check):
-    """Train the classifier ``RESNET_DET.PRETRAIN`` where ``MODEL.WEIGHTS`` does not exist yet.
+def needed(cfg: CfgNode) -> CfgNode | None:
+    """The config of the classifier to pretrain (``RESNET_DET.PRETRAIN``), or None.
 
-    An interrupted pretraining goes on where it stopped.
-
-    Args:
-        cfg: of a detector.
-        check: function that raises what is wrong with the detector's own part, called before a
-            pretraining: better known now than after days.
+    None if the detector's config names no pretraining, or ``MODEL.WEIGHTS`` exists. Before you
+    train the classifier (with ``resume``, so that an interrupted pretraining continues), let the
+    engine check the detector's own config and data: a pretraining may take days.
 
     Raises:
         ConfigError: the classifier's config would not write ``MODEL.WEIGHTS``, or those of another
@@ -36,22 +34,22 @@ def ensure_weights(cfg, check):
     """
     path = cfg.RESNET_DET.PRETRAIN
     if not path:
-        return
+        return None
     start(cfg)
-    there = distributed.all_gather_objects(os.path.exists(cfg.MODEL.WEIGHTS))[0]
+    exists = distributed.all_gather_objects(os.path.exists(cfg.MODEL.WEIGHTS))[0]
     try:
         path = find_config(path, "RESNET_DET.PRETRAIN")
     except ConfigError:
-        if there:
-            return
+        if exists:
+            return None
         raise
-    pretrain = load_config(path, ["MODEL.DEVICE", cfg.MODEL.DEVICE])
-    result = Path(pretrain.OUTPUT_DIR) / "model_final.pth"
+    pretraining = load_config(path, ["MODEL.DEVICE", cfg.MODEL.DEVICE])
+    result = Path(pretraining.OUTPUT_DIR) / "model_final.pth"
     own = result.resolve() == Path(cfg.MODEL.WEIGHTS).resolve()
-    if there:
+    if exists:
         if own and distributed.is_main():
-            say_changes(read(result)[1], pretrain, result, "SOLVER.")
-        return
+            say_changes(read(result)[1], pretraining, str(result), "SOLVER.")
+        return None
     if not own:
         raise ConfigError(
             f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS!r}: no such file, and RESNET_DET.PRETRAIN, {path}, "
@@ -61,14 +59,16 @@ def ensure_weights(cfg, check):
         absent = missing(name)
         if absent:
             raise DatasetError(absent, f"is absent; {name} needs it (datasets/README.md)")
-    net, trained = net_name(cfg)[0], pretrain.MODEL.BACKBONE.NAME
+    net, trained = net_name(cfg)[0], pretraining.MODEL.BACKBONE.NAME
     if net in NETS and net != trained:
-        raise ConfigError(f"MODEL.BACKBONE.NAME: {net}, but RESNET_DET.PRETRAIN, {path}: {trained}")
+        raise ConfigError(
+            f"MODEL.BACKBONE.NAME: {net}, but RESNET_DET.PRETRAIN, {path}, trains {trained}"
+        )
     if result.parent.resolve() == Path(cfg.OUTPUT_DIR).resolve():
         raise ConfigError(
-            f"OUTPUT_DIR: {cfg.OUTPUT_DIR}: is that of RESNET_DET.PRETRAIN, {path}: give another"
+            f"OUTPUT_DIR: {cfg.OUTPUT_DIR}: is also that of RESNET_DET.PRETRAIN, {path}: give "
+            "another"
         )
-    check_facts(config_facts(pretrain), cfg, path, "trains")
-    check()
+    check_facts(config_facts(pretraining), cfg, path, "trains")
     logger.info("%s does not exist: pretraining with %s", cfg.MODEL.WEIGHTS, path)
-    train(pretrain, resume=True)
+    return pretraining

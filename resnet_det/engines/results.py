@@ -1,15 +1,20 @@
-"""The results of a detector's test: scored, published, and held against what was expected."""
+"""The results of a detector's test: scored, published, and compared with the expected ones."""
 
 import json
 import logging
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
 
 from .. import training
-from ..data import pixels
+from ..data import Dataset, pixels
 from ..evaluation import coco_ap, voc_ap
+from ..evaluation.inputs import Evaluation
 from ..evaluation.report import write_report
 from ..evaluation.tables import as_json, class_table, summary_table
 from .provenance import commit, machine
@@ -17,14 +22,20 @@ from .provenance import commit, machine
 logger = logging.getLogger(__name__)
 
 
-def score(dataset, predictions, folder):
+def score(
+    dataset: Dataset, predictions: Sequence[Mapping[str, Any]], folder: str | Path
+) -> Evaluation | None:
     """Evaluate predictions by the dataset's protocol, and write the protocol's submission files.
 
+    VOC 2007 uses the 11-point AP, later years the area under the curve. AP50 by the other metric
+    is reported as well.
+
     Args:
+        predictions: one per image, as in :mod:`resnet_det.evaluation`.
         folder: gets ``results.json`` and the submission files.
 
     Returns:
-        Evaluation, or None for a test set without public annotations.
+        None for a test set without public annotations.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +46,6 @@ def score(dataset, predictions, folder):
 
 
 def _score_voc(metric, other_metric, dataset, predictions, folder):
-    """Score by ``metric``, and report the AP50 of ``other_metric`` as well."""
     meta, records = dataset.metadata, dataset.records
     voc_ap.write_submission(folder, records, predictions, meta.classes, meta.split)
     if not meta.annotated:
@@ -60,19 +70,24 @@ EVALUATIONS = {
 }
 
 
-def publish(cfg, scored, facts=None, weights=None):
-    """Print the tables of a run and write its ``report.html``.
+def publish(
+    cfg: CfgNode,
+    scored: Mapping[str, tuple[Evaluation, Dataset, Sequence[Mapping[str, Any]]]],
+    facts: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Log the tables of a run and write its ``report.html``.
 
     Args:
-        scored: dict dataset name -> (Evaluation, Dataset, predictions).
-        facts: dict of further lines for the page's head.
-        weights: facts that the file ``MODEL.WEIGHTS`` carries, where that is what was tested; None
-            where this run trained the net. An evaluation's config says nothing of the training.
+        scored: dataset name -> (evaluation, dataset, predictions).
+        facts: further lines for the head of the page.
+        weights: the facts that the file ``MODEL.WEIGHTS`` carries, if the run only tests it; its
+            config then says nothing about the training. None if this run trained the net.
 
     Returns:
-        dict of metrics: ``bbox/AP``..., or ``<dataset>/bbox/AP``... where there are several sets.
+        dict of metrics: ``bbox/AP``..., or ``<dataset>/bbox/AP``... if there are several datasets.
     """
-    flat = {}
+    flat: dict[str, float] = {}
     for name, (evaluation, _, _) in scored.items():
         prefix = f"{name}/" if len(scored) > 1 else ""
         flat |= {f"{prefix}bbox/{k}": v for k, v in evaluation.metrics.items()}
@@ -85,9 +100,9 @@ def publish(cfg, scored, facts=None, weights=None):
             "seed": cfg.SEED if cfg.SEED >= 0 else "random",
         }
     else:
-        said = {f"weights: {key}": weights.get(key) for key in ("net", "seed", "commit")}
-        said = {key: value for key, value in said.items() if value not in (None, "")}
-        origin = {"weights": cfg.MODEL.WEIGHTS, **said}
+        known = {f"weights: {key}": weights.get(key) for key in ("net", "seed", "commit")}
+        known = {key: value for key, value in known.items() if value not in (None, "")}
+        origin = {"weights": cfg.MODEL.WEIGHTS, **known}
     write_report(
         cfg.OUTPUT_DIR,
         {n: (e, d.records, p, d.metadata.classes) for n, (e, d, p) in scored.items()},
@@ -108,16 +123,16 @@ def publish(cfg, scored, facts=None, weights=None):
     return flat
 
 
-def check_expected(cfg, metrics):
-    """Compare with ``TEST.EXPECTED_RESULTS``: ``[[task, metric, value, tolerance], ...]``.
+def check_expected(cfg: CfgNode, metrics: Mapping[str, float]) -> None:
+    """Compare metrics with ``TEST.EXPECTED_RESULTS``: ``[[task, metric, value, tolerance], ...]``.
 
     Raises:
         RuntimeError: names each metric that is missing or outside its tolerance.
     """
     wrong = []
     for task, metric, value, tolerance in cfg.TEST.EXPECTED_RESULTS:
-        ours = metrics.get(f"{task}/{metric}", math.nan)
-        if not abs(ours - value) <= tolerance:
-            wrong.append(f"{task}/{metric} is {ours:.2f}, expected {value} +- {tolerance}")
+        found = metrics.get(f"{task}/{metric}", math.nan)
+        if not abs(found - value) <= tolerance:  # NaN too
+            wrong.append(f"{task}/{metric} is {found:.2f}, expected {value} +- {tolerance}")
     if wrong:
         raise RuntimeError("TEST.EXPECTED_RESULTS: " + "; ".join(wrong))

@@ -1,56 +1,61 @@
-"""A run: its device, processes and seed, its training, and one iteration run again.
+"""What the runs of every engine share: device, processes, seed, datasets, trainer, replay.
 
-Both engines share `make_datasets` and `replayed`; the rest serves the embedded engine.
+All engines use :func:`make_datasets` and :func:`replayed`; the rest serves the detectors and the
+classifiers of the embedded engine.
 """
 
+import contextlib
 import logging
 import os
 import random
 import re
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from fvcore.common.config import CfgNode
+from torch import nn
 
 from .. import training
 from ..config.defaults import ConfigError
 from ..data import ensure_made
 from ..files import whole_file
-from ..training import distributed
-from .provenance import checkpoint_facts, say_changes
+from ..training import Checkpointer, Plan, Trainer, distributed
+from .checks import check_output
+from .provenance import say_changes
 from .results import check_expected
 
 logger = logging.getLogger(__name__)
 
 
-def start(cfg):
-    """Join the processes, and log to the terminal.
+def start(cfg: CfgNode) -> torch.device:
+    """Join the processes of the run and log to the terminal.
 
     Returns:
-        torch.device: ``MODEL.DEVICE``, and the process's own index of several GPUs.
+        ``MODEL.DEVICE``; of several GPUs, this process's own.
     """
     device = distributed.init(cfg.MODEL.DEVICE)
-    ours = logging.getLogger("resnet_det")
-    if not ours.hasHandlers():  # an earlier run in this process, or Detectron2, may have added one
+    package_logger = logging.getLogger("resnet_det")
+    if not package_logger.hasHandlers():  # an earlier run in this process, or Detectron2, may log
         terminal = logging.StreamHandler()
         terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        ours.addHandler(terminal)
-        ours.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
+        package_logger.addHandler(terminal)
+        package_logger.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
     return device
 
 
-def make_datasets(*names):
-    """Draw the sets among ``names`` that programs draw, where they are absent, in one process."""
-    if distributed.is_main():
-        ensure_made(names, workers=min(os.cpu_count() or 1, 4))
-    distributed.barrier()
+@contextlib.contextmanager
+def running(cfg: CfgNode, resume: bool = True) -> Iterator[tuple[torch.device, int]]:
+    """Join the processes, seed their random generators, and hold ``OUTPUT_DIR``.
 
+    Gives (device, seed of the run). A negative ``SEED`` draws one, the same in every process.
 
-def setup(cfg):
-    """Start and seed.
-
-    Returns:
-        (torch.device, the seed: drawn where ``SEED`` is negative, the same in every process).
+    Raises:
+        FolderInUse: another process runs in ``OUTPUT_DIR``.
+        ConfigError: ``OUTPUT_DIR`` holds checkpoints, and the run does not resume.
     """
     device = start(cfg)
     seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
@@ -60,38 +65,42 @@ def setup(cfg):
     np.random.seed(own % 2**32)
     torch.manual_seed(own)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    return device, seed
+    with training.alone_in(cfg.OUTPUT_DIR):
+        check_output(cfg, resume)  # again: a run that we waited for may have saved checkpoints
+        yield device, seed
 
 
-def run_training(
-    cfg,
-    model,
-    batches,
-    state,
-    checkpointer,
-    device,
-    seed,
-    *,
-    evaluate,
-    classes,
-    finish=None,
-    facts=None,
-):
-    """Write ``config.yaml``, build optimizer and schedule from ``SOLVER``, and train.
+def make_datasets(*names: str) -> None:
+    """Draw the synthetic datasets among ``names`` that do not exist yet, in the main process."""
+    if distributed.is_main():
+        ensure_made(names, workers=min(os.cpu_count() or 1, 4))
+    distributed.barrier()
 
-    Args:
-        model: takes a batch and returns a dict of losses; on ``device``.
-        batches: function of the first iteration and the seed -> iterator.
-        seed: from :func:`setup`; a resumed run keeps the seed that it began with.
-        state: of the checkpoint to resume from, or None.
-        evaluate: function of the model -> flat dict of metrics, or None.
-        finish: called with the model and the run's seed after the last iteration, before the model
-            is saved.
-        facts: dict of tensors and plain values that each checkpoint carries in its "meta", beside
-            :func:`checkpoint_facts`.
+
+def last_checkpoint(cfg: CfgNode, resume: bool, seed: int) -> tuple[dict[str, Any] | None, int]:
+    """Read the checkpoint to resume from, and log what changed in the config since.
 
     Returns:
-        dict of the final metrics, checked against ``TEST.EXPECTED_RESULTS``.
+        (its state, the seed that its run began with); (None, ``seed``) if there is none, or if
+        the run does not resume.
+    """
+    state = Checkpointer(cfg.OUTPUT_DIR).load_latest() if resume else None
+    if state is None:
+        return None, seed
+    facts = state.get("meta", {})
+    say_changes(facts, cfg, cfg.OUTPUT_DIR)
+    return state, facts.get("seed", seed)
+
+
+def build_trainer(
+    cfg: CfgNode, model: nn.Module, meta: Mapping[str, Any], state: Mapping[str, Any] | None
+) -> Trainer:
+    """Write ``config.yaml`` and build the trainer that ``SOLVER`` describes.
+
+    Args:
+        model: returns a dict of losses per batch; on its device.
+        meta: facts that each checkpoint carries.
+        state: of the checkpoint to resume from, or None.
     """
     if distributed.is_main():
         output = Path(cfg.OUTPUT_DIR)
@@ -118,61 +127,47 @@ def run_training(
         warmup_method=solver.WARMUP_METHOD,
         until_error=cfg.RESNET_DET.WARMUP_UNTIL_ERROR,
     )
-    clip = None
-    if solver.CLIP_GRADIENTS.ENABLED:
-
-        def clip(parameters):
-            training.clip_gradients(
-                parameters,
-                kind=solver.CLIP_GRADIENTS.CLIP_TYPE,
-                value=solver.CLIP_GRADIENTS.CLIP_VALUE,
-                norm_type=solver.CLIP_GRADIENTS.NORM_TYPE,
-            )
-
-    if state:
-        seed = state.get("meta", {}).get("seed", seed)
-        say_changes(state.get("meta", {}), cfg, cfg.OUTPUT_DIR)
-    final = {}
-
-    def evaluate_and_keep(model):
-        final.clear()
-        final.update(evaluate(model))
-        return final
-
-    training.train(
-        distributed.wrap(model),
-        batches(state["iteration"] if state else 0, seed),
-        optimizer,
-        schedule,
-        max_iter=solver.MAX_ITER,
-        checkpointer=checkpointer,
-        checkpoint_period=solver.CHECKPOINT_PERIOD,
-        output_dir=cfg.OUTPUT_DIR,
-        device=device,
-        resume_from=state,
-        evaluate=evaluate_and_keep if cfg.DATASETS.TEST else None,
-        eval_period=cfg.TEST.EVAL_PERIOD,
-        finish=None if finish is None else lambda model: finish(model, seed),
-        clip=clip,
-        amp=solver.AMP.ENABLED,
-        meta=checkpoint_facts(cfg, classes, seed) | (facts or {}),
+    clip = partial(
+        training.clip_gradients,
+        kind=solver.CLIP_GRADIENTS.CLIP_TYPE,
+        value=solver.CLIP_GRADIENTS.CLIP_VALUE,
+        norm_type=solver.CLIP_GRADIENTS.NORM_TYPE,
     )
-    if not final and distributed.is_main():  # everything was done before
-        lines = training.read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json")
-        final = next((line for line in reversed(lines) if "total_loss" not in line), {})
-        final.pop("iteration", None)
+    plan = Plan(
+        max_iter=solver.MAX_ITER,
+        checkpoint_period=solver.CHECKPOINT_PERIOD,
+        eval_period=cfg.TEST.EVAL_PERIOD,
+        amp=solver.AMP.ENABLED,
+        clip=clip if solver.CLIP_GRADIENTS.ENABLED else None,
+    )
+    trainer = Trainer(model, optimizer, schedule, cfg.OUTPUT_DIR, plan, meta)
+    if state is not None:
+        trainer.resume(state)
+    return trainer
+
+
+def final_results(cfg: CfgNode, trainer: Trainer) -> dict[str, float]:
+    """The metrics of a run's last evaluation, checked against ``TEST.EXPECTED_RESULTS``.
+
+    If the run was finished before and has evaluated nothing, they come from ``metrics.json``.
+    """
+    results = trainer.results
     if distributed.is_main():
-        check_expected(cfg, final)
-    return final
+        if not results:
+            lines = training.read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json")
+            results = next((line for line in reversed(lines) if "total_loss" not in line), {})
+            results.pop("iteration", None)
+        check_expected(cfg, results)
+    return results
 
 
-def replayed(cfg, path):
-    """The config that, resumed, runs again the one iteration of a ``not_finite_<iteration>.pth``.
+def replayed(cfg: CfgNode, path: str | Path) -> CfgNode:
+    """The config that, resumed, runs the one iteration of ``not_finite_<iteration>.pth`` again.
 
-    Its output goes to a folder beside the file. Give as many processes as the run had.
+    Its output goes to a folder beside the file. Start as many processes as the run had.
 
     Raises:
-        ConfigError: not such a file.
+        ConfigError: no file of that name and kind.
     """
     path = Path(path).resolve()
     number = re.fullmatch(r"not_finite_(\d+)", path.stem)

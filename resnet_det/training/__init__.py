@@ -1,17 +1,18 @@
-"""Training: the loop, the schedule, checkpoints, several processes, precise batch norm, the lock."""
+"""Training: the loop, schedules, checkpoints, processes, precise batch norm, the folder's lock."""
 
 from .checkpoint import Checkpointer
 from .lock import FolderInUse, alone_in
-from .loop import read_metrics, train
+from .loop import Plan, Trainer, read_metrics
 from .schedule import build_optimizer, build_schedule, clip_gradients
 
 __all__ = [
     "Checkpointer",
     "FolderInUse",
+    "Plan",
+    "Trainer",
     "alone_in",
     "build_optimizer",
     "build_schedule",
     "clip_gradients",
     "read_metrics",
-    "train",
 ]

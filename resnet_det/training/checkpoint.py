@@ -7,11 +7,11 @@ A checkpoint is a dict of tensors and plain containers, read with ``weights_only
     rng                                  one random state per process
     window                               the values since the last line of metrics.json
     meta                                 plain facts: name of the net, pixel convention, ...
-    matching_heuristics                  True: Detectron2's own checkpointer matches a classifier's
-                                         names to the ends of a detector's
+    matching_heuristics                  True: Detectron2's own checkpointer then matches the names
+                                         of a classifier to the ends of a detector's names
 
-Files are named as Detectron2's: ``model_0000999.pth`` after iteration 999, ``model_final.pth``,
-and the text file ``last_checkpoint`` holds the name of the newest.
+Files have Detectron2's names: ``model_0000999.pth`` after iteration 999, and ``model_final.pth``.
+The text file ``last_checkpoint`` holds the name of the newest.
 """
 
 import logging
@@ -21,7 +21,9 @@ import socket
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,23 +36,26 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpointer:
-    """Saves to and finds in one folder.
+    """Saves checkpoints to a folder, and finds the newest readable one.
 
     Args:
-        folder: created when absent. Every checkpoint stays in it, as in Detectron2.
+        folder: made if absent. Every checkpoint stays in it, as in Detectron2.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def save(self, name, newest=True, **state):
-        """Write ``<name>.pth`` and, if ``newest``, name it in ``last_checkpoint``; returns the path.
+    def save(self, name: str, newest: bool = True, **state: Any) -> Path:
+        """Write ``<name>.pth`` and, if ``newest``, name it in ``last_checkpoint``.
 
-        Whenever this is interrupted, ``last_checkpoint`` names a whole file.
+        Whenever this is interrupted, ``last_checkpoint`` names a complete file.
+
+        Returns:
+            the path of the checkpoint.
 
         Raises:
-            OSError: it cannot be written (disk full...); the previous checkpoint is intact.
-            TypeError: ``state`` holds something that could not be read back.
+            OSError: the file cannot be written (disk full...); the previous checkpoint is intact.
+            TypeError: ``state`` holds an object that could not be read back.
         """
         _check_plain(state, "")
         path = self.folder / f"{name}.pth"
@@ -70,16 +75,16 @@ class Checkpointer:
             raise OSError(f"cannot write the checkpoint {path}: {error}; {intact}") from error
         return path
 
-    def latest(self):
-        """Path of the newest readable checkpoint, or None where there is none at all.
+    def latest(self) -> Path | None:
+        """Path of the newest readable checkpoint, or None if there is no checkpoint.
 
-        Call it in every process: the main one chooses, and the others check that they read the same
-        file. The choice is the file that ``last_checkpoint`` names, read from end to end; if it is
-        damaged, the newest good one, with a warning.
+        Call it in every process: the main process chooses a file, and the others check that they
+        see the same one. It chooses the file that ``last_checkpoint`` names; if that is damaged,
+        the newest good one, with a warning.
 
-        Raises (in every process):
-            RuntimeError: there are checkpoints, and every one is damaged.
-            ValueError: a process does not see what the main one sees: the folder is not shared, or
+        Raises (the same in every process):
+            RuntimeError: every checkpoint is damaged.
+            ValueError: a process sees other files than the main one: the folder is not shared, or
                 not up to date.
         """
         choice = self._newest() if distributed.is_main() else None
@@ -98,8 +103,10 @@ class Checkpointer:
         return path
 
     def _newest(self):
-        """(path, checksums) of the newest readable checkpoint, (None, None) where there is none,
-        or the RuntimeError that says that all are damaged."""
+        """(path, checksums) of the newest readable checkpoint, or (None, None) without checkpoints.
+
+        Returns the RuntimeError to raise if all are damaged.
+        """
         candidates = self._candidates()
         for path in candidates:
             problem = _damage(path)
@@ -110,12 +117,12 @@ class Checkpointer:
             logger.warning("the checkpoint %s is unreadable (%s)", path, problem)
         if candidates:
             return RuntimeError(
-                f"no checkpoint in {self.folder} is readable; remove them to start afresh"
+                f"no checkpoint in {self.folder} is readable; remove them to start anew"
             )
         return None, None
 
     def _difference(self, path, checksums):
-        """What this process sees in place of the main one's choice; None where it sees the same."""
+        """What this process sees instead of the main one's choice; None if it sees the same."""
         where, own = f"on {socket.gethostname()}", [own.name for own in self._candidates()]
         if path is None:
             return f"{where} finds {own[0]}" if own else None
@@ -126,8 +133,12 @@ class Checkpointer:
             return f"{where} cannot read that file ({damage})"
         return None if _checksums(path) == checksums else f"{where} finds another file of that name"
 
-    def load_latest(self):
-        """The state of :meth:`latest`, or None; raises what that raises."""
+    def load_latest(self) -> dict[str, Any] | None:
+        """Load the checkpoint of :meth:`latest`; None if there is no checkpoint.
+
+        Raises:
+            RuntimeError, ValueError: as :meth:`latest`.
+        """
         path = self.latest()
         if path is None:
             return None
@@ -142,7 +153,7 @@ class Checkpointer:
         return self.folder / name if name else None
 
     def _candidates(self):
-        """What ``last_checkpoint`` names, then each ``model_<iteration>.pth``, newest first."""
+        """The file that ``last_checkpoint`` names, then each ``model_<iteration>.pth``, newest first."""
         named = self._named()
         files = self.folder.iterdir() if self.folder.is_dir() else ()
         numbered = (re.fullmatch(r"model_(\d+)\.pth", path.name) for path in files)
@@ -151,11 +162,12 @@ class Checkpointer:
         return [named] * bool(named) + [path for path in periodic if path != named]
 
 
-def load(path):
-    """Read a checkpoint to the CPU. Runs no code from the file (``weights_only=True``).
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU, without running code from it (``weights_only=True``).
 
     Raises:
-        RuntimeError: not a checkpoint, or damaged; names the file.
+        FileNotFoundError: no such file.
+        RuntimeError: the file is damaged or not a checkpoint; names it.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(path)
@@ -166,10 +178,11 @@ def load(path):
         raise RuntimeError(f"cannot read the checkpoint {path}: {error}") from error
 
 
-def rng_state(device=None):
+def rng_state(device: str | torch.device | None = None) -> dict[str, Any]:
     """States of the random generators of Python, numpy and torch (and of a CUDA ``device``)."""
-    kind, keys, *rest = np.random.get_state()
-    state = {
+    numpy_state: Any = np.random.get_state()
+    kind, keys, *rest = numpy_state
+    state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": [kind, keys.tolist(), *rest],
         "torch": torch.get_rng_state(),
@@ -179,8 +192,8 @@ def rng_state(device=None):
     return state
 
 
-def set_rng_state(state, device=None):
-    """Put back what :func:`rng_state` returned."""
+def set_rng_state(state: Mapping[str, Any], device: str | torch.device | None = None) -> None:
+    """Restore the states that :func:`rng_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = state["numpy"]
@@ -190,7 +203,7 @@ def set_rng_state(state, device=None):
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-# What zipfile raises of a damaged file: of another method or a password, of names, of offsets.
+# What zipfile raises for a damaged file: unknown methods, passwords, bad names, bad offsets.
 _BROKEN_ZIP = (
     OSError, EOFError, RuntimeError, ValueError, LookupError, zipfile.BadZipFile, zlib.error,
     struct.error,
@@ -198,7 +211,7 @@ _BROKEN_ZIP = (
 
 
 def _damage(path):
-    """What is wrong with the file, or None: reads it all and compares its checksums."""
+    """Read the whole file and compare its checksums; what is wrong with it, or None."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
@@ -208,7 +221,7 @@ def _damage(path):
 
 
 def _checksums(path):
-    """(name, CRC) of every record of a whole file: those of two files are equal if these are."""
+    """(name, CRC) of every record of an undamaged file; two files are equal if these are."""
     with zipfile.ZipFile(path) as archive:
         return [(record.filename, record.CRC) for record in archive.infolist()]
 

@@ -1,6 +1,6 @@
-"""One process or several, as ``torchrun`` started them.
+"""One process or several, started by ``torchrun`` or :func:`launch`.
 
-Without torchrun every function below still works: there is one process, rank 0 of 1.
+Every function works in a single process too: it is rank 0 of 1.
 """
 
 import inspect
@@ -9,7 +9,8 @@ import re
 import socket
 import sys
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import torch
@@ -25,8 +26,8 @@ class Launch(NamedTuple):
     local_rank: int
 
 
-def launch_info():
-    """Read torchrun's environment: a :class:`Launch`, ``(0, 1, 0)`` where torchrun was not used.
+def launch_info() -> Launch:
+    """Read torchrun's environment; ``Launch(0, 1, 0)`` without torchrun.
 
     Raises:
         RuntimeError: only some of RANK, WORLD_SIZE and LOCAL_RANK are set.
@@ -52,19 +53,38 @@ LOST = re.compile(
 )
 
 
-def launch(main, *args, num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto"):
-    """Run ``main(*args)`` in ``num_gpus`` processes on each of ``num_machines``, as Detectron2's.
+def launch(
+    main: Callable[..., Any],
+    *args: Any,
+    num_gpus: int = 1,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+) -> Any:
+    """Run ``main(*args)`` in several processes, with the options of Detectron2's ``launch``.
 
-    Under torchrun, or with one process, it is called here and its result returned; otherwise the
-    processes get torchrun's environment. A process that fails ends the others, and this one with
-    its exit code and, where it was killed, a message.
+    Under torchrun, or with one process, ``main`` is called in this process and its result is
+    returned. Otherwise new processes get torchrun's environment, and nothing is returned. A process
+    that fails ends the others and this one, with its exit code; if it was killed, with a message.
 
     Args:
-        dist_url: "tcp://host:port" of machine 0; "auto" picks a free port of this machine.
+        num_gpus: processes on this machine, with or without GPUs.
+        num_machines: machines, each with ``num_gpus`` processes.
+        machine_rank: number of this machine, from 0.
+        dist_url: "tcp://HOST:PORT" of machine 0; "auto" picks a free port of this machine.
 
     Raises:
-        ValueError: "auto" with several machines, or another form of ``dist_url``.
+        ValueError: names the command-line option of the argument that is out of range, or does not
+            fit the others.
     """
+    for option, value in (("--num-gpus", num_gpus), ("--num-machines", num_machines)):
+        if value < 1:
+            raise ValueError(f"{option} {value}: give at least 1")
+    if not 0 <= machine_rank < num_machines:
+        raise ValueError(
+            f"--machine-rank {machine_rank}: give 0 to {num_machines - 1} with --num-machines "
+            f"{num_machines}"
+        )
     if "RANK" in os.environ or num_gpus * num_machines == 1:
         try:
             result = main(*args)
@@ -73,15 +93,18 @@ def launch(main, *args, num_gpus=1, num_machines=1, machine_rank=0, dist_url="au
         except RuntimeError as error:
             if get_world_size() > 1 and LOST.search(str(error)):
                 sys.exit(
-                    f"error: process {get_rank()} of {get_world_size()} stops because another has "
-                    "ended (or hangs): its own message says why; --resume goes on from the last checkpoint"
+                    f"error: process {get_rank()} of {get_world_size()} stops because another has ended "
+                    "or hangs: the other's message says why; --resume continues from the last "
+                    "checkpoint"
                 )
             raise
         shutdown()
         return result
     if dist_url == "auto":
         if num_machines > 1:
-            raise ValueError("--dist-url auto: several machines need tcp://HOST:PORT of the first")
+            raise ValueError(
+                "--dist-url auto: with several machines, give tcp://HOST:PORT of machine 0"
+            )
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             dist_url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -103,7 +126,7 @@ def launch(main, *args, num_gpus=1, num_machines=1, machine_rank=0, dist_url="au
             sys.exit(error.exit_code)
         sys.exit(
             f"error: process {first + error.error_index} was killed by {error.signal_name}, and "
-            "the others were ended; --resume goes on from the last checkpoint"
+            "the others were ended; --resume continues from the last checkpoint"
         )
 
 
@@ -111,18 +134,20 @@ def _launched(local_rank, main, args, environment, first):
     os.environ |= environment | {"LOCAL_RANK": str(local_rank), "RANK": str(first + local_rank)}
     try:
         launch(main, *args)
-    except ValueError as error:  # what the user gave is wrong: the same in every process
+    except ValueError as error:  # a mistake of the user's: every process raises the same
         sys.exit(f"error: {error}" if local_rank == 0 else 1)
 
 
-def init(device="cuda"):
-    """Join the processes of this run and pick this one's device.
+def init(device: str | torch.device = "cuda") -> torch.device:
+    """Join the processes of this run and pick this process's device.
 
-    ``device`` is ``"cuda"``, ``"cpu"`` or an explicit ``"cuda:1"`` (one process only). Tensors on
-    a GPU travel by NCCL, those on the CPU (and all Python objects) by gloo.
+    NCCL sends tensors on GPUs; gloo sends those on CPUs, and all Python objects.
+
+    Args:
+        device: "cuda", "cpu" or, in one process only, an explicit "cuda:1".
 
     Returns:
-        torch.device: ``cuda:<local rank>`` or ``cpu``.
+        ``cuda:<local rank>`` or ``cpu``.
 
     Raises:
         ValueError: no CUDA device, fewer devices than processes, one device for several processes,
@@ -163,24 +188,24 @@ def init(device="cuda"):
             ) from error
         if len(set(kinds)) > 1:
             raise ValueError(
-                f"MODEL.DEVICE: processes 0 to {world - 1} would run on {', '.join(kinds)}: leave "
-                "out the machines without a usable GPU, or give cpu"
+                f"MODEL.DEVICE: processes 0 to {world - 1} would run on {', '.join(kinds)}: use no "
+                "machine without a usable GPU, or give cpu"
             )
     return device
 
 
 def _of_every_process(store, rank, world, kind):
-    """The ``kind`` that each process gives, in rank order, before they form a group."""
+    """Every process's ``kind``, in rank order, before the processes form a group."""
     store.set(f"kind of {rank}", kind)
     return [store.get(f"kind of {other}").decode() for other in range(world)]
 
 
 def _store_of_this_attempt(rank, world):
-    """A store that only these processes use: in torchrun's, a part of it.
+    """A store that only the processes of this attempt use: a part of torchrun's.
 
-    torchrun keeps one store over its restarts, and in it the addresses of processes that are dead
-    (pytorch issue 135712). Its count of restarts is no name for an attempt: machines count apart.
-    So process 0 draws a name, and tells it to each process that says it is alive.
+    torchrun keeps one store when it restarts processes, and in it the addresses of the dead ones
+    (pytorch issue 135712). Its count of restarts cannot name an attempt, because each machine
+    counts for itself. So process 0 draws a name and tells it to every process that is alive.
 
     Raises:
         RuntimeError: a process does not come within the store's timeout.
@@ -204,44 +229,44 @@ def _store_of_this_attempt(rank, world):
     return dist.PrefixStore(own, store)
 
 
-def shutdown():
-    """Leave the group of processes. Does nothing where there is one process."""
+def shutdown() -> None:
+    """Leave the group of processes, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def get_rank():
+def get_rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def get_world_size():
+def get_world_size() -> int:
     """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_main():
+def is_main() -> bool:
     """True in the one process that writes files and talks to the terminal."""
     return get_rank() == 0
 
 
-def barrier():
+def barrier() -> None:
     """Wait until every process is here."""
     if get_world_size() > 1:
         all_gather_objects(None)  # by gloo, so that no GPU is involved
 
 
-def all_gather_objects(obj):
+def all_gather_objects(obj: Any) -> list[Any]:
     """Every process's ``obj`` (anything that pickles), in rank order, in every process."""
     if get_world_size() == 1:
         return [obj]
-    objects = [None] * get_world_size()
+    objects: list[Any] = [None] * get_world_size()
     dist.all_gather_object(objects, obj)
     return objects
 
 
-def gather_objects(obj):
-    """Every process's ``obj`` (anything that pickles), in rank order, in the main one; else []."""
+def gather_objects(obj: Any) -> list[Any]:
+    """Every process's ``obj`` (anything that pickles), in rank order, in the main process; else []."""
     if get_world_size() == 1:
         return [obj]
     objects = [None] * get_world_size() if is_main() else None
@@ -249,8 +274,8 @@ def gather_objects(obj):
     return objects or []
 
 
-def mean_over_ranks(tensor):
-    """Mean of a float tensor over the processes; the same shape in each. A NaN reaches all."""
+def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Mean of a float tensor over the processes, of one shape in all. A NaN in one reaches all."""
     if get_world_size() > 1:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
@@ -258,15 +283,15 @@ def mean_over_ranks(tensor):
     return tensor
 
 
-def share_buffers(model):
+def share_buffers(model: nn.Module) -> None:
     """Give every process the main one's buffers: the running statistics that are saved."""
     if get_world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
-def wrap(model):
-    """The model as DistributedDataParallel where there are several processes, else itself.
+def wrap(model: nn.Module) -> nn.Module:
+    """The model as DistributedDataParallel if there are several processes, else itself.
 
     Gradients are averaged over the processes. Buffers are not broadcast: batch normalisation is
     per process, as in the paper and in Detectron2.
@@ -277,10 +302,12 @@ def wrap(model):
     names = inspect.signature(ddp).parameters  # newer torch renamed the option and warns
     option = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     device = next(model.parameters()).device
-    device_ids = [device.index] if device.type == "cuda" else None
-    return ddp(model, device_ids=device_ids, **{option: False})
+    options: dict[str, Any] = {option: False}
+    if device.type == "cuda":
+        options["device_ids"] = [device.index]
+    return ddp(model, **options)
 
 
-def unwrap(model):
+def unwrap(model: nn.Module) -> nn.Module:
     """The model that :func:`wrap` was given."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

@@ -1,4 +1,4 @@
-"""One run at a time in an output folder: a second one would cut off the first one's metrics."""
+"""One run at a time in an output folder: a second one would delete the metrics of the first."""
 
 import contextlib
 import fcntl
@@ -6,13 +6,14 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from . import distributed
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 10.0  # seconds in which a predecessor that was told to stop may still end
+PATIENCE = 10.0  # seconds to wait for an earlier run that was told to stop
 
 
 class FolderInUse(ValueError):
@@ -20,18 +21,19 @@ class FolderInUse(ValueError):
 
 
 @contextlib.contextmanager
-def alone_in(folder):
+def alone_in(folder: str | Path) -> Iterator[None]:
     """Hold a folder for the run of these processes, by a lock on its file ``.lock``.
 
-    The main process holds it. The system drops it when that process ends, however it ends, even
-    where its data workers outlive it. On a file system without locks a line in the log says so.
-    A process must not enter it twice at once: leaving the inner one would free the folder.
+    The main process holds the lock. The system drops it when that process ends, in whatever way,
+    even if its data workers outlive it. A file system without locks gets a warning in the log.
+    Do not nest it: leaving the inner block would free the folder.
 
-    Raises (in every process; both name the folder):
-        FolderInUse: another process holds it; says which.
-        ValueError: no file can be made in it.
+    Raises (the same in every process; the message names the folder):
+        FolderInUse: another process holds the folder; the message names it.
+        ValueError: the folder cannot be written to.
     """
-    file = refusal = None
+    file: int | None = None
+    refusal: ValueError | None = None
     if distributed.is_main():
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -54,10 +56,10 @@ def alone_in(folder):
 
 
 def _lock(file, folder):
-    """Lock an open file within PATIENCE; FolderInUse where another process keeps it, else None.
+    """Lock an open file, waiting up to PATIENCE; FolderInUse if another process keeps it, else None.
 
-    A record lock (lockf) belongs to this process alone. One of flock would live on in the forked
-    workers of a process that was killed.
+    A record lock (``lockf``) belongs to this process alone. A lock of ``flock`` would live on in
+    the forked workers of a process that was killed.
     """
     end = time.monotonic() + PATIENCE
     waited = False
@@ -78,12 +80,12 @@ def _lock(file, folder):
             time.sleep(0.2)
         except OSError as error:
             logger.warning(
-                "OUTPUT_DIR: %s: its file system has no locks (%s): start no second run in it",
+                "OUTPUT_DIR: %s: its file system has no locks (%s): do not start a second run in it",
                 folder,
                 error,
             )
             return None
-    with contextlib.suppress(OSError):  # the name is for the message alone
+    with contextlib.suppress(OSError):  # the name is only for the message
         os.ftruncate(file, 0)
         os.pwrite(file, f"process {os.getpid()} of {socket.gethostname()}".encode(), 0)
     return None

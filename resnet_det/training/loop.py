@@ -1,6 +1,5 @@
-"""The training loop, for detectors and classifiers alike."""
+"""The training loop of the embedded engine, for detectors and classifiers alike."""
 
-import collections
 import contextlib
 import json
 import logging
@@ -9,226 +8,323 @@ import signal
 import statistics
 import threading
 import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from ..files import whole_file
 from . import distributed
-from .checkpoint import rng_state, set_rng_state
+from .checkpoint import Checkpointer, rng_state, set_rng_state
 from .precision import amp_dtype
+from .schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
 
-def train(
-    model,
-    batches,
-    optimizer,
-    schedule,
-    *,
-    max_iter,
-    checkpointer,
-    checkpoint_period,
-    output_dir,
-    device,
-    resume_from=None,
-    evaluate=None,
-    eval_period=0,
-    log_period=20,
-    finish=None,
-    clip=None,
-    amp=False,
-    meta=None,
-):
-    """Train up to iteration ``max_iter`` and leave ``model_final.pth``.
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, how often it does what (in iterations), and how it takes a step.
 
-    On CPUs, a run that was interrupted and resumed gives bit for bit the weights and the metrics (but
-    for times) of one that was not, provided that ``batches`` does too; on GPUs it resumes from the
-    same state, but some kernels add in any order. After SIGTERM, SIGUSR1 (Slurm's
-    warning) or SIGINT (Ctrl-C) the iteration in progress is finished, a checkpoint is saved and the
-    process exits with 128 + the signal's number.
+    Attributes:
+        max_iter: iterations of the whole run.
+        checkpoint_period: iterations from one checkpoint to the next.
+        eval_period: iterations from one evaluation to the next; 0 evaluates at the end only.
+        log_period: iterations per line of ``metrics.json``.
+        amp: mixed precision, in the type of :func:`.precision.amp_dtype`.
+        clip: called with the list of parameters after each backward pass.
+    """
 
-    ``metrics.json`` (appended to, one object a line, Detectron2's keys) gets every ``log_period``
-    iterations ``iteration`` (the last one run, from 0), ``total_loss``, each loss, ``lr``,
-    ``time``, ``data_time`` (seconds an iteration) and ``eta_seconds``: medians (of an error the
-    mean) over the iterations since the previous line, of means over the processes. Evaluations get
-    lines of their own.
+    max_iter: int
+    checkpoint_period: int
+    eval_period: int = 0
+    log_period: int = 20
+    amp: bool = False
+    clip: Callable[[list[nn.Parameter]], None] | None = None
+
+
+class Trainer:
+    """Trains a model, and keeps the checkpoints and the metrics of the run in one folder.
+
+    ::
+
+        trainer = Trainer(model, optimizer, schedule, folder, Plan(max_iter=..., ...))
+        if state is not None:
+            trainer.resume(state)
+        trainer.run(batches(trainer.iteration), test)
+
+    On CPUs, a run that was interrupted and resumed has the weights and the metrics (except for
+    times) of an uninterrupted one, bit for bit, provided that its batches are the same. On GPUs it
+    resumes from the same state, but some kernels add in any order.
+
+    ``metrics.json`` holds one JSON object per line, with Detectron2's keys. Every ``log_period``
+    iterations a line gives ``iteration`` (the last one run, from 0), ``total_loss``, each value
+    that the model returned, ``lr``, ``time`` and ``data_time`` (seconds per iteration) and
+    ``eta_seconds``. Each is the median (of an error: the mean) over the iterations since the
+    previous line, of the mean over the processes. Evaluations get lines of their own.
     TensorBoard's event files hold the same.
 
     Args:
-        model: training mode: ``model(batch)`` -> dict of scalar tensors, the same keys in every
-            process. Those whose name starts with "loss" are summed and minimised, the others
-            only logged. Already on ``device`` and through :func:`distributed.wrap`.
-        batches: iterator of what ``model`` takes, positioned at the first iteration to run.
-        schedule: from :func:`.schedule.build_schedule`; ``observe(values)``, with what ``model``
-            returned, and ``step()`` are called after every iteration.
-        checkpointer: a :class:`~resnet_det.training.checkpoint.Checkpointer`.
-        checkpoint_period: iterations from checkpoint to checkpoint.
-        resume_from: a state from ``checkpointer.load_latest()``; training goes on at its
-            ``iteration``. None starts at 0, and clears the metrics of an earlier run.
-        evaluate: called in every process with the unwrapped model; the main process's flat dict
-            of floats is logged. It leaves training as it was: random states and the mode of each
-            module are put back. Runs every ``eval_period`` iterations (0: never) and at the end.
-        finish: called in every process with the unwrapped model after the last iteration, before
-            ``model_final.pth`` is saved (precise BN).
-        clip: called with the list of parameters after the backward pass.
-        amp: mixed precision, in the type of :func:`.precision.amp_dtype`.
-        meta: dict of plain facts, kept in each checkpoint.
+        model: on its device. In training mode, ``model(batch)`` returns a dict of scalar tensors,
+            with the same keys in every process. Those whose names start with "loss" are summed and
+            minimised; the others are only logged.
+        optimizer: from :func:`.schedule.build_optimizer`.
+        schedule: from :func:`.schedule.build_schedule`.
+        folder: of the checkpoints, ``metrics.json`` and the event files.
+        meta: plain facts that every checkpoint carries.
 
-    Raises:
-        FloatingPointError: a loss is NaN or infinite; names the iteration, the losses, the images
-            and the file ``not_finite_<iteration>.pth``: a checkpoint from just before that
-            iteration, which ``last_checkpoint`` does not name.
+    Attributes:
+        iteration: number of iterations done; also the number, from 0, of the next one.
+        results: metrics of the last evaluation of this process's run; empty before the first.
     """
-    device = torch.device(device)
-    dtype = amp_dtype(device) if amp else torch.float32
-    mixed = torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    plain_model = distributed.unwrap(model)
-    start_iter, window = 0, collections.defaultdict(list)
-    if resume_from is not None:
-        if not {"optimizer", "schedule", "rng"} <= resume_from.keys():
-            raise ValueError(
-                f"{checkpointer.folder}: its last checkpoint was not written by this engine, so it "
-                "cannot be resumed here: give it as MODEL.WEIGHTS and another OUTPUT_DIR"
-            )
-        start_iter = resume_from["iteration"]
-        plain_model.load_state_dict(resume_from["model"])
-        optimizer.load_state_dict(resume_from["optimizer"])
-        schedule.load_state_dict(resume_from["schedule"])
-        if resume_from["scaler"]:
-            scaler.load_state_dict(resume_from["scaler"])
-        window.update({name: list(values) for name, values in resume_from["window"].items()})
-    metrics = Metrics(output_dir, start_iter) if distributed.is_main() else None
 
-    def save(name, iteration, rng=None):
-        """``rng``: save the state before the iteration after ``iteration``, which failed."""
-        distributed.share_buffers(plain_model)
-        states = distributed.all_gather_objects(rng or rng_state(device))
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        folder: str | Path,
+        plan: Plan,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = distributed.wrap(model)
+        self.plain_model = model
+        self.optimizer, self.schedule, self.plan = optimizer, schedule, plan
+        self.checkpointer = Checkpointer(folder)
+        self.meta = dict(meta or {})
+        self.device = next(model.parameters()).device
+        dtype = amp_dtype(self.device) if plan.amp else torch.float32
+        mixed = dtype is not torch.float32
+        self._autocast = torch.autocast(self.device.type, dtype=dtype, enabled=mixed)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._window: defaultdict[str, list[float]] = defaultdict(list)  # since the last line
+        self._metrics: Metrics | None = None  # open while the main process runs
+        self._resumed_rng: list[dict[str, Any]] | None = None
+        self._signals: list[int] = []  # received by this process
+        self._stopping = False  # any process has received one
+        self.iteration = 0
+        self.results: dict[str, float] = {}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state of a checkpoint, as :meth:`save` wrote it.
+
+        Raises:
+            ValueError: another engine wrote it.
+        """
+        if not {"optimizer", "schedule", "rng"} <= state.keys():
+            raise ValueError(
+                f"{self.checkpointer.folder}: this engine cannot resume its last checkpoint, which "
+                "another one wrote: give it as MODEL.WEIGHTS, and another OUTPUT_DIR"
+            )
+        self.iteration = state["iteration"]
+        self.plain_model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+        self._window.update({name: list(values) for name, values in state["window"].items()})
+        self._resumed_rng = state["rng"]
+
+    def run(
+        self,
+        batches: Iterator[Any],
+        test: Callable[[nn.Module], dict[str, float]] | None = None,
+        finish: Callable[[nn.Module], None] | None = None,
+    ) -> None:
+        """Train up to iteration ``max_iter`` and leave ``model_final.pth``.
+
+        After SIGTERM, SIGUSR1 (Slurm's warning) or SIGINT (Ctrl-C) the process finishes the
+        iteration in progress, saves a checkpoint and exits with 128 + the signal's number.
+        A run that does not resume clears the metrics of an earlier one.
+
+        Args:
+            batches: what the model takes, from iteration :attr:`iteration` on.
+            test: evaluates the unwrapped model, in every process; the main process's dict of
+                metrics is logged. Called every ``eval_period`` iterations and at the end.
+            finish: changes the unwrapped model after the last iteration, before it is saved, in
+                every process (precise BN).
+
+        Raises:
+            FloatingPointError: as :meth:`step`.
+            ValueError: the batches end before ``max_iter``.
+        """
         if distributed.is_main():
-            path = checkpointer.save(
+            self._metrics = Metrics(self.checkpointer.folder, self.iteration)
+        self.model.train()
+        try:
+            if self._resumed_rng is not None:
+                restore_rng(self._resumed_rng, self.device)
+                self._catch_up(test)
+            with stop_signals() as self._signals:
+                while self.iteration < self.plan.max_iter:
+                    self._iterate(batches, test, finish)
+                if self._signals:  # received during the last evaluation
+                    raise SystemExit(exit_code(self._signals))
+        finally:
+            if self._metrics is not None:
+                self._metrics.close()
+
+    def step(self, batch: Any) -> dict[str, float]:
+        """Run one iteration: forward pass, backward pass, update.
+
+        Returns:
+            ``total_loss`` and what the model returned, means over the processes, and ``lr``.
+
+        Raises:
+            KeyError: no key that the model returned starts with "loss".
+            FloatingPointError: a loss is NaN or infinite. The error names the iteration, the
+                losses, the images and the file ``not_finite_<iteration>.pth``: a checkpoint from
+                just before this iteration, which ``last_checkpoint`` does not name.
+        """
+        before = rng_state(self.device)
+        with self._autocast:
+            outputs = self.model(batch)
+        losses = {name: v for name, v in outputs.items() if name.startswith("loss")}
+        if not losses:
+            raise KeyError(f"no key of {sorted(outputs)} starts with 'loss'")
+        total = sum(losses.values())
+        self.optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(total).backward()
+
+        # One transfer from the device and one exchange between the processes per iteration. A stop
+        # or a NaN in any process reaches all of them with it, so that all act alike.
+        scalars = [total, *outputs.values(), torch.tensor(float(bool(self._signals)))]
+        packed = torch.stack([v.detach().to(self.device, torch.float64) for v in scalars])
+        *means, stopping = distributed.mean_over_ranks(packed).tolist()
+        values = dict(zip(["total_loss", *outputs], means))
+        self._stopping = bool(stopping)
+        if not all(math.isfinite(values[name]) for name in ["total_loss", *losses]):
+            path = self.save(f"not_finite_{self.iteration:07d}", before)
+            raise FloatingPointError(not_finite(self.iteration, losses, batch, path))
+
+        if self.plan.clip is not None:
+            self._scaler.unscale_(self.optimizer)
+            self.plan.clip(self._parameters)
+        values["lr"] = self.optimizer.param_groups[0]["lr"]
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.schedule.observe(values)
+        self.schedule.step()
+        self.iteration += 1
+        return values
+
+    def save(self, name: str, failed_rng: dict[str, Any] | None = None) -> Path:
+        """Write the checkpoint ``<name>.pth``, from every process.
+
+        Args:
+            failed_rng: random state from before an iteration that failed. The checkpoint then
+                starts with that iteration, and ``last_checkpoint`` keeps naming another one.
+        """
+        distributed.share_buffers(self.plain_model)
+        states = distributed.all_gather_objects(failed_rng or rng_state(self.device))
+        if distributed.is_main():
+            path = self.checkpointer.save(
                 name,
-                newest=rng is None,
-                model=plain_model.state_dict(),
-                optimizer=optimizer.state_dict(),
-                schedule=schedule.state_dict(),
-                scaler=scaler.state_dict(),
-                iteration=iteration + 1,
+                newest=failed_rng is None,
+                model=self.plain_model.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                schedule=self.schedule.state_dict(),
+                scaler=self._scaler.state_dict(),
+                iteration=self.iteration,
                 rng=states,
-                window=dict(window),
-                meta=dict(meta or {}),
+                window=dict(self._window),
+                meta=self.meta,
             )
             logger.info("saved %s", path)
         distributed.barrier()  # from here on every process may read it
+        return self.checkpointer.folder / f"{name}.pth"
 
-    def run_evaluation(iteration):
-        distributed.share_buffers(plain_model)
-        with undisturbed(plain_model, device):
-            results = evaluate(plain_model)
-        if metrics is not None:
-            metrics.write(iteration, results)
-            logger.info("evaluation after iteration %d: %s", iteration, _brief(results))
+    def evaluate(self, test: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
+        """Evaluate the model as it would be saved, and log its metrics.
+
+        Training goes on as if there had been no evaluation: the random states and the mode of each
+        module are put back.
+
+        Returns:
+            the metrics, in the main process.
+        """
+        distributed.share_buffers(self.plain_model)
+        with undisturbed(self.plain_model, self.device):
+            self.results = dict(test(self.plain_model))
+        if self._metrics is not None:
+            self._metrics.write(self.iteration - 1, self.results)
+            logger.info(
+                "evaluation after iteration %d: %s", self.iteration - 1, _brief(self.results)
+            )
         distributed.barrier()  # the main process may take long to compute the results
+        return self.results
 
-    def evaluation_due(iteration):
-        last = iteration + 1 == max_iter
-        return evaluate is not None and (
-            last or (eval_period > 0 and (iteration + 1) % eval_period == 0)
-        )
+    def _iterate(self, batches, test, finish):
+        """One iteration and all that is due after it."""
+        begin = time.perf_counter()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            raise ValueError(
+                f"the batches end at iteration {self.iteration} of {self.plan.max_iter}"
+            ) from None
+        data_time = time.perf_counter() - begin
+        values = self.step(batch)
+        values["time"] = time.perf_counter() - begin
+        values["data_time"] = data_time
+        for name, value in values.items():
+            self._window[name].append(value)
+        last = self.iteration == self.plan.max_iter
+        if last or self.iteration % self.plan.log_period == 0:
+            self._log()
+        if last and finish is not None:
+            finish(self.plain_model)
+        if last or self._stopping or self.iteration % self.plan.checkpoint_period == 0:
+            self.save("model_final" if last else f"model_{self.iteration - 1:07d}")
+        if self._stopping:
+            logger.warning(
+                "stopped by a signal after iteration %d; --resume continues", self.iteration - 1
+            )
+            raise SystemExit(exit_code(self._signals))
+        if test is not None and self._evaluation_due():
+            self.evaluate(test)
 
-    model.train()
-    try:
-        if resume_from is not None:
-            restore_rng(resume_from["rng"], device)
-            # The run may have ended between its checkpoint and the evaluation that follows it.
-            done = distributed.all_gather_objects(metrics and metrics.last_evaluation)[0]
-            if evaluation_due(start_iter - 1) and done != start_iter - 1:
-                run_evaluation(start_iter - 1)
-            elif start_iter >= max_iter:
-                logger.info("all %d iterations are done already", max_iter)
-        with stop_signals() as stop:
-            for iteration in range(start_iter, max_iter):
-                begin = time.perf_counter()
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    raise ValueError(
-                        f"the batches ended at iteration {iteration} of {max_iter}"
-                    ) from None
-                data_time = time.perf_counter() - begin
-                before = rng_state(device)
+    def _evaluation_due(self):
+        period = self.plan.eval_period
+        return self.iteration == self.plan.max_iter or (period > 0 and self.iteration % period == 0)
 
-                with mixed:
-                    outputs = model(batch)
-                losses = {name: v for name, v in outputs.items() if name.startswith("loss")}
-                if not losses:
-                    raise KeyError(f"no key of {sorted(outputs)} starts with 'loss'")
-                total = sum(losses.values())
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(total).backward()
+    def _catch_up(self, test):
+        """Evaluate if the run ended between a checkpoint and the evaluation that follows it."""
+        last = distributed.all_gather_objects(self._metrics and self._metrics.last_evaluation)[0]
+        if test is not None and self._evaluation_due() and last != self.iteration - 1:
+            self.evaluate(test)
+        elif self.iteration >= self.plan.max_iter:
+            logger.info("all %d iterations are done already", self.plan.max_iter)
 
-                # One transfer from the device and one exchange between processes an iteration;
-                # a stop or a NaN anywhere reaches every process in it, so that all act alike.
-                packed = [total, *outputs.values(), torch.tensor(float(bool(stop)))]
-                packed = torch.stack([v.detach().to(device, torch.float64) for v in packed])
-                *values, stopping = distributed.mean_over_ranks(packed).tolist()
-                values = dict(zip(["total_loss", *outputs], values))
-                if not all(math.isfinite(values[name]) for name in ["total_loss", *losses]):
-                    name = f"not_finite_{iteration:07d}"
-                    save(name, iteration - 1, before)
-                    raise FloatingPointError(
-                        not_finite(iteration, losses, batch, checkpointer.folder / f"{name}.pth")
-                    )
-
-                if clip is not None:
-                    scaler.unscale_(optimizer)
-                    clip(parameters)
-                values["lr"] = optimizer.param_groups[0]["lr"]
-                scaler.step(optimizer)
-                scaler.update()
-                schedule.observe(values)
-                schedule.step()
-
-                values["time"] = time.perf_counter() - begin
-                values["data_time"] = data_time
-                for name, value in values.items():
-                    window[name].append(value)
-                last = iteration + 1 == max_iter
-                if (iteration + 1) % log_period == 0 or last:
-                    line = {name: _summary(name, v) for name, v in window.items()}
-                    line["lr"] = values["lr"]
-                    line["eta_seconds"] = line["time"] * (max_iter - iteration - 1)
-                    window.clear()
-                    if metrics is not None:
-                        metrics.write(iteration, line)
-                        logger.info(_progress(iteration, max_iter, line, device))
-                if last and finish is not None:
-                    finish(plain_model)
-                if last or stopping or (iteration + 1) % checkpoint_period == 0:
-                    save("model_final" if last else f"model_{iteration:07d}", iteration)
-                if stopping:
-                    logger.warning("stopped by a signal after iteration %d; can resume", iteration)
-                    raise SystemExit(exit_code(stop))
-                if evaluation_due(iteration):
-                    run_evaluation(iteration)
-            if stop:  # it came during the last evaluation
-                raise SystemExit(exit_code(stop))
-    finally:
-        if metrics is not None:
-            metrics.close()
+    def _log(self):
+        """Write the line of the window that ends here, and begin the next window."""
+        line = {name: _summary(name, values) for name, values in self._window.items()}
+        line["lr"] = self._window["lr"][-1]
+        line["eta_seconds"] = line["time"] * (self.plan.max_iter - self.iteration)
+        self._window.clear()
+        if self._metrics is not None:
+            self._metrics.write(self.iteration - 1, line)
+            logger.info(_progress(self.iteration, self.plan.max_iter, line, self.device))
 
 
 class Metrics:
     """``metrics.json`` and TensorBoard's event files of an output folder.
 
-    Lines at or after ``start_iter``, from a run that went further than its checkpoint, are
-    dropped, and so is a line cut short; so a resumed run leaves neither gaps nor doubles.
+    Opening them drops the lines from iteration ``start_iter`` on, which a run wrote after its last
+    checkpoint, and a line that was cut short. A resumed run then leaves neither gaps nor
+    duplicates.
+
+    Attributes:
+        last_evaluation: iteration of the last evaluation that was kept, or None.
     """
 
-    def __init__(self, folder, start_iter):
+    def __init__(self, folder: str | Path, start_iter: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import: main process only
 
         folder = Path(folder)
@@ -242,7 +338,8 @@ class Metrics:
         self._path = path
         self._events = SummaryWriter(folder, purge_step=start_iter)
 
-    def write(self, iteration, values):
+    def write(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Append one line, and the same values as TensorBoard's scalars."""
         values = {name: float(value) for name, value in values.items()}
         with open(self._path, "a") as file:
             file.write(json.dumps({"iteration": iteration, **values}) + "\n")
@@ -250,14 +347,18 @@ class Metrics:
             self._events.add_scalar(name, value, iteration)
         self._events.flush()
 
-    def close(self):
+    def close(self) -> None:
+        """Close the event file."""
         self._events.close()
 
 
-def read_metrics(path):
-    """The objects of a ``metrics.json``, in order; [] where there is no file.
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Read the lines of a ``metrics.json``, in order; [] if there is no file.
 
-    A last line that a kill cut short is left out; a damaged line elsewhere is a ValueError.
+    A last line that a killed process cut short is skipped.
+
+    Raises:
+        ValueError: another line is damaged; names the file and the line.
     """
     try:
         lines = Path(path).read_text().splitlines()
@@ -274,8 +375,8 @@ def read_metrics(path):
 
 
 @contextlib.contextmanager
-def undisturbed(model, device):
-    """Put the random states and every module's training mode back afterwards."""
+def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Put the random states and the training mode of every module back afterwards."""
     state, modes = rng_state(device), [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -286,10 +387,13 @@ def undisturbed(model, device):
 
 
 @contextlib.contextmanager
-def stop_signals():
-    """A list to which SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) add their numbers, in place of ending the
-    process. The third SIGINT ends it at once: torchrun passes a terminal's on a second time."""
-    received = []
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) instead of ending the process.
+
+    Gives a list to which each signal adds its number. The third SIGINT ends the process at once
+    (not the second: torchrun sends a terminal's Ctrl-C once more).
+    """
+    received: list[int] = []
 
     def receive(number, _):
         received.append(int(number))
@@ -310,29 +414,44 @@ def stop_signals():
             signal.signal(number, handler)
 
 
-def exit_code(received):
-    """Of a process that stops for :func:`stop_signals`; another process may have got the signal."""
+def exit_code(received: Sequence[int]) -> int:
+    """Exit code of a process that stops because of :func:`stop_signals`.
+
+    Args:
+        received: signals of this process; none if only another process received one.
+    """
     return 128 + (received[0] if received else signal.SIGTERM)
 
 
-def restore_rng(states, device):
-    """Put this process's of the saved random states back; warns where the number of processes
-    is another."""
+def restore_rng(states: Sequence[dict[str, Any]], device: torch.device) -> None:
+    """Restore this process's random state.
+
+    Args:
+        states: one per process of the run that saved them. If this run has another number of
+            processes, none is restored, with a warning.
+    """
     if len(states) == distributed.get_world_size():
         set_rng_state(states[distributed.get_rank()], device)
     else:
         logger.warning(
-            "the checkpoint is of %d processes and this run has %d: random draws inside the model "
+            "%d processes wrote the checkpoint, and this run has %d: random draws inside the model "
             "will differ from the uninterrupted run's",
             len(states),
             distributed.get_world_size(),
         )
 
 
-def not_finite(iteration, losses, batch, path):
-    """Message of the error that ends all processes together: each tells its losses and images.
+def not_finite(
+    iteration: int, losses: Mapping[str, torch.Tensor], batch: Any, path: str | Path
+) -> str:
+    """Message for losses that are not finite; call it in every process.
 
-    ``path``: the file that :func:`train` saved for it.
+    It names the losses and the images of the processes that found one.
+
+    Args:
+        losses: scalars, of this process.
+        batch: of this process; its images are named if it is a list of dicts with ``file_name``.
+        path: of the checkpoint from just before the iteration.
     """
     mine = ""
     if not all(math.isfinite(loss.item()) for loss in losses.values()):
@@ -348,20 +467,23 @@ def not_finite(iteration, losses, batch, path):
 
 
 def _summary(name, values):
-    """The median of a window, deaf to single batches. An error counts images, few at the end: the
-    median of its batches would be 0 where a third of them have a wrong one."""
+    """Summarise a window of values.
+
+    Losses use the median, so one outlier batch does not show. Error rates use the mean: late in
+    training most batches have no error, and the median would be 0.
+    """
     return (statistics.fmean if name.endswith("error") else statistics.median)(values)
 
 
-def _progress(iteration, max_iter, line, device):
+def _progress(done, max_iter, line, device):
     eta = timedelta(seconds=round(line["eta_seconds"]))
     shown = [f"{k}: {v:.4g}" for k, v in line.items() if k not in ("eta_seconds", "lr")]
-    text = f"eta: {eta}  iter: {iteration + 1}/{max_iter}  {'  '.join(shown)}  lr: {line['lr']:.5g}"
+    text = f"eta: {eta}  iter: {done}/{max_iter}  {'  '.join(shown)}  lr: {line['lr']:.5g}"
     if device.type == "cuda":
         text += f"  max_mem: {torch.cuda.max_memory_allocated(device) / 2**20:.0f}M"
     return text
 
 
 def _brief(results):
-    """Without the metrics of single classes ("AP-cat")."""
+    """The metrics in words, without those of single classes ("AP-cat")."""
     return ", ".join(f"{name} {value:.4g}" for name, value in results.items() if "-" not in name)

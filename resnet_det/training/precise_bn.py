@@ -1,12 +1,15 @@
 """Batch normalisation statistics as true averages, not moving ones (section 3 of the paper).
 
-The released models' means and variances were computed after training over a large set of
-training images; the detectors freeze them.
+The means and variances of the released models were computed after training, over many training
+images. The detectors freeze them.
 """
 
 import warnings
+from collections.abc import Iterable
+from typing import Any
 
 import torch
+from torch import nn
 
 from . import distributed
 
@@ -15,19 +18,21 @@ with warnings.catch_warnings():  # fvcore scripts a function that is not used he
     from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 
 
-def update(model, batches, num_batches, *, progress=True):
+def update(
+    model: nn.Module, batches: Iterable[Any], num_batches: int, *, progress: bool = True
+) -> None:
     """Replace the running statistics of every batch normalisation layer in training mode.
 
-    Runs ``model(batch)`` in training mode over ``num_batches`` batches, without gradients, and
-    stores the population mean and (biased) variance of each layer's input over all of them. The
-    layers stay in the mode they were in, and so does ``model``.
+    Calls ``model(batch)`` for ``num_batches`` batches, without gradients, and stores the mean and
+    the (biased) variance of each layer's input over all of them. The mode of the model and of its
+    layers stays as it is.
 
-    In several processes each runs its own batches and the statistics are pooled with equal
-    weights, which is exact when every process sees equally many values.
+    Each process runs its own batches. The processes' statistics are averaged with equal weights,
+    which is exact if every process sees equally many values.
 
     Args:
-        model: layers in evaluation mode (frozen ones) are left alone.
-        batches: iterable with at least ``num_batches`` items, each what ``model`` takes.
+        model: in training mode; layers in evaluation mode (frozen ones) keep their statistics.
+        batches: at least ``num_batches`` items that ``model`` takes.
         progress: show a progress bar in the main process.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Mixed precision (``SOLVER.AMP``) in the type that a device is fast in."""
+"""Mixed precision (``SOLVER.AMP``), in the type that the device is fast in."""
 
 import logging
 
@@ -9,21 +9,22 @@ from . import distributed
 logger = logging.getLogger(__name__)
 
 
-def has_bfloat16(device):
-    """Whether the device computes in bfloat16 by its hardware.
+def has_bfloat16(device: str | torch.device) -> bool:
+    """Whether the hardware computes in bfloat16.
 
-    Where it does not, a CPU emulates the type many times slower than float32.
+    A CPU without it emulates the type, many times slower than float32.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def amp_dtype(device):
-    """The type of mixed precision: bfloat16 in hardware; else float16 on a GPU, float32 on a CPU.
+def amp_dtype(device: str | torch.device) -> torch.dtype:
+    """The type of mixed precision: bfloat16 if the hardware has it, else float16 on a GPU.
 
-    bfloat16 has float32's range; float16 needs its loss scaled. float32 comes with a warning. Call
-    it in every process: all get the type that the least capable device is fast in.
+    bfloat16 has the range of float32; float16 needs loss scaling. A CPU without bfloat16 trains in
+    float32, with a warning. Call this in every process: all get the type of the least capable
+    device.
     """
     if has_bfloat16(device):
         own = torch.bfloat16
@@ -35,8 +36,8 @@ def amp_dtype(device):
         ranks = [rank for rank, dtype in enumerate(types) if dtype is agreed]
         if len(ranks) < len(types):
             logger.warning(
-                "SOLVER.AMP.ENABLED: %s in every process: the devices of processes %s have no "
-                "bfloat16", agreed, ranks,
+                "SOLVER.AMP.ENABLED: every process uses %s, because the devices of processes %s have "
+                "no bfloat16", agreed, ranks,
             )  # fmt: skip
         elif agreed is torch.float32:
             logger.warning("SOLVER.AMP.ENABLED: this CPU has no bfloat16: training in float32")

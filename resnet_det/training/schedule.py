@@ -1,12 +1,15 @@
-"""Optimizer, learning rate by iteration and gradient clipping, with Detectron2's meaning of them.
+"""Optimizer, learning rate schedule and gradient clipping, as Detectron2 defines them.
 
-What the loop asks of a schedule is ``observe(values)`` and ``step()`` after each iteration,
+The trainer calls a schedule's ``observe(values)`` and ``step()`` after each iteration, and its
 ``state_dict()`` and ``load_state_dict()``.
 """
 
 import logging
 import statistics
 from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,15 +30,25 @@ _NORMS = (
 
 
 def parameter_groups(
-    model, *, lr, weight_decay, weight_decay_norm, weight_decay_bias=None, bias_lr_factor=1.0
-):
-    """Trainable parameters of ``model``, each exactly once, as groups for an optimizer.
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    weight_decay_norm: float,
+    weight_decay_bias: float | None = None,
+    bias_lr_factor: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Group the trainable parameters of ``model`` for an optimizer, each exactly once.
 
-    As in Detectron2: parameters of normalisation layers decay by ``weight_decay_norm``; every
-    parameter named ``bias``, of normalisation layers too, by ``weight_decay_bias`` unless that is
-    None, and its learning rate is ``lr * bias_lr_factor``.
+    As in Detectron2, the parameters of normalisation layers decay by ``weight_decay_norm``. Every
+    parameter named ``bias``, also of a normalisation layer, decays by ``weight_decay_bias`` unless
+    that is None, and its learning rate is ``lr * bias_lr_factor``.
+
+    Raises:
+        ValueError: no parameter is trainable.
     """
-    groups, seen = {}, set()
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
@@ -56,19 +69,19 @@ def parameter_groups(
 
 
 def build_optimizer(
-    model,
+    model: nn.Module,
     *,
-    lr,
-    momentum,
-    weight_decay,
-    weight_decay_norm,
-    weight_decay_bias=None,
-    bias_lr_factor=1.0,
-    nesterov=False,
-):
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    weight_decay_norm: float,
+    weight_decay_bias: float | None = None,
+    bias_lr_factor: float = 1.0,
+    nesterov: bool = False,
+) -> torch.optim.SGD:
     """SGD over :func:`parameter_groups`: ``v <- momentum * v + g``, ``w <- w - lr * v``.
 
-    In one pass over the memory (``fused``) instead of five, which gives the same numbers.
+    ``fused`` makes one pass over the memory instead of five, with the same numbers.
     """
     groups = parameter_groups(
         model,
@@ -84,21 +97,29 @@ def build_optimizer(
 
 
 class Schedule(torch.optim.lr_scheduler.LambdaLR):
-    """Learning rates by ``multiplier(iteration)``; before that, where asked for, a warm-up by a rule.
+    """Learning rates by ``multiplier(iteration)``, optionally after the paper's warm-up by a rule.
 
-    The rule is the paper's for 110 layers (section 4.2): every learning rate is multiplied by
-    ``factor`` until the training error is below ``until_error`` per cent, here the mean over the
-    last 20 batches. From the next iteration on it is as if there had been no warm-up.
+    The rule is that of the 110-layer net (section 4.2): every learning rate is multiplied by
+    ``factor`` until the training error, here the mean over the last 20 batches, is below
+    ``until_error`` per cent. From the next iteration on, the schedule is as if there had been no
+    warm-up. An ``until_error`` of 0 leaves the warm-up out.
     """
 
     BATCHES = 20
 
-    def __init__(self, optimizer, multiplier, until_error=0.0, factor=1.0):
-        self.until_error, self.recent_errors = until_error, []
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        multiplier: Callable[[int], float],
+        until_error: float = 0.0,
+        factor: float = 1.0,
+    ) -> None:
+        self.until_error = until_error
+        self.recent_errors: list[float] = []
         super().__init__(optimizer, lambda i: factor if self.until_error > 0 else multiplier(i))
 
-    def observe(self, values):
-        """Take the ``top1_error`` (per cent) of the iteration that has just run."""
+    def observe(self, values: Mapping[str, float]) -> None:
+        """Take the values of the iteration that has just run; the rule reads ``top1_error``."""
         if self.until_error > 0:
             self.recent_errors = [*self.recent_errors, values["top1_error"]][-self.BATCHES :]
             enough = len(self.recent_errors) == self.BATCHES
@@ -107,41 +128,41 @@ class Schedule(torch.optim.lr_scheduler.LambdaLR):
                 logger.info("warm-up ends after iteration %d", self.last_epoch)
 
 
-def check_steps(steps):
-    """Raises ValueError where the iterations of SOLVER.STEPS do not rise from 1."""
-    if any(later <= earlier for earlier, later in zip((0, *steps), steps)):
+def check_steps(steps: Sequence[int]) -> None:
+    """Raise ValueError unless the iterations of ``SOLVER.STEPS`` rise, from 1 on."""
+    if any(later <= earlier for earlier, later in pairwise((0, *steps))):
         raise ValueError(f"SOLVER.STEPS: {steps}: give iterations from 1 that rise")
 
 
 def build_schedule(
-    optimizer,
+    optimizer: torch.optim.Optimizer,
     *,
-    steps,
-    gamma,
-    max_iter,
-    warmup_iters=0,
-    warmup_factor=0.001,
-    warmup_method="linear",
-    until_error=0.0,
-):
-    """Detectron2's WarmupMultiStepLR, in iterations: what multiplies each group's learning rate.
+    steps: Sequence[int],
+    gamma: float,
+    max_iter: int,
+    warmup_iters: int = 0,
+    warmup_factor: float = 0.001,
+    warmup_method: str = "linear",
+    until_error: float = 0.0,
+) -> Schedule:
+    """Build Detectron2's WarmupMultiStepLR; all times are in iterations.
 
-    Iteration i (from 0) runs at ``gamma ** (number of steps <= i)``. The first ``warmup_iters``
-    iterations run at ``warmup_factor`` ("constant") or climb from it to the value at
-    ``warmup_iters`` ("linear"). Steps at or after ``max_iter`` have no effect: warned about.
-    With ``until_error`` the warm-up is at ``warmup_factor`` and ends by the rule of
-    :class:`Schedule` instead.
+    In iteration i (from 0) each group's learning rate is multiplied by
+    ``gamma ** (number of steps <= i)``. In the first ``warmup_iters`` iterations the multiplier is
+    ``warmup_factor`` ("constant"), or rises from it to the value at ``warmup_iters`` ("linear").
+    Steps from ``max_iter`` on have no effect, with a warning. With ``until_error``, the warm-up
+    runs at ``warmup_factor`` and ends by the rule of :class:`Schedule` instead.
 
     Raises:
         ValueError: unknown ``warmup_method``, two warm-ups, or as :func:`check_steps`.
     """
     if until_error and warmup_iters:
         raise ValueError(
-            f"warm-up until the training error is below {until_error} % and for {warmup_iters} "
-            "iterations: set RESNET_DET.WARMUP_UNTIL_ERROR or SOLVER.WARMUP_ITERS to 0"
+            f"RESNET_DET.WARMUP_UNTIL_ERROR {until_error} and SOLVER.WARMUP_ITERS {warmup_iters} "
+            "are two warm-ups: set one of them to 0"
         )
     if warmup_method not in ("linear", "constant"):
-        raise ValueError(f"warm-up method {warmup_method!r} is not one of 'linear', 'constant'")
+        raise ValueError(f"SOLVER.WARMUP_METHOD: {warmup_method!r}: give 'linear' or 'constant'")
     check_steps(steps)
     if steps and steps[-1] >= max_iter:
         late = [step for step in steps if step >= max_iter]
@@ -166,14 +187,17 @@ def build_schedule(
     return Schedule(optimizer, multiplier, until_error, warmup_factor)
 
 
-def clip_gradients(parameters, *, kind, value, norm_type=2.0):
-    """Clip each parameter's gradient on its own, as Detectron2's CLIP_GRADIENTS.
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], *, kind: str, value: float, norm_type: float = 2.0
+) -> None:
+    """Clip the gradient of each parameter by itself, as Detectron2's CLIP_GRADIENTS does.
 
-    ``kind`` "value" clamps every element to [-value, value]; "norm" scales a gradient whose
-    ``norm_type`` norm exceeds ``value`` down to it.
+    Args:
+        kind: "value" clamps every element to [-value, value]; "norm" scales a gradient whose
+            ``norm_type`` norm exceeds ``value`` down to it.
     """
     if kind not in ("value", "norm"):
-        raise ValueError(f"gradient clipping {kind!r} is not one of 'value', 'norm'")
+        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE: {kind!r}: give 'value' or 'norm'")
     for parameter in parameters:
         if kind == "value":
             nn.utils.clip_grad_value_(parameter, value)

@@ -196,7 +196,7 @@ def test_detections_equal_the_direct_computation(detector, monkeypatch, context,
         "RESNET_DET.GLOBAL_CONTEXT", context, "RESNET_DET.BOX_REFINEMENT", refine,
         "RESNET_DET.MULTI_SCALE_TEST", sides,
     )  # fmt: skip
-    tested = embedded._in_test(model, cfg, "cpu")
+    tested = embedded.as_tested(model, cfg, "cpu")
     assert (tested is model) == (not refine and not sides)
     assert_same(tested([sample(sides)])[0], Reference([model], sides, refine, cfg)(sample(sides)))
 
@@ -331,7 +331,7 @@ def test_the_mapper_gives_the_scales(detector, tmp_path):
         "RESNET_DET.MULTI_SCALE_TEST", (20, 60, 120), "INPUT.MIN_SIZE_TEST", 60,
         "INPUT.MAX_SIZE_TEST", 120, "INPUT.FORMAT", "RGB",
     )  # fmt: skip
-    x = embedded._test_mapper(cfg)({"file_name": path, "image_id": 0}, np.random.default_rng(0))
+    x = embedded.test_mapper(cfg)({"file_name": path, "image_id": 0}, np.random.default_rng(0))
     sizes = [
         (13, 40),
         (40, 120),
@@ -403,7 +403,7 @@ def test_what_is_for_the_test_changes_no_training(detector):
     keys = ("RESNET_DET.BOX_REFINEMENT", True, "RESNET_DET.MULTI_SCALE_TEST", SIDES)
     (off, cfg), (on, _) = detector(), detector(*keys)
     assert not in_test(cfg)
-    assert embedded._in_test(off, cfg, "cpu") is off
+    assert embedded.as_tested(off, cfg, "cpu") is off
     names = off.state_dict().keys()
     assert on.state_dict().keys() == names
     assert all(torch.equal(v, on.state_dict()[k]) for k, v in off.state_dict().items())
@@ -511,7 +511,7 @@ def test_context_of_the_file_and_of_the_config_must_agree(checkpoint, trained):
     keys = ["MODEL.WEIGHTS", path, "RESNET_DET.GLOBAL_CONTEXT", not trained]
     cfg = parse_config(text, path, keys)
     with pytest.raises(ConfigError, match=words):  # at the start of a training too
-        embedded._load_weights(build_model(cfg), cfg, classes=["star"])
+        embedded.load_to_train(build_model(cfg), cfg, ["star"])
     embedded.predictor(path)
 
 

@@ -67,7 +67,7 @@ def test_the_mapper_gives_the_embedded_engines_scales(config, tmp_path):
     cfg = config(*keys)
     (record, *_) = load_any(cfg.DATASETS.TEST).records
     theirs = Mapper(cfg, False)(record)
-    ours = embedded._test_mapper(embedded.load_config(tmp_path / "tiny.yaml", keys))
+    ours = embedded.test_mapper(embedded.load_config(tmp_path / "tiny.yaml", keys))
     ours = ours(record, np.random.default_rng(0))
     assert len(theirs["scales"]) == 3
     for a, b in zip([theirs["image"], *theirs["scales"]], [ours["image"], *ours["scales"]]):

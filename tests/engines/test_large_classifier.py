@@ -18,7 +18,7 @@ from resnet_det.data import pixels
 from resnet_det.engines import classifier
 from resnet_det.evaluation import classification
 from resnet_det.nets import build_net
-from resnet_det.training import precision
+from resnet_det.training import Trainer, precision
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = """
@@ -322,9 +322,7 @@ def test_shared_classes_keep_their_rows(classes, tmp_path, monkeypatch, caplog):
             file["model"][key] = trained[key][: len(classes)]
     torch.save(file, tmp_path / "x.pth")
     begun = []
-    monkeypatch.setattr(
-        classifier, "run_training", lambda cfg, model, *_, **__: begun.append(model.net)
-    )
+    monkeypatch.setattr(Trainer, "run", lambda trainer, *_: begun.append(trainer.plain_model.net))
     keys = ["MODEL.WEIGHTS", str(tmp_path / "x.pth"), "OUTPUT_DIR", str(tmp_path / "o")]
     with caplog.at_level("INFO"):
         classifier.train(load_config("c.yaml", keys))

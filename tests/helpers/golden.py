@@ -230,7 +230,7 @@ def detectron2_model(case, fast=True):
 @torch.no_grad()
 def with_torchvision(case):
     """The embedded engine's losses, proposals and detections of a case."""
-    from resnet_det.engines.embedded import _in_test
+    from resnet_det.engines.embedded import as_tested
 
     cfg = embedded_config(case)
     model = in_double(fill(embedded_model(case))).train()
@@ -238,7 +238,7 @@ def with_torchvision(case):
     model.eval()
     given = []
     model.proposal_generator.register_forward_hook(lambda module, args, out: given.append(out[0]))
-    found = _in_test(model, cfg, "cpu")(batch(cfg.RESNET_DET.MULTI_SCALE_TEST))
+    found = as_tested(model, cfg, "cpu")(batch(cfg.RESNET_DET.MULTI_SCALE_TEST))
     (proposals,) = given
     detections = [(d["boxes"], d["scores"], d["classes"]) for d in found]
     return _plain(losses, proposals, detections)

@@ -5,7 +5,7 @@ import random
 import torch
 from torch import nn
 
-from resnet_det.training import Checkpointer, build_optimizer, build_schedule, distributed, train
+from resnet_det.training import Plan, Trainer, build_optimizer, build_schedule
 
 
 class Toy(nn.Module):
@@ -58,22 +58,14 @@ def toy_optimizer(model, max_iter=20):
     return optimizer, schedule
 
 
-def run(folder, *, max_iter=20, state=None, stream=None, noise=0.0, rank=0, world=1, **options):
+def run(folder, *, state=None, stream=None, test=None, finish=None, noise=0.0, rank=0, world=1,
+        device="cpu", **plan):  # fmt: skip
     """Train a Toy in ``folder``; returns it."""
-    model = Toy(noise)
-    optimizer, schedule = toy_optimizer(model, max_iter)
-    start = state["iteration"] if state else 0
-    options = {"checkpoint_period": 5, "log_period": 3, **options}
-    train(
-        distributed.wrap(model),
-        stream or batches(rank=rank, world=world, start=start),
-        optimizer,
-        schedule,
-        max_iter=max_iter,
-        checkpointer=Checkpointer(folder),
-        output_dir=folder,
-        device="cpu",
-        resume_from=state,
-        **options,
-    )
+    plan = {"max_iter": 20, "checkpoint_period": 5, "log_period": 3, **plan}
+    model = Toy(noise).to(device)
+    optimizer, schedule = toy_optimizer(model, plan["max_iter"])
+    trainer = Trainer(model, optimizer, schedule, folder, Plan(**plan))
+    if state:
+        trainer.resume(state)
+    trainer.run(stream or batches(rank=rank, world=world, start=trainer.iteration), test, finish)
     return model

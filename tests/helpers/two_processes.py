@@ -44,7 +44,7 @@ sum(model(next(batches(rank=rank, world=2))).values()).backward()
 seen["gradients"] = [p.grad.flatten().tolist() for p in model.parameters()]
 
 torch.manual_seed(rank)
-run(out / "whole", world=2, rank=rank, max_iter=6, evaluate=lambda m: {"AP": 1.0}, eval_period=2)
+run(out / "whole", world=2, rank=rank, max_iter=6, test=lambda m: {"AP": 1.0}, eval_period=2)
 
 
 def stop_at(iteration, stream):
@@ -62,7 +62,7 @@ try:
         rank=rank,
         max_iter=6,
         stream=stop_at(3, batches(rank=rank, world=2)),
-        evaluate=lambda m: {"AP": 1.0},
+        test=lambda m: {"AP": 1.0},
         eval_period=2,
     )
 except SystemExit as stopped:
@@ -76,7 +76,7 @@ run(
     rank=rank,
     max_iter=6,
     state=state,
-    evaluate=lambda m: {"AP": 1.0},
+    test=lambda m: {"AP": 1.0},
     eval_period=2,
 )
 parts, whole = (

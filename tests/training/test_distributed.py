@@ -31,6 +31,22 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
         distributed.launch_info()
 
 
+@pytest.mark.parametrize(
+    "option, counts",
+    [
+        ("--num-gpus 0", {"num_gpus": 0}),
+        ("--num-gpus -1", {"num_gpus": -1}),
+        ("--num-machines 0", {"num_machines": 0}),
+        ("--num-gpus -1", {"num_gpus": -1, "num_machines": -1}),
+        ("--machine-rank 2", {"num_machines": 2, "machine_rank": 2}),
+        ("--machine-rank -1", {"machine_rank": -1}),
+    ],
+)
+def test_no_process_at_all_is_refused_by_name(option, counts):
+    with pytest.raises(ValueError, match=f"^{option}: give "):
+        distributed.launch(pytest.fail, "it ran", **counts)
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """Folder and what each of two processes saw in two_processes.py."""
@@ -56,7 +72,7 @@ def test_both_processes_meet(two):
 
 def test_processes_agree_on_a_device(two):
     for seen in two[1]:
-        assert "processes 0 to 1 would run on cpu, cuda: leave out" in seen["mixed devices"]
+        assert "processes 0 to 1 would run on cpu, cuda" in seen["mixed devices"]
         assert "MODEL.DEVICE: cuda:1: names one device for 2 processes" in seen["device index"]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from toy import Toy, batches, run, toy_optimizer
 
-from resnet_det.training import Checkpointer, precision, read_metrics, train
+from resnet_det.training import Checkpointer, Plan, Trainer, precision, read_metrics
 from resnet_det.training.loop import Metrics
 
 
@@ -83,10 +83,7 @@ def test_a_line_has_the_median_of_losses_and_the_mean_of_errors(tmp_path):
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = 0.0
     schedule.base_lrs = [0.0 for _ in schedule.base_lrs]
-    train(
-        model, batches(), optimizer, schedule, max_iter=3, checkpointer=Checkpointer(tmp_path),
-        checkpoint_period=3, output_dir=tmp_path, device="cpu",
-    )  # fmt: skip
+    Trainer(model, optimizer, schedule, tmp_path, Plan(3, checkpoint_period=3)).run(batches())
     (line,) = read_metrics(tmp_path / "metrics.json")
     errors, losses = (sorted(s[k] for s in seen) for k in ("error", "loss_square"))
     assert line["error"] == pytest.approx(sum(errors) / 3, rel=1e-6)
@@ -97,7 +94,7 @@ def test_a_line_has_the_median_of_losses_and_the_mean_of_errors(tmp_path):
 
 
 def test_training_learns_and_leaves_the_files(tmp_path):
-    run(tmp_path, max_iter=60, evaluate=greedy, eval_period=25, checkpoint_period=20, log_period=10)
+    run(tmp_path, max_iter=60, test=greedy, eval_period=25, checkpoint_period=20, log_period=10)
     lines = read_metrics(tmp_path / "metrics.json")
     losses = {line["iteration"]: line for line in lines if "total_loss" in line}
     assert list(losses) == [9, 19, 29, 39, 49, 59]
@@ -121,7 +118,7 @@ def test_training_learns_and_leaves_the_files(tmp_path):
 
 @pytest.mark.parametrize("at", [1, 5, 12, 13, 19])
 def test_a_crashed_run_resumed_equals_the_uninterrupted_one(tmp_path, at):
-    options = {"noise": 0.3, "evaluate": greedy, "eval_period": 5}
+    options = {"noise": 0.3, "test": greedy, "eval_period": 5}
     seeded()
     run(tmp_path / "whole", **options)
     seeded()
@@ -146,21 +143,21 @@ def test_an_evaluation_that_the_interruption_cut_off_is_made_up_for(tmp_path):
 
     options = {"noise": 0.3, "eval_period": 5}
     seeded()
-    run(tmp_path / "whole", evaluate=greedy, **options)
+    run(tmp_path / "whole", test=greedy, **options)
     seeded()
     with pytest.raises(Crash):
-        run(tmp_path / "parts", evaluate=evaluate, **options)
+        run(tmp_path / "parts", test=evaluate, **options)
     state = Checkpointer(tmp_path / "parts").load_latest()
-    run(tmp_path / "parts", evaluate=evaluate, state=state, **options)
+    run(tmp_path / "parts", test=evaluate, state=state, **options)
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
     done = len(calls)
-    run(tmp_path / "parts", evaluate=evaluate, state=Checkpointer(tmp_path / "parts").load_latest())
+    run(tmp_path / "parts", test=evaluate, state=Checkpointer(tmp_path / "parts").load_latest())
     assert len(calls) == done  # a finished run has nothing to make up for
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_evaluation_does_not_change_training(tmp_path):
-    for name, options in {"with": {"evaluate": greedy, "eval_period": 4}, "without": {}}.items():
+    for name, options in {"with": {"test": greedy, "eval_period": 4}, "without": {}}.items():
         seeded()
         run(tmp_path / name, noise=0.3, **options)
     states = [Checkpointer(tmp_path / name).load_latest()["model"] for name in ("with", "without")]
@@ -174,7 +171,7 @@ def test_modes_of_modules_survive_evaluation(tmp_path):
         modes.append({name: module.training for name, module in model.named_modules()})
         return greedy(model)
 
-    run(tmp_path, evaluate=evaluate, eval_period=4)
+    run(tmp_path, test=evaluate, eval_period=4)
     assert len(modes) == 5 and all(m == modes[0] for m in modes)
     assert modes[0]["last"] and not modes[0]["body.1"]  # a layer that the model keeps frozen
 
@@ -262,7 +259,7 @@ def test_clip_is_applied_before_the_step(tmp_path):
 
 
 def test_what_the_loop_cannot_do_is_said(tmp_path):
-    with pytest.raises(ValueError, match="ended at iteration 1 of 20"):
+    with pytest.raises(ValueError, match="iteration 1 of 20"):
         run(tmp_path, stream=iter([next(batches())]))
 
 
@@ -298,29 +295,13 @@ def test_the_hardware_says_itself_what_it_has():
 
 @pytest.mark.gpu
 def test_mixed_precision_trains_and_resumes(tmp_path):
-    from resnet_det.training import train
-
     def once(folder, state=None, stop=None):
-        model = Toy().cuda()
-        optimizer, schedule = toy_optimizer(model)
         stream = batches(start=state["iteration"] if state else 0)
         stream = (
             [{k: v.cuda() if k != "file_name" else v for k, v in s.items()} for s in batch]
             for batch in stream
         )
-        train(
-            model,
-            until(stream, stop, crash),
-            optimizer,
-            schedule,
-            max_iter=20,
-            checkpointer=Checkpointer(folder),
-            checkpoint_period=5,
-            output_dir=folder,
-            device="cuda",
-            resume_from=state,
-            amp=True,
-        )
+        run(folder, state=state, stream=until(stream, stop, crash), device="cuda", amp=True)
 
     once(tmp_path / "whole")
     with pytest.raises(Crash):
@@ -344,7 +325,7 @@ def test_finish_runs_once_before_the_last_checkpoint_and_its_evaluation(tmp_path
         seen.append(model.last.bias.item())
         return {}
 
-    run(tmp_path, max_iter=6, finish=finish, evaluate=evaluate)
+    run(tmp_path, max_iter=6, finish=finish, test=evaluate)
     assert seen == ["finish", 42.0]
     saved = {n: torch.load(tmp_path / f"{n}.pth", weights_only=True)["model"]["last.bias"].item()
              for n in ("model_0000004", "model_final")}  # fmt: skip

@@ -79,7 +79,7 @@ def test_warmup_until_the_training_error_is_below_80():
 
 
 def test_bad_schedules_are_refused():
-    with pytest.raises(ValueError, match="WARMUP_UNTIL_ERROR or SOLVER.WARMUP_ITERS"):
+    with pytest.raises(ValueError, match="WARMUP_UNTIL_ERROR.*SOLVER.WARMUP_ITERS"):
         rates(1, steps=[], gamma=0.1, max_iter=5, warmup_iters=3, until_error=80.0)
     with pytest.raises(ValueError, match="cosine"):
         rates(1, steps=[], gamma=0.1, max_iter=5, warmup_method="cosine")

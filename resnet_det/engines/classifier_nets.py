@@ -1,0 +1,137 @@
+"""The nets of classifiers: built from a config, loaded to train or to test, or several of them."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from ..config.defaults import ConfigError
+from ..config.loading import parse_config
+from ..detector.net_keys import net_options
+from ..nets import build_net
+from ..nets.classifier import Classifier
+from ..nets.layers import rename_parameters
+from ..weights.facts import Facts, check_facts
+from ..weights.loading import State, fit, read
+from .class_matching import keep_shared_classes, member_order
+
+logger = logging.getLogger(__name__)
+
+
+class ClassifierLoss(nn.Module):
+    """Cross entropy and top-1 error of ``(images, labels)``; in evaluation mode, the logits."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        rename_parameters(self, {"net.": ""})  # a checkpoint holds the net's own names
+
+    def forward(self, batch: Any) -> Any:
+        """Compute the losses.
+
+        Args:
+            batch: (images float (N, 3, h, w), labels int64 (N,)); in evaluation mode the images.
+
+        Returns:
+            ``loss_cls`` and ``top1_error`` (per cent), scalars; in evaluation mode the logits
+            (N, classes).
+        """
+        if not self.training:
+            return self.net(batch)
+        images, labels = batch
+        logits = self.net(images)
+        wrong = (logits.argmax(1) != labels).float().mean()
+        return {"loss_cls": F.cross_entropy(logits.float(), labels), "top1_error": 100 * wrong}
+
+
+def build(cfg: CfgNode, num_classes: int | None = None) -> Classifier:
+    """Build the net of a classifier's config, with fresh weights.
+
+    Args:
+        num_classes: by default as many as the net's own dataset has.
+
+    Raises:
+        ConfigError: names the keys that do not fit the net.
+    """
+    name = cfg.MODEL.BACKBONE.NAME
+    return build_net(name, num_classes, **net_options(cfg, name))
+
+
+def load_to_train(net: Classifier, cfg: CfgNode, classes: Sequence[str]) -> dict[str, Any]:
+    """Load ``MODEL.WEIGHTS`` to train on ``classes``.
+
+    Shared classes keep their rows of the last layer. The whole layer stays fresh if the file has
+    none, or names no classes and has another number of them.
+
+    Returns:
+        the facts that the file carries.
+    """
+    path = cfg.MODEL.WEIGHTS
+    state, facts = read(path)
+    check_facts(facts, cfg, path)
+    by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
+    state = keep_shared_classes(net.state_dict(), state, facts, classes, path, by_order)
+    match = fit(net, state, facts, path, new=("linear.",))
+    logger.info("%s: %s", path, match)
+    fresh = [*match.missing, *match.mismatched]
+    if fresh:
+        logger.info("%s: has other classes; start fresh: %s", path, ", ".join(fresh))
+    return facts
+
+
+def trained(
+    cfg: CfgNode, state: State, facts: Facts, default_classes: Sequence[str]
+) -> tuple[Classifier, tuple[str, ...]]:
+    """The net of a config with the weights of a file that was read.
+
+    Args:
+        state, facts: of ``MODEL.WEIGHTS``, as :func:`resnet_det.weights.loading.read` returns them.
+        default_classes: names of the classes, if the file does not tell them.
+
+    Returns:
+        (net, names of its classes).
+
+    Raises:
+        ConfigError, WeightsError: the file does not fit the config.
+    """
+    path = cfg.MODEL.WEIGHTS
+    check_facts(facts, cfg, path)
+    if "classes" not in facts:
+        logger.warning("%s does not name its classes: assuming those of the test set", path)
+    classes = tuple(facts.get("classes", default_classes))
+    net = build(cfg, len(classes))
+    logger.info("%s: %s", path, fit(net, state, facts, path))
+    return net, classes
+
+
+def load_member(
+    path: str, cfg: CfgNode, classes: Sequence[str], mean: torch.Tensor | None
+) -> tuple[Classifier, Sequence[int]]:
+    """Load a further net of an ensemble, built by the config that its file carries.
+
+    Args:
+        classes: of the first net. mean: the mean image that the first net subtracts, or None.
+
+    Returns:
+        (net, its index of each of ``classes``).
+
+    Raises:
+        ConfigError, WeightsError: it has other classes, or was trained on other pixels.
+    """
+    state, facts = read(path)
+    if "config" not in facts:
+        raise ConfigError(
+            f"RESNET_DET.ENSEMBLE: {path}: carries no config: give checkpoints of tools/pretrain.py"
+        )
+    order = member_order(classes, facts.get("classes", ()), path, cfg.RESNET_DET.CLASSES_BY_ORDER)
+    own_stride = {"stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1}  # each net may have its own
+    check_facts(facts | own_stride, cfg, path)
+    own_cfg = parse_config(facts["config"], path, ["MODEL.WEIGHTS", str(path)])
+    own_mean = facts.get("mean_image")
+    if (mean is None) != (own_mean is None) or (mean is not None and not mean.equal(own_mean)):
+        raise ConfigError(f"RESNET_DET.ENSEMBLE: {path}: subtracts another mean image")
+    return trained(own_cfg, state, facts, classes)[0], order

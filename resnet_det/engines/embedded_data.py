@@ -1,0 +1,101 @@
+"""The data of the embedded engine's detectors: what a config says of datasets and mappers."""
+
+import logging
+from dataclasses import dataclass
+
+from fvcore.common.config import CfgNode
+
+from ..data import Dataset, load_datasets
+from ..data.detection.mapper import DetectionMapper, with_usable_annotations
+from .checks import check_images, proposal_files, test_files
+from .class_matching import TestSet, check_number, match_test_sets
+from .run import make_datasets
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a training reads.
+
+    Attributes:
+        name: of the training set.
+        records: to train on, Detectron2's standard dicts.
+        classes: names, in the order of the detector's rows.
+        tests: name -> test set, its classes in the detector's order.
+    """
+
+    name: str
+    records: list[dict]
+    classes: tuple[str, ...]
+    tests: dict[str, TestSet]
+
+
+def prepare(cfg: CfgNode) -> Data:
+    """Make, read and check the datasets that a config trains and tests on.
+
+    Raises:
+        ConfigError: the classes do not fit.
+        DatasetError: a dataset is damaged, or test images cannot be used.
+    """
+    make_datasets(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    dataset = load_datasets(
+        cfg.DATASETS.TRAIN,
+        skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA,
+        proposal_files=proposal_files(cfg, "TRAIN"),
+    )
+    classes = dataset.metadata.classes
+    check_number(cfg, classes, f"{dataset.name} (DATASETS.TRAIN)")
+    sets = read_test_sets(cfg)
+    tests = match_test_sets(sets, classes, dataset.name, cfg)
+    for name, test_set in sets.items():
+        check_images(cfg, name, test_set.records)
+    _log_skipped(dataset)
+    records = dataset.records
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = with_usable_annotations(records, use_difficult=cfg.RESNET_DET.USE_DIFFICULT)
+    return Data(dataset.name, records, classes, tests)
+
+
+def read_test_sets(cfg: CfgNode) -> dict[str, Dataset]:
+    """Read ``DATASETS.TEST``: name -> dataset, its classes in its own order."""
+    sets = {name: load_datasets([name], proposal_files=files) for name, files in test_files(cfg)}
+    _log_skipped(*sets.values())
+    return sets
+
+
+def training_mapper(cfg: CfgNode) -> DetectionMapper:
+    """The mapper of training images."""
+    return DetectionMapper(
+        cfg.INPUT.MIN_SIZE_TRAIN,
+        cfg.INPUT.MAX_SIZE_TRAIN,
+        sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
+        flip=cfg.INPUT.RANDOM_FLIP,
+        format=cfg.INPUT.FORMAT,
+        train=True,
+        use_difficult=cfg.RESNET_DET.USE_DIFFICULT,
+        proposals=_max_proposals(cfg, "TRAIN"),
+    )
+
+
+def test_mapper(cfg: CfgNode) -> DetectionMapper:
+    """The mapper of test images."""
+    return DetectionMapper(
+        cfg.INPUT.MIN_SIZE_TEST,
+        cfg.INPUT.MAX_SIZE_TEST,
+        format=cfg.INPUT.FORMAT,
+        train=False,
+        proposals=_max_proposals(cfg, "TEST"),
+        scales=cfg.RESNET_DET.MULTI_SCALE_TEST,
+    )
+
+
+def _max_proposals(cfg, split):
+    """How many precomputed proposals per image are used; None without ``MODEL.LOAD_PROPOSALS``."""
+    topk = cfg.DATASETS[f"PRECOMPUTED_PROPOSAL_TOPK_{split}"]
+    return topk if cfg.MODEL.LOAD_PROPOSALS else None
+
+
+def _log_skipped(*datasets):
+    for line in (line for dataset in datasets for line in dataset.skipped):
+        logger.warning("skipped: %s", line)

@@ -1,0 +1,148 @@
+"""The test of the embedded engine's detectors: load, detect, score."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+from tqdm import tqdm
+
+from ..config.defaults import ConfigError
+from ..config.loading import parse_config
+from ..data import Dataset
+from ..data.loader import test_batches
+from ..detector.build import build_improved, build_model, in_test
+from ..detector.weights import check_statistics, fit_detector, fit_trained, new_layers
+from ..training import distributed
+from ..weights.facts import Facts, check_facts
+from ..weights.loading import State, read
+from .class_matching import TestSet, keep_shared_classes
+from .embedded_data import test_mapper
+from .provenance import ensemble
+from .results import publish, score
+
+logger = logging.getLogger(__name__)
+
+
+def load_to_train(model: nn.Module, cfg: CfgNode, classes: Sequence[str]) -> None:
+    """Load ``MODEL.WEIGHTS``, if any, to train on ``classes``.
+
+    The rows of shared classes are kept; those of other classes, and new layers, stay as they are.
+
+    Raises:
+        ConfigError: the file's facts differ from the config, or frozen norms have no statistics.
+        WeightsError: the file does not fit the model.
+    """
+    path = cfg.MODEL.WEIGHTS
+    if path:
+        state, facts = read(path)
+        check_facts(facts, cfg, path)
+        by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
+        own = model.state_dict()
+        state = keep_shared_classes(own, state, facts, classes, path, by_order)
+        match = fit_detector(model, state, facts, path, new_layers(model, cfg))
+        logger.info("%s: %s", path, match)
+    check_statistics(model)
+
+
+def trained(
+    cfg: CfgNode, device: torch.device | str, weights: tuple[State, Facts] | None = None
+) -> tuple[nn.Module, Facts]:
+    """The detector ``MODEL.WEIGHTS``, of which every parameter must come from the file.
+
+    Args:
+        weights: the file's tensors and facts, if it was read before.
+
+    Returns:
+        (model on ``device``, the facts that its file carries).
+
+    Raises:
+        ConfigError, WeightsError: as :func:`load_to_train`, or no file is named.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
+    state, facts = weights or read(cfg.MODEL.WEIGHTS)
+    model = build_model(cfg)
+    fit_trained(model, state, facts, cfg)
+    return model.to(device), facts
+
+
+def as_tested(
+    model: nn.Module,
+    cfg: CfgNode,
+    device: torch.device | str,
+    classes: Sequence[str] | None = None,
+) -> nn.Module:
+    """The model as the config tests it: itself, or with the appendix's improvements.
+
+    Args:
+        classes: that the model was trained on, if they are known.
+    """
+    if not in_test(cfg):
+        return model
+    detectors: list[nn.Module] = [model]
+    orders: list[Any] = [None]
+    for member in ensemble(cfg, classes):
+        own = parse_config(member.facts["config"], member.path, member.overrides)
+        detectors.append(trained(own, device, (member.state, member.facts))[0])
+        orders.append(member.order)
+    return build_improved(detectors, cfg, orders)
+
+
+@torch.no_grad()
+def detect(
+    model: nn.Module, dataset: Dataset, cfg: CfgNode, skip_bad: bool = False
+) -> list[dict[str, Any]]:
+    """Run a model over a dataset; the processes share the images.
+
+    Args:
+        skip_bad: see :func:`resnet_det.data.loader.test_batches`.
+
+    Returns:
+        one prediction per image in the main process, none in the others.
+    """
+    model.eval()
+    batches = test_batches(
+        dataset.records,
+        test_mapper(cfg),
+        rank=distributed.get_rank(),
+        world=distributed.get_world_size(),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        skip_bad=skip_bad,
+    )
+    own = []
+    for batch in tqdm(batches, dataset.name, disable=not distributed.is_main(), leave=False):
+        for sample, found in zip(batch, model(batch)):
+            prediction = {key: value.cpu().numpy() for key, value in found.items()}
+            own.append({"image_id": sample["image_id"], **prediction})
+    return [prediction for part in distributed.gather_objects(own) for prediction in part]
+
+
+def evaluate_model(
+    model: nn.Module,
+    tests: dict[str, TestSet],
+    cfg: CfgNode,
+    weights: dict[str, Any] | None = None,
+) -> dict[str, float]:
+    """Evaluate a model on test sets and publish the results.
+
+    Args:
+        model: from :func:`as_tested`.
+        weights: as for :func:`.results.publish`.
+
+    Returns:
+        dict of metrics in the main process, {} in the others.
+    """
+    scored = {}
+    for name, test in tests.items():
+        predictions = test.select(detect(model, test.dataset, cfg))
+        if distributed.is_main():
+            folder = f"{cfg.OUTPUT_DIR}/inference/{name}"
+            evaluation = score(test.dataset, predictions, folder)
+            if evaluation is None:
+                logger.info("%s has no annotations: wrote submission files to %s", name, folder)
+            else:
+                scored[name] = evaluation, test.dataset, predictions
+    return publish(cfg, scored, weights=weights) if scored else {}
