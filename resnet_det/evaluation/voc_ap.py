@@ -126,7 +126,7 @@ def write_submission(
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[list[str]] = [[] for _ in classes]
     for image, found in detections.items():
-        boxes = ([*found.boxes, 1, 1, 0, 0]).tolist()
+        boxes = (found.boxes + np.array([1, 1, 0, 0])).tolist()  # 1-based, the last pixel included
         for box, score, label in zip(boxes, found.scores.tolist(), found.classes):
             lines[label].append(" ".join([str(image), *map(repr, [score, *box])]) + "\n")
     paths = [folder / f"{competition}_det_{image_set}_{name}.txt" for name in classes]
