@@ -30,10 +30,24 @@ class _Small(CfgNode):
         return open(path, encoding="utf-8")
 
 
+def find_config(path: str | Path) -> Path:
+    """The config file ``path``, or else the package's own of that name, with or without ``configs/``.
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    path, package = Path(path), Path(__file__).parents[1]
+    own = next(f for f in (package / "configs", package.parent / "configs") if f.is_dir())
+    inner = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    for candidate in (path, own / inner):
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(f"{path}: no such config file, neither here nor in {own}")
+
+
 def _read(path):
     """The YAML file with its ``_BASE_`` chain merged, as a dict of dotted key -> value."""
-    if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such config file")
+    path = find_config(path)
     try:
         content = _Small.load_yaml_with_base(str(path))
     except Exception as error:  # of yaml, of what it constructs, of the merge with the base

@@ -1,18 +1,14 @@
-"""tools/model_table.py against exact arithmetic and the paper's figures; the lists of all nets."""
+"""The command `model-table` against exact arithmetic and the paper's figures; the lists of all nets."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
+from resnet_det.commands import model_table as tool
 from resnet_det.nets import NETS
 
 ROOT = Path(__file__).parents[2]
-_path = ROOT / "tools/model_table.py"
-_spec = importlib.util.spec_from_file_location("model_table", _path)
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
 
 
 def cells(name):

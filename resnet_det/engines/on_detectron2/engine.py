@@ -21,7 +21,7 @@ from detectron2.utils.logger import setup_logger
 
 from ...config.checks import check_batch, check_device, check_lengths
 from ...config.defaults import ConfigError, add_resnet_det_config, flatten
-from ...config.loading import unreadable
+from ...config.loading import find_config, unreadable
 from ...config.messages import examples, explained, fits, near_it, wrong_value
 from ...data.loader import check_share
 from ...detector import appendix
@@ -71,8 +71,7 @@ def load_config(path, overrides=()):
     """
     cfg = get_cfg()
     add_resnet_det_config(cfg)
-    if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such config file")
+    path = find_config(path)
     overrides = list(overrides)
     if len(overrides) % 2:
         raise ConfigError(f"overrides {overrides}: give pairs KEY VALUE")
