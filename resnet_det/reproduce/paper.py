@@ -3,13 +3,13 @@
 from ..engines import classifier
 from ..evaluation import figures
 from ..training import read_metrics
-from .planning import Cell, Number, Step, Table
+from .table import PRETRAIN, TRAIN, Cell, Number, Step, Table
 
 _TOP_1, _TOP_5 = "classification/top1_error", "classification/top5_error"
 
 
 def _pretraining(name, overrides=(), suffix=""):
-    return Step("tools/pretrain.py", f"configs/imagenet/{name}.yaml", name + suffix, overrides)
+    return Step(PRETRAIN, f"configs/imagenet/{name}.yaml", name + suffix, overrides)
 
 
 def _errors(top1, top5=None):
@@ -55,7 +55,7 @@ _DENSE = ("MODEL.WEIGHTS", "{previous}", "RESNET_DET.TEST_CROPS", 1, "TEST.AUG.E
 
 def _dense(name, label, top1, top5):
     test = Step(
-        "tools/pretrain.py",
+        PRETRAIN,
         f"configs/imagenet/{name}.yaml",
         f"{name}_dense",
         _DENSE,
@@ -99,7 +99,7 @@ TABLE_5 = Table(
             (
                 *_SIX,
                 Step(
-                    "tools/pretrain.py",
+                    PRETRAIN,
                     "configs/imagenet/resnet152.yaml",
                     "ensemble",
                     (*_DENSE, "RESNET_DET.ENSEMBLE", f"({_FIVE_OTHERS})"),
@@ -118,7 +118,7 @@ def _cifar(kind, depth, paper, remark="", by_default=True):
     return Cell(
         name,
         f"{'ResNet' if kind == 'resnet' else kind}-{depth}",
-        (Step("tools/pretrain.py", f"configs/cifar/{name}.yaml", name),),
+        (Step(PRETRAIN, f"configs/cifar/{name}.yaml", name),),
         (Number(_TOP_1, "test error %", paper, remark),),
         by_default,
     )
@@ -180,7 +180,7 @@ def _voc(net, label, paper07, paper12):
         Cell(
             f"{net}{suffix}",
             f"{label}, {data}",
-            (Step("tools/train_net.py", f"configs/faster_rcnn_{net}{suffix}.yaml", net + suffix),),
+            (Step(TRAIN, f"configs/faster_rcnn_{net}{suffix}.yaml", net + suffix),),
             (Number(key, f"mAP % on {test}", paper, remark),),
             paper07 is not None,
         )
@@ -206,7 +206,7 @@ TABLE_7 = Table(
 
 
 def _coco(net, label, ap50=None, ap=None):
-    step = Step("tools/train_net.py", f"configs/faster_rcnn_{net}_coco.yaml", f"{net}_coco")
+    step = Step(TRAIN, f"configs/faster_rcnn_{net}_coco.yaml", f"{net}_coco")
     numbers = Number(_MAP, "mAP@.5 %", ap50), Number(_AP, "mAP@[.5, .95] %", ap)
     return Cell(net, label, (step,), numbers, ap is not None)
 
@@ -236,14 +236,14 @@ _MULTI_SCALE = "configs/faster_rcnn_R101_coco_multiscale.yaml"
 
 def _test(config, name, *overrides):
     overrides = ("MODEL.WEIGHTS", "{previous}", *overrides)
-    return Step("tools/train_net.py", config, name, overrides, test_only=True)
+    return Step(TRAIN, config, name, overrides, test_only=True)
 
 
 def _trainval(suffix="", *overrides):
     """COCO's train and val, 120k images, for test-dev and for VOC."""
     data = ("DATASETS.TRAIN", "('coco_2014_train', 'coco_2014_val')", "DATASETS.TEST", "()")
     name = f"R101_coco_trainval{suffix}"
-    return Step("tools/train_net.py", _CONTEXT, name, (*data, *overrides))
+    return Step(TRAIN, _CONTEXT, name, (*data, *overrides))
 
 
 def _appendix_b(name, label, steps, ap50, ap, on_val=True):
@@ -258,7 +258,7 @@ def _appendix_b(name, label, steps, ap50, ap, on_val=True):
     return Cell(name, label, steps, numbers)
 
 
-_WITH_CONTEXT = Step("tools/train_net.py", _CONTEXT, "R101_coco_context")
+_WITH_CONTEXT = Step(TRAIN, _CONTEXT, "R101_coco_context")
 # Of the years on COCO's server; the images are those of 2015's test-dev.
 _TEST_DEV = ("DATASETS.TEST", "('coco_2017_test-dev',)")
 
@@ -324,7 +324,7 @@ def _fine_tuned(suffix, data, number):
     """Baseline+++: COCO's detector of trainval, fine-tuned on VOC."""
     name = f"R101_coco_voc{suffix}"
     fine = Step(
-        "tools/train_net.py",
+        TRAIN,
         f"configs/faster_rcnn_{name}.yaml",
         name,
         ("MODEL.WEIGHTS", "{previous}"),
@@ -355,11 +355,9 @@ TABLE_11 = Table(
 
 
 def _miniature(name, label, by_default=True):
-    pretrain = Step(
-        "tools/pretrain.py", f"configs/miniature/{name}_classifier.yaml", f"{name}_classifier"
-    )
+    pretrain = Step(PRETRAIN, f"configs/miniature/{name}_classifier.yaml", f"{name}_classifier")
     detect = Step(
-        "tools/train_net.py",
+        TRAIN,
         f"configs/miniature/{name}.yaml",
         name,
         ("MODEL.WEIGHTS", "{previous}"),
