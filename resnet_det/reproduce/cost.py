@@ -14,7 +14,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from ..config.defaults import flatten
-from ..config.loading import embedded_part, load_config, parse_config
+from ..config.loading import load_config
 from ..data import missing, shortfall
 from ..detector.build import build_model
 from ..engines import classifier
@@ -110,26 +110,26 @@ def measure_apart(cfg: CfgNode) -> tuple[float | None, str]:
     """
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            images, seconds, memory = pool.submit(measure, embedded_part(cfg), TIME_LIMIT).result()
+            images, seconds, memory = pool.submit(measure, cfg, TIME_LIMIT).result()
     except RuntimeError as error:  # out of memory: torch says so, or the process was killed
         return None, f"cannot be measured: {str(error).splitlines()[0]}"
     return seconds / images, f"{seconds:.2f} s and {memory / 2**30:.1f} GiB for {images}"
 
 
-def measure(config: str, limit: float) -> tuple[int, float, int]:
+def measure(cfg: CfgNode, limit: float) -> tuple[int, float, int]:
     """Time training steps in float32 on random images: the median of at most three.
 
     A detector's step has one image. A classifier's has ``FEW``, and twice as many as long as time
     allows, up to its batch: small batches are slow on a GPU, and large ones take minutes on a CPU.
 
     Args:
-        config: as YAML.
+        cfg: of the embedded engine.
         limit: seconds after which no further step begins; two are made in any case.
 
     Returns:
         (images per step, seconds per step, peak memory in bytes).
     """
-    steps = _Steps(parse_config(config, "config"))
+    steps = _Steps(cfg)
     images, end = steps.fewest, time.perf_counter() + limit
     steps.time(images)  # warms up
     times = [steps.time(images)]

@@ -16,7 +16,7 @@ import torch
 
 from resnet_det.commands import reproduce as tool
 from resnet_det.config.defaults import ConfigError
-from resnet_det.config.loading import embedded_part, load_config
+from resnet_det.config.loading import load_config
 from resnet_det.data.synthetic import scenes
 from resnet_det.detector import appendix
 from resnet_det.detector.build import build_model
@@ -436,9 +436,9 @@ def test_a_dry_run_measures_a_detector_and_names_what_is_absent(tmp_path, monkey
 def test_a_measurement_ends_in_time():
     """A classifier's steps grow to the batch where there is time, and stay at a few images else."""
     cfg = load_config("cifar/resnet20.yaml", ["SOLVER.IMS_PER_BATCH", 20])
-    images, seconds, memory = cost.measure(embedded_part(cfg), 60)
+    images, seconds, memory = cost.measure(cfg, 60)
     assert images == 20 and seconds > 0 and memory > 2**20
-    assert cost.measure(embedded_part(cfg), 0)[0] == cost.FEW
+    assert cost.measure(cfg, 0)[0] == cost.FEW
 
 
 def test_a_step_that_only_tests_reads_its_results(tmp_path):
