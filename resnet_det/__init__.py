@@ -1,28 +1,81 @@
 """Residual networks exactly as in the paper, and detectors on them.
 
-nets        the networks: ``build_net(name)``, a name of ``NETS``; weights in and out
-data        datasets under Detectron2's names, images, loaders, the embedded scenes
-training    the loop, schedules, checkpoints, several processes, the lock on an output folder
-evaluation  VOC and COCO average precision, tables, pictures, the report page
-engines     the detector on torchvision (embedded) or on Detectron2
-config      Detectron2's YAML language, in the part that the embedded engine honours; its
-            config_values: whether a value is built as its key's default
+nets        the networks: ``build_net(name)``, for a name of ``NETS``
+weights     weight files of five projects, into a net
+data        datasets under Detectron2's names, images, loaders, synthetic datasets
+training    the training loop, schedules, checkpoints, several processes
+evaluation  VOC and COCO average precision, tables, charts, the report
+config      Detectron2's YAML language: ``get_config("faster_rcnn_R101.yaml")``
+detector    Faster R-CNN, from a config
+plugin      nets, RoI heads and datasets in Detectron2's registries
+engines     train and evaluate a config, by Detectron2 or by the embedded engine
+reproduce   the paper's tables
+commands    what ``resnet-det`` and tools/ run
 
 Where Detectron2 is installed, ``import resnet_det`` registers every net as a backbone of it, and
 its RoI heads: ``MODEL.BACKBONE.NAME: paper_resnet101``, ``MODEL.ROI_HEADS.NAME: PaperROIHeads``.
+Elsewhere the import loads nothing: names and folders are imported when they are first used.
 """
 
+import importlib as _importlib
 import warnings as _warnings
 from importlib.util import find_spec as _find_spec
+from typing import TYPE_CHECKING, Any
 
-from .nets import NETS, build_net
+if TYPE_CHECKING:
+    from fvcore.common.config import CfgNode
 
-__all__ = ["NETS", "build_net"]
+    from .config.defaults import add_resnet_det_config
+    from .nets import NETS, build_net
+
+__version__ = "0.2.0"
+__all__ = ["NETS", "__version__", "add_resnet_det_config", "build_net", "get_config"]
+
+_HOMES = {"NETS": "nets", "build_net": "nets", "add_resnet_det_config": "config.defaults"}
+_FOLDERS = (
+    *("commands", "config", "data", "detector", "engines", "evaluation"),
+    *("nets", "plugin", "reproduce", "training", "weights"),
+)
+
+
+def get_config(name: str, engine: str = "auto") -> "CfgNode":
+    """Load one of the package's own configs, as Detectron2's ``model_zoo.get_config``.
+
+    Args:
+        name: path in ``configs/``, such as "faster_rcnn_R101.yaml"; any other YAML file works too.
+        engine: "detectron2", "torchvision" (the embedded one), or "auto": Detectron2 where it is
+            installed. It decides which keys the config has.
+
+    Returns:
+        The checked config, frozen: ``cfg.defrost()`` before a change.
+
+    Raises:
+        ValueError: no such config or engine, or the config is wrong.
+    """
+    from .engines import pick
+
+    return pick(engine).load_config(name)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(_importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    if name in _FOLDERS:
+        return _importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_FOLDERS})
+
 
 if _find_spec("detectron2"):
     try:
         with _warnings.catch_warnings():  # of torch, about what fvcore does as it is imported
             _warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
-            from . import plugin as _registered  # noqa: F401
+            for _name in ("backbones", "roi_heads", "datasets"):
+                _importlib.import_module(f".plugin.{_name}", __name__)
     except (ImportError, AttributeError, OSError) as _error:  # broken, or built for another torch
-        _warnings.warn(f"Detectron2 is here but cannot be used: {_error}", stacklevel=2)
+        _warnings.warn(f"Detectron2 is installed but cannot be imported: {_error}", stacklevel=2)

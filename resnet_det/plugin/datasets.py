@@ -1,6 +1,5 @@
 """Register our detection datasets in Detectron2's catalogs."""
 
-
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data import dataset_names, load_dataset

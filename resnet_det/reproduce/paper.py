@@ -1,27 +1,31 @@
-"""The paper's tables as data: what to run for each cell, and the number that it is to reach."""
+"""The paper's tables as data: what to run for each cell, and the numbers that the paper has."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ..engines import classifier
 from ..evaluation import figures
 from ..training import read_metrics
-from .planning import Cell, Number, Step, Table
+from .table import PRETRAIN, TRAIN, Cell, Number, Step, Table
 
 _TOP_1, _TOP_5 = "classification/top1_error", "classification/top5_error"
+_FROM_PREVIOUS = ("MODEL.WEIGHTS", "{previous}")
 
 
-def _pretraining(name, overrides=(), suffix=""):
-    return Step("tools/pretrain.py", f"configs/imagenet/{name}.yaml", name + suffix, overrides)
+def _pretraining(name: str, overrides: tuple[object, ...] = (), suffix: str = "") -> Step:
+    return Step(PRETRAIN, f"configs/imagenet/{name}.yaml", name + suffix, overrides)
 
 
-def _errors(top1, top5=None):
-    numbers = Number(_TOP_1, "top-1 error %", top1), Number(_TOP_5, "top-5 error %", top5)
-    return numbers[: 1 if top5 is None else 2]
+def _errors(top1: float, top5: float | None = None) -> tuple[Number, ...]:
+    first = Number(_TOP_1, "top-1 error %", top1)
+    return (first,) if top5 is None else (first, Number(_TOP_5, "top-5 error %", top5))
 
 
-def _ten_crops(name, label, *errors):
+def _ten_crops(name: str, label: str, *errors: float) -> Cell:
     return Cell(name, label, (_pretraining(name),), _errors(*errors))
 
 
-# Tables 2 to 5 share their trainings: Table 4 and 5 only test them in another way.
+# Tables 2 to 5 share their trainings: Tables 4 and 5 only test the nets in another way.
 TABLE_2 = Table(
     "table2",
     "Table 2: top-1 error on ImageNet's validation set, 10 crops",
@@ -50,17 +54,16 @@ TABLE_3 = Table(
     runs="imagenet",
 )
 
-_DENSE = ("MODEL.WEIGHTS", "{previous}", "RESNET_DET.TEST_CROPS", 1, "TEST.AUG.ENABLED", True)
+
+def _test_dense(net: str, name: str, *overrides: object) -> Step:
+    """Test the net of the step before fully convolutionally, at five scales."""
+    dense = ("RESNET_DET.TEST_CROPS", 1, "TEST.AUG.ENABLED", True)
+    overrides = (*_FROM_PREVIOUS, *dense, *overrides)
+    return Step(PRETRAIN, f"configs/imagenet/{net}.yaml", name, overrides, test_only=True)
 
 
-def _dense(name, label, top1, top5):
-    test = Step(
-        "tools/pretrain.py",
-        f"configs/imagenet/{name}.yaml",
-        f"{name}_dense",
-        _DENSE,
-        test_only=True,
-    )
+def _dense(name: str, label: str, top1: float, top5: float) -> Cell:
+    test = _test_dense(name, f"{name}_dense")
     return Cell(name, label, (_pretraining(name), test), _errors(top1, top5))
 
 
@@ -77,8 +80,8 @@ TABLE_4 = Table(
     runs="imagenet",
 )
 
-# "Six models of different depth", two of 152 layers; which the other four are, the paper does not
-# say: here those of Table 4.
+# "Six models of different depth", two of which have 152 layers. The paper does not say which the
+# other four are; here they are those of Table 4.
 _SIX = (
     _pretraining("resnet34_b"),
     _pretraining("resnet34_c"),
@@ -98,13 +101,7 @@ TABLE_5 = Table(
             "ResNets, 6 nets",
             (
                 *_SIX,
-                Step(
-                    "tools/pretrain.py",
-                    "configs/imagenet/resnet152.yaml",
-                    "ensemble",
-                    (*_DENSE, "RESNET_DET.ENSEMBLE", f"({_FIVE_OTHERS})"),
-                    test_only=True,
-                ),
+                _test_dense("resnet152", "ensemble", "RESNET_DET.ENSEMBLE", f"({_FIVE_OTHERS})"),
             ),
             (Number(_TOP_5, "top-5 error % on val", None, " (3.57 on test, by the server)"),),
         ),
@@ -113,19 +110,21 @@ TABLE_5 = Table(
 )
 
 
-def _cifar(kind, depth, paper, remark="", by_default=True):
+def _cifar(
+    kind: str, depth: int, paper: float | None, remark: str = "", by_default: bool = True
+) -> Cell:
     name = f"{kind}{depth}"
     return Cell(
         name,
         f"{'ResNet' if kind == 'resnet' else kind}-{depth}",
-        (Step("tools/pretrain.py", f"configs/cifar/{name}.yaml", name),),
+        (Step(PRETRAIN, f"configs/cifar/{name}.yaml", name),),
         (Number(_TOP_1, "test error %", paper, remark),),
         by_default,
     )
 
 
-def _figures_6_and_7(runs, folder):
-    """Fig. 6 and 7 from the first seed of each net."""
+def _figures_6_and_7(runs: Mapping[str, Sequence[Path]], folder: Path) -> dict[str, Path]:
+    """Draw Fig. 6 and 7 from the first seed of each net that has been run."""
     first = {name: folders[0] for name, folders in runs.items()}
     label = {cell.name: cell.label for cell in TABLE_6.cells}
     panels = {
@@ -142,7 +141,7 @@ def _figures_6_and_7(runs, folder):
     if curves:
         ends = [line[_TOP_1] for lines in curves.values()
                 for run in lines.values() for line in run[-1:]]  # fmt: skip
-        # The paper's axis, which leaves out plain-110, once anything reaches into it.
+        # The paper's axis ends at 20 %, and so hides plain-110. Use it if it would show anything.
         path = figures.error_curves(curves, folder / "fig6", 20 if min(ends) < 20 else None)
         drawn["Fig. 6: error on CIFAR-10, training dashed, test bold"] = path
     analysed = [
@@ -170,17 +169,17 @@ TABLE_6 = Table(
     _figures_6_and_7,
 )
 
-# A detector's command trains the classifier that it starts from where that is absent.
+# A detector's command first trains the classifier that it starts from, if that is absent.
 _MAP, _AP = "bbox/AP50", "bbox/AP"
 _SERVER = ", by the evaluation server"
 
 
-def _voc(net, label, paper07, paper12):
+def _voc(net: str, label: str, paper07: float | None, paper12: float | None) -> tuple[Cell, ...]:
     return tuple(
         Cell(
             f"{net}{suffix}",
             f"{label}, {data}",
-            (Step("tools/train_net.py", f"configs/faster_rcnn_{net}{suffix}.yaml", net + suffix),),
+            (Step(TRAIN, f"configs/faster_rcnn_{net}{suffix}.yaml", net + suffix),),
             (Number(key, f"mAP % on {test}", paper, remark),),
             paper07 is not None,
         )
@@ -205,8 +204,8 @@ TABLE_7 = Table(
 )
 
 
-def _coco(net, label, ap50=None, ap=None):
-    step = Step("tools/train_net.py", f"configs/faster_rcnn_{net}_coco.yaml", f"{net}_coco")
+def _coco(net: str, label: str, ap50: float | None = None, ap: float | None = None) -> Cell:
+    step = Step(TRAIN, f"configs/faster_rcnn_{net}_coco.yaml", f"{net}_coco")
     numbers = Number(_MAP, "mAP@.5 %", ap50), Number(_AP, "mAP@[.5, .95] %", ap)
     return Cell(net, label, (step,), numbers, ap is not None)
 
@@ -225,7 +224,7 @@ TABLE_8 = Table(
 )
 
 
-def _named(table, *names):
+def _named(table: Table, *names: str) -> tuple[Cell, ...]:
     cells = {cell.name: cell for cell in table.cells}
     return tuple(cells[name] for name in names)
 
@@ -234,32 +233,34 @@ _CONTEXT = "configs/faster_rcnn_R101_coco_context.yaml"
 _MULTI_SCALE = "configs/faster_rcnn_R101_coco_multiscale.yaml"
 
 
-def _test(config, name, *overrides):
-    overrides = ("MODEL.WEIGHTS", "{previous}", *overrides)
-    return Step("tools/train_net.py", config, name, overrides, test_only=True)
+def _test(config: str, name: str, *overrides: object) -> Step:
+    """Test the detector of the step before."""
+    overrides = (*_FROM_PREVIOUS, *overrides)
+    return Step(TRAIN, config, name, overrides, test_only=True)
 
 
-def _trainval(suffix="", *overrides):
-    """COCO's train and val, 120k images, for test-dev and for VOC."""
+def _trainval(suffix: str = "", *overrides: object) -> Step:
+    """Train on COCO's train and val, 120k images, for test-dev and for VOC."""
     data = ("DATASETS.TRAIN", "('coco_2014_train', 'coco_2014_val')", "DATASETS.TEST", "()")
     name = f"R101_coco_trainval{suffix}"
-    return Step("tools/train_net.py", _CONTEXT, name, (*data, *overrides))
+    return Step(TRAIN, _CONTEXT, name, (*data, *overrides))
 
 
-def _appendix_b(name, label, steps, ap50, ap, on_val=True):
+def _appendix_b(
+    name: str, label: str, steps: tuple[Step, ...], ap50: float, ap: float, on_val: bool = True
+) -> Cell:
     label50, label_ap = "mAP@.5 %", "mAP@[.5, .95] %"
     if on_val:
-        numbers = Number(_MAP, label50, ap50), Number(_AP, label_ap, ap)
-    else:
-        numbers = tuple(
-            Number(None, f"{what} on test-dev", paper, _SERVER)
-            for what, paper in ((label50, ap50), (label_ap, ap))
-        )
+        return Cell(name, label, steps, (Number(_MAP, label50, ap50), Number(_AP, label_ap, ap)))
+    numbers = (
+        Number(None, f"{label50} on test-dev", ap50, _SERVER),
+        Number(None, f"{label_ap} on test-dev", ap, _SERVER),
+    )
     return Cell(name, label, steps, numbers)
 
 
-_WITH_CONTEXT = Step("tools/train_net.py", _CONTEXT, "R101_coco_context")
-# Of the years on COCO's server; the images are those of 2015's test-dev.
+_WITH_CONTEXT = Step(TRAIN, _CONTEXT, "R101_coco_context")
+# The year that COCO's server takes; the images are those of 2015's test-dev.
 _TEST_DEV = ("DATASETS.TEST", "('coco_2017_test-dev',)")
 
 TABLE_9 = Table(
@@ -320,15 +321,10 @@ TABLE_9 = Table(
 )
 
 
-def _fine_tuned(suffix, data, number):
-    """Baseline+++: COCO's detector of trainval, fine-tuned on VOC."""
+def _fine_tuned(suffix: str, data: str, number: Number) -> Cell:
+    """Baseline+++: the detector of COCO trainval, fine-tuned on VOC."""
     name = f"R101_coco_voc{suffix}"
-    fine = Step(
-        "tools/train_net.py",
-        f"configs/faster_rcnn_{name}.yaml",
-        name,
-        ("MODEL.WEIGHTS", "{previous}"),
-    )
+    fine = Step(TRAIN, f"configs/faster_rcnn_{name}.yaml", name, _FROM_PREVIOUS)
     return Cell(name, f"ResNet-101, baseline+++, COCO+{data}", (_trainval(), fine), (number,))
 
 
@@ -354,16 +350,9 @@ TABLE_11 = Table(
 )
 
 
-def _miniature(name, label, by_default=True):
-    pretrain = Step(
-        "tools/pretrain.py", f"configs/miniature/{name}_classifier.yaml", f"{name}_classifier"
-    )
-    detect = Step(
-        "tools/train_net.py",
-        f"configs/miniature/{name}.yaml",
-        name,
-        ("MODEL.WEIGHTS", "{previous}"),
-    )
+def _miniature(name: str, label: str, by_default: bool = True) -> tuple[Cell, Cell]:
+    pretrain = Step(PRETRAIN, f"configs/miniature/{name}_classifier.yaml", f"{name}_classifier")
+    detect = Step(TRAIN, f"configs/miniature/{name}.yaml", name, _FROM_PREVIOUS)
     error = Number(_TOP_1, "test error % on CIFAR-10", None)
     numbers = Number(_MAP, "mAP@.5 % (11-point)", None), Number(_AP, "AP %", None)
     return (

@@ -1,124 +1,86 @@
-"""The paper's tables by one resumable command (tools/reproduce.py).
-
-A table is a list of cells. A cell is the runs that make its network, each a command of tools/ with
-an output folder of its own, and the numbers that are read from the last run's ``metrics.json``.
-The tables themselves are data: :mod:`.paper`.
-"""
+"""A table as a plan: which commands make each cell, and what their output folders hold so far."""
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import yaml
+from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError
 from ..config.loading import load_config
 from ..training import read_metrics
 from ..training.checkpoint import load
-
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One run: ``tools/<tool> --config-file <config>``.
-
-    name: of its output folder. Cells that share a step (a pretraining) name it alike, and it runs
-        once; a seed is added to the name.
-    overrides: KEY VALUE pairs. "{previous}" stands for the step before's ``model_final.pth``,
-        "{NAME}" for that of the cell's step of that name, "{seed}" for the seed.
-    test_only: the step before's net is tested as the config says, and nothing is trained.
-    """
-
-    tool: str
-    config: str
-    name: str
-    overrides: tuple = ()
-    test_only: bool = False
-
-
-@dataclass(frozen=True)
-class Number:
-    """``key`` of the last step's metrics, what to call it, the paper's value of it and a remark.
-
-    Without a key nothing here measures it: the run leaves files for an evaluation server.
-    """
-
-    key: str | None
-    label: str
-    paper: float | None
-    remark: str = ""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A row of the table: ``name`` for --cells, ``label`` to read, its steps and its numbers.
-
-    by_default: False for a cell that runs only where --cells names it.
-    """
-
-    name: str
-    label: str
-    steps: tuple[Step, ...]
-    numbers: tuple[Number, ...]
-    by_default: bool = True
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the paper.
-
-    runs: name of the output folder, which tables that share runs have in common; else the table's.
-    figures: function of {cell name: folders of its finished runs, one a seed} and an output folder
-        that draws what belongs to the table: {caption: path of a .png that has a .svg beside it}.
-    per_class: the AP50 of each class is given too.
-    """
-
-    name: str
-    title: str
-    cells: tuple[Cell, ...]
-    figures: Callable[[dict, Path], dict] | None = None
-    seeds: tuple[int, ...] = (1,)
-    runs: str = ""
-    per_class: bool = False
+from .table import PRETRAIN, Cell, Step, Table
 
 
 @dataclass(eq=False)
 class Run:
-    """A step with a seed, where it writes, and how long it is."""
+    """A step with a seed.
+
+    Attributes:
+        step: what to run.
+        folder: where it writes.
+        overrides: KEY VALUE pairs, seed, schedule and ``OUTPUT_DIR`` included.
+        iterations: of its training.
+        full_iterations: of the training before it was shortened.
+        reads: the runs whose weights this one starts from or tests.
+        tested: the run whose net this one only tests, if it does.
+        pretrained: weights that the run makes first if they are absent.
+        keys: of the metrics that its last evaluation must have.
+        lock: held while it runs, since several cells may share it.
+    """
 
     step: Step
     folder: Path
-    command: list
+    overrides: list[str]
     iterations: int
-    of: int  # iterations of the whole schedule
-    keys: tuple  # that its last evaluation must have
-    tested: "Run | None" = None  # the run whose net this one only tests
-    reads: tuple = ()  # runs whose weights this one starts from or tests
-    pretrained: Path | None = None  # weights that it makes first where they are absent
+    full_iterations: int
+    reads: tuple["Run", ...] = ()
+    tested: "Run | None" = None
+    pretrained: Path | None = None
+    keys: tuple[str, ...] = ()
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
-    def weights(self):
+    def weights(self) -> Path:
         return self.tested.weights if self.tested else self.folder / "model_final.pth"
 
-    def metrics(self):
-        """The final evaluation, or None where the run is not finished.
+    @property
+    def command(self) -> list[str]:
+        """The module to run with ``python -m``, and its arguments."""
+        how = "--eval-only" if self.step.test_only else "--resume"
+        return [self.step.command, "--config-file", self.step.config, how, *self.overrides]
 
-        That of a test is none any more where a net that it tested was trained anew.
+    def load_config(self) -> CfgNode:
+        return load_config(self.step.config, self.overrides)
+
+    def metrics(self) -> dict[str, Any] | None:
+        """The final evaluation, or None if the run is not finished.
 
         Raises:
             ConfigError: the folder holds a run of another length.
         """
-        if self.tested:
-            files = self._results()
-            results = [path for path in files if path.name == "results.json"]
-            task = "classification" if self.step.tool == "tools/pretrain.py" else "bbox"
-            found = {f"{task}/{k}": v for path in results for k, v in _read(path).items()}
-            return found if files and all(key in found for key in self.keys) else None
+        return self._test_metrics() if self.tested else self._training_metrics()
+
+    def _test_metrics(self) -> dict[str, Any] | None:
+        """From the files of the test, if they are newer than the weights of each net it tests."""
+        weights = [run.weights for run in self.reads]
+        if not all(path.exists() for path in weights):
+            return None
+        trained = max(path.stat().st_mtime for path in weights)
+        files = [f for f in self.folder.glob("inference/*/*") if f.stat().st_mtime >= trained]
+        task = "classification" if self.step.command == PRETRAIN else "bbox"
+        results = [json.loads(path.read_text()) for path in files if path.name == "results.json"]
+        found = {f"{task}/{k}": v for r in results for k, v in r.items() if k != "classes"}
+        return found if files and all(key in found for key in self.keys) else None
+
+    def _training_metrics(self) -> dict[str, Any] | None:
+        """From the last lines of metrics.json."""
         try:
             length = yaml.safe_load((self.folder / "config.yaml").read_text())["SOLVER"]["MAX_ITER"]
         except FileNotFoundError:
@@ -126,7 +88,7 @@ class Run:
         if length != self.iterations:
             raise ConfigError(
                 f"{self.folder}: holds a run of {length} iterations, not of {self.iterations}: "
-                "give another --output, or remove it"
+                "give another --output, or remove the folder"
             )
         if not self.weights.exists():
             return None
@@ -137,29 +99,19 @@ class Run:
                 return line
         return None
 
-    def _results(self):
-        """Files of a test that are younger than the weights of each net that it tests."""
-        weights = [run.weights for run in self.reads]
-        if not all(path.exists() for path in weights):
-            return []
-        trained = max(path.stat().st_mtime for path in weights)
-        files = self.folder.glob("inference/*/*")
-        return [path for path in files if path.stat().st_mtime >= trained]
-
-    def commit(self):
+    def commit(self) -> str:
+        """The git commit that the weights were trained at."""
         return load(self.weights).get("meta", {}).get("commit") or "unknown"
 
 
-def _read(results):
-    """The metrics of a ``results.json``, without those of single classes."""
-    return {k: v for k, v in json.loads(results.read_text()).items() if k != "classes"}
+Plan = dict[tuple[Cell, int], list[Run]]  # (cell, seed) -> its runs, in order
 
 
-def shortened(cfg, fraction):
+def shortened(cfg: CfgNode, fraction: Fraction) -> list[Any]:
     """KEY VALUE pairs that cut a config's schedule to ``fraction`` of its iterations.
 
-    Steps and warm-up are cut alike; checkpoints come four times at least and evaluations, where
-    there are any on the way, five times.
+    Steps and warm-up are cut alike. There are at least 4 checkpoints, and at least 5 evaluations if
+    the config evaluates during training.
     """
     solver = cfg.SOLVER
     last = max(1, round(fraction * solver.MAX_ITER))
@@ -173,50 +125,54 @@ def shortened(cfg, fraction):
     ]  # fmt: skip
 
 
-def plan(table, seeds, fraction, output):
-    """The runs of a table.
-
-    Returns:
-        dict (cell, seed) -> list of Run, in order. A step that cells share is one Run.
-    """
-    runs, plan = {}, {}
+def plan(table: Table, seeds: Iterable[int], fraction: Fraction, output: str | Path) -> Plan:
+    """Plan a table's runs below the folder ``output``. A step that cells share is one Run."""
+    runs: dict[Path, Run] = {}
+    plan: Plan = {}
     for cell in table.cells:
         for seed in seeds:
-            chain, weights = [], {"seed": seed}
+            chain: list[Run] = []
             for step in cell.steps:
                 folder = Path(output) / f"{step.name}-seed{seed}"
-                last = step is cell.steps[-1]
-                overrides = [str(x).format(**weights) for x in step.overrides]
-                cfg = load_config(ROOT / step.config, overrides)
-                shorter = shortened(cfg, fraction) if fraction != 1 else []
-                options = ["SEED", seed, *overrides, *shorter, "OUTPUT_DIR", folder]
-                how = "--eval-only" if step.test_only else "--resume"
-                command = [step.tool, "--config-file", step.config, how, *map(str, options)]
-                whole = cfg.SOLVER.MAX_ITER
-                length = shorter[1] if shorter else whole
-                tested = chain[-1] if step.test_only else None
-                reads = tuple(r for r in chain if any(str(r.weights) in x for x in overrides))
-                pretrained = Path(cfg.MODEL.WEIGHTS) if cfg.RESNET_DET.PRETRAIN else None
                 if folder not in runs:
-                    runs[folder] = Run(
-                        step, folder, command, length, whole, (), tested, reads, pretrained
-                    )
-                if last:
-                    runs[folder].keys = tuple(n.key for n in cell.numbers if n.key)
+                    runs[folder] = _plan_run(step, folder, seed, fraction, chain)
                 chain.append(runs[folder])
-                weights[step.name] = weights["previous"] = runs[folder].weights
+            chain[-1].keys = tuple(number.key for number in cell.numbers if number.key)
             plan[cell, seed] = chain
     return plan
 
 
-def chosen(table, plan, names):
-    """The part of a plan that is to be run: the named cells, or without names the default ones.
+def _plan_run(
+    step: Step, folder: Path, seed: int, fraction: Fraction, before: Sequence[Run]
+) -> Run:
+    """Plan one run, after the runs of its cell that come ``before`` it."""
+    names: dict[str, object] = {run.step.name: run.weights for run in before} | {"seed": seed}
+    if before:
+        names["previous"] = before[-1].weights
+    overrides = [str(word).format(**names) for word in step.overrides]
+    cfg = load_config(step.config, overrides)
+    schedule = [] if fraction == 1 else shortened(cfg, fraction)
+    words = ["SEED", seed, *overrides, *schedule, "OUTPUT_DIR", folder]
+    return Run(
+        step,
+        folder,
+        [str(word) for word in words],
+        iterations=schedule[1] if schedule else cfg.SOLVER.MAX_ITER,
+        full_iterations=cfg.SOLVER.MAX_ITER,
+        reads=tuple(run for run in before if any(str(run.weights) in x for x in overrides)),
+        tested=before[-1] if step.test_only else None,
+        pretrained=Path(cfg.MODEL.WEIGHTS) if cfg.RESNET_DET.PRETRAIN else None,
+    )
+
+
+def chosen(table: Table, plan: Mapping[tuple[Cell, int], list[Run]], names: Sequence[str]) -> Plan:
+    """The part of a plan to run: the cells with these names or, without names, the default ones.
 
     Raises:
         ConfigError: the table has no such cell.
     """
     known = [cell.name for cell in table.cells]
-    for name in names or ():
+    for name in names:
         if name not in known:
             raise ConfigError(f"--cells {name}: {table.name} has {', '.join(known)}")
     return {
@@ -226,8 +182,12 @@ def chosen(table, plan, names):
     }
 
 
-def parse_fraction(text):
-    """ "1/32" or "0.05" -> Fraction in (0, 1]."""
+def parse_fraction(text: str) -> Fraction:
+    """Read "1/32" or "0.05".
+
+    Raises:
+        ConfigError: no number above 0 and up to 1.
+    """
     try:
         fraction = Fraction(text)
     except (ValueError, ZeroDivisionError) as error:

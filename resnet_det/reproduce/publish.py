@@ -1,8 +1,10 @@
-"""A table's results as a Markdown page."""
+"""A table's results, beside the paper's, as a Markdown page and an HTML page."""
 
 import json
 import statistics
+from collections.abc import Mapping
 from datetime import timedelta
+from fractions import Fraction
 from pathlib import Path
 
 import yaml
@@ -11,45 +13,51 @@ from ..data import shortfall
 from ..engines.provenance import machine
 from ..evaluation.report import TableSection, write_tables
 from ..evaluation.tables import format_cell, markdown_table, system_rows
+from .planning import Plan, Run
+from .table import Number, Table
+
+Rows = tuple[list[str], list[list[str]]]  # the header, and the rows below it
+HEADER = ["", "number", "paper", "ours", "difference", "iterations", "commit", "command"]
 
 
-def table_rows(table, plan, fraction):
-    """``(header, rows)`` of the table: every cell, whether it was run or not."""
-    header = ["", "number", "paper", "ours", "difference", "iterations", "commit", "command"]
+def table_rows(table: Table, plan: Plan, fraction: Fraction) -> Rows:
+    """The header and rows of a table, with every cell, whether it was run or not."""
     seeds = list(dict.fromkeys(seed for _, seed in plan))
     options = f" --fraction {fraction}" if fraction != 1 else ""
     options += f" --seeds {' '.join(map(str, seeds))}" if seeds != list(table.seeds) else ""
     rows = []
     for cell in table.cells:
-        ends = [chain[-1] for (other, _), chain in plan.items() if other is cell]
-        done = [(run, run.metrics()) for run in ends if run.metrics() is not None]
-        command = f"tools/reproduce.py {table.name} --cells {cell.name}{options}"
+        finished = [plan[cell, seed][-1] for seed in seeds]
+        finished = [run for run in finished if run.metrics() is not None]
+        command = f"resnet-det reproduce {table.name} --cells {cell.name}{options}"
         for number in cell.numbers:
-            paper = "–" if number.paper is None else f"{number.paper:.2f}"
-            ours, difference, length, commits = "not run", "–", "–", "–"
-            if done and number.key is None:
-                ours = f"{done[0][0].folder}/inference"
-            elif done:
-                values = [metrics[number.key] for _, metrics in done]
-                ours = f"{statistics.fmean(values):.2f}"
-                if len(values) > 1:
-                    ours += f" ± {statistics.stdev(values):.2f}"
-                ours += f" ({len(values)} seed{'s' * (len(values) > 1)})"
-                if number.paper is not None:
-                    difference = f"{statistics.fmean(values) - number.paper:+.2f}"
-            if done:
-                length = f"{done[0][0].iterations:,} of {done[0][0].of:,}"
-                commits = " ".join(dict.fromkeys(run.commit() for run, _ in done))
-            rows.append([
-                cell.label, number.label, paper + number.remark, ours, difference, length, commits,
-                command,
-            ])  # fmt: skip
-    return header, rows
+            rows.append([cell.label, number.label, *_measured(number, finished), command])
+    return HEADER, rows
 
 
-def class_rows(finished):
-    """``(header, rows)`` of AP50 by class: a row for each detector of the finished part of a plan."""
-    systems = {}
+def _measured(number: Number, runs: list[Run]) -> list[str]:
+    """The cells of one number, from "paper" to "commit"; ``runs`` are finished, one per seed."""
+    paper = ("–" if number.paper is None else f"{number.paper:.2f}") + number.remark
+    if not runs:
+        return [paper, "not run", "–", "–", "–"]
+    difference = "–"
+    if number.key is None:
+        ours = f"{runs[0].folder}/inference"
+    else:
+        values = [(run.metrics() or {})[number.key] for run in runs]
+        ours = f"{statistics.fmean(values):.2f}"
+        if len(values) > 1:
+            ours += f" ± {statistics.stdev(values):.2f}"
+        ours += f" ({len(values)} seed{'s' * (len(values) > 1)})"
+        if number.paper is not None:
+            difference = f"{statistics.fmean(values) - number.paper:+.2f}"
+    length = f"{runs[0].iterations:,} of {runs[0].full_iterations:,}"
+    return [paper, ours, difference, length, " ".join(dict.fromkeys(r.commit() for r in runs))]
+
+
+def class_rows(finished: Plan) -> Rows:
+    """The AP50 of each class: one row per detector of the finished part of a plan."""
+    systems: dict[str, Mapping[str, float | None]] = {}
     for (cell, seed), chain in finished.items():
         for path in sorted(chain[-1].folder.glob("inference/*/results.json")):
             classes = json.loads(path.read_text())["classes"]
@@ -59,9 +67,9 @@ def class_rows(finished):
     return header, [[format_cell(value) for value in row] for row in rows]
 
 
-def data_remarks(finished):
-    """What the finished part of a plan was trained or tested on and is not the published set."""
-    names = {}
+def data_remarks(finished: Plan) -> list[str]:
+    """One line per dataset that the finished runs used and that is not the published one."""
+    names: dict[str, None] = {}
     for path in (run.folder / "config.yaml" for chain in finished.values() for run in chain):
         if path.exists():
             datasets = yaml.safe_load(path.read_text()).get("DATASETS", {})
@@ -69,40 +77,35 @@ def data_remarks(finished):
     return [remark for remark in map(shortfall, names) if remark]
 
 
-def facts():
-    """What the numbers were measured with."""
-    return "; ".join(machine().values())
-
-
-def publish(table, plan, fraction, output):
+def publish(table: Table, plan: Plan, fraction: Fraction, output: str | Path) -> Path:
     """Write ``<table>.md`` and ``<table>.html`` with the figures; returns the Markdown's path."""
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    header, rows = table_rows(table, plan, fraction)
     title = table.title
     if fraction != 1:
         title += f" – schedule shortened to {fraction} of the paper's iterations"
     finished = {key: chain for key, chain in plan.items() if chain[-1].metrics() is not None}
-    runs = {}
+    folders: dict[str, list[Path]] = {}
     for (cell, _), chain in finished.items():
-        runs.setdefault(cell.name, []).append(chain[-1].folder)
-    figures = table.figures(runs, output) if table.figures and runs else {}
-    note = "; ".join([f"Machine: {facts()}", *data_remarks(finished)]) + "."
-    tables = [TableSection(title, header, rows, note)]
+        folders.setdefault(cell.name, []).append(chain[-1].folder)
+    figures = table.figures(folders, output) if table.figures and folders else {}
+    note = "; ".join([f"Machine: {'; '.join(machine().values())}", *data_remarks(finished)]) + "."
+    tables = [TableSection(title, *table_rows(table, plan, fraction), note)]
     if table.per_class:
         tables.append(TableSection("AP50 of each class", *class_rows(finished)))
-    markdown = []
-    for level, each in zip(("#", "##"), tables):
-        markdown += [f"{level} {each.title}", "", markdown_table(each.rows, each.header)]
-        markdown += [each.note, ""] if each.note else []
+    markdown: list[str] = []
+    for level, section in zip(("#", "##"), tables):
+        markdown += [f"{level} {section.title}", "", markdown_table(section.rows, section.header)]
+        markdown += [section.note, ""] if section.note else []
     for caption, path in figures.items():
-        markdown += [f"![{caption}]({Path(path).name})", "", caption, ""]
-    path = output / f"{table.name}.md"
-    path.write_text("\n".join(markdown))
-    drawings = {caption: Path(png).with_suffix(".svg") for caption, png in figures.items()}
-    write_tables(output / f"{table.name}.html", title, tables, drawings)
-    return path
+        markdown += [f"![{caption}]({path.name})", "", caption, ""]
+    page = output / f"{table.name}.md"
+    page.write_text("\n".join(markdown))
+    drawings = {caption: path.with_suffix(".svg") for caption, path in figures.items()}
+    write_tables(page.with_suffix(".html"), title, tables, drawings)
+    return page
 
 
-def as_time(seconds):
+def as_time(seconds: float | None) -> str:
+    """Days, hours, minutes and seconds, or a dash for None."""
     return "–" if seconds is None else str(timedelta(seconds=round(seconds)))

@@ -1,4 +1,4 @@
-"""Start a table's commands, one after another or several at once."""
+"""Run the commands of a plan, one after another or several at once."""
 
 import contextlib
 import os
@@ -7,57 +7,41 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .planning import ROOT
+from .planning import Plan, Run
 
 
 class Runner:
-    """Runs commands of tools/, some at once; ends them gently when it is told to stop."""
+    """Runs a plan's commands, ``jobs`` cells at a time.
 
-    def __init__(self, jobs, say=print):
+    Args:
+        say: called with a line when a run starts or ends.
+    """
+
+    def __init__(self, jobs: int, say: Callable[[str], object] = print) -> None:
         self.jobs, self.say = jobs, say
-        self.running, self.stopped = set(), False
-        self.pretrainings = defaultdict(threading.Lock)
+        self.stopped = False
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._pretrainings: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
 
-    def execute(self, command, log):
-        """Run ``tools/...`` with its output in the file ``log``; True if it succeeded."""
-        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
-        tool, *options = command
-        with open(log, "a") as file:
-            file.write(f"$ {shlex.join(['python', *command])}\n")
-            file.flush()
-            process = subprocess.Popen(
-                [sys.executable, ROOT / tool, "--config-file", ROOT / options[1], *options[2:]],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            )
-            self.running.add(process)
+    def run_all(self, plan: Plan) -> list[Path]:
+        """Run a plan; returns the logs of the runs that failed."""
+        with ThreadPoolExecutor(self.jobs) as pool:
             try:
-                return process.wait() == 0
-            finally:
-                self.running.discard(process)
+                return [log for log in pool.map(self.run_chain, plan.values()) if log]
+            except BaseException:
+                self.stopped = True
+                for process in list(self._running):
+                    process.terminate()  # it saves a checkpoint
+                raise
 
-    @contextlib.contextmanager
-    def pretraining(self, weights):
-        """Enter where the weights exist or no other cell is making them: two would share a folder."""
-        held = None
-        while weights and not held and not weights.exists() and not self.stopped:
-            if self.pretrainings[weights].acquire(timeout=1):
-                held = self.pretrainings[weights]
-        try:
-            yield
-        finally:
-            if held:
-                held.release()
-
-    def chain(self, runs):
+    def run_chain(self, runs: Sequence[Run]) -> Path | None:
         """Run what is not finished of a cell's runs; returns the log of one that failed, or None."""
         for run in runs:
-            with run.lock:  # another cell may share it
+            with run.lock:
                 if self.stopped:
                     return None
                 if run.metrics() is not None:
@@ -65,25 +49,45 @@ class Runner:
                 log = run.folder.with_name(run.folder.name + ".log")
                 log.parent.mkdir(parents=True, exist_ok=True)
                 self.say(f"{run.folder}: {run.iterations} iterations, log in {log}")
-                with self.pretraining(run.pretrained):
-                    done = not self.stopped and self.execute(run.command, log)
+                with self._pretraining(run.pretrained):
+                    done = not self.stopped and self._execute(run.command, log)
                 if not done or run.metrics() is None:
                     return log
                 self.say(f"{run.folder}: finished")
         return None
 
-    def all(self, plan):
-        """Run a plan, ``jobs`` cells at a time; returns the logs of those that failed."""
-        with ThreadPoolExecutor(self.jobs) as pool:
+    def _execute(self, command: Sequence[str], log: Path) -> bool:
+        """Run a module with its arguments, and append its output to ``log``; True if it succeeds."""
+        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        with open(log, "a") as file:
+            file.write(f"$ {shlex.join(['python', '-m', *command])}\n")
+            file.flush()
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"} | os.environ,
+            )
+            self._running.add(process)
             try:
-                return [log for log in pool.map(self.chain, plan.values()) if log]
-            except BaseException:
-                self.stopped = True
-                for process in list(self.running):
-                    process.terminate()  # it saves a checkpoint
-                raise
+                return process.wait() == 0
+            finally:
+                self._running.discard(process)
+
+    @contextlib.contextmanager
+    def _pretraining(self, weights: Path | None) -> Iterator[None]:
+        """Enter when the weights exist, or when no other cell is making them in their folder."""
+        held = None
+        while weights and not held and not weights.exists() and not self.stopped:
+            if self._pretrainings[weights].acquire(timeout=1):
+                held = self._pretrainings[weights]
+        try:
+            yield
+        finally:
+            if held:
+                held.release()
 
 
-def last_line(log):
+def last_line(log: str | Path) -> str:
     lines = [line for line in Path(log).read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it wrote nothing"
+    return lines[-1] if lines else "no output"

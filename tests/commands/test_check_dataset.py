@@ -1,4 +1,3 @@
-import importlib.util
 import io
 import subprocess
 import sys
@@ -10,22 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_det.commands import check_dataset as tool
 from resnet_det.data import DATASETS
 from resnet_det.data.classification import cifar10
 
 TOOL = Path(__file__).parents[2] / "tools" / "check_dataset.py"
 
 
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("check_dataset", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def check(tool, capsys):
+def check(capsys):
     """Runs the tool in this process: ``check(root)`` gives (exit status, lines printed)."""
 
     def run(root, name="voc_2007_trainval"):
@@ -175,7 +167,7 @@ def test_command_line_in_parallel(voc_folder):
     assert "000002.jpg: missing image file" in run.stdout
 
 
-def test_unknown_name(tool, capsys):
+def test_unknown_name(capsys):
     with pytest.raises(SystemExit) as caught:
         tool.main(["voc_2007_trianval"])
     assert caught.value.code == 2

@@ -1,6 +1,5 @@
-"""tools/convert_weights.py: nothing changes on the way, and what would change in silence is refused."""
+"""The command `convert-weights`: nothing changes on the way, and what would change in silence is refused."""
 
-import importlib.util
 import shlex
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import timm
 import torch
 import torchvision
 
+from resnet_det.commands import convert_weights as tool
 from resnet_det.config.defaults import ConfigError, get_cfg
 from resnet_det.nets import NETS, build_net
 from resnet_det.weights.facts import check_facts
@@ -19,9 +19,6 @@ from resnet_det.weights.identify import fitting_nets
 from resnet_det.weights.loading import WeightsError, load, read
 
 TOOL = Path(__file__).parents[2] / "tools/convert_weights.py"
-_spec = importlib.util.spec_from_file_location("convert_weights", TOOL)
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
 
 TORCHVISIONS = {
     "format": "RGB",
@@ -137,7 +134,7 @@ def test_a_guess_from_names_is_overruled_by_what_is_said(suffix, tmp_path, monke
         check_facts(read("guess.pth")[1], cfg, "guess.pth")
 
     target = f"OUT.{suffix}"
-    tool.main(tool.parse(shlex.split(command.replace("OUT.pth", target))))
+    tool.main(shlex.split(command.replace("OUT.pth", target)))
     facts = read(target)[1]
     assert facts == caffe | {"stride_in_1x1": True}
     check_facts(facts, cfg, target)
@@ -202,7 +199,7 @@ def test_zeros_on_both_sides(tmp_path, monkeypatch, capsys):
     words = "t.pth: .*each side.* --zeros both t.pth OUT.pth.*--zeros end.*--net cifar_plain20"
     with pytest.raises(WeightsError, match=words):
         tool.convert("t.pth", "no.pth")
-    tool.main(tool.parse(["--zeros", "both", "t.pth", "ours.safetensors"]))
+    tool.main(["--zeros", "both", "t.pth", "ours.safetensors"])
     assert "ours.safetensors: a classifier, cifar_resnet20\n" in capsys.readouterr().out
     with pytest.raises(WeightsError, match="holds cifar_resnet20"):
         load(build_net("cifar_plain20"), "ours.safetensors")
@@ -315,5 +312,5 @@ def test_safetensors_say_that_detectron2_cannot_read_them(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     save("own.pth", "cifar_resnet20", TORCHVISIONS)
     for suffix in ("pth", "pkl", "safetensors"):
-        tool.main(tool.parse(["own.pth", f"it.{suffix}"]))
+        tool.main(["own.pth", f"it.{suffix}"])
         assert ("Detectron2's own" in capsys.readouterr().out) == (suffix == "safetensors")

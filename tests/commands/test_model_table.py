@@ -1,18 +1,14 @@
-"""tools/model_table.py against exact arithmetic and the paper's figures; the lists of all nets."""
+"""The command `model-table` against exact arithmetic and the paper's figures; the lists of all nets."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
+from resnet_det.commands import model_table as tool
 from resnet_det.nets import NETS
 
 ROOT = Path(__file__).parents[2]
-_path = ROOT / "tools/model_table.py"
-_spec = importlib.util.spec_from_file_location("model_table", _path)
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
 
 
 def cells(name):
@@ -52,10 +48,15 @@ def test_the_papers_digits_are_compared_not_trusted():
     assert tool.compare("19.5", 19_421_274, 10**6) is None
 
 
+def rows_of(markdown):
+    """Its header and rows, each a list of cells."""
+    lines = [line for line in markdown.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+
+
 def test_command(capsys):
     tool.main(["cifar_resnet20", "cifar_plain20"])
-    lines = capsys.readouterr().out.splitlines()
-    header, _, first, _ = ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)
+    header, first, _ = rows_of(capsys.readouterr().out)
     assert tuple(header) == tool.HEADER
     assert first == list(tool.row("cifar_resnet20"))
     with pytest.raises(ValueError, match="cifar_resnet20"):
@@ -64,13 +65,11 @@ def test_command(capsys):
 
 def test_published_table_is_what_the_tool_prints(capsys):
     """Each net's name, and the rows of all nets but the deepest, which take long to count."""
-    published = (ROOT / "results/model_table.md").read_text().splitlines()
-    rows = {line.split(" | ")[0][2:]: line for line in published if line.startswith("| ")}
+    rows = {row[0]: row for row in rows_of((ROOT / "results/model_table.md").read_text())}
     assert list(rows) == ["net", *NETS]
     shallow = [name for name in NETS if not name.endswith(("101", "110", "152", "1202"))]
     tool.main(shallow)
-    printed = [row for row in capsys.readouterr().out.splitlines() if row.startswith("| ")]
-    assert printed == [rows[name] for name in ("net", *shallow)]
+    assert rows_of(capsys.readouterr().out) == [rows[name] for name in ("net", *shallow)]
 
 
 def expand(word):

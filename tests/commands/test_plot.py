@@ -1,6 +1,5 @@
-"""tools/plot.py on runs' folders."""
+"""The command `plot` on the folders of runs."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,16 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_det.commands import plot
 from resnet_det.evaluation.charts import COLORS
 from resnet_det.evaluation.figures import error_curves
 
-ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("plot", ROOT / "tools/plot.py")
-plot = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(plot)
 
-
-def test_errors_of_two_runs_side_by_side(tmp_path, monkeypatch):
+def test_errors_of_two_runs_side_by_side(tmp_path, capsys):
     for name in ("plain", "residual"):
         (tmp_path / name).mkdir()
         lines = [
@@ -27,11 +22,12 @@ def test_errors_of_two_runs_side_by_side(tmp_path, monkeypatch):
         (tmp_path / name / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
     runs = [str(tmp_path / name) for name in ("plain", "residual")]
     out = tmp_path / "figure"
-    path = plot.main(plot.parse(["errors", runs[0], "--beside", runs[1], "--output", str(out)]))
-    assert path == out.with_suffix(".png") and path.stat().st_size > 5000
-    assert out.with_suffix(".svg").is_file()
+    plot.main(["errors", runs[0], "--beside", runs[1], "--output", str(out)])
+    path, drawing = out.with_suffix(".png"), out.with_suffix(".svg")
+    assert capsys.readouterr().out == f"wrote {path} and {drawing}\n"
+    assert path.stat().st_size > 5000 and drawing.is_file()
     with pytest.raises(ValueError, match="nowhere: holds no metrics.json"):
-        plot.main(plot.parse(["errors", str(tmp_path / "nowhere"), "--output", str(out)]))
+        plot.main(["errors", str(tmp_path / "nowhere"), "--output", str(out)])
     twins = ["a/x", "b/x", "b/y"]  # none is dropped because another has its name
     assert plot.labelled(twins) == {k: Path(v) for k, v in zip(("a/x", "b/x", "y"), twins)}
     with pytest.raises(SystemExit):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from embedded_configs import CLASSIFIER, DETECTOR
 
+from resnet_det.commands import train_net
 from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config
 from resnet_det.data.synthetic import scenes
@@ -406,14 +407,11 @@ LATE = [
 @pytest.mark.parametrize("overrides, words", LATE)
 @pytest.mark.parametrize("name", ["train_net", "train_alternating"])
 def test_mistakes_are_known_before_pretraining(folder, monkeypatch, name, overrides, words):
-    monkeypatch.syspath_prepend(ROOT / "tools")
     monkeypatch.setattr(classifier, "train", lambda *_, **__: pytest.fail("it was pretrained"))
     command = ["--config-file", "detector.yaml", "--engine", "torchvision", *overrides]
-    train_net = importlib.import_module("train_net")
+    tool = importlib.import_module(f"resnet_det.commands.{name}")
     with pytest.raises(ValueError, match=words):
-        importlib.import_module(name).main(
-            train_net.parse(command), load_config("detector.yaml", overrides)
-        )
+        tool.run(tool.parse(command), load_config("detector.yaml", overrides))
 
 
 def test_an_earlier_runs_folder_is_known_before_pretraining(folder):
@@ -439,14 +437,12 @@ def test_unusable_test_images_are_named_before_training(own_scenes, monkeypatch,
     bad = [f"{own_scenes}/JPEGImages/{i}.jpg" for i in listed(own_scenes, "test")[:2]]
     for file in bad:
         Path(file).write_text("no picture")
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    module = importlib.import_module(name)
+    tool = importlib.import_module(f"resnet_det.commands.{name}")
     overrides = ["MODEL.WEIGHTS", "", "RESNET_DET.PRETRAIN", "", "MODEL.RESNETS.NORM", "BN",
                  "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ()]  # fmt: skip
-    args = module.train_net.parse if name == "train_alternating" else module.parse
-    args = args(["--engine", "torchvision", "--config-file", "detector.yaml"])
+    args = tool.parse(["--engine", "torchvision", "--config-file", "detector.yaml"])
     with pytest.raises(ValueError, match="scenes_voc_test: 2 images cannot be used") as caught:
-        module.main(args, load_config("detector.yaml", overrides))
+        tool.run(args, load_config("detector.yaml", overrides))
     assert all(f"{file}: not an image" in str(caught.value) for file in bad)
     assert not list(Path("output").rglob("metrics.json"))
     assert not list(Path("output").rglob("*.pth"))
@@ -478,13 +474,11 @@ def test_unusable_small_images_are_all_named(own_scenes):
 @pytest.mark.parametrize("key", ["DATASETS.TRAIN", "DATASETS.TEST"])
 def test_an_unknown_name_is_told_before_the_scenes_are_drawn(folder, monkeypatch, key):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(folder / "none"))
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    train_net = importlib.import_module("train_net")
     args = train_net.parse(["--engine", "torchvision", "--config-file", "detector.yaml"])
     for path in ("classifier.yaml", ""):
         overrides = [key, ("scenes_voc_tst",), "RESNET_DET.PRETRAIN", path]
         with pytest.raises(ValueError, match="'scenes_voc_tst'; did you mean scenes_voc_test"):
-            train_net.main(args, load_config("detector.yaml", overrides))
+            train_net.run(args, load_config("detector.yaml", overrides))
     with pytest.raises(ValueError, match="did you mean scenes_classification_val"):
         classifier.train(load_config("classifier.yaml", [key, ("scenes_classification_vall",)]))
     assert not (folder / "none").exists()

@@ -80,8 +80,8 @@ def inside(folder, monkeypatch):
 
 def pretrain(folder, *overrides):
     """In two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-               "--standalone", str(ROOT / "tools" / "pretrain.py"), "--config-file", "c.yaml"]  # fmt: skip
+    command = [sys.executable, str(ROOT / "tools" / "pretrain.py"), "--config-file", "c.yaml",
+               "--num-gpus", "2"]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [*command, *overrides], check=False, cwd=folder, env=environment, capture_output=True,

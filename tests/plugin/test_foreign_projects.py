@@ -1,6 +1,5 @@
 """Our files in a stock Detectron2 project, which only imports ``resnet_det``: every tensor arrives."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from agreement import assert_same
 from small_configs import CLASSIFIER, DETECTOR
 
+from resnet_det.commands import convert_weights
 from resnet_det.config.loading import load_config
 from resnet_det.data.synthetic.scenes import write_scenes
 from resnet_det.nets import build_net
@@ -35,7 +35,6 @@ pytestmark = pytest.mark.detectron2
 
 SHORT = {"SOLVER": DETECTOR["SOLVER"] | {"MAX_ITER": 2, "STEPS": []}, "TEST": {}}
 SHORT["DATASETS"] = {"TEST": []}
-TOOL = Path(__file__).parents[2] / "tools/convert_weights.py"
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +68,7 @@ def stock_config():
 
 
 def convert(source, target):
-    spec = importlib.util.spec_from_file_location("convert_weights", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    tool.convert(source, target)
+    convert_weights.convert(source, target)
     return target
 
 

@@ -41,7 +41,7 @@ def test_loads_and_builds(path):
 
 @pytest.mark.parametrize("path", PAPER, ids=name)
 def test_the_papers_recipe(path):
-    """Sections 6.2 to 6.5 of the specification; the numbers are typed from there."""
+    """Appendix A, and the released code of Faster R-CNN; the numbers are typed from there."""
     cfg, coco = load_config(path), "_coco" in path.stem
     m, s, vgg = cfg.MODEL, cfg.SOLVER, "VGG16" in path.stem
     assert (tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN) == ((600,), 1000)
@@ -132,7 +132,7 @@ def test_no_two_configs_write_to_one_folder_and_their_datasets_exist():
 
 
 def test_the_papers_recipe_on_cifar10():
-    """Section 5.2 of the specification, for every net of Table 6 and Fig. 6."""
+    """The paper's section 4.2, for every net of Table 6 and Fig. 6."""
     nets = {f"{kind}{d}" for kind in ("resnet", "plain") for d in (20, 32, 44, 56, 110)}
     paths = {p.stem: p for p in (ROOT / "configs/cifar").glob("*.yaml")}
     assert paths.keys() == nets | {"resnet1202", "Base-CIFAR10"}
@@ -155,7 +155,7 @@ def test_the_papers_recipe_on_cifar10():
 
 
 def test_the_papers_recipe_on_imagenet():
-    """Sections 3 and 4.3 of the specification."""
+    """The paper's section 3.4; VGG-16 is trained as its own paper says."""
     nets = {"plain18", "plain34", "resnet18_a", "resnet34_a", "resnet34_b", "resnet34_c",
             "resnet50", "resnet101", "resnet152", "vgg16"}  # fmt: skip
     paths = {p.stem: p for p in (ROOT / "configs/imagenet").glob("*.yaml")}
@@ -199,7 +199,7 @@ def test_min_size_is_exclusive_at_the_scale_of_the_input():
 
 
 def test_fresh_layers_are_drawn_as_published():
-    """N(0, 0.01), the box layer N(0, 0.001) (section 6.4 of the specification); biases are 0."""
+    """N(0, 0.01), the box layer N(0, 0.001) (Fast R-CNN, section 2.3); biases are 0."""
     torch.manual_seed(0)
     model = build.build_model(load_config(ROOT / "configs/faster_rcnn_R18.yaml"))
     head, predictor = model.proposal_generator.head, model.roi_heads.box_predictor

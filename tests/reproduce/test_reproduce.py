@@ -1,6 +1,5 @@
 """A table by one command: the plan, what is read from runs, and runs that are shared and resumed."""
 
-import importlib.util
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from resnet_det.commands import reproduce as tool
 from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config
 from resnet_det.data.synthetic import scenes
@@ -22,20 +22,17 @@ from resnet_det.detector.build import build_model
 from resnet_det.detector.net_keys import check_appendix
 from resnet_det.engines.checks import check_classifier
 from resnet_det.reproduce import cost, paper, planning, publish, runner
-from resnet_det.reproduce.planning import Cell, Number, Step, Table
 from resnet_det.reproduce.runner import Runner
+from resnet_det.reproduce.table import PRETRAIN, TRAIN, Cell, Number, Step, Table
 
-_spec = importlib.util.spec_from_file_location("tool", planning.ROOT / "tools/reproduce.py")
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
-
+ROOT = Path(__file__).parents[2]
 ERROR = Number("classification/top1_error", "test error %", 8.0)
 CLASSIFIER = "configs/quickstart_classifier.yaml"
 SHORT = ("MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 8, "TEST.PRECISE_BN.ENABLED", False)
 
 
 def test_table_6_is_the_papers():
-    """The numbers of section 5.1 of the specification, and the schedule of section 5.2."""
+    """The paper's Table 6, and the 64k iterations of its section 4.2."""
     cells = {cell.name: cell for cell in paper.TABLES["table6"].cells}
     published = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.61, 1202: 7.93}
     assert {name: c.numbers[0].paper for name, c in cells.items()} == {
@@ -44,7 +41,7 @@ def test_table_6_is_the_papers():
     }
     plan = planning.plan(paper.TABLES["table6"], [1, 2], Fraction(1), "out")
     assert {run.iterations for (run,) in plan.values()} == {64000}
-    chosen = planning.chosen(paper.TABLES["table6"], plan, None)
+    chosen = planning.chosen(paper.TABLES["table6"], plan, [])
     assert len(chosen) == 2 * 10  # 1,202 layers run only where they are asked for
     with pytest.raises(ConfigError, match="resnet21: table6 has plain20"):
         planning.chosen(paper.TABLES["table6"], plan, ["resnet21"])
@@ -55,11 +52,11 @@ def test_a_fraction_cuts_the_schedule():
     run = next(chain[0] for (cell, _), chain in plan.items() if cell.name == "resnet110")
     options = dict(zip(run.command[4::2], run.command[5::2]))
     assert run.command[:4] == [
-        "tools/pretrain.py", "--config-file", "configs/cifar/resnet110.yaml", "--resume",
+        PRETRAIN, "--config-file", "configs/cifar/resnet110.yaml", "--resume",
     ]  # fmt: skip
     assert options["SOLVER.MAX_ITER"] == "1000" and options["SOLVER.STEPS"] == "(500, 750)"
     assert options["SEED"] == "3" and options["OUTPUT_DIR"] == "out/resnet110-seed3"
-    assert (run.iterations, run.of) == (1000, 64000)
+    assert (run.iterations, run.full_iterations) == (1000, 64000)
     for text in ("0", "2", "1/0", "half"):
         with pytest.raises(ConfigError, match="--fraction"):
             planning.parse_fraction(text)
@@ -79,8 +76,7 @@ def finished(folder, error, iterations=10, commit="abc", evaluated=True):
 @pytest.fixture
 def table(monkeypatch):
     cells = [
-        Cell(name, name.upper(), (Step("tools/pretrain.py", CLASSIFIER, name),), (ERROR,))
-        for name in "abc"
+        Cell(name, name.upper(), (Step(PRETRAIN, CLASSIFIER, name),), (ERROR,)) for name in "abc"
     ]
     return Table("tiny", "Tiny | <b>", tuple(cells))
 
@@ -94,7 +90,7 @@ def test_the_table_tells_what_the_runs_say(tmp_path, table):
     plan = planning.plan(table, [1, 2, 3], fraction, tmp_path)
     _, rows = publish.table_rows(table, plan, fraction)
     mean, spread = statistics.mean(errors), statistics.stdev(errors)
-    command = "tools/reproduce.py tiny --cells a --fraction 1/30 --seeds 1 2 3"
+    command = "resnet-det reproduce tiny --cells a --fraction 1/30 --seeds 1 2 3"
     assert rows[0] == [
         "A", "test error %", "8.00", f"{mean:.2f} ± {spread:.2f} (3 seeds)", f"{mean - 8:+.2f}",
         "10 of 300", "one two", command,
@@ -114,7 +110,7 @@ def commands(log):
     return [line for line in Path(log).read_text().splitlines() if line.startswith("$ ")]
 
 
-# Stand for a tool where only its place in the plan matters: as quick as a process can be. Its
+# Stands for a command where only its place in the plan matters: as quick as a process can be. Its
 # options, and what a finished run leaves:
 OPTIONS = """
 import json, pathlib, sys, time
@@ -136,30 +132,36 @@ folder.mkdir(parents=True)
 """
 
 
-def test_runs_are_shared_and_left_alone(tmp_path):
+def command(folder, monkeypatch, does):
+    """The name of a module that stands for a command."""
+    (folder / "stand_in.py").write_text(OPTIONS + does + FINISHED)
+    path = [str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+    return "stand_in"
+
+
+def test_runs_are_shared_and_left_alone(tmp_path, monkeypatch):
     """Two cells on one pretraining, at once; again; and a cell that fails."""
-    tool = tmp_path / "tool.py"
-    tool.write_text(OPTIONS + TOOL + FINISHED)
-    start = Step(str(tool), CLASSIFIER, "start")
+    tool = command(tmp_path, monkeypatch, TOOL)
+    start = Step(tool, CLASSIFIER, "start")
     more = ("MODEL.WEIGHTS", "{previous}")
     cells = [
-        Cell(name, name, (start, Step(str(tool), CLASSIFIER, name, more)), (ERROR,))
-        for name in "ab"
+        Cell(name, name, (start, Step(tool, CLASSIFIER, name, more)), (ERROR,)) for name in "ab"
     ]
     out = tmp_path / "out"
     plan = planning.plan(Table("tiny", "Tiny", tuple(cells)), [1], Fraction(1, 50), out)
-    runner = Runner(2, lambda text: None)
+    both = Runner(2, lambda text: None)
     for _ in range(2):
-        assert runner.all(plan) == []
+        assert both.run_all(plan) == []
         for name in ("start", "a", "b"):
             assert len(commands(out / f"{name}-seed1.log")) == 1, name
     assert str(out / "start-seed1/model_final.pth") in commands(out / "a-seed1.log")[0]
 
     # What fails is named by its log.
-    lost = Step(str(tool), CLASSIFIER, "lost", ("MODEL.WEIGHTS", "nowhere.pth"))
+    lost = Step(tool, CLASSIFIER, "lost", ("MODEL.WEIGHTS", "nowhere.pth"))
     table = Table("t", "T", (Cell("lost", "lost", (lost,), (ERROR,)),))
     plan = planning.plan(table, [1], Fraction(1, 300), out)
-    (log,) = runner.all(plan)
+    (log,) = both.run_all(plan)
     assert runner.last_line(log) == "nowhere.pth: is not there"
 
 
@@ -180,26 +182,25 @@ while len(list(folder.parent.glob("[ab]-seed1/"))) < 2:
 """
 
 
-def test_cells_wait_for_a_pretraining_that_they_share(tmp_path):
+def test_cells_wait_for_a_pretraining_that_they_share(tmp_path, monkeypatch):
     """Two detectors at once on one absent classifier: one makes it, then both go on."""
-    tool = tmp_path / "tool.py"
-    tool.write_text(OPTIONS + DETECTOR + FINISHED)
+    tool = command(tmp_path, monkeypatch, DETECTOR)
     weights = tmp_path / "classifier/model_final.pth"
     more = ("MODEL.WEIGHTS", weights)
     cells = [
-        Cell(name, name, (Step(str(tool), "configs/quickstart.yaml", name, more),), (ERROR,))
+        Cell(name, name, (Step(tool, "configs/quickstart.yaml", name, more),), (ERROR,))
         for name in "ab"
     ]
     table = Table("tiny", "Tiny", tuple(cells))
     plan = planning.plan(table, [1], Fraction(1, 50), tmp_path / "out")
-    failed = Runner(2, lambda text: None).all(plan)
+    failed = Runner(2, lambda text: None).run_all(plan)
     assert not failed, runner.last_line(failed[0])
     assert weights.exists() and all(run.metrics() for (run,) in plan.values())
 
 
 def environment():
-    """Of a tool of this checkout, in another folder and on one core."""
-    path = [str(planning.ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    """Of a command of this checkout, in another folder and on one core."""
+    path = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     path = os.pathsep.join(filter(None, path))
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
@@ -210,18 +211,18 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
-    cell = Cell("a", "a", (Step("tools/pretrain.py", CLASSIFIER, "a", SHORT),), (ERROR,))
+    cell = Cell("a", "a", (Step(PRETRAIN, CLASSIFIER, "a", SHORT),), (ERROR,))
     table = Table("tiny", "Tiny", (cell,))
     plan = planning.plan(table, [1], Fraction(1, 50), tmp_path)
-    runner = Runner(1, lambda text: None)
-    assert runner.all(plan) == []
+    one = Runner(1, lambda text: None)
+    assert one.run_all(plan) == []
     _, (row,) = publish.table_rows(table, plan, Fraction(1, 50))
     assert "(1 seed)" in row[3] and row[5] == "6 of 300"
     final = tmp_path / "a-seed1/model_final.pth"
     whole = torch.load(final, weights_only=True)["model"]
     final.unlink()
     (tmp_path / "a-seed1/last_checkpoint").write_text("model_0000003.pth")
-    assert runner.all(plan) == []
+    assert one.run_all(plan) == []
     again = torch.load(final, weights_only=True)["model"]
     assert all(torch.equal(whole[k], again[k]) for k in whole)
     first, second = commands(tmp_path / "a-seed1.log")
@@ -229,7 +230,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
 
 
 def test_tables_7_and_8_and_the_miniature_are_the_papers():
-    """Section 6.3 of the specification; every cell's config exists and every number has its place."""
+    """The paper's Tables 7 and 8; every cell's config exists and every number has its place."""
     numbers = {c.name: [n.paper for n in c.numbers] for c in paper.TABLES["table7"].cells}
     assert numbers["VGG16"] + numbers["VGG16_07pp12"] == [73.2, 70.4]
     assert numbers["R101"] + numbers["R101_07pp12"] == [76.4, 73.8]
@@ -247,7 +248,9 @@ def test_tables_7_and_8_and_the_miniature_are_the_papers():
 def test_a_dry_run_knows_what_the_steps_before_make(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     measured = []
-    monkeypatch.setattr(cost, "_measured", lambda cfg: measured.append(cfg) or (0.25, "1 s for 4"))
+    monkeypatch.setattr(
+        cost, "measure_apart", lambda cfg: measured.append(cfg) or (0.25, "1 s for 4")
+    )
     table = paper.TABLES["miniature"]
     plan = planning.plan(table, [1, 2], Fraction(1, 4), tmp_path / "out")
     plan = planning.chosen(table, plan, ["plain20"])
@@ -272,8 +275,8 @@ def test_a_dry_run_gives_each_row_when_it_is_measured(tmp_path, monkeypatch, cap
         seen.append(capsys.readouterr().out)
         return (None, "no | memory") if cfg.MODEL.BACKBONE.NAME == "paper_vgg16" else (3.0, "3 s")
 
-    monkeypatch.setattr(cost, "_measured", measured)
-    assert tool.main(tool.parse(["table7", "--dry-run"])) == 0
+    monkeypatch.setattr(cost, "measure_apart", measured)
+    assert tool.run(tool.parse(["table7", "--dry-run"])) == 0
     seen.append(capsys.readouterr().out)
     assert [text.count("\n") for text in seen] == [2, 1, 2, 1, 4]
     _, _, *rows, _, total = "".join(seen).splitlines()
@@ -292,7 +295,7 @@ def test_a_dry_run_gives_each_row_when_it_is_measured(tmp_path, monkeypatch, cap
 
 
 def test_an_interrupted_dry_run_promises_no_checkpoints(tmp_path):
-    command = [sys.executable, planning.ROOT / "tools/reproduce.py", "table6", "--dry-run"]
+    command = [sys.executable, ROOT / "tools/reproduce.py", "table6", "--dry-run"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, cwd=tmp_path, env=environment(), **pipes)
     process.stdout.readline()
@@ -301,7 +304,7 @@ def test_an_interrupted_dry_run_promises_no_checkpoints(tmp_path):
     assert errors.splitlines()[-1] == "interrupted" and process.returncode == 1
 
 
-# Sections 4.4 and 7 of the specification: cell -> the paper's numbers, in the table's order.
+# The paper's Tables 2 to 5 and 9 to 11: cell -> numbers, in the table's order.
 PUBLISHED = {
     "table2": {"plain18": [27.94], "resnet18_a": [27.88], "plain34": [28.54], "resnet34_a": [25.03]},
     "table3": {
@@ -340,7 +343,7 @@ def test_every_table_is_the_papers(chains):
         assert cells == published, name
     for cells in chains.values():
         for run in (run for runs in cells.values() for run in runs):
-            cfg = load_config(planning.ROOT / run.step.config, run.command[4:])
+            cfg = run.load_config()
             assert Path(cfg.OUTPUT_DIR) == run.folder
             if cfg.MODEL.META_ARCHITECTURE == "Classifier":
                 check_classifier(cfg)
@@ -374,14 +377,12 @@ def test_ensembles_are_of_different_weights(chains):
     """Six nets of which two have 152 layers (Table 5), three detectors (Table 9): none twice."""
     for table, count in (("table5", 6), ("table9", 3)):
         *members, test = chains[table]["ensemble"]
-        cfg = load_config(planning.ROOT / test.step.config, test.command[4:])
+        cfg = test.load_config()
         files = [cfg.MODEL.WEIGHTS, *cfg.RESNET_DET.ENSEMBLE]
         assert sorted(files) == sorted(str(run.weights) for run in members)
         trained = {
             (config.MODEL.BACKBONE.NAME, config.SEED)
-            for config in (
-                load_config(planning.ROOT / r.step.config, r.command[4:]) for r in members
-            )
+            for config in (run.load_config() for run in members)
         }
         assert len(trained) == len(set(files)) == count
         assert set(test.reads) == set(members)
@@ -393,7 +394,7 @@ def test_baseline_plus_plus_plus_changes_the_class_layers_alone(chains):
     start, fine = chains["table10"]["R101_coco_voc"]
     shapes = []
     for run in (start, fine):
-        cfg = load_config(planning.ROOT / run.step.config, run.command[4:])
+        cfg = run.load_config()
         with torch.device("meta"):
             shapes.append({k: v.shape for k, v in build_model(cfg).state_dict().items()})
     assert fine.command[fine.command.index("MODEL.WEIGHTS") + 1] == str(start.weights)
@@ -415,8 +416,8 @@ def test_a_cell_for_the_evaluation_server_tells_where_its_files_are(tmp_path):
 def test_a_dry_run_measures_a_detector_and_names_what_is_absent(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cost, "LONG", 1)
-    step = Step("tools/train_net.py", "configs/quickstart.yaml", "d")
+    monkeypatch.setattr(cost, "TIME_LIMIT", 1)
+    step = Step(TRAIN, "configs/quickstart.yaml", "d")
     table = Table("t", "T", (Cell("d", "d", (step,), (ERROR,)),))
     plan = planning.plan(table, [1], Fraction(1, 4), tmp_path / "out")
     first, second = cost.predict(plan)
@@ -427,14 +428,14 @@ def test_a_dry_run_measures_a_detector_and_names_what_is_absent(tmp_path, monkey
     _, iterations, seconds, remark, data = second
     assert iterations == 300 and seconds > 0 and "GiB for 1 of the 4 images" in remark
     assert data.startswith("there")  # with what the row before makes
-    cfg = load_config(planning.ROOT / "configs/faster_rcnn_R18_coco.yaml")
+    cfg = load_config("faster_rcnn_R18_coco.yaml")
     for name in ("coco_2014_train", "coco_2014_val", "imagenet_resnet18_a"):
         assert f"lacks {tmp_path}/coco" in cost.needs(cfg) and name in cost.needs(cfg)
 
 
 def test_a_measurement_ends_in_time():
     """A classifier's steps grow to the batch where there is time, and stay at a few images else."""
-    cfg = load_config(planning.ROOT / "configs/cifar/resnet20.yaml", ["SOLVER.IMS_PER_BATCH", 20])
+    cfg = load_config("cifar/resnet20.yaml", ["SOLVER.IMS_PER_BATCH", 20])
     images, seconds, memory = cost.measure(cfg, 60)
     assert images == 20 and seconds > 0 and memory > 2**20
     assert cost.measure(cfg, 0)[0] == cost.FEW
@@ -443,8 +444,8 @@ def test_a_measurement_ends_in_time():
 def test_a_step_that_only_tests_reads_its_results(tmp_path):
     """It names the weights of the run before, trains nothing, and is done when its results are."""
     quick = "configs/quickstart.yaml"
-    train = Step("tools/train_net.py", quick, "trained")
-    test = Step("tools/train_net.py", quick, "tested", ("MODEL.WEIGHTS", "{previous}"), True)
+    train = Step(TRAIN, quick, "trained")
+    test = Step(TRAIN, quick, "tested", ("MODEL.WEIGHTS", "{previous}"), True)
     cell = Cell("c", "C", (train, test), (Number("bbox/AP50", "AP50", 50.0),))
     table = Table("t", "T", (cell,))
     plan = planning.plan(table, [1], Fraction(1), tmp_path)
@@ -519,5 +520,5 @@ def test_a_table_of_classes_and_what_its_data_lack(tmp_path, monkeypatch):
     (row,) = [line for line in text.splitlines() if "seed 1, voc_2007_test" in line]
     assert [cell.strip() for cell in row.split("|")[2:-1]] == ["15.0", "10.0", "20.0", "–"]
     assert "<td>20.0</td>" in (tmp_path / "table10.html").read_text()
-    cfg = load_config(planning.ROOT / "configs/faster_rcnn_R101.yaml")
+    cfg = load_config("faster_rcnn_R101.yaml")
     assert "voc_2007_test has 2 images, the published set 4,952" in cost.needs(cfg)

@@ -1,0 +1,74 @@
+"""Draw what a detector finds in pictures.
+
+    resnet-det demo street.jpg dogs.png --weights output/quickstart/model_final.pth
+
+Writes one PNG per picture, with boxes, labels and scores, and prints one line per picture.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..data import pixels
+from ..engines.embedded import predictor
+from ..evaluation.draw import draw_boxes
+from . import cli
+
+
+def main(argv: cli.Words = None) -> None:
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="the pictures, in any format that Pillow reads")
+    add(
+        "--weights",
+        required=True,
+        metavar="FILE",
+        help="checkpoint of a detector, of any engine; it brings its own config",
+    )
+    add(
+        "--output",
+        default="output/demo",
+        metavar="FOLDER",
+        help="folder of the PNGs (default: %(default)s)",
+    )
+    add(
+        "--threshold",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="the lowest score that is drawn, from 0 to 1 (default: %(default)s)",
+    )
+    add(
+        "--overrides",
+        nargs="*",
+        default=[],
+        metavar="KEY VALUE",
+        help="changes to the config of the checkpoint: MODEL.DEVICE cpu",
+    )
+    args = parser.parse_args(argv)
+    names = [Path(path).stem for path in args.images]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"IMAGE: several pictures are called {', '.join(sorted(twice))}")
+    predict, classes = predictor(args.weights, args.overrides)
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for path, name in zip(args.images, names):
+        found = predict(path)
+        keep = np.flatnonzero(found["scores"] >= args.threshold)
+        labels = [classes[c] for c in found["classes"][keep]]
+        picture = draw_boxes(
+            pixels.read_image(path, "RGB"),
+            found["boxes"][keep],
+            labels,
+            scores=found["scores"][keep],
+            classes=classes,
+        )
+        target = output / f"{name}.png"
+        Image.fromarray(picture).save(target)
+        print(f"{target}: {', '.join(labels) or 'nothing'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,42 @@
+"""Train and test a classifier, whose weights a detector starts from.
+
+    resnet-det pretrain --config-file quickstart_classifier.yaml
+    resnet-det pretrain --config-file cifar/resnet20.yaml --num-gpus 2
+    torchrun --nproc-per-node 8 tools/pretrain.py --config-file configs/imagenet/resnet50.yaml
+    resnet-det pretrain --config-file cifar/resnet20.yaml --eval-only \\
+        MODEL.WEIGHTS output/cifar_resnet20/model_final.pth
+"""
+
+import argparse
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from ..config.loading import load_config
+from ..engines import classifier
+from ..engines.run import replayed
+from . import cli
+
+
+def parse(argv: cli.Words = None) -> argparse.Namespace:
+    parser = cli.training_parser(__doc__)
+    cli.add_replay(parser)
+    return cli.parse_training(parser, argv)
+
+
+def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
+    """What each process does; returns the metrics in the main one."""
+    if args.eval_only:
+        return classifier.evaluate(cfg)
+    if args.replay:
+        return classifier.train(replayed(cfg, args.replay), resume=True)
+    return classifier.train(cfg, args.resume)
+
+
+def main(argv: cli.Words = None) -> None:
+    args = parse(argv)
+    cli.start(run, args, load_config(args.config_file, args.overrides))
+
+
+if __name__ == "__main__":
+    cli.run(main)

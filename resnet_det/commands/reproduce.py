@@ -1,0 +1,118 @@
+"""Run a table of the paper, cell by cell, and write its numbers beside the paper's.
+
+    resnet-det reproduce table6 --dry-run
+    resnet-det reproduce table6 --seeds 1 2 3 4 5 --jobs 4
+    resnet-det reproduce table6 --cells resnet20 plain20 --fraction 1/32
+
+The same command again continues where it stopped, and does not repeat what is finished. The table
+says which cells were not run.
+"""
+
+import argparse
+import signal
+import sys
+from typing import NoReturn
+
+import torch
+
+from ..engines.provenance import machine
+from ..reproduce import cost, planning, publish
+from ..reproduce.paper import TABLES
+from ..reproduce.runner import Runner, last_line
+from . import cli
+
+
+def parse(argv: cli.Words = None) -> argparse.Namespace:
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("table", choices=TABLES, help="the table of the paper; miniature is one of our own")
+    add("--cells", nargs="+", default=[], metavar="CELL", help="rows to run (default: the table)")
+    add(
+        "--seeds",
+        nargs="+",
+        type=int,
+        metavar="SEED",
+        help="one run per seed (default: 1; miniature: 1 2 3)",
+    )
+    add(
+        "--fraction",
+        default="1",
+        metavar="F",
+        help="shorten each schedule to this part, such as 1/32; the table says so",
+    )
+    add("--jobs", type=cli.positive, default=1, metavar="N", help="cells that run at a time")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="run nothing; predict the cost from a few measured steps",
+    )
+    add(
+        "--output",
+        metavar="FOLDER",
+        help="default: output/<table>[_<fraction>]; tables that share runs share their folder: "
+        "imagenet for 2 to 5, detection for 7 to 11",
+    )
+    return parser.parse_args(argv)
+
+
+def dry_run(plan: planning.Plan) -> None:
+    """Print a table of costs, each row as soon as it is measured."""
+    width = max(len(run.folder.name) for chain in plan.values() for run in chain)
+
+    def show(name: str, iterations: object, time: str, measured: str, data: str) -> None:
+        row = f"{name:{width}}", f"{iterations:>10}", f"{time:>18}", measured, data
+        print("|", " | ".join(cell.replace("|", "\\|") for cell in row), "|", flush=True)
+
+    show("run", "iterations", "time", "measured", "data")
+    print("|---|--:|--:|---|---|", flush=True)
+    total = 0.0
+    for name, iterations, seconds, remark, data in cost.predict(plan):
+        show(name, iterations, publish.as_time(seconds), remark, data)
+        total += seconds or 0.0
+    how = (
+        "."
+        if torch.cuda.is_available()
+        else ", by processor time: the least time possible, with all threads busy in every operation."
+    )
+    print(
+        "\nTraining one run after another, without waiting for data and without evaluations: "
+        f"{publish.as_time(total)} = {total / 3600:.1f} hours of this device "
+        f"({'; '.join(machine().values())}). N such devices need the same "
+        f"device-hours, in an Nth of the time at best. Scaled from steps on random images in float32{how}"
+    )
+
+
+def main(argv: cli.Words = None) -> int:
+    args = parse(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return run(args)
+    except KeyboardInterrupt:
+        resumes = "" if args.dry_run else "; the same command continues from the last checkpoints"
+        sys.exit(f"interrupted{resumes}")
+
+
+def run(args: argparse.Namespace) -> int:
+    table, fraction = TABLES[args.table], planning.parse_fraction(args.fraction)
+    suffix = "" if fraction == 1 else f"_{fraction.numerator}-{fraction.denominator}"
+    output = args.output or f"output/{table.runs or table.name}{suffix}"
+    plan = planning.plan(table, args.seeds or table.seeds, fraction, output)
+    chosen = planning.chosen(table, plan, args.cells)
+    if args.dry_run:
+        dry_run(chosen)
+        return 0
+    failed = Runner(args.jobs).run_all(chosen)
+    path = publish.publish(table, plan, fraction, output)
+    print(path.read_text())
+    print(f"wrote {path} and {path.with_suffix('.html')}")
+    for log in failed:
+        print(f"failed: {log}: {last_line(log)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,49 @@
+"""Train and evaluate a detector.
+
+    resnet-det train --config-file quickstart.yaml
+    resnet-det train --config-file quickstart.yaml --num-gpus 2 SOLVER.BASE_LR 0.01
+    torchrun --nproc-per-node 2 tools/train_net.py --config-file configs/quickstart.yaml
+    resnet-det train --config-file quickstart.yaml --eval-only \\
+        MODEL.WEIGHTS output/quickstart/model_final.pth
+
+Options and exit codes are those of Detectron2's tools/train_net.py.
+"""
+
+import argparse
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from ..engines import classifier, pick, pretrain
+from ..engines.run import replayed
+from . import cli
+
+
+def parse(argv: cli.Words = None) -> argparse.Namespace:
+    parser = cli.training_parser(__doc__)
+    cli.add_engine(parser)
+    cli.add_replay(parser)
+    return cli.parse_training(parser, argv)
+
+
+def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
+    """What each process does; returns the metrics in the main one."""
+    engine = pick(args.engine)
+    if args.eval_only:
+        return engine.evaluate(cfg)
+    if args.replay:
+        return engine.train(replayed(cfg, args.replay), resume=True)
+    pretraining = pretrain.needed(cfg)
+    if pretraining is not None:
+        engine.check(cfg, args.resume)
+        classifier.train(pretraining, resume=True)
+    return engine.train(cfg, args.resume)
+
+
+def main(argv: cli.Words = None) -> None:
+    args = parse(argv)
+    cli.start(run, args, pick(args.engine).load_config(args.config_file, args.overrides))
+
+
+if __name__ == "__main__":
+    cli.run(main)
