@@ -1,6 +1,7 @@
 """Every Python and YAML snippet of docs/detectron2.md runs as it stands."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,11 @@ SNIPPETS = re.findall(r"^```(python|yaml)\n(.*?)^```", PAGE, re.DOTALL | re.MULT
 @pytest.mark.parametrize(
     ("language", "snippet"), SNIPPETS, ids=[f"{i}-{s[0]}" for i, s in enumerate(SNIPPETS)]
 )
-def test_snippet_runs(language, snippet):
+def test_snippet_runs(language, snippet, tmp_path):
     if language == "python":
-        exec(snippet, {})
+        script = tmp_path / "snippet.py"
+        script.write_text(snippet)
+        runpy.run_path(str(script))
     else:
         cfg = get_cfg()
         cfg.MODEL.DEVICE = "cpu"
