@@ -1,6 +1,6 @@
 """What the real Detectron2 computes for weights and images filled by a formula.
 
-    python tests/engines/golden.py      # records golden/*.json; needs Detectron2
+    python tests/helpers/golden.py      # records golden/*.json; needs Detectron2
 
 ``golden/*.json`` hold the embedded engine to it where Detectron2 is absent. The networks of
 both compute in double precision: in float32 one convolution algorithm's rounding or another's,

@@ -89,7 +89,7 @@ def test_every_net_is_counted():
     }
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONAL)
+@pytest.mark.parametrize("name", [n for n in CONVOLUTIONAL if n.startswith(("paper_", "cifar_"))])
 def test_catalog_has_the_papers_figures(name):
     """Table 1 and section 3.3 (3.6 and 19.6 * 10^9 FLOPs), section 4.1 (15.3 * 10^9), Table 6."""
     spec, depth = NETS[name], int("".join(c for c in name if c.isdigit()))
