@@ -132,6 +132,7 @@ def load_member(
     check_facts(facts | own_stride, cfg, path)
     own_cfg = parse_config(facts["config"], path, ["MODEL.WEIGHTS", str(path)])
     own_mean = facts.get("mean_image")
-    if (mean is None) != (own_mean is None) or (mean is not None and not mean.equal(own_mean)):
+    same = mean is own_mean if mean is None or own_mean is None else mean.equal(own_mean)
+    if not same:
         raise ConfigError(f"RESNET_DET.ENSEMBLE: {path}: subtracts another mean image")
     return trained(own_cfg, state, facts, classes)[0], order

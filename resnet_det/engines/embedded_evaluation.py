@@ -82,8 +82,8 @@ def as_tested(
     """
     if not in_test(cfg):
         return model
-    detectors: list[nn.Module] = [model]
-    orders: list[Any] = [None]
+    detectors: list[Any] = [model]
+    orders: list[list[int] | None] = [None]
     for member in ensemble(cfg, classes):
         own = parse_config(member.facts["config"], member.path, member.overrides)
         detectors.append(trained(own, device, (member.state, member.facts))[0])

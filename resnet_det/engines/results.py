@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def _score_coco(dataset, predictions, folder):
 
 
 # The protocols that a dataset's ``metadata.evaluation`` may name.
-EVALUATIONS = {
+EVALUATIONS: dict[str, Callable[..., Evaluation | None]] = {
     "voc_2007": partial(_score_voc, "11-point", "area"),
     "voc": partial(_score_voc, "area", "11-point"),
     "coco": _score_coco,

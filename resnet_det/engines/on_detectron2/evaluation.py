@@ -150,7 +150,8 @@ def as_tested(model: nn.Module, cfg: CfgNode, classes: Sequence[str] | None = No
     """
     if not in_test(cfg):
         return model
-    detectors, orders = [Parts(distributed.unwrap(model))], [None]
+    detectors = [Parts(distributed.unwrap(model))]
+    orders: list[list[int] | None] = [None]
     for member in ensemble(cfg, classes):
         own = get_cfg()
         add_resnet_det_config(own)
