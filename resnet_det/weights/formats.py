@@ -26,8 +26,9 @@ class Format:
 
     Attributes:
         marks: a file that has a tensor of one of these names is of this format.
-        names: pairs of a part of their names and of ours, replaced in this order. "^" marks a part
-            at the start of a name, "$" one at the end.
+        names: pairs of a part of their names and of ours, replaced in this order, so that a longer
+            part precedes one that it contains. "^" marks a part at the start of a name, "$" one at
+            the end.
         facts: what the weights were trained on.
     """
 
@@ -54,8 +55,8 @@ TORCHVISION_RESNET = Format(  # timm's names are the same
     names=(
         ("^fc.", "^linear."),
         ("^stem.fc.", "^linear."),  # written by Detectron2's converter from torchvision
-        ("^conv1.", "^stem.conv1."),
         ("^bn1.", "^stem.conv1.norm."),
+        ("^conv1.", "^stem.conv1."),
         *((f"^layer{n}.", f"^res{n + 1}.") for n in range(1, 5)),
         (".downsample.1.", ".shortcut.norm."),
         (".downsample.0.", ".shortcut."),
