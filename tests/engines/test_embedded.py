@@ -1,6 +1,7 @@
 """The embedded engine and the tools, end to end on a few small scenes."""
 
 import importlib
+import inspect
 import json
 import os
 import re
@@ -19,9 +20,9 @@ from resnet_det.config.loading import load_config
 from resnet_det.data.synthetic import scenes
 from resnet_det.detector.build import build_model
 from resnet_det.detector.weights import fit_detector, new_layers
-from resnet_det.engines import classifier, embedded, pick, pretrain, run
+from resnet_det.engines import Engine, classifier, embedded, pick, pretrain, run
 from resnet_det.nets import build_net
-from resnet_det.training import precision
+from resnet_det.training import distributed, precision
 from resnet_det.weights.loading import WeightsError, read
 
 ROOT = Path(__file__).parent.parent.parent
@@ -513,6 +514,33 @@ def test_engines_by_name(monkeypatch):
     assert pick("auto") is embedded
     with pytest.raises(ValueError, match="not installed"):
         pick("detectron2")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["embedded", "classifier",
+     pytest.param("on_detectron2.engine", marks=pytest.mark.detectron2)],
+)  # fmt: skip
+def test_every_engine_keeps_the_contract(name):
+    module = importlib.import_module(f"resnet_det.engines.{name}")
+    for function in ("load_config", "check_schedule", "check", "train", "evaluate"):
+        _, *wanted = inspect.signature(getattr(Engine, function)).parameters.values()
+        found = inspect.signature(getattr(module, function)).parameters.values()
+        assert [(p.name, p.default) for p in found] == [(p.name, p.default) for p in wanted]
+    assert module.launch is distributed.launch
+
+
+def test_a_classifiers_data_are_checked_without_training(folder):
+    classifier.check(load_config("classifier.yaml"))
+    file = next(Path(os.environ["DETECTRON2_DATASETS"]).glob("scenes/classification/val/*/*"))
+    content = file.read_bytes()
+    try:
+        file.write_text("no picture")
+        with pytest.raises(ValueError, match=file.name):
+            classifier.check(load_config("classifier.yaml"))
+    finally:
+        file.write_bytes(content)
+    assert not Path("output").exists()
 
 
 def test_metrics_of_several_processes_are_those_of_the_saved_classifier(folder):
