@@ -316,7 +316,7 @@ def test_msra_weights_of_the_zoo_load_as_into_detectron2s(tmp_path):
 
 @pytest.mark.parametrize("name", [*KINDS, "paper_vgg16", "paper_vgg19"])
 def test_c4_detector_trains_and_detects(name):
-    norm = {"cifar_resnet20": "BN", "paper_vgg16": ""}.get(name, "GN")
+    norm = {"cifar_resnet20": "BN", "paper_vgg16": "", "paper_vgg19": ""}.get(name, "GN")
     model = build_model(small_cfg(name, MODEL__RESNETS__NORM=norm))
     found = losses(model, picture())
     assert set(found) == {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
