@@ -97,10 +97,6 @@ def parse_training(parser: argparse.ArgumentParser, argv: Words) -> argparse.Nam
     args = parser.parse_args(argv)
     if any(word.startswith("--") for word in args.overrides):
         parser.error("options such as --resume go before the KEY VALUE pairs")
-    if not 0 <= args.machine_rank < args.num_machines:
-        parser.error(
-            f"argument --machine-rank: {args.machine_rank}: --num-machines is {args.num_machines}"
-        )
     return args
 
 

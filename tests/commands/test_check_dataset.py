@@ -1,9 +1,6 @@
 import io
-import subprocess
-import sys
 import tarfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +10,13 @@ from resnet_det.commands import check_dataset as tool
 from resnet_det.data import DATASETS
 from resnet_det.data.classification import cifar10
 
-TOOL = Path(__file__).parents[2] / "tools" / "check_dataset.py"
-
 
 @pytest.fixture
 def check(capsys):
     """Runs the tool in this process: ``check(root)`` gives (exit status, lines printed)."""
 
-    def run(root, name="voc_2007_trainval"):
-        status = tool.main([name, "--root", str(root), "--workers", "1"])
+    def run(root, name="voc_2007_trainval", workers=1):
+        status = tool.main([name, "--root", str(root), "--workers", f"{workers}"])
         return status, capsys.readouterr().out.splitlines()
 
     return run
@@ -153,18 +148,13 @@ def test_coco_faults(tmp_path, check):
     assert status == 1 and "malformed json" in lines[0]
 
 
-def test_command_line_in_parallel(voc_folder):
-    command = [sys.executable, str(TOOL), "voc_2007_trainval", "--root", str(voc_folder.root)]
-    command += ["--workers", "2"]
-    run = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert (run.returncode, run.stdout.splitlines()[0]) == (
-        0,
-        "voc_2007_trainval: 2 images, 2 objects (the published set: 5011 images)",
-    )
+def test_in_parallel(voc_folder, check):
+    status, lines = check(voc_folder.root, workers=2)
+    assert status == 0
+    assert lines[0] == "voc_2007_trainval: 2 images, 2 objects (the published set: 5011 images)"
     voc_folder.image("000002").unlink()
-    run = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert run.returncode == 1
-    assert "000002.jpg: missing image file" in run.stdout
+    status, lines = check(voc_folder.root, workers=2)
+    assert status == 1 and "000002.jpg: missing image file" in lines[0]
 
 
 def test_unknown_name(capsys):

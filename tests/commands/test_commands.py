@@ -78,7 +78,6 @@ def test_the_console_script_sets_how_threads_wait_before_torch_is_loaded():
 @pytest.mark.parametrize("words, reason", [
     (["--num-gpus", "0"], "--num-gpus: '0': give a whole number from 1"),
     (["--num-gpus", "-1"], "--num-gpus: '-1': give a whole number from 1"),
-    (["--num-machines", "2", "--machine-rank", "2"], "--machine-rank: 2: --num-machines is 2"),
     (["SEED", "1", "--resume"], "go before the KEY VALUE pairs"),
 ])  # fmt: skip
 def test_wrong_options_end_before_anything_starts(command, words, reason, capsys):

@@ -1,8 +1,6 @@
 """The command `convert-weights`: nothing changes on the way, and what would change in silence is refused."""
 
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import foreign
@@ -17,8 +15,6 @@ from resnet_det.nets import NETS, build_net
 from resnet_det.weights.facts import check_facts
 from resnet_det.weights.identify import fitting_nets
 from resnet_det.weights.loading import WeightsError, load, read
-
-TOOL = Path(__file__).parents[2] / "tools/convert_weights.py"
 
 TORCHVISIONS = {
     "format": "RGB",
@@ -171,18 +167,13 @@ def test_strides_and_suffixes(tmp_path, monkeypatch):
     assert sorted(p.name for p in Path().iterdir()) == ["paper.pth"]
 
 
-def test_command(tmp_path):
-    save(tmp_path / "own.pth", "cifar_resnet20", TORCHVISIONS)
-
-    def run(*args):
-        return subprocess.run(
-            [sys.executable, TOOL, *args], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-
-    done = run("own.pth", "it.pkl")
-    assert done.returncode == 0 and "INPUT.FORMAT 'RGB'" in done.stdout, done.stderr
-    done = run("--to", "timm", "own.pth", "it.pth")
-    assert done.returncode == 1 and done.stderr.startswith("error: own.pth: timm has no such net")
+def test_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save("own.pth", "cifar_resnet20", TORCHVISIONS)
+    tool.main(["own.pth", "it.pkl"])
+    assert "INPUT.FORMAT 'RGB'" in capsys.readouterr().out
+    with pytest.raises(WeightsError, match="^own.pth: timm has no such net"):
+        tool.main(["--to", "timm", "own.pth", "it.pth"])
 
 
 def foreign_resnet20():
