@@ -6,25 +6,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import fill, in_double
+from appendix_models import filled, iou, picture, voted
+from golden import in_double
 from torchvision.ops import roi_align
 
 from resnet_det.config.defaults import ConfigError
-from resnet_det.config.loading import parse_config
 from resnet_det.detector import appendix
-from resnet_det.detector.build import build_improved, build_model, in_test
+from resnet_det.detector.build import build_improved, in_test
 from resnet_det.engines import embedded
-from resnet_det.engines.provenance import checkpoint_facts
 from resnet_det.nets import resnet
 
 HEIGHT, WIDTH, STRIDE, RESOLUTION, CLASSES = 48, 64, 2, 8, 3
-
-
-def picture(height, width, seed=0):
-    """The same blocks at every size, so that scales show one scene."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (3, 6, 8), dtype=np.uint8)
-    rows, columns = np.arange(height) * 6 // height, np.arange(width) * 8 // width
-    return torch.from_numpy(blocks[:, rows][:, :, columns])
 
 
 def sample(sides=(), seed=0):
@@ -33,13 +25,6 @@ def sample(sides=(), seed=0):
     if sides:
         found["scales"] = [picture(s, s * WIDTH // HEIGHT, seed) for s in sides]
     return found
-
-
-def filled(cfg):
-    model = fill(build_model(cfg))
-    with torch.no_grad():  # scores that differ, not all of them 0 or 1
-        model.roi_heads.box_predictor.cls_score.weight.mul_(0.1)
-    return model
 
 
 @pytest.fixture
@@ -55,9 +40,6 @@ def detector(config):
         return in_double(filled(cfg)).eval(), cfg
 
     return build
-
-
-# ---- the computation region by region
 
 
 class Reference:
@@ -153,32 +135,12 @@ def inside(box):
     return torch.stack([x.clamp(0, side) for x, side in zip(box, (WIDTH, HEIGHT, WIDTH, HEIGHT))])
 
 
-def iou(a, b):
-    w = min(a[2], b[2]) - max(a[0], b[0])
-    h = min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(w, 0) * max(h, 0)
-    areas = [(x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)]
-    return shared / (sum(areas) - shared) if sum(areas) else 0
-
-
-def voted(box, candidates):
-    total, mean = 0, [0] * 4
-    for score, other in candidates:
-        if other == box or iou(box, other) >= 0.5:
-            total += score
-            mean = [m + score * x for m, x in zip(mean, other)]
-    return [m / total for m in mean]
-
-
 def assert_same(found, expected):
     assert len(expected) > 5
     assert found["scores"].tolist() == pytest.approx([s for s, _, _ in expected], abs=1e-5)
     assert found["classes"].tolist() == [k for _, k, _ in expected]
     boxes = 2 * torch.tensor([b for *_, b in expected])  # the original is twice as large
     torch.testing.assert_close(found["boxes"], boxes, atol=1e-3, rtol=0)
-
-
-# ---- each improvement, and all together
 
 
 SIDES = (24, 36, 48, 96)
@@ -246,9 +208,6 @@ def test_several_images_at_once_are_as_each_alone(detector, monkeypatch):
             torch.testing.assert_close(together[key], value, atol=1e-3, rtol=1e-4)
 
 
-# ---- context
-
-
 def test_context_in_training(detector):
     """The vectors are those of two runs of the head, and the gradient reaches both halves."""
     _, cfg = detector("RESNET_DET.GLOBAL_CONTEXT", True, "MODEL.RESNETS.NORM", "FrozenBN")
@@ -287,9 +246,6 @@ def test_context_in_training(detector):
         assert (half != 0).any(1).sum() > 2
     weight = heads.box_predictor.cls_score.weight
     assert all(g.abs().sum() > 0 for g in weight.grad.split(channels, 1))
-
-
-# ---- scales
 
 
 @pytest.mark.parametrize(
@@ -349,34 +305,6 @@ def test_scales_need_their_images(detector):
         build_improved([model], cfg)([sample()])
 
 
-# ---- voting
-
-
-def test_voting_equals_a_loop():
-    random = torch.Generator().manual_seed(0)
-    corners = torch.rand(200, 2, generator=random, dtype=torch.float64) * 20
-    boxes = torch.cat((corners, corners + 20 + 20 * torch.rand(200, 2, generator=random)), 1)
-    scores = torch.rand(200, generator=random, dtype=torch.float64)
-    classes = torch.randint(0, 3, (200,), generator=random)
-    keep = torch.tensor([3, 77, 150])
-    found = appendix.vote(keep, boxes, scores, classes)
-    for i, box in zip(keep.tolist(), found.tolist()):
-        own = [
-            (s, b) for s, b, c in zip(scores.tolist(), boxes.tolist(), classes) if c == classes[i]
-        ]
-        assert box == pytest.approx(voted(boxes[i].tolist(), own))
-        assert box != boxes[i].tolist()
-
-
-def test_an_empty_box_votes_for_itself():
-    boxes = torch.tensor([[3.0, 3, 3, 9], [0, 0, 9, 9]])
-    args = boxes, torch.tensor([0.5, 0.4]), torch.tensor([0, 0])
-    assert appendix.vote(torch.tensor([0, 1]), *args).tolist() == boxes.tolist()
-
-
-# ---- speed, names, files, mistakes
-
-
 @torch.no_grad()
 def test_fast_gives_the_same(detector, monkeypatch):
     """RoIAlign of every second bin, folded norms: the same vectors at every scale."""
@@ -417,118 +345,6 @@ def test_what_is_for_the_test_changes_no_training(detector):
     assert context.state_dict().keys() == names
     changed = {k for k, v in context.state_dict().items() if v.shape != off.state_dict()[k].shape}
     assert changed == {f"roi_heads.box_predictor.{k}.weight" for k in ("cls_score", "bbox_pred")}
-
-
-@pytest.fixture
-def checkpoint(config, tmp_path):
-    """``checkpoint(name, KEY, VALUE, ...)``: the file of a detector as tools/train_net.py writes it."""
-
-    def write(name, *overrides, classes=("a", "b", "c")):
-        cfg = config("MODEL.ROI_HEADS.NAME", "PaperROIHeads", "INPUT.MIN_SIZE_TEST", 48,
-                     "MODEL.RPN.POST_NMS_TOPK_TEST", 20, "MODEL.PIXEL_STD", [57.0] * 3,
-                     *overrides)  # fmt: skip
-        path = tmp_path / f"{name}.pth"
-        model = filled(cfg)
-        torch.save({"model": model.state_dict(), "meta": checkpoint_facts(cfg, classes)}, path)
-        return str(path)
-
-    return write
-
-
-@pytest.fixture
-def photograph(tmp_path):
-    from PIL import Image
-
-    path = tmp_path / "photograph.png"
-    Image.fromarray(picture(96, 128).numpy().transpose(1, 2, 0)).save(path)
-    return path
-
-
-def test_an_ensemble_of_a_model_with_itself_is_the_model(checkpoint, photograph):
-    path = checkpoint("one")
-    alone, _ = embedded.predictor(path)
-    for overrides in ([], ["RESNET_DET.BOX_REFINEMENT", True]):
-        alone, _ = embedded.predictor(path, overrides)
-        twice, _ = embedded.predictor(path, ["RESNET_DET.ENSEMBLE", (path,), *overrides])
-        expected, found = alone(photograph), twice(photograph)
-        assert len(expected["scores"]) > 5
-        for key, value in expected.items():
-            np.testing.assert_allclose(found[key], value, atol=1e-3, rtol=1e-4)
-
-
-def test_members_whose_classes_are_in_another_order_are_matched_by_name(
-    checkpoint, photograph, tmp_path
-):
-    """A member whose class layers are permuted, and its names with them, changes nothing."""
-    one, two = checkpoint("one"), checkpoint("two", "MODEL.BACKBONE.NAME", "cifar_plain20")
-    file = torch.load(two, weights_only=True)
-    order = [2, 0, 1]
-    for key, value in file["model"].items():
-        if "cls_score" in key:
-            file["model"][key] = value[[*order, 3]]
-        elif "bbox_pred" in key and "box_predictor" in key:
-            file["model"][key] = value.view(3, 4, -1)[order].view(value.shape)
-    file["meta"]["classes"] = [file["meta"]["classes"][i] for i in order]
-    turned = str(tmp_path / "turned.pth")
-    torch.save(file, turned)
-    expected, found = (
-        embedded.predictor(one, ["RESNET_DET.ENSEMBLE", (path,)])[0](photograph)
-        for path in (two, turned)
-    )
-    assert len(set(expected["classes"])) > 1
-    assert found["classes"].tolist() == expected["classes"].tolist()
-    for key, value in expected.items():
-        np.testing.assert_allclose(found[key], value, atol=1e-4, rtol=1e-5)
-    # By their order they are another three classes.
-    keys = ["RESNET_DET.ENSEMBLE", (turned,), "RESNET_DET.CLASSES_BY_ORDER", True]
-    by_order = embedded.predictor(one, keys)[0](photograph)
-    assert by_order["scores"][:5].tolist() != pytest.approx(expected["scores"][:5].tolist())
-
-
-def test_members_of_an_ensemble_bring_their_own_nets(checkpoint, photograph):
-    one = checkpoint("one")
-    two = checkpoint("two", "MODEL.BACKBONE.NAME", "cifar_plain20", "RESNET_DET.GLOBAL_CONTEXT",
-                     True, "MODEL.PIXEL_STD", [50.0] * 3)  # fmt: skip
-    results = [
-        embedded.predictor(a, ["RESNET_DET.ENSEMBLE", b])[0](photograph)
-        for a, b in ((one, (two,)), (two, (one,)))
-    ]
-    for key, value in results[0].items():
-        np.testing.assert_allclose(results[1][key], value, atol=1e-3, rtol=1e-4)
-    alone = embedded.predictor(one)[0](photograph)
-    assert alone["scores"][:5].tolist() != pytest.approx(
-        results[0]["scores"][:5].tolist(), abs=1e-3
-    )
-
-
-@pytest.mark.parametrize("trained", [False, True])
-def test_context_of_the_file_and_of_the_config_must_agree(checkpoint, trained):
-    path = checkpoint("one", "RESNET_DET.GLOBAL_CONTEXT", trained)
-    words = f"one.pth: was trained with RESNET_DET.GLOBAL_CONTEXT {trained}, but .* {not trained}"
-    with pytest.raises(ConfigError, match=words):
-        embedded.predictor(path, ["RESNET_DET.GLOBAL_CONTEXT", not trained])
-    text = torch.load(path, weights_only=True)["meta"]["config"]
-    keys = ["MODEL.WEIGHTS", path, "RESNET_DET.GLOBAL_CONTEXT", not trained]
-    cfg = parse_config(text, path, keys)
-    with pytest.raises(ConfigError, match=words):  # at the start of a training too
-        embedded.load_to_train(build_model(cfg), cfg, ["star"])
-    embedded.predictor(path)
-
-
-def test_members_that_do_not_fit_are_refused(checkpoint, config, tmp_path):
-    one = checkpoint("one")
-    for other, words in (
-        (checkpoint("two", classes=("a", "b", "d")), "two.pth: has other classes than MODEL.WEIGHTS: only .*two.pth has d; only MODEL.WEIGHTS has c"),
-        (checkpoint("rgb", "INPUT.FORMAT", "RGB"), "rgb.pth: was trained with the format RGB"),
-    ):  # fmt: skip
-        with pytest.raises(ConfigError, match=f"RESNET_DET.ENSEMBLE: .*{words}"):
-            embedded.predictor(one, ["RESNET_DET.ENSEMBLE", (other,)])
-    bare = tmp_path / "bare.pth"
-    torch.save(torch.load(one, weights_only=True)["model"], bare)
-    with pytest.raises(ConfigError, match="bare.pth: carries no config"):
-        embedded.predictor(one, ["RESNET_DET.ENSEMBLE", (str(bare),)])
-    with pytest.raises(ConfigError, match="RESNET_DET.ENSEMBLE: is for tests"):
-        embedded.train(config("RESNET_DET.ENSEMBLE", (one,)))
 
 
 @pytest.mark.parametrize(

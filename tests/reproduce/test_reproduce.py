@@ -2,65 +2,21 @@
 
 import json
 import os
-import re
-import signal
 import statistics
-import subprocess
-import sys
-from datetime import timedelta
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
+from planned_runs import CLASSIFIER, ERROR, command, commands, environment
 
-from resnet_det.commands import reproduce as tool
 from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config
 from resnet_det.data.synthetic import scenes
-from resnet_det.detector.build import build_model
-from resnet_det.detector.net_keys import check_appendix
-from resnet_det.engines.checks import check_classifier
 from resnet_det.reproduce import cost, paper, planning, publish, runner
 from resnet_det.reproduce.runner import Runner
 from resnet_det.reproduce.table import PRETRAIN, TRAIN, Cell, Number, Step, Table
 
-ROOT = Path(__file__).parents[2]
-ERROR = Number("classification/top1_error", "test error %", 8.0)
-CLASSIFIER = "configs/quickstart_classifier.yaml"
 SHORT = ("MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 8, "TEST.PRECISE_BN.ENABLED", False)
-
-
-def test_table_6_is_the_papers():
-    """The paper's Table 6, and the 64k iterations of its section 4.2."""
-    cells = {cell.name: cell for cell in paper.TABLES["table6"].cells}
-    published = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.61, 1202: 7.93}
-    assert {name: c.numbers[0].paper for name, c in cells.items()} == {
-        **{f"resnet{depth}": error for depth, error in published.items()},
-        **{f"plain{depth}": None for depth in (20, 32, 44, 56, 110)},
-    }
-    plan = planning.plan(paper.TABLES["table6"], [1, 2], Fraction(1), "out")
-    assert {run.iterations for (run,) in plan.values()} == {64000}
-    chosen = planning.chosen(paper.TABLES["table6"], plan, [])
-    assert len(chosen) == 2 * 10  # 1,202 layers run only where they are asked for
-    with pytest.raises(ConfigError, match="resnet21: table6 has plain20"):
-        planning.chosen(paper.TABLES["table6"], plan, ["resnet21"])
-
-
-def test_a_fraction_cuts_the_schedule():
-    plan = planning.plan(paper.TABLES["table6"], [3], Fraction(1, 64), "out")
-    run = next(chain[0] for (cell, _), chain in plan.items() if cell.name == "resnet110")
-    options = dict(zip(run.command[4::2], run.command[5::2]))
-    assert run.command[:4] == [
-        PRETRAIN, "--config-file", "configs/cifar/resnet110.yaml", "--resume",
-    ]  # fmt: skip
-    assert options["SOLVER.MAX_ITER"] == "1000" and options["SOLVER.STEPS"] == "(500, 750)"
-    assert options["SEED"] == "3" and options["OUTPUT_DIR"] == "out/resnet110-seed3"
-    assert (run.iterations, run.full_iterations) == (1000, 64000)
-    for text in ("0", "2", "1/0", "half"):
-        with pytest.raises(ConfigError, match="--fraction"):
-            planning.parse_fraction(text)
-    assert planning.parse_fraction("0.05") == Fraction(1, 20)
 
 
 def finished(folder, error, iterations=10, commit="abc", evaluated=True):
@@ -71,14 +27,6 @@ def finished(folder, error, iterations=10, commit="abc", evaluated=True):
     if evaluated:
         lines.append({"iteration": iterations - 1, ERROR.key: error})
     (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-@pytest.fixture
-def table(monkeypatch):
-    cells = [
-        Cell(name, name.upper(), (Step(PRETRAIN, CLASSIFIER, name),), (ERROR,)) for name in "abc"
-    ]
-    return Table("tiny", "Tiny | <b>", tuple(cells))
 
 
 def test_the_table_tells_what_the_runs_say(tmp_path, table):
@@ -106,23 +54,6 @@ def test_the_table_tells_what_the_runs_say(tmp_path, table):
         publish.table_rows(table, plan, fraction)
 
 
-def commands(log):
-    return [line for line in Path(log).read_text().splitlines() if line.startswith("$ ")]
-
-
-# Stands for a command where only its place in the plan matters: as quick as a process can be. Its
-# options, and what a finished run leaves:
-OPTIONS = """
-import json, pathlib, sys, time
-words = [word for word in sys.argv[3:] if word != "--resume"]
-options = dict(zip(words[::2], words[1::2]))
-"""
-FINISHED = """
-(folder / "config.yaml").write_text("SOLVER: {MAX_ITER: %s}" % options["SOLVER.MAX_ITER"])
-line = {"iteration": int(options["SOLVER.MAX_ITER"]) - 1, "classification/top1_error": 50.0}
-(folder / "metrics.json").write_text(json.dumps(line))
-(folder / "model_final.pth").touch()
-"""
 TOOL = """
 start = options.get("MODEL.WEIGHTS")
 if start and not pathlib.Path(start).exists():
@@ -130,14 +61,6 @@ if start and not pathlib.Path(start).exists():
 folder = pathlib.Path(options["OUTPUT_DIR"])
 folder.mkdir(parents=True)
 """
-
-
-def command(folder, monkeypatch, does):
-    """The name of a module that stands for a command."""
-    (folder / "stand_in.py").write_text(OPTIONS + does + FINISHED)
-    path = [str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
-    return "stand_in"
 
 
 def test_runs_are_shared_and_left_alone(tmp_path, monkeypatch):
@@ -198,13 +121,6 @@ def test_cells_wait_for_a_pretraining_that_they_share(tmp_path, monkeypatch):
     assert weights.exists() and all(run.metrics() for (run,) in plan.values())
 
 
-def environment():
-    """Of a command of this checkout, in another folder and on one core."""
-    path = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    path = os.pathsep.join(filter(None, path))
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-
 def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     """The real tool, killed after a checkpoint: the same command, to the same weights."""
     scenes.write_scenes(tmp_path / "data", trainval=1, test=1, train_crops=16, val_crops=8)
@@ -229,180 +145,6 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     assert first == second and "--resume" in first
 
 
-def test_tables_7_and_8_and_the_miniature_are_the_papers():
-    """The paper's Tables 7 and 8; every cell's config exists and every number has its place."""
-    numbers = {c.name: [n.paper for n in c.numbers] for c in paper.TABLES["table7"].cells}
-    assert numbers["VGG16"] + numbers["VGG16_07pp12"] == [73.2, 70.4]
-    assert numbers["R101"] + numbers["R101_07pp12"] == [76.4, 73.8]
-    assert planning.plan(paper.TABLES["table7"], [1], Fraction(1), "out")
-    coco = {cell.name: [n.paper for n in cell.numbers] for cell in paper.TABLES["table8"].cells}
-    assert (coco["VGG16"], coco["R101"]) == ([41.5, 21.2], [48.4, 27.2])
-    runs = planning.plan(paper.TABLES["miniature"], [1, 2], Fraction(1, 4), "out")
-    chain = next(
-        chain for (cell, seed), chain in runs.items() if (cell.name, seed) == ("plain20", 2)
-    )
-    assert [run.iterations for run in chain] == [200, 250]
-    assert "out/plain20_classifier-seed2/model_final.pth" in chain[1].command
-
-
-def test_a_dry_run_knows_what_the_steps_before_make(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    measured = []
-    monkeypatch.setattr(
-        cost, "measure_apart", lambda cfg: measured.append(cfg) or (0.25, "1 s for 4")
-    )
-    table = paper.TABLES["miniature"]
-    plan = planning.plan(table, [1, 2], Fraction(1, 4), tmp_path / "out")
-    plan = planning.chosen(table, plan, ["plain20"])
-    first, second, third, fourth = cost.predict(plan)
-    batches = [cfg.SOLVER.IMS_PER_BATCH for cfg in measured]
-    assert len(batches) == 2  # of both seeds
-    assert first[:3] == ("plain20_classifier-seed1", 200, 0.25 * 200 * batches[0])
-    assert second[:3] == ("plain20-seed1", 250, 0.25 * 250 * batches[1])
-    assert (third[1:], fourth[1:]) == (first[1:], second[1:])
-    assert first[3] == f"1 s for 4 of the {batches[0]} images of an iteration"
-    assert "lacks" in second[4] and "model_final.pth" not in second[4]
-    assert measured[1].OUTPUT_DIR == str(tmp_path / "out/plain20-seed1")
-
-
-def test_a_dry_run_gives_each_row_when_it_is_measured(tmp_path, monkeypatch, capsys):
-    """The pretraining of a detector, at its full length and once; what cannot be measured; a total."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    seen = []
-
-    def measured(cfg):
-        seen.append(capsys.readouterr().out)
-        return (None, "no | memory") if cfg.MODEL.BACKBONE.NAME == "paper_vgg16" else (3.0, "3 s")
-
-    monkeypatch.setattr(cost, "measure_apart", measured)
-    assert tool.run(tool.parse(["table7", "--dry-run"])) == 0
-    seen.append(capsys.readouterr().out)
-    assert [text.count("\n") for text in seen] == [2, 1, 2, 1, 4]
-    _, _, *rows, _, total = "".join(seen).splitlines()
-    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
-    assert {row[0]: row[2] for row in rows} == {
-        "imagenet_vgg16": "–",
-        "VGG16-seed1": "–",
-        "VGG16_07pp12-seed1": "–",
-        "imagenet_resnet101": str(timedelta(seconds=3 * 256 * 600000)),
-        "R101-seed1": str(timedelta(seconds=3 * 2 * 110000)),
-        "R101_07pp12-seed1": str(timedelta(seconds=3 * 2 * 140000)),
-    }
-    assert rows[0][3] == "no \\| memory" and "imagenet_train lacks" in rows[0][4]
-    assert "voc_2007_test lacks" in rows[1][4] and "model_final" not in rows[1][4]
-    assert f"{3 * (256 * 600000 + 2 * 250000) / 3600:.1f} hours of this device" in total
-
-
-def test_an_interrupted_dry_run_promises_no_checkpoints(tmp_path):
-    command = [sys.executable, ROOT / "tools/reproduce.py", "table6", "--dry-run"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, text=True, cwd=tmp_path, env=environment(), **pipes)
-    process.stdout.readline()
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert errors.splitlines()[-1] == "interrupted" and process.returncode == 1
-
-
-# The paper's Tables 2 to 5 and 9 to 11: cell -> numbers, in the table's order.
-PUBLISHED = {
-    "table2": {"plain18": [27.94], "resnet18_a": [27.88], "plain34": [28.54], "resnet34_a": [25.03]},
-    "table3": {
-        "vgg16": [28.07, 9.33], "plain34": [28.54, 10.02], "resnet34_a": [25.03, 7.76],
-        "resnet34_b": [24.52, 7.46], "resnet34_c": [24.19, 7.40], "resnet50": [22.85, 6.71],
-        "resnet101": [21.75, 6.05], "resnet152": [21.43, 5.71],
-    },
-    "table4": {
-        "resnet34_b": [21.84, 5.71], "resnet34_c": [21.53, 5.60], "resnet50": [20.74, 5.25],
-        "resnet101": [19.87, 4.60], "resnet152": [19.38, 4.49],
-    },
-    "table5": {"ensemble": [None]},  # the paper's is of the test set
-    "table9": {
-        "VGG16": [41.5, 21.2], "R101": [48.4, 27.2], "refine": [49.9, 29.9],
-        "context": [51.1, 30.0], "multiscale": [53.8, 32.5], "context_trainval": [53.3, 32.2],
-        "multiscale_trainval": [55.7, 34.9], "ensemble": [59.0, 37.4],
-    },
-    "table10": {"VGG16": [73.2], "R101": [76.4], "R101_coco_voc": [85.6]},
-    "table11": {"VGG16_07pp12": [70.4], "R101_07pp12": [73.8], "R101_coco_voc_07pp12": [83.8]},
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def chains():
-    """{table: {cell: its runs}} of every table, planned as for the same output folder."""
-    plans = {
-        name: planning.plan(table, [1], Fraction(1), "out") for name, table in paper.TABLES.items()
-    }
-    return {name: {c.name: runs for (c, _), runs in plan.items()} for name, plan in plans.items()}
-
-
-def test_every_table_is_the_papers(chains):
-    """Its numbers; and every cell's config loads, with what the cell changes in it."""
-    for name, published in PUBLISHED.items():
-        cells = {cell.name: [n.paper for n in cell.numbers] for cell in paper.TABLES[name].cells}
-        assert cells == published, name
-    for cells in chains.values():
-        for run in (run for runs in cells.values() for run in runs):
-            cfg = run.load_config()
-            assert Path(cfg.OUTPUT_DIR) == run.folder
-            if cfg.MODEL.META_ARCHITECTURE == "Classifier":
-                check_classifier(cfg)
-            else:
-                check_appendix(cfg)
-
-
-def test_tables_share_their_trainings(chains):
-    """A folder means one command, in whichever table; so Table 4 trains nothing that 3 did not."""
-    commands = {}
-    for name, cells in chains.items():
-        for run in (run for runs in cells.values() for run in runs):
-            place = paper.TABLES[name].runs or name, run.folder
-            assert commands.setdefault(place, run.command) == run.command
-
-    def trained(*names):
-        runs = [run for name in names for runs in chains[name].values() for run in runs]
-        return {run.folder.name.removesuffix("-seed1") for run in runs if not run.tested}
-
-    assert trained("table3") >= trained("table4")
-    assert trained("table2") - trained("table3") == {"plain18", "resnet18_a"}
-    assert trained("table5") - trained("table4") == {"resnet152_second"}
-    coco = "R101_coco"
-    assert trained("table9") - trained("table8") == {
-        f"{coco}_context", *(f"{coco}_trainval{x}" for x in ("", "_second", "_third"))
-    }  # fmt: skip
-    assert trained("table10") - trained("table7") == {f"{coco}_trainval", f"{coco}_voc"}
-
-
-def test_ensembles_are_of_different_weights(chains):
-    """Six nets of which two have 152 layers (Table 5), three detectors (Table 9): none twice."""
-    for table, count in (("table5", 6), ("table9", 3)):
-        *members, test = chains[table]["ensemble"]
-        cfg = test.load_config()
-        files = [cfg.MODEL.WEIGHTS, *cfg.RESNET_DET.ENSEMBLE]
-        assert sorted(files) == sorted(str(run.weights) for run in members)
-        trained = {
-            (config.MODEL.BACKBONE.NAME, config.SEED)
-            for config in (run.load_config() for run in members)
-        }
-        assert len(trained) == len(set(files)) == count
-        assert set(test.reads) == set(members)
-        assert test.command[3] == "--eval-only" and test.tested is members[-1]
-
-
-def test_baseline_plus_plus_plus_changes_the_class_layers_alone(chains):
-    """COCO's detector fits the VOC config that it starts, but for the layers of the classes."""
-    start, fine = chains["table10"]["R101_coco_voc"]
-    shapes = []
-    for run in (start, fine):
-        cfg = run.load_config()
-        with torch.device("meta"):
-            shapes.append({k: v.shape for k, v in build_model(cfg).state_dict().items()})
-    assert fine.command[fine.command.index("MODEL.WEIGHTS") + 1] == str(start.weights)
-    assert shapes[0].keys() == shapes[1].keys()
-    changed = {key for key in shapes[0] if shapes[0][key] != shapes[1][key]}
-    assert changed and all("predictor." in key for key in changed)
-
-
 def test_a_cell_for_the_evaluation_server_tells_where_its_files_are(tmp_path):
     table = paper.TABLES["table7"]
     folder = tmp_path / "R101_07pp12-seed1"
@@ -411,34 +153,6 @@ def test_a_cell_for_the_evaluation_server_tells_where_its_files_are(tmp_path):
     _, rows = publish.table_rows(table, plan, Fraction(1))
     row = next(row for row in rows if "07++12" in row[0] and "101" in row[0])
     assert row[2] == "73.80, by the evaluation server" and row[3] == f"{folder}/inference"
-
-
-def test_a_dry_run_measures_a_detector_and_names_what_is_absent(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cost, "TIME_LIMIT", 1)
-    step = Step(TRAIN, "configs/quickstart.yaml", "d")
-    table = Table("t", "T", (Cell("d", "d", (step,), (ERROR,)),))
-    plan = planning.plan(table, [1], Fraction(1, 4), tmp_path / "out")
-    first, second = cost.predict(plan)
-    name, iterations, seconds, remark, data = first
-    assert (name, iterations) == ("quickstart_classifier", 300) and seconds > 0
-    assert re.fullmatch(r"\S+ s and \S+ GiB for (4|8|16|32|64|128) of the 128 images of .*", remark)
-    assert data.startswith("there")  # a program draws the scenes
-    _, iterations, seconds, remark, data = second
-    assert iterations == 300 and seconds > 0 and "GiB for 1 of the 4 images" in remark
-    assert data.startswith("there")  # with what the row before makes
-    cfg = load_config("faster_rcnn_R18_coco.yaml")
-    for name in ("coco_2014_train", "coco_2014_val", "imagenet_resnet18_a"):
-        assert f"lacks {tmp_path}/coco" in cost.needs(cfg) and name in cost.needs(cfg)
-
-
-def test_a_measurement_ends_in_time():
-    """A classifier's steps grow to the batch where there is time, and stay at a few images else."""
-    cfg = load_config("cifar/resnet20.yaml", ["SOLVER.IMS_PER_BATCH", 20])
-    images, seconds, memory = cost.measure(cfg, 60)
-    assert images == 20 and seconds > 0 and memory > 2**20
-    assert cost.measure(cfg, 0)[0] == cost.FEW
 
 
 def test_a_step_that_only_tests_reads_its_results(tmp_path):

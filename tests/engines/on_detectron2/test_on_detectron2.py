@@ -1,0 +1,147 @@
+"""The engine on the real Detectron2: training, resuming, several processes, precision."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+import torchvision
+
+from resnet_det.training import precision
+from resnet_det.weights.loading import read
+
+detectron2 = pytest.importorskip("detectron2")
+
+from detectron2.utils.events import EventStorage
+
+from resnet_det.engines.on_detectron2 import engine
+from resnet_det.engines.on_detectron2.trainer import Trainer
+
+pytestmark = pytest.mark.detectron2
+
+
+def lines(cfg):
+    with open(f"{cfg.OUTPUT_DIR}/metrics.json") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_train_resume_and_evaluate(config, tmp_path):
+    cfg = config()
+    metrics = engine.train(cfg)
+    assert 0 <= metrics["bbox/AP50"] <= 100
+    out = tmp_path / "out"
+    names = {path.name for path in out.iterdir()}
+    assert {"config.yaml", "metrics.json", "report.html", "model_final.pth"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert (out / "last_checkpoint").read_text() == "model_final.pth"
+    assert [line["iteration"] for line in lines(cfg)] == [3, 4]
+    assert lines(cfg)[1]["bbox/AP50"] == metrics["bbox/AP50"]
+
+    # A checkpoint says how its pixels were made, and evaluates to the same numbers.
+    _, facts = read(out / "model_final.pth")
+    assert facts["format"] == "BGR" and facts["classes"][0] == "ball" and facts["seed"] == 3
+    final = ["MODEL.WEIGHTS", str(out / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "eval")]
+    again = engine.evaluate(config(*final))
+    assert again == pytest.approx(metrics, nan_ok=True)
+    page = (tmp_path / "eval/report.html").read_text()
+    assert f"<dt>weights</dt><dd>{final[1]}</dd>" in page and "<dt>iterations</dt>" not in page
+    assert "<dt>weights: seed</dt><dd>3</dd>" in page
+    with pytest.raises(ValueError, match="INPUT.FORMAT"):
+        engine.evaluate(config(*final, "INPUT.FORMAT", "RGB"))
+    with pytest.raises(RuntimeError, match="EXPECTED_RESULTS.*bbox/AP"):
+        engine.evaluate(config(*final, "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 99.0, 0.5]]"))
+
+    # Resuming goes on at iteration 4, with the optimizer's state and the seed of its beginning.
+    precise = ["TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2"]
+    longer = config("SOLVER.MAX_ITER", "6", "SEED", "8", *precise)
+    engine.train(longer, resume=True)
+    assert read(out / "model_final.pth")[1]["seed"] == 3
+    assert [line["iteration"] for line in lines(longer)] == [3, 4, 5, 6]
+    before, after = (
+        torch.load(out / name, weights_only=True)["model"]
+        for name in ("model_0000003.pth", "model_final.pth")
+    )
+    key = "backbone.stem.conv1.weight"
+    assert not torch.equal(before[key], after[key])
+    changed = (after[key] - before[key]).abs().max()
+    assert changed < 0.1
+
+    # A new run does not write over it; without a checkpoint its metrics are not mixed with ours.
+    with pytest.raises(ValueError, match="OUTPUT_DIR.*--resume"):
+        engine.train(config("SOLVER.MAX_ITER", "1"))
+    (out / "last_checkpoint").unlink()
+    engine.train(config("SOLVER.MAX_ITER", "1"))
+    assert [line["iteration"] for line in lines(cfg)] == [0, 1]
+
+
+MAIN = """
+import json, sys
+from resnet_det.engines import classifier
+from resnet_det.engines.on_detectron2 import engine
+
+def main(args):
+    cfg = engine.load_config(args[0], args[1:])
+    metrics = engine.train(cfg)
+    print("metrics", sorted(metrics)[:1])
+
+if __name__ == "__main__":
+    engine.launch(main, sys.argv[2:], **json.loads(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("how", ["torchrun", "num_gpus", "machines"])
+def test_two_processes_on_the_cpu(how, config, tmp_path):
+    """By torchrun, as two of one machine, and as two machines (on the loopback device)."""
+    script = tmp_path / "main.py"
+    script.write_text(MAIN)
+    start, processes = [sys.executable, "-W", "ignore"], [{"num_gpus": 2}]
+    if how == "torchrun":
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    if how == "machines":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        processes = [{"num_machines": 2, "machine_rank": rank, "dist_url": url} for rank in (0, 1)]
+    out = tmp_path / "out"
+    rest = [config.path, "OUTPUT_DIR", out, "SOLVER.MAX_ITER", "2"]
+    running = [
+        subprocess.Popen(
+            [str(x) for x in (*start, script, json.dumps(options), *rest)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for options in processes
+    ]  # fmt: skip
+    printed = []
+    for each in running:
+        told, faults = each.communicate()
+        assert each.returncode == 0, faults[-3000:]
+        printed += [line for line in told.splitlines() if line.startswith("metrics")]
+    assert sorted(printed) == ["metrics ['bbox/AP']", "metrics []"]
+    assert "World size: 2" in (out / "log.txt").read_text()
+    assert (out / "report.html").exists()
+
+
+def test_amp_is_bfloat16_where_the_cpu_has_it(config, monkeypatch):
+    cfg = config("SOLVER.AMP.ENABLED", "True", "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
+                 "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead",
+                 "MODEL.ROI_BOX_HEAD.NUM_FC", "1")  # fmt: skip
+    seen, rounded = [], []
+
+    def roi_align(x, rois, *grid):
+        rounded.append(torch.equal(rois, rois.bfloat16().to(rois)))
+        return torchvision.ops.roi_align(x, rois, *grid)
+
+    monkeypatch.setattr(sys.modules["detectron2.layers.roi_align"], "roi_align", roi_align)
+    for hardware in (True, False):
+        monkeypatch.setattr(precision, "has_bfloat16", lambda device, has=hardware: has)
+        trainer = Trainer(cfg, *engine.prepare(cfg))
+        trainer.model.backbone.res2.register_forward_hook(lambda *a: seen.append(a[2].dtype))
+        sample = next(iter(trainer.data_loader))
+        with EventStorage():
+            losses = trainer.model(sample)
+        assert all(value.isfinite() for value in losses.values())
+        trainer.model.eval()(sample)
+    assert seen == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
+    assert rounded == [False] * 4

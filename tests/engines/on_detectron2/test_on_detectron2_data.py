@@ -1,0 +1,192 @@
+"""The engine on Detectron2: the images that it loads, and its evaluation."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resnet_det import data
+from resnet_det.data.synthetic.scenes import write_scenes
+from resnet_det.evaluation import voc_ap
+
+detectron2 = pytest.importorskip("detectron2")
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import PascalVOCDetectionEvaluator
+from detectron2.structures import Boxes, Instances
+
+from resnet_det.engines.class_matching import match_test_sets
+from resnet_det.engines.on_detectron2 import engine
+from resnet_det.engines.on_detectron2.data import load_test_sets
+from resnet_det.engines.on_detectron2.evaluation import evaluate_model
+from resnet_det.engines.on_detectron2.trainer import Trainer
+
+pytestmark = pytest.mark.detectron2
+
+
+def seen_images(loader, count):
+    """Mapped samples by file name, from enough batches to have seen each image."""
+    found = {}
+    for batch in loader:
+        found |= {sample["file_name"]: sample for sample in batch}
+        count -= 1
+        if not count:
+            return found
+
+
+def test_difficult_objects_are_left_out_if_asked(config):
+    difficult = {
+        r["file_name"]: [a["difficult"] for a in r["annotations"]]
+        for r in data.load_dataset("scenes_voc_trainval").records
+    }
+    assert any(any(flags) for flags in difficult.values())
+    for use in (True, False):
+        cfg = config("RESNET_DET.USE_DIFFICULT", str(use))
+        trainer = Trainer(cfg, *engine.prepare(cfg))
+        found = seen_images(trainer.build_train_loader(trainer.cfg), 12)
+        expected = {f: sum(use or not d for d in flags) for f, flags in difficult.items()}
+        assert {f: len(s["instances"]) for f, s in found.items()} == {
+            f: n for f, n in expected.items() if n
+        }
+
+
+def test_a_broken_image_is_named_or_left_out(config, monkeypatch, tmp_path):
+    write_scenes(str(tmp_path), trainval=4, test=2, train_crops=8, val_crops=8, size=(48, 64))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    records = data.load_dataset("scenes_voc_trainval").records
+    broken = records[0]["file_name"]
+    with open(broken, "r+b") as file:
+        file.truncate(300)
+    with pytest.raises(data.ImageError, match=records[0]["image_id"]):
+        engine.train(config())
+    cfg = config("RESNET_DET.SKIP_BAD_DATA", "True")
+    trainer = Trainer(cfg, *engine.prepare(cfg))
+    found = seen_images(trainer.data_loader, 8)
+    assert set(found) == {r["file_name"] for r in records[1:] if r["annotations"]}
+    assert len(found) > 1
+
+
+@pytest.mark.parametrize("before_pretraining", [True, False])
+def test_unusable_test_images_are_named_before_training(
+    config, monkeypatch, tmp_path, before_pretraining
+):
+    write_scenes(str(tmp_path), trainval=4, test=3, train_crops=8, val_crops=8, size=(48, 64))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    files = [record["file_name"] for record in data.load_dataset("scenes_coco_test").records]
+    Path(files[0]).unlink()
+    Image.new("RGB", (9, 9)).save(files[2])
+    monkeypatch.setattr(Trainer, "__init__", lambda *_: pytest.fail("it was trained"))
+    cfg = config("DATASETS.TEST", "('scenes_coco_test',)")
+    with pytest.raises(data.DatasetError, match="scenes_coco_test: 2 images cannot") as caught:
+        engine.check(cfg) if before_pretraining else engine.train(cfg)
+    assert f"{files[0]}: missing image file" in str(caught.value)
+    assert f"{files[2]}: is 9 x 9 pixels" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["DATASETS.TRAIN", "DATASETS.TEST"])
+def test_an_unknown_name_is_told_before_the_scenes_are_drawn(config, monkeypatch, tmp_path, key):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "none"))
+    cfg = config(key, "('scenes_voc_tst',)")
+    for run in (engine.check, engine.train):
+        with pytest.raises(data.UnknownDataset, match="did you mean scenes_voc_test"):
+            run(cfg)
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_evaluation_makes_no_training_set(config, monkeypatch):
+    made = []
+    monkeypatch.setattr(engine, "make_datasets", lambda *names: made.extend(names))
+    monkeypatch.setattr(engine, "trained", lambda cfg: (None, {}))
+    monkeypatch.setattr(engine, "evaluate_model", lambda *_: {})
+    engine.evaluate(config("MODEL.WEIGHTS", "x", "DATASETS.TRAIN", "('miniature_voc_trainval',)"))
+    assert made == ["scenes_voc_test"]
+
+
+class Perfect(torch.nn.Module):
+    """Detects what the records say, in the original image."""
+
+    def __init__(self, records):
+        super().__init__()
+        self.records = {r["image_id"]: r for r in records}
+
+    def forward(self, batch):
+        return [{"instances": self.detect(sample)} for sample in batch]
+
+    def detect(self, sample):
+        objects = self.records[sample["image_id"]]["annotations"]
+        found = Instances((sample["height"], sample["width"]))
+        found.pred_boxes = Boxes(torch.tensor([a["bbox"] for a in objects]))
+        found.scores = torch.ones(len(objects))
+        found.pred_classes = torch.tensor([a["category_id"] for a in objects])
+        return found
+
+
+def evaluated(cfg, model):
+    """A detector whose file does not name its classes."""
+    return evaluate_model(cfg, model, match_test_sets(load_test_sets(cfg), None, "the model", cfg))
+
+
+def test_a_perfect_detector_scores_100(config):
+    model = Perfect(data.load_dataset("scenes_voc_test").records)
+    metrics = evaluated(config(), model)
+    assert metrics["bbox/AP"] == metrics["bbox/AP50"] == 100
+    both = evaluated(config("DATASETS.TEST", "('scenes_voc_test', 'scenes_voc_test')"), model)
+    assert both == metrics or both["bbox/AP"] == 100
+
+
+def test_detectron2s_own_evaluator_agrees(config, tmp_path):
+    """On boxes with a decimal and scores with three, which is what it keeps."""
+    records = data.load_dataset("scenes_voc_test").records
+    rng = np.random.default_rng(0)
+
+    class Imperfect(Perfect):
+        def detect(self, sample):
+            found = super().detect(sample)
+            moved = found.pred_boxes.tensor + torch.from_numpy(rng.integers(-30, 30, (1, 4)) / 10)
+            found.pred_boxes = Boxes(moved.round(decimals=1))
+            found.scores = torch.from_numpy(rng.integers(1, 1000, len(found)) / 1000)
+            return found
+
+    model, meta = Imperfect(records), MetadataCatalog.get("scenes_voc_test")
+    DatasetCatalog.get("scenes_voc_test")  # its metadata come with it
+    theirs = PascalVOCDetectionEvaluator("scenes_voc_test")
+    theirs.reset()
+    predictions = []
+    for record in records:
+        found = model.detect(record)
+        theirs.process([record], [{"instances": found}])
+        predictions.append(
+            {
+                "image_id": record["image_id"],
+                "boxes": found.pred_boxes.tensor.numpy(),
+                "scores": found.scores.numpy(),
+                "classes": found.pred_classes.numpy(),
+            }
+        )
+    ours = voc_ap.evaluate(records, predictions, tuple(meta.thing_classes)).metrics
+    present = [name for name in meta.thing_classes if ours[f"AP50-{name}"] == ours[f"AP50-{name}"]]
+    theirs = theirs.evaluate()["bbox"]
+    # Detectron2 counts a class without objects as 0 in its mean.
+    assert 0 < theirs["AP50"] < 100
+    assert ours["AP50"] * len(present) / 8 == pytest.approx(theirs["AP50"], abs=1e-6)
+
+
+def test_a_foreign_dataset_is_evaluated_the_coco_way(config):
+    records = data.load_dataset("scenes_coco_test").records
+    name = "foreign_scenes"
+    DatasetCatalog.register(name, lambda: records)
+    try:
+        MetadataCatalog.get(name).set(thing_classes=[f"class {i}" for i in range(8)])
+        plain = [dict(r, annotations=[voc_box(a) for a in r["annotations"]]) for r in records]
+        metrics = evaluated(config("DATASETS.TEST", f"('{name}',)"), Perfect(plain))
+        assert metrics["bbox/AP"] == pytest.approx(100)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def voc_box(annotation):
+    x, y, w, h = annotation["bbox"]
+    return annotation | {"bbox": [x, y, x + w, y + h]}
