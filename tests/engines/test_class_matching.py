@@ -210,7 +210,7 @@ def evaluate(request, scenes, tmp_path, monkeypatch):
     facts = {"classes": list(trained)}
     if request.param == "embedded":
         engine = embedded
-        monkeypatch.setattr(engine, "_trained", lambda cfg, device: (model, facts))
+        monkeypatch.setattr(engine, "trained", lambda cfg, device: (model, facts))
     else:
         from detectron2.structures import Boxes, Instances
 
