@@ -75,7 +75,6 @@ if _find_spec("detectron2"):
     try:
         with _warnings.catch_warnings():  # of torch, about what fvcore does as it is imported
             _warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
-            for _name in ("backbones", "roi_heads", "datasets"):
-                _importlib.import_module(f".plugin.{_name}", __name__)
+            _importlib.import_module(".plugin", __name__)
     except (ImportError, AttributeError, OSError) as _error:  # broken, or built for another torch
         _warnings.warn(f"Detectron2 is installed but cannot be imported: {_error}", stacklevel=2)

@@ -83,7 +83,7 @@ import sys, warnings
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import resnet_det
-assert any("cannot be used" in str(w.message) for w in caught) is {broken}
+assert any("Detectron2 is installed but" in str(w.message) for w in caught) is {broken}
 resnet_det.build_net("cifar_resnet20")
 """
     done = run_python(code)
