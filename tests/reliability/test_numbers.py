@@ -91,5 +91,5 @@ def test_a_batch_without_its_learning_rate_is_warned_about(configs, engine, capl
     load(file, ["SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 0.004])
     assert "linear" not in caplog.text
     load(file, ["SOLVER.IMS_PER_BATCH", 8])
-    assert "8 instead of the file's 2, with its BASE_LR 0.001" in caplog.text
-    assert "SOLVER.BASE_LR 0.004, and MAX_ITER and STEPS times 0.25" in caplog.text
+    assert "8 instead of the file's 2, but BASE_LR is still 0.001" in caplog.text
+    assert "SOLVER.BASE_LR would be 0.004, and MAX_ITER and STEPS times 0.25" in caplog.text
