@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..evaluation.tables import markdown_table
-from ..nets import NETS, meta_net
+from ..nets import NETS, build_net
 from . import cli
 
 HEADER = (
@@ -61,7 +61,8 @@ def measure(name: str, **options: Any) -> Counts:
     Raises:
         ValueError: as ``build_net``.
     """
-    net = meta_net(name, **options).eval()
+    with torch.device("meta"):
+        net = build_net(name, **options).eval()
     counts = Counts(sum(p.numel() for p in net.parameters()), net.has_stride_choice)
 
     def count(module: nn.Module, _: Any, output: Tensor) -> None:

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -117,11 +117,12 @@ def build_net(
     return build(**{k: v for k, v in options.items() if k in parameters})
 
 
+@cache
 def meta_net(name: str, num_classes: int | None = None, **options: Any) -> Classifier:
     """Build a net as :func:`build_net` does, on the meta device.
 
-    It takes neither memory nor time for its weights, and answers what the net is: its shapes,
-    ``trunk_names``, ``strides``, ``has_batch_norm``, ...
+    It has no memory for weights, and answers what the net is: its shapes, ``trunk_names``,
+    ``strides``, ``has_batch_norm``, ... The same call returns the same net: do not change it.
     """
     with torch.device("meta"):
         return build_net(name, num_classes, **options)
