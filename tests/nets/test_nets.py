@@ -39,6 +39,18 @@ CIFAR = {
 }
 # Table 1's last row, in units of 10^9, as printed (R50's 3.86 is truncated there).
 TABLE_1 = {18: 1.8, 34: 3.6, 50: 3.8, 101: 7.6, 152: 11.3}
+# The multiply-adds in 10^9, and parameters in 10^6, that the paper prints for a net: Table 1,
+# sections 3.3 (3.6 and 19.6) and 4.1 (15.3), and Table 6. It prints none for any other net.
+PRINTED_GIGA = {
+    **{f"paper_resnet{depth}": giga for depth, giga in TABLE_1.items()},
+    **{f"paper_plain{depth}": TABLE_1[depth] for depth in (18, 34)},
+    **{"paper_resnet18_a": 1.8, "paper_resnet34_a": 3.6, "paper_resnet34_b": 3.6},
+    **{"paper_vgg16": 15.3, "paper_vgg19": 19.6},
+}
+_TABLE_6 = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7, 1202: 19.4}
+PRINTED_MEGA = {
+    f"cifar_{kind}{depth}": mega for kind in ("resnet", "plain") for depth, mega in _TABLE_6.items()
+}
 CONVOLUTIONAL = sorted(set(NETS) - {"cifar_resnet1202"})
 
 
@@ -89,18 +101,12 @@ def test_every_net_is_counted():
     }
 
 
-@pytest.mark.parametrize("name", [n for n in CONVOLUTIONAL if n.startswith(("paper_", "cifar_"))])
+@pytest.mark.parametrize("name", NETS)
 def test_catalog_has_the_papers_figures(name):
-    """Table 1 and section 3.3 (3.6 and 19.6 * 10^9 FLOPs), section 4.1 (15.3 * 10^9), Table 6."""
-    spec, depth = NETS[name], int("".join(c for c in name if c.isdigit()))
-    if name.startswith("cifar"):
-        mega = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7}[depth]
-        assert (spec.image_size, float(spec.paper_mparams), spec.paper_gflops) == (32, mega, "")
-        return
-    assert (spec.image_size, spec.paper_mparams) == (224, "")
-    giga = TABLE_1 | {16: 15.3, 19: 19.6}
-    expected = "" if name == "paper_resnet34_c" else str(giga[depth])
-    assert spec.paper_gflops == expected
+    spec = NETS[name]
+    assert spec.image_size == (32 if name.startswith("cifar_") else 224)
+    assert spec.paper_gflops == str(PRINTED_GIGA.get(name, ""))
+    assert spec.paper_mparams == str(PRINTED_MEGA.get(name, ""))
 
 
 @pytest.mark.parametrize("name", ["cifar_plain20", "paper_resnet18", "paper_vgg16", "paper_vgg19"])
