@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import pytest
-import torch
 
-from resnet_det.config import checks
-from resnet_det.config.defaults import ConfigError, flatten
-from resnet_det.config.loading import embedded_part, find_config, load_config, parse_config
+from resnet_det.config.defaults import ConfigError
+from resnet_det.config.loading import find_config, load_config
 from resnet_det.engines import pick, pretrain
 
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
