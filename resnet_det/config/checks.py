@@ -90,18 +90,30 @@ def check_lengths(cfg: CfgNode) -> None:
         raise ConfigError(f"MODEL.PIXEL_STD: {cfg.MODEL.PIXEL_STD}: must be above 0")
 
 
-def check_values(cfg: CfgNode) -> None:
-    """Raise ConfigError for a value, or values together, that the embedded engine cannot honour."""
+def check_ranges(cfg: CfgNode, prefix: str = "") -> None:
+    """Raise ConfigError for a value outside the ``choices`` of its key, or below its ``least``.
+
+    Args:
+        prefix: check only the keys that begin with it. Those of RESNET_DET hold in both engines.
+    """
     flat = flatten(cfg)
     for name, key in KEYS.items():
+        if not name.startswith(prefix):
+            continue
         value = flat[name]
         if key.choices and value not in key.choices:
+            where = "" if name.startswith("RESNET_DET.") else " by the embedded engine"
             raise ConfigError(
-                f"{name}: {value!r} is not supported by the embedded engine; "
+                f"{name}: {value!r} is not supported{where}; "
                 f"use {' or '.join(map(repr, key.choices))}"
             )
         if key.least is not None and value < key.least:
             raise ConfigError(f"{name}: {value}: must be at least {key.least}")
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Raise ConfigError for a value, or values together, that the embedded engine cannot honour."""
+    check_ranges(cfg)
     check_lengths(cfg)
     _check_together(cfg)
 

@@ -32,8 +32,9 @@ class Metadata:
     evaluation: the protocol that scores detections: "voc_2007" (11-point AP), "voc" (area under the
         curve) or "coco"; see ``engines.results.EVALUATIONS``.
     annotated: False for a test set whose annotations are not public.
-    split: VOC's name of the list of images, as it stands in the names of the submission files.
-    category_ids: COCO's original id of each class.
+    split: VOC's name of the list of images, as it stands in the names of the submission files. None
+        if there is no server to submit to.
+    category_ids: COCO's original id of each class, for the submission file. None as ``split``.
     detectron2: further fields of the dataset in Detectron2's MetadataCatalog.
     """
 

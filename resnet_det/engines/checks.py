@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from fvcore.common.config import CfgNode
 
+from .. import training
 from ..config.checks import check_users
 from ..config.defaults import LARGE, SMALL, ConfigError
 from ..data.catalog import classification_spec
@@ -15,7 +17,7 @@ from ..detector.net_keys import net_options
 from ..nets import meta_net
 from ..records import together
 from ..training import distributed
-from ..training.schedule import check_steps
+from ..training.schedule import Schedule
 
 
 def check_classifier(cfg: CfgNode) -> None:
@@ -63,9 +65,29 @@ def check_trainable(cfg: CfgNode, resume: bool) -> None:
     check_output(cfg, resume)
 
 
+def build_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Schedule:
+    """The learning rate schedule that ``SOLVER`` describes.
+
+    Raises:
+        ValueError: names the key.
+    """
+    solver = cfg.SOLVER
+    return training.build_schedule(
+        optimizer,
+        name=solver.LR_SCHEDULER_NAME,
+        steps=solver.STEPS,
+        gamma=solver.GAMMA,
+        max_iter=solver.MAX_ITER,
+        warmup_iters=solver.WARMUP_ITERS,
+        warmup_factor=solver.WARMUP_FACTOR,
+        warmup_method=solver.WARMUP_METHOD,
+        until_error=cfg.RESNET_DET.WARMUP_UNTIL_ERROR,
+    )
+
+
 def check_schedule(cfg: CfgNode) -> None:
-    """Raise ValueError if SOLVER.STEPS do not rise or the processes cannot share a batch equally."""
-    check_steps(cfg.SOLVER.STEPS)
+    """Raise ValueError if the schedule is impossible or the processes cannot share a batch equally."""
+    build_schedule(cfg, torch.optim.SGD([torch.zeros(1)], cfg.SOLVER.BASE_LR))
     check_share(cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world)
 
 

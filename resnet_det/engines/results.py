@@ -47,7 +47,8 @@ def score(
 
 def _score_voc(metric, other_metric, dataset, predictions, folder):
     meta, records = dataset.metadata, dataset.records
-    voc_ap.write_submission(folder, records, predictions, meta.classes, meta.split)
+    if meta.split is not None:
+        voc_ap.write_submission(folder, records, predictions, meta.classes, meta.split)
     if not meta.annotated:
         return None
     result = voc_ap.evaluate(records, predictions, meta.classes, metric)
@@ -58,7 +59,9 @@ def _score_voc(metric, other_metric, dataset, predictions, folder):
 
 def _score_coco(dataset, predictions, folder):
     meta, records = dataset.metadata, dataset.records
-    coco_ap.write_submission(folder / "detections.json", records, predictions, meta.category_ids)
+    if meta.category_ids is not None:
+        file = folder / "detections.json"
+        coco_ap.write_submission(file, records, predictions, meta.category_ids)
     return coco_ap.evaluate(records, predictions, meta.classes) if meta.annotated else None
 
 

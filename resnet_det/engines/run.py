@@ -24,7 +24,7 @@ from ..config.defaults import ConfigError
 from ..data import ensure_made
 from ..files import whole_file
 from ..training import Checkpointer, Plan, Trainer, distributed
-from .checks import check_output
+from .checks import build_schedule, check_output
 from .provenance import say_changes
 from .results import check_expected
 
@@ -117,16 +117,7 @@ def build_trainer(
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
     )
-    schedule = training.build_schedule(
-        optimizer,
-        steps=solver.STEPS,
-        gamma=solver.GAMMA,
-        max_iter=solver.MAX_ITER,
-        warmup_iters=solver.WARMUP_ITERS,
-        warmup_factor=solver.WARMUP_FACTOR,
-        warmup_method=solver.WARMUP_METHOD,
-        until_error=cfg.RESNET_DET.WARMUP_UNTIL_ERROR,
-    )
+    schedule = build_schedule(cfg, optimizer)
     clip = partial(
         training.clip_gradients,
         kind=solver.CLIP_GRADIENTS.CLIP_TYPE,

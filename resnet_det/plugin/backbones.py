@@ -15,6 +15,7 @@ from ..config.defaults import ConfigError
 from ..detector.net_keys import check_appendix, net_options, own_key
 from ..nets import NETS, Stages, build_net, meta_net
 from ..nets.fast import speed_up
+from ..nets.resnet import Block
 
 
 class PaperBackbone(Stages, Backbone):
@@ -110,7 +111,9 @@ def check_stock_heads(cfg: CfgNode, name: str) -> None:
     with torch.device("meta"):
         stock, _ = Res5ROIHeads._build_res5_block(cfg)
     own = {k: v.shape for k, v in head.state_dict().items()}
-    if own != {f"res5.{k}": v.shape for k, v in stock.state_dict().items()}:
+    same = own == {f"res5.{k}": v.shape for k, v in stock.state_dict().items()}
+    blocks = [m for m in head.modules() if isinstance(m, Block)]
+    if not same or any(type(block).forward is not Block.forward for block in blocks):
         raise ConfigError(
             f"MODEL.ROI_HEADS.NAME: Res5ROIHeads always builds three bottleneck blocks with "
             f"projections, and {name} has another head: use PaperROIHeads"

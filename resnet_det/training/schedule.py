@@ -4,6 +4,7 @@ The trainer calls a schedule's ``observe(values)`` and ``step()`` after each ite
 ``state_dict()`` and ``load_state_dict()``.
 """
 
+import functools
 import logging
 import statistics
 from bisect import bisect_right
@@ -128,15 +129,41 @@ class Schedule(torch.optim.lr_scheduler.LambdaLR):
                 logger.info("warm-up ends after iteration %d", self.last_epoch)
 
 
-def check_steps(steps: Sequence[int]) -> None:
-    """Raise ValueError unless the iterations of ``SOLVER.STEPS`` rise, from 1 on."""
+Decay = Callable[[int], float]  # iteration from 0 -> factor of the learning rate
+
+
+def multi_step(*, steps: Sequence[int], gamma: float, max_iter: int) -> Decay:
+    """``gamma ** (number of steps <= iteration)``. Steps from ``max_iter`` on have no effect.
+
+    Raises:
+        ValueError: the steps do not rise from 1 on.
+    """
     if any(later <= earlier for earlier, later in pairwise((0, *steps))):
         raise ValueError(f"SOLVER.STEPS: {steps}: give iterations from 1 that rise")
+    if steps and steps[-1] >= max_iter:
+        _warn_of_late_steps(tuple(step for step in steps if step >= max_iter), max_iter)
+    return lambda iteration: gamma ** bisect_right(steps, iteration)
+
+
+@functools.cache  # a schedule is built to check it, and again to train by it
+def _warn_of_late_steps(late: tuple[int, ...], max_iter: int) -> None:
+    logger.warning(
+        "SOLVER.STEPS: %s are not before SOLVER.MAX_ITER, %d, and have no effect",
+        list(late),
+        max_iter,
+    )
+
+
+# Each SOLVER.LR_SCHEDULER_NAME without its warm-up. A further schedule is a function with the
+# parameters of `multi_step`, which ignores those that it does not need (as Detectron2's do), an
+# entry here, and its name among the choices of the key in config/defaults.py.
+SCHEDULES: dict[str, Callable[..., Decay]] = {"WarmupMultiStepLR": multi_step}
 
 
 def build_schedule(
     optimizer: torch.optim.Optimizer,
     *,
+    name: str = "WarmupMultiStepLR",
     steps: Sequence[int],
     gamma: float,
     max_iter: int,
@@ -145,16 +172,19 @@ def build_schedule(
     warmup_method: str = "linear",
     until_error: float = 0.0,
 ) -> Schedule:
-    """Build Detectron2's WarmupMultiStepLR; all times are in iterations.
+    """Build one of ``SCHEDULES`` with Detectron2's warm-up; all times are in iterations.
 
-    In iteration i (from 0) each group's learning rate is multiplied by
-    ``gamma ** (number of steps <= i)``. In the first ``warmup_iters`` iterations the multiplier is
-    ``warmup_factor`` ("constant"), or rises from it to the value at ``warmup_iters`` ("linear").
-    Steps from ``max_iter`` on have no effect, with a warning. With ``until_error``, the warm-up
-    runs at ``warmup_factor`` and ends by the rule of :class:`Schedule` instead.
+    In iteration i (from 0) each group's learning rate is multiplied by the decay at i. In the first
+    ``warmup_iters`` iterations the multiplier is ``warmup_factor`` ("constant"), or rises from it
+    to the decay at ``warmup_iters`` ("linear"). With ``until_error``, the warm-up runs at
+    ``warmup_factor`` and ends by the rule of :class:`Schedule` instead.
+
+    Args:
+        name: a key of ``SCHEDULES``.
+        steps, gamma, max_iter: as for :func:`multi_step`.
 
     Raises:
-        ValueError: unknown ``warmup_method``, two warm-ups, or as :func:`check_steps`.
+        ValueError: unknown ``warmup_method``, two warm-ups, or as the decay's function.
     """
     if until_error and warmup_iters:
         raise ValueError(
@@ -163,18 +193,8 @@ def build_schedule(
         )
     if warmup_method not in ("linear", "constant"):
         raise ValueError(f"SOLVER.WARMUP_METHOD: {warmup_method!r}: give 'linear' or 'constant'")
-    check_steps(steps)
-    if steps and steps[-1] >= max_iter:
-        late = [step for step in steps if step >= max_iter]
-        logger.warning(
-            "SOLVER.STEPS: %s are not before SOLVER.MAX_ITER, %d, and have no effect",
-            late,
-            max_iter,
-        )
+    decay = SCHEDULES[name](steps=steps, gamma=gamma, max_iter=max_iter)
     warmup_iters = min(warmup_iters, max_iter)
-
-    def decay(iteration):
-        return gamma ** bisect_right(steps, iteration)
 
     def multiplier(iteration):
         if iteration >= warmup_iters:

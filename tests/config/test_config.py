@@ -44,7 +44,7 @@ def test_keys_of_heads_that_are_switched_off_are_accepted(write):
         ("MODEL: {RESNETS: {DEFORM_MODULATED: True}}", ["DEFORM_MODULATED", "detectron2"]),
         ("MODEL: {MASK_ON: True}", ["MODEL.MASK_ON", "True", "False"]),
         ("MODEL: {ROI_BOX_HEAD: {POOLER_TYPE: ROIPoll}}", ["POOLER_TYPE", "'ROIPool'"]),
-        ("SOLVER: {LR_SCHEDULER_NAME: WarmupCosineLR}", ["LR_SCHEDULER_NAME", "WarmupMultiStepLR"]),
+        ("SOLVER: {LR_SCHEDULER_NAME: WarmupStepLR}", ["LR_SCHEDULER_NAME", "WarmupMultiStepLR"]),
         ("SOLVER: {BASE_LR: fast}", ["SOLVER.BASE_LR: 'fast': takes a number, such as 0.001"]),
         ("SOLVER: {IMS_PER_BATCH: 0}", ["SOLVER.IMS_PER_BATCH", "at least 1"]),
         ("MODEL: {RPN: {CONV_DIMS: [64, 64]}}", ["MODEL.RPN.CONV_DIMS"]),

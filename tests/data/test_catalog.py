@@ -1,5 +1,6 @@
 import os
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,8 +18,8 @@ from resnet_det.data import (
 )
 from resnet_det.data.catalog import classification_spec
 from resnet_det.data.detection.coco import CocoJson
-from resnet_det.data.specs import DetectionSpec, Metadata
-from resnet_det.engines.results import EVALUATIONS
+from resnet_det.data.specs import Dataset, DetectionSpec, Metadata
+from resnet_det.engines.results import EVALUATIONS, score
 from resnet_det.records import BoxMode
 
 
@@ -73,7 +74,7 @@ def test_a_further_kind_is_one_class(tmp_path, monkeypatch):
 
         def scan(self, root):
             files = (tmp_path / "points.txt").read_text().split()
-            metadata = Metadata(self.name, ("point",), "coco", category_ids=(1,))
+            metadata = Metadata(self.name, ("point",), "coco")
             box = {"bbox": [0, 0, 2, 2], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
             records = (
                 {"file_name": str(tmp_path / file), "image_id": i, "height": 4, "width": 4}
@@ -96,6 +97,17 @@ def test_a_further_kind_is_one_class(tmp_path, monkeypatch):
         2,
         [f"{tmp_path / 'b.png'}: missing image file"],
     )
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_a_dataset_without_a_server_is_scored_without_a_submission(tmp_path, evaluation):
+    box = {"bbox": [0, 0, 2, 2], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0}
+    record = {"image_id": 0, "height": 4, "width": 4, "annotations": [box]}
+    dataset = Dataset("points", [record], Metadata("points", ("point",), evaluation))
+    found = {"boxes": np.array([[0.0, 0, 2, 2]]), "scores": np.ones(1), "classes": np.zeros(1, int)}
+    result = score(dataset, [{"image_id": 0, **found}], tmp_path / "out")
+    assert result.metrics["AP50"] == pytest.approx(100)
+    assert os.listdir(tmp_path / "out") == ["results.json"]
 
 
 def test_root_is_argument_then_variable_then_folder(monkeypatch, voc_folder, tmp_path):

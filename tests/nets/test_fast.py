@@ -5,11 +5,12 @@ import io
 
 import pytest
 import torch
+from net_kinds import one_of_each_kind
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import roi_align
 
-from resnet_det.nets import FrozenBatchNorm2d, build_net
+from resnet_det.nets import FrozenBatchNorm2d, build_net, meta_net
 from resnet_det.nets.fast import speed_up, take_stride
 from resnet_det.nets.layers import Conv2d
 from resnet_det.nets.resnet import Block, imagenet_resnet
@@ -91,10 +92,9 @@ def test_trunk_whose_other_maps_are_asked_for(out):
     assert_same(speed_up(fast), plain, torch.randn(1, 3, 65, 70))
 
 
-@pytest.mark.parametrize("shortcut", ["paper_resnet18_a", "paper_resnet34_c", "paper_plain18",
-                                      "cifar_resnet20"])  # fmt: skip
-def test_other_trunks(shortcut):
-    (plain, _), (fast, _) = pair(shortcut, 2)
+@pytest.mark.parametrize("name", [n for n in one_of_each_kind() if meta_net(n).has_norm])
+def test_the_trunk_of_each_kind(name):
+    (plain, _), (fast, _) = pair(name, 2)
     assert_same(speed_up(fast), plain, torch.randn(1, 3, 49, 50))
 
 

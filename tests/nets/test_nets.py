@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from net_kinds import one_of_each_kind
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -39,6 +40,21 @@ CIFAR = {
 }
 # Table 1's last row, in units of 10^9, as printed (R50's 3.86 is truncated there).
 TABLE_1 = {18: 1.8, 34: 3.6, 50: 3.8, 101: 7.6, 152: 11.3}
+# The multiply-adds in 10^9, and parameters in 10^6, that the paper prints for a net: Table 1,
+# sections 3.3 (3.6 and 19.6) and 4.1 (15.3), and Table 6. It prints none for any other net.
+PRINTED_GIGA = {
+    **{f"paper_resnet{depth}": giga for depth, giga in TABLE_1.items()},
+    **{f"paper_plain{depth}": TABLE_1[depth] for depth in (18, 34)},
+    "paper_resnet18_a": 1.8,
+    "paper_resnet34_a": 3.6,
+    "paper_resnet34_b": 3.6,
+    "paper_vgg16": 15.3,
+    "paper_vgg19": 19.6,
+}
+_TABLE_6 = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7, 1202: 19.4}
+PRINTED_MEGA = {
+    f"cifar_{kind}{depth}": mega for kind in ("resnet", "plain") for depth, mega in _TABLE_6.items()
+}
 CONVOLUTIONAL = sorted(set(NETS) - {"cifar_resnet1202"})
 
 
@@ -89,18 +105,12 @@ def test_every_net_is_counted():
     }
 
 
-@pytest.mark.parametrize("name", [n for n in CONVOLUTIONAL if n.startswith(("paper_", "cifar_"))])
+@pytest.mark.parametrize("name", NETS)
 def test_catalog_has_the_papers_figures(name):
-    """Table 1 and section 3.3 (3.6 and 19.6 * 10^9 FLOPs), section 4.1 (15.3 * 10^9), Table 6."""
-    spec, depth = NETS[name], int("".join(c for c in name if c.isdigit()))
-    if name.startswith("cifar"):
-        mega = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7}[depth]
-        assert (spec.image_size, float(spec.paper_mparams), spec.paper_gflops) == (32, mega, "")
-        return
-    assert (spec.image_size, spec.paper_mparams) == (224, "")
-    giga = TABLE_1 | {16: 15.3, 19: 19.6}
-    expected = "" if name == "paper_resnet34_c" else str(giga[depth])
-    assert spec.paper_gflops == expected
+    spec = NETS[name]
+    assert spec.image_size == (32 if name.startswith("cifar_") else 224)
+    assert spec.paper_gflops == str(PRINTED_GIGA.get(name, ""))
+    assert spec.paper_mparams == str(PRINTED_MEGA.get(name, ""))
 
 
 @pytest.mark.parametrize("name", ["cifar_plain20", "paper_resnet18", "paper_vgg16", "paper_vgg19"])
@@ -217,18 +227,16 @@ def test_trunk_head_and_classifier_agree(name):
     assert net.linear(regions).shape == (5, net.linear.out_features)
 
 
-@pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_plain20", "paper_resnet18",
-                                  "paper_resnet34_a", "paper_resnet34_c", "paper_resnet50",
-                                  "paper_vgg16"])  # fmt: skip
+@pytest.mark.parametrize("name", one_of_each_kind())
 def test_every_parameter_gets_a_gradient(name):
     torch.manual_seed(0)
     net = build_net(name, num_classes=5)
-    if name != "paper_vgg16":
-        net.train()
-    side = 32 if name.startswith(("cifar", "paper_vgg")) else 64
-    x = torch.randn(2, 3, side, side)
-    if name == "paper_vgg16":  # its fully connected layers fix the size of the image
+    if net.has_fully_connected_head:  # which fixes the size of the image, and has dropout
+        net.eval()
         x = torch.randn(1, 3, 224, 224)
+    else:
+        side = 32 if name.startswith("cifar") else 64
+        x = torch.randn(2, 3, side, side)
     net(x).square().sum().backward()
     for key, parameter in net.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -24,7 +25,9 @@ from detectron2.structures import Boxes
 from detectron2_models import losses, picture, small_cfg
 from plugin_models import fpn_cfg, shapes, skeleton
 
-from resnet_det.plugin.backbones import PaperBackbone
+from resnet_det.nets.catalog import NetSpec
+from resnet_det.nets.resnet import Block, imagenet_resnet
+from resnet_det.plugin.backbones import PaperBackbone, check_stock_heads
 from resnet_det.plugin.roi_heads import PaperROIHeads, build_head
 
 pytestmark = pytest.mark.detectron2
@@ -284,6 +287,22 @@ def test_norm(norm, kind):
 def test_what_cannot_be_honoured_is_refused_by_name(name, key, value, named):
     with pytest.raises(ValueError, match=named):
         build_model(small_cfg(name, **{f"MODEL.{key}": value}))
+
+
+def test_stock_heads_are_refused_for_blocks_that_differ_in_their_forward_alone(monkeypatch):
+    """Res5ROIHeads would build Detectron2's own blocks, whose tensors have the same shapes."""
+
+    class Leaky(Block):
+        def forward(self, x):
+            return torch.nn.functional.leaky_relu(super().forward(x))
+
+    cfg = small_cfg("paper_resnet50")
+    cfg.MODEL.ROI_HEADS.NAME = "Res5ROIHeads"
+    check_stock_heads(cfg, "paper_resnet50")
+    build = partial(imagenet_resnet, 50, block=Leaky)
+    monkeypatch.setitem(NETS, "leaky_resnet50", NetSpec(build, 50))
+    with pytest.raises(ValueError, match="leaky_resnet50 has another head: use PaperROIHeads"):
+        check_stock_heads(cfg, "leaky_resnet50")
 
 
 def test_paper_heads_on_detectron2s_own_resnet34():

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_det.training.schedule import build_optimizer, build_schedule, clip_gradients
+from resnet_det.config.defaults import KEYS
+from resnet_det.training.schedule import (
+    SCHEDULES,
+    build_optimizer,
+    build_schedule,
+    clip_gradients,
+)
 
 
 def rates(count, lr=1.0, **kwargs):
@@ -87,7 +93,27 @@ def test_bad_schedules_are_refused():
         rates(1, steps=[4, 3], gamma=0.1, max_iter=5)
 
 
+def test_late_steps_are_told_once_and_have_no_effect(caplog):
+    options = {"steps": [2, 7, 9], "gamma": 0.1, "max_iter": 7}
+    assert [rates(7, **options) for _ in range(2)] == [pytest.approx([1] * 2 + [0.1] * 5)] * 2
+    (message,) = caplog.messages
+    assert message == "SOLVER.STEPS: [7, 9] are not before SOLVER.MAX_ITER, 7, and have no effect"
+
+
+def test_the_schedules_are_the_choices_of_the_key():
+    assert set(SCHEDULES) == set(KEYS["SOLVER.LR_SCHEDULER_NAME"].choices)
+
+
+def test_a_further_schedule_is_one_function(monkeypatch):
+    """It gets the warm-up of all, and the steps, which it does not read, may be anything."""
+    monkeypatch.setitem(SCHEDULES, "Falling", lambda max_iter, **_: lambda i: 1 - i / max_iter)
+    lr = rates(8, name="Falling", steps=[3, 2], gamma=0.1, max_iter=8, warmup_iters=4,
+               warmup_factor=0.25)  # fmt: skip
+    assert lr == pytest.approx([0.25, 0.3125, 0.375, 0.4375, 0.5, 0.375, 0.25, 0.125], rel=1e-12)
+
+
 @pytest.mark.detectron2
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize(
     "steps,max_iter,warmup_iters,factor,method",
     [
@@ -98,11 +124,12 @@ def test_bad_schedules_are_refused():
         ((12_000, 16_000), 18_000, 100, 0.001, "linear"),
     ],
 )
-def test_every_iteration_equals_detectron2(steps, max_iter, warmup_iters, factor, method):
+def test_every_iteration_equals_detectron2(name, steps, max_iter, warmup_iters, factor, method):
     from detectron2.config import get_cfg
     from detectron2.solver import build_lr_scheduler
 
     cfg = get_cfg()
+    cfg.SOLVER.LR_SCHEDULER_NAME = name
     cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER = steps, max_iter
     cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR = warmup_iters, factor
     cfg.SOLVER.WARMUP_METHOD = method
@@ -115,6 +142,7 @@ def test_every_iteration_equals_detectron2(steps, max_iter, warmup_iters, factor
     ours = rates(
         max_iter,
         lr=0.02,
+        name=name,
         steps=steps,
         gamma=cfg.SOLVER.GAMMA,
         max_iter=max_iter,

@@ -21,7 +21,13 @@ from detectron2.modeling import (
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ...config.checks import check_batch, check_lengths, check_users, resolve_device
+from ...config.checks import (
+    check_batch,
+    check_lengths,
+    check_ranges,
+    check_users,
+    resolve_device,
+)
 from ...config.defaults import DETECTOR, ConfigError, add_resnet_det_config, flatten
 from ...config.loading import find_config, read_yaml
 from ...config.messages import examples, explained, fits, wrong_value
@@ -104,6 +110,7 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     if cfg.MODEL.META_ARCHITECTURE == "Classifier":
         raise ConfigError("MODEL.META_ARCHITECTURE: Classifier: Detectron2 trains detectors only")
     check_users(cfg, DETECTOR, "RESNET_DET.")
+    check_ranges(cfg, "RESNET_DET.")
     cfg.freeze()
     return cfg
 

@@ -1,11 +1,13 @@
 """The engine on Detectron2: configs, and mistakes in them that are named in time."""
 
+import dataclasses
+
 import pytest
 import yaml
 from small_configs import CLASSIFIER
 
 from resnet_det import data
-from resnet_det.config.defaults import flatten
+from resnet_det.config.defaults import KEYS, ConfigError, flatten
 from resnet_det.training import distributed
 
 detectron2 = pytest.importorskip("detectron2")
@@ -104,6 +106,17 @@ def test_mistakes_are_known_before_pretraining(config, tmp_path, monkeypatch, ov
     with pytest.raises(ValueError, match=words):
         assert pretrain.needed(cfg) is not None
         engine.check(cfg)
+
+
+@pytest.mark.parametrize("name", ["torchvision", "detectron2"])
+@pytest.mark.parametrize("limit, words", [({"least": 1}, "must be at least 1"),
+                                          ({"choices": (1,), "default": 1}, "use 1")])  # fmt: skip
+def test_our_own_keys_have_their_range_in_both_engines(tmp_path, monkeypatch, name, limit, words):
+    key = "RESNET_DET.USE_DIFFICULT"
+    monkeypatch.setitem(KEYS, key, dataclasses.replace(KEYS[key], **{"default": 1, **limit}))
+    (tmp_path / "empty.yaml").write_text("MODEL: {DEVICE: cpu}\n")
+    with pytest.raises(ConfigError, match=f"^{key}: 0.*{words}"):
+        pick(name).load_config(tmp_path / "empty.yaml", [key, "0"])
 
 
 @pytest.mark.parametrize("name", ["torchvision", "detectron2"])
