@@ -127,7 +127,7 @@ def test_faults_of_archives_are_named(tmp_path, truth):
     whole = archive.read_bytes()
     for cut in (0, 10, len(whole) // 2):
         archive.write_bytes(whole[:cut])
-        refused(tmp_path, "cifar-10-python.tar.gz: not a whole .tar.gz")
+        refused(tmp_path, "cifar-10-python.tar.gz: is not a complete .tar.gz")
     with tarfile.open(archive, "w:gz"):
         pass
     refused(tmp_path, "lacks cifar-10-batches-py/data_batch_1")
@@ -145,11 +145,11 @@ class Hostile:
     [
         (pickle.dumps({"data": Hostile(), "labels": []}), "would call .*system.* refused"),
         (pickle.dumps([1, 2]), "holds no 'data' and 'labels'"),
-        (pickle.dumps({"data": np.zeros((3, 3072), np.uint8), "labels": [0]}), "no uint8 array"),
-        (pickle.dumps({"data": np.zeros((COUNT, 3072)), "labels": [0]}), "no uint8 array"),
+        (pickle.dumps({"data": np.zeros((3, 3072), np.uint8), "labels": [0]}), "not a uint8 array"),
+        (pickle.dumps({"data": np.zeros((COUNT, 3072)), "labels": [0]}), "not a uint8 array"),
         (
             pickle.dumps({"data": np.zeros((COUNT, 3072), np.uint8), "labels": ["a"] * COUNT}),
-            "no list of integers",
+            "not a list of integers",
         ),
         (
             pickle.dumps({"data": np.zeros((COUNT, 3072), np.uint8), "labels": [0]}),
