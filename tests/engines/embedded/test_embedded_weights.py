@@ -69,7 +69,7 @@ def test_fine_tuning_keeps_the_rows_of_shared_classes(pretrained, caplog):
         changed = {key for key in after if not torch.equal(after[key], start[key])}
         kept = classes in (None, names) or by_order
         assert changed == (set() if kept else layers), classes
-        assert ("start.pth: is of other classes" in caplog.text) != kept
+        assert ("start.pth: has other classes" in caplog.text) != kept
     for to, name in enumerate(names):
         if name not in classes:
             assert not torch.equal(after[score + "weight"][to], start[score + "weight"][to])
