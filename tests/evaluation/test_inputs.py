@@ -38,7 +38,7 @@ def test_well_formed_input_is_taken(tmp_path):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda p: p[0].update(image_id="zebra"), "'zebra', which no record has"),
+        (lambda p: p[0].update(image_id="zebra"), "'zebra', but no record of it"),
         (lambda p: p.append(dict(p[0])), "'a' has two predictions"),
         (lambda p: p.clear(), "1 of 1 images have no prediction: 'a'"),
         (lambda p: p[0].update(classes=np.array([1])), "'a'.*class index 1.*1 classes"),
@@ -62,7 +62,7 @@ def test_malformed_predictions_are_named(reader, spoil, message, tmp_path):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda r: r.append(r[0]), "'a' is in the records twice"),
+        (lambda r: r.append(r[0]), "'a' occurs twice in the records"),
         (lambda r: r[0].pop("annotations"), "'a' has no annotations"),
         (lambda r: r[0]["annotations"][0].update(category_id=3), "'a'.*class index 3"),
         (lambda r: r[0]["annotations"][0].update(bbox_mode=4), "'a': bbox_mode 4"),
