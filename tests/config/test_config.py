@@ -52,7 +52,7 @@ def test_keys_of_heads_that_are_switched_off_are_accepted(write):
         ("INPUT: {MIN_SIZE_TRAIN_SAMPLING: range}", ["INPUT.MIN_SIZE_TRAIN", "range"]),
         (
             "INPUT: {MIN_SIZE_TRAIN_SAMPLING: range, MIN_SIZE_TRAIN: [480, 256]}",
-            ["INPUT.MIN_SIZE_TRAIN", "the smallest and the greatest"],
+            ["INPUT.MIN_SIZE_TRAIN", "the smallest and the largest"],
         ),
         ("SOLVER: {MAX_ITER: }", ["SOLVER.MAX_ITER", "no value"]),
         ("SOLVER: {BASE_LR: -0.1}", ["SOLVER.BASE_LR", "at least 0"]),
