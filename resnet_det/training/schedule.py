@@ -1,7 +1,7 @@
 """Optimizer, learning rate schedule and gradient clipping, as Detectron2 defines them.
 
-The trainer calls a schedule's ``observe(values)`` and ``step()`` after each iteration, and its
-``state_dict()`` and ``load_state_dict()``.
+The trainer calls a schedule's ``observe(values)`` and ``step()`` after each iteration. Checkpoints
+use its ``state_dict()`` and ``load_state_dict()``.
 """
 
 import logging
@@ -38,11 +38,11 @@ def parameter_groups(
     weight_decay_bias: float | None = None,
     bias_lr_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Group the trainable parameters of ``model`` for an optimizer, each exactly once.
+    """Group the trainable parameters of ``model`` for an optimizer. Each occurs exactly once.
 
-    As in Detectron2, the parameters of normalisation layers decay by ``weight_decay_norm``. Every
-    parameter named ``bias``, also of a normalisation layer, decays by ``weight_decay_bias`` unless
-    that is None, and its learning rate is ``lr * bias_lr_factor``.
+    As in Detectron2, the weight decay of normalisation layers is ``weight_decay_norm``. Every
+    parameter named ``bias``, including those of normalisation layers, has the weight decay
+    ``weight_decay_bias`` unless that is None, and the learning rate ``lr * bias_lr_factor``.
 
     Raises:
         ValueError: no parameter is trainable.
@@ -79,9 +79,9 @@ def build_optimizer(
     bias_lr_factor: float = 1.0,
     nesterov: bool = False,
 ) -> torch.optim.SGD:
-    """SGD over :func:`parameter_groups`: ``v <- momentum * v + g``, ``w <- w - lr * v``.
+    """Build SGD over :func:`parameter_groups`: ``v <- momentum * v + g``, ``w <- w - lr * v``.
 
-    ``fused`` makes one pass over the memory instead of five, with the same numbers.
+    ``fused`` gives the same numbers with one pass over the memory instead of five.
     """
     groups = parameter_groups(
         model,
@@ -97,12 +97,12 @@ def build_optimizer(
 
 
 class Schedule(torch.optim.lr_scheduler.LambdaLR):
-    """Learning rates by ``multiplier(iteration)``, optionally after the paper's warm-up by a rule.
+    """Multiply learning rates by ``multiplier(iteration)``, optionally after an error-based warm-up.
 
-    The rule is that of the 110-layer net (section 4.2): every learning rate is multiplied by
+    This is the warm-up of the 110-layer net (section 4.2): every learning rate is multiplied by
     ``factor`` until the training error, here the mean over the last 20 batches, is below
-    ``until_error`` per cent. From the next iteration on, the schedule is as if there had been no
-    warm-up. An ``until_error`` of 0 leaves the warm-up out.
+    ``until_error`` per cent. From the next iteration on, the schedule continues as if there had been
+    no warm-up. An ``until_error`` of 0 disables the warm-up.
     """
 
     BATCHES = 20
@@ -119,7 +119,7 @@ class Schedule(torch.optim.lr_scheduler.LambdaLR):
         super().__init__(optimizer, lambda i: factor if self.until_error > 0 else multiplier(i))
 
     def observe(self, values: Mapping[str, float]) -> None:
-        """Take the values of the iteration that has just run; the rule reads ``top1_error``."""
+        """Record the values of the iteration that just ran; the warm-up reads ``top1_error``."""
         if self.until_error > 0:
             self.recent_errors = [*self.recent_errors, values["top1_error"]][-self.BATCHES :]
             enough = len(self.recent_errors) == self.BATCHES
@@ -129,9 +129,9 @@ class Schedule(torch.optim.lr_scheduler.LambdaLR):
 
 
 def check_steps(steps: Sequence[int]) -> None:
-    """Raise ValueError unless the iterations of ``SOLVER.STEPS`` rise, from 1 on."""
+    """Raise ValueError unless ``SOLVER.STEPS`` are ascending iterations from 1."""
     if any(later <= earlier for earlier, later in pairwise((0, *steps))):
-        raise ValueError(f"SOLVER.STEPS: {steps}: give iterations from 1 that rise")
+        raise ValueError(f"SOLVER.STEPS: {steps}: give ascending iterations from 1")
 
 
 def build_schedule(
@@ -145,16 +145,17 @@ def build_schedule(
     warmup_method: str = "linear",
     until_error: float = 0.0,
 ) -> Schedule:
-    """Build Detectron2's WarmupMultiStepLR; all times are in iterations.
+    """Build Detectron2's WarmupMultiStepLR. All times are in iterations.
 
     In iteration i (from 0) each group's learning rate is multiplied by
     ``gamma ** (number of steps <= i)``. In the first ``warmup_iters`` iterations the multiplier is
     ``warmup_factor`` ("constant"), or rises from it to the value at ``warmup_iters`` ("linear").
-    Steps from ``max_iter`` on have no effect, with a warning. With ``until_error``, the warm-up
-    runs at ``warmup_factor`` and ends by the rule of :class:`Schedule` instead.
+    Steps from ``max_iter`` on have no effect and cause a warning. With ``until_error``, the warm-up
+    instead multiplies by ``warmup_factor`` and ends by the error, as in :class:`Schedule`.
 
     Raises:
-        ValueError: unknown ``warmup_method``, two warm-ups, or as :func:`check_steps`.
+        ValueError: ``warmup_method`` is unknown, both kinds of warm-up are set, or see
+            :func:`check_steps`.
     """
     if until_error and warmup_iters:
         raise ValueError(
@@ -190,11 +191,11 @@ def build_schedule(
 def clip_gradients(
     parameters: Iterable[nn.Parameter], *, kind: str, value: float, norm_type: float = 2.0
 ) -> None:
-    """Clip the gradient of each parameter by itself, as Detectron2's CLIP_GRADIENTS does.
+    """Clip the gradient of each parameter separately, as Detectron2's CLIP_GRADIENTS does.
 
     Args:
         kind: "value" clamps every element to [-value, value]; "norm" scales a gradient whose
-            ``norm_type`` norm exceeds ``value`` down to it.
+            ``norm_type`` norm exceeds ``value`` down to that norm.
     """
     if kind not in ("value", "norm"):
         raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE: {kind!r}: give 'value' or 'norm'")
