@@ -238,7 +238,7 @@ def test_a_file_of_proposals_comes_back_and_is_checked(folder):
         with pytest.raises(DatasetError, match=f"odd.pkl: .*{words}"):
             proposals.read("odd.pkl")
     for path, words in (("nan.pkl", "not finite"), ("short.pkl", "logits"),
-                        ("code.pkl", "refused"), ("list.pkl", "dictionary")):  # fmt: skip
+                        ("code.pkl", "not allowed"), ("list.pkl", "dictionary")):  # fmt: skip
         with pytest.raises(ValueError, match=f"{path}.*{words}"):
             proposals.read(path)
     assert not Path("ran").exists()

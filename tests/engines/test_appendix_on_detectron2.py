@@ -58,7 +58,7 @@ def test_train_and_evaluate_with_all_of_them(config, tmp_path):
         ValueError, match="RESNET_DET.GLOBAL_CONTEXT True, but the config says False"
     ):
         engine.evaluate(config("MODEL.WEIGHTS", weights))
-    with pytest.raises(ValueError, match="RESNET_DET.ENSEMBLE: is for tests"):
+    with pytest.raises(ValueError, match="RESNET_DET.ENSEMBLE: is only for testing"):
         engine.train(config("RESNET_DET.ENSEMBLE", f"('{weights}',)", "OUTPUT_DIR", "new"))
 
 

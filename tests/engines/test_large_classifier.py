@@ -217,7 +217,7 @@ def test_every_way_of_testing_is_what_it_is_by_hand(overrides, see, members, mon
             "CROP_PADDING: 4: .* only for classifiers of small images",
         ),
         (["INPUT.MAX_SIZE_TRAIN", 500], "MAX_SIZE_TRAIN: 500: .* only for detectors"),
-        (["DATASETS.TEST", ["scenes_classification_val"]], "some are of small images"),
+        (["DATASETS.TEST", ["scenes_classification_val"]], "only datasets of small images"),
         (["DATASETS.TEST", ["imagenet_va"]], "'imagenet_va'; did you mean imagenet_val"),
         (
             ["DATASETS.PROPOSAL_FILES_TRAIN", ("a.pkl",)],
@@ -225,7 +225,10 @@ def test_every_way_of_testing_is_what_it_is_by_hand(overrides, see, members, mon
         ),
         (["INPUT.CROP.SIZE", (32.5, 32.5)], "INPUT.CROP: .*a size in pixels"),
         (["RESNET_DET.TEST_CROPS", 5], "TEST_CROPS: 5 .*use 1 or 10"),
-        (["RESNET_DET.TEST_CROPS", 10, "TEST.AUG.ENABLED", True], "whole images or crops"),
+        (
+            ["RESNET_DET.TEST_CROPS", 10, "TEST.AUG.ENABLED", True],
+            "whole images and RESNET_DET.TEST_CROPS crops",
+        ),
         (["RESNET_DET.PER_PIXEL_MEAN", True, "TEST.AUG.ENABLED", True], "PER_PIXEL_MEAN"),
         (["RESNET_DET.ENSEMBLE", (WEIGHTS,)], "ENSEMBLE.*--eval-only"),
         (["INPUT.MIN_SIZE_TRAIN", (30, 40)], "crop of 32 pixels.*MIN_SIZE_TRAIN"),
@@ -366,7 +369,7 @@ def test_members_that_do_not_fit_are_named(tmp_path):
     for change, words in (
         ({"classes": ["cat"]}, "has other classes than MODEL.WEIGHTS: only .* has cat"),
         ({"format": "RGB"}, "INPUT.FORMAT RGB"),
-        ({"mean_image": torch.zeros(3, 32, 32)}, "another mean image"),
+        ({"mean_image": torch.zeros(3, 32, 32)}, "its mean image differs"),
         (None, "carries no config"),
     ):
         meta = {} if change is None else ours["meta"] | change

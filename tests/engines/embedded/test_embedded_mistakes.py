@@ -51,7 +51,7 @@ LATE = [
     (["OUTPUT_DIR", "output/classifier"], "OUTPUT_DIR: output/classifier: .*PRETRAIN"),
     (["RESNET_DET.NEW_LAYERS", "('fc6',)"], "NEW_LAYERS: fc6"),
     (["RESNET_DET.ENSEMBLE", "('x.pth',)"], "ENSEMBLE: is for tests"),
-    (["SOLVER.STEPS", "(3, 2)"], r"SOLVER.STEPS: \(3, 2\): give iterations from 1 that rise"),
+    (["SOLVER.STEPS", "(3, 2)"], r"SOLVER.STEPS: \(3, 2\): give ascending iterations from 1"),
 ]
 
 

@@ -140,7 +140,7 @@ def test_torchvisions_file_fills_a_pyramid(config, tmp_path):
     "content, named",
     [
         (lambda: build_net("cifar_resnet32").state_dict(), "res2.3"),
-        (lambda: {"backbone.foo": torch.zeros(1)}, "no tensor of the file fits"),
+        (lambda: {"backbone.foo": torch.zeros(1)}, "no tensor in the file fits"),
         (lambda: {"model": 1}, "no dictionary of tensors"),
     ],
 )
