@@ -89,7 +89,7 @@ def test_a_further_kind_is_one_class(tmp_path, monkeypatch):
     dataset = load_dataset("points", tmp_path)
     assert [record["image_id"] for record in dataset.records] == [0, 1]
     assert dataset.metadata.evaluation in EVALUATIONS
-    assert shortfall("points", tmp_path) == "points has 2 images, the published set 3"
+    assert shortfall("points", tmp_path) == "points has 2 images, but the published set has 3"
     report = check_dataset("points", tmp_path)
     assert (report.images, report.units, report.faults) == (
         2,
@@ -138,7 +138,7 @@ def test_union(voc_folder):
 
 @pytest.mark.real_data
 def test_union_of_different_classes_is_refused(real_data):
-    with pytest.raises(ValueError, match="differ in classes"):
+    with pytest.raises(ValueError, match="their classes differ"):
         load_datasets(("voc_2007_test", "coco_2017_val"), real_data)
 
 

@@ -143,7 +143,7 @@ class Hostile:
 @pytest.mark.parametrize(
     "content, words",
     [
-        (pickle.dumps({"data": Hostile(), "labels": []}), "would call .*system.* refused"),
+        (pickle.dumps({"data": Hostile(), "labels": []}), "would call .*system.* not allowed"),
         (pickle.dumps([1, 2]), "holds no 'data' and 'labels'"),
         (pickle.dumps({"data": np.zeros((3, 3072), np.uint8), "labels": [0]}), "not a uint8 array"),
         (pickle.dumps({"data": np.zeros((COUNT, 3072)), "labels": [0]}), "not a uint8 array"),
