@@ -157,7 +157,7 @@ def test_torchs_files_are_refused_what_weights_do_not_need(tmp_path):
     _refused(tmp_path / "sparse.pth")
     _refused(tmp_path / "bomb.pth", "compressed")
     torch.save({"a": torch.zeros(2) + 1j}, tmp_path / "complex.pth")
-    _refused(tmp_path / "complex.pth", "no dense tensor")
+    _refused(tmp_path / "complex.pth", "not a dense tensor")
     torch.save({"a": torch.ones(9)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert read(tmp_path / "old.pth")[0]["a"].tolist() == [1] * 9
 
