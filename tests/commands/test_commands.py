@@ -51,7 +51,7 @@ def test_the_console_script_runs_the_command(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="error: .*cifar_resnet21.*cifar_resnet20"):
         console.main()
     monkeypatch.setattr(sys, "argv", ["resnet-det", "trian"])
-    with pytest.raises(SystemExit, match="'trian' is no command"):
+    with pytest.raises(SystemExit, match="'trian' is not a command"):
         console.main()
 
 
@@ -76,8 +76,8 @@ def test_the_console_script_sets_how_threads_wait_before_torch_is_loaded():
 
 @pytest.mark.parametrize("command", [train_net, train_alternating, pretrain])
 @pytest.mark.parametrize("words, reason", [
-    (["--num-gpus", "0"], "--num-gpus: '0': give a whole number from 1"),
-    (["--num-gpus", "-1"], "--num-gpus: '-1': give a whole number from 1"),
+    (["--num-gpus", "0"], "--num-gpus: '0': give a whole number of at least 1"),
+    (["--num-gpus", "-1"], "--num-gpus: '-1': give a whole number of at least 1"),
     (["SEED", "1", "--resume"], "go before the KEY VALUE pairs"),
 ])  # fmt: skip
 def test_wrong_options_end_before_anything_starts(command, words, reason, capsys):

@@ -95,7 +95,7 @@ def test_what_a_file_does_not_say_is_asked_for(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     state = build_net("paper_resnet50", 11, stride_in_1x1=False).state_dict()
     torch.save(state, "bare.pth")
-    with pytest.raises(WeightsError, match=r"bare.pth: does not say MODEL.RESNETS.STRIDE_IN_1X1"):
+    with pytest.raises(WeightsError, match=r"bare.pth: does not state MODEL.RESNETS.STRIDE_IN_1X1"):
         tool.convert("bare.pth", "no.pth", "torchvision")
     tool.convert("bare.pth", "own.pth")
     assert "INPUT.FORMAT" in caplog.text
@@ -217,7 +217,7 @@ def test_zeros_that_a_file_contradicts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save("own.pth", "cifar_resnet20", TORCHVISIONS)
     save("b.pth", "paper_resnet34_b", TORCHVISIONS)
-    with pytest.raises(WeightsError, match="--zeros both: own.pth is a file of ours"):
+    with pytest.raises(WeightsError, match="--zeros both: own.pth is this project's file"):
         tool.convert("own.pth", "no.pth", zeros="both")
     with pytest.raises(WeightsError, match="--zeros: b.pth holds paper_resnet34, .*no option A"):
         tool.convert("b.pth", "no.pth", zeros="end")
@@ -295,7 +295,7 @@ def test_a_stated_net_is_checked(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match="it.pth: is no paper_resnet34: the file lacks res2.2.c"):
         tool.convert("it.pth", "no.pth", net="paper_resnet34")
     assert tool.convert("it.pth", "own.pth", net="paper_resnet18").facts["net"] == "paper_resnet18"
-    with pytest.raises(WeightsError, match="own.pth: says that it holds paper_resnet18, not"):
+    with pytest.raises(WeightsError, match="own.pth: states that it holds paper_resnet18, not"):
         tool.convert("own.pth", "no.pth", net="paper_resnet34")
 
 

@@ -112,7 +112,7 @@ def test_members_that_do_not_fit_are_refused(checkpoint, config, tmp_path):
     one = checkpoint("one")
     for other, words in (
         (checkpoint("two", classes=("a", "b", "d")), "two.pth: has other classes than MODEL.WEIGHTS: only .*two.pth has d; only MODEL.WEIGHTS has c"),
-        (checkpoint("rgb", "INPUT.FORMAT", "RGB"), "rgb.pth: was trained with the format RGB"),
+        (checkpoint("rgb", "INPUT.FORMAT", "RGB"), "rgb.pth: was trained with INPUT.FORMAT RGB"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"RESNET_DET.ENSEMBLE: .*{words}"):
             embedded.predictor(one, ["RESNET_DET.ENSEMBLE", (other,)])
@@ -120,5 +120,5 @@ def test_members_that_do_not_fit_are_refused(checkpoint, config, tmp_path):
     torch.save(torch.load(one, weights_only=True)["model"], bare)
     with pytest.raises(ConfigError, match="bare.pth: carries no config"):
         embedded.predictor(one, ["RESNET_DET.ENSEMBLE", (str(bare),)])
-    with pytest.raises(ConfigError, match="RESNET_DET.ENSEMBLE: is for tests"):
+    with pytest.raises(ConfigError, match="RESNET_DET.ENSEMBLE: is only for testing"):
         embedded.train(config("RESNET_DET.ENSEMBLE", (one,)))
