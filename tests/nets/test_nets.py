@@ -1,4 +1,4 @@
-"""The networks against the paper's tables and exact arithmetic (checklist items 1-5)."""
+"""The networks against the paper (Tables 1 and 6, sections 3.3 and 4.2) and exact arithmetic."""
 
 import math
 
