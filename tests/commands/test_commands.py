@@ -1,4 +1,4 @@
-"""All commands: their help, their one name, and how bad input ends."""
+"""All commands: their help, their names, and their errors for invalid input."""
 
 import importlib
 import os
@@ -56,7 +56,7 @@ def test_the_console_script_runs_the_command(monkeypatch, capsys):
 
 
 def test_the_console_script_sets_how_threads_wait_before_torch_is_loaded():
-    """Where `import resnet_det` has loaded torch, it starts again, as the same process."""
+    """If `import resnet_det` has loaded torch, the script restarts itself in the same process."""
     code = (
         "import os, sys\n"
         "print(os.getpid(), os.environ.get('OMP_WAIT_POLICY'), flush=True)\n"

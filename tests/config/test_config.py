@@ -1,4 +1,4 @@
-"""The configuration language: what is read, and what is refused by name."""
+"""The config format: what is accepted, and the errors that name the key and value."""
 
 import pytest
 
@@ -126,7 +126,7 @@ def test_a_value_of_another_type_is_told_what_to_write(write, engine, key, value
     "engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 )
 @pytest.mark.parametrize("device, words", [
-    ("mps", "'mps' has no float64.*; use cuda, cuda:0 .* or cpu"),
+    ("mps", "'mps' does not support float64.*; use cuda, cuda:0 .* or cpu"),
     ("cuda0", "'cuda0' is not supported; use cuda, cuda:0"),
 ])  # fmt: skip
 def test_a_device_that_no_engine_runs_on(write, engine, device, words):

@@ -50,7 +50,8 @@ def test_a_dataset_for_another_task_is_refused():
 
 @pytest.mark.parametrize("task", ["detection", "classification"])
 def test_every_dataset_answers_what_a_kind_must(tmp_path, task):
-    """On an empty folder: what it lacks, and one fault; a check of it does not raise."""
+    """In an empty folder, ``missing`` names a path, and a check reports one fault without
+    raising."""
     for name in dataset_names(task):
         spec = DATASETS[name]
         assert spec.paths() and all(not os.path.isabs(path) for path in spec.paths())
@@ -62,7 +63,8 @@ def test_every_dataset_answers_what_a_kind_must(tmp_path, task):
 
 
 def test_a_further_kind_is_one_class(tmp_path, monkeypatch):
-    """Labels in a format of its own: loaded, checked and counted without another change."""
+    """A new kind with its own label format is loaded, checked and counted without further
+    changes."""
 
     class Points(DetectionSpec):
         def paths(self):

@@ -14,7 +14,8 @@ from resnet_det.engines.provenance import checkpoint_facts
 
 @pytest.fixture
 def checkpoint(config, tmp_path):
-    """``checkpoint(name, KEY, VALUE, ...)``: the file of a detector as tools/train_net.py writes it."""
+    """``checkpoint(name, KEY, VALUE, ...)``: the file of a detector as tools/train_net.py writes
+    it."""
 
     def write(name, *overrides, classes=("a", "b", "c")):
         cfg = config("MODEL.ROI_HEADS.NAME", "PaperROIHeads", "INPUT.MIN_SIZE_TEST", 48,

@@ -71,7 +71,7 @@ def test_a_mistake_in_launched_processes_is_one_line(monkeypatch, rank, code):
     ],
 )
 def test_a_dead_peer_is_known_by_the_words_of_gloo_and_nccl(words):
-    """As torch 2.14 words them; NCCL's are from bug reports, without a GPU here."""
+    """The messages are torch 2.14's; NCCL's are from bug reports, not tested on a GPU."""
     assert distributed.LOST.search(words)
     assert not distributed.LOST.search("NCCL error: invalid usage, ncclInvalidUsage")
 

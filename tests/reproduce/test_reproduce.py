@@ -1,4 +1,4 @@
-"""A table by one command: the plan, what is read from runs, and runs that are shared and resumed."""
+"""A table by one command: the plan, the metrics read from runs, shared and resumed runs."""
 
 import json
 import os

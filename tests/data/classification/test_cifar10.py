@@ -1,4 +1,5 @@
-"""CIFAR-10's two archive layouts, written here from their description; and what is refused."""
+"""CIFAR-10's two archive layouts, written here from their description, and errors for bad
+archives."""
 
 import io
 import pickle
@@ -38,7 +39,7 @@ def binary(images, labels):
 
 
 def python2(images, labels):
-    """As numpy under Python 2 pickled it: byte strings where Python 3 has text."""
+    """Pickle the data as numpy under Python 2 did: byte strings instead of text."""
     data = images.transpose(0, 3, 1, 2).reshape(COUNT, 3072)
     return _Python2.dumps({"batch_label": "batch", "labels": labels.tolist(), "data": data})
 

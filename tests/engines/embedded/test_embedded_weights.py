@@ -42,7 +42,8 @@ def test_new_layers_start_fresh(pretrained):
 
 
 def test_fine_tuning_keeps_the_rows_of_shared_classes(pretrained, caplog):
-    """Wherever they stand; the other rows start fresh. A file that says no names is believed."""
+    """Rows are kept in any order, other rows start fresh. Without names, the order is assumed to
+    match."""
     still = ["SOLVER.BASE_LR", 0.0, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", ()]
     embedded.train(load_config("detector.yaml", [*still, "OUTPUT_DIR", "output/first"]))
     content = torch.load("output/first/model_final.pth", weights_only=True)
