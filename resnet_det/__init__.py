@@ -12,9 +12,9 @@ engines     train and evaluate a config, with Detectron2 or the embedded engine
 reproduce   reproduce the paper's tables
 commands    the commands of ``resnet-det`` and tools/
 
-If Detectron2 is installed, ``import resnet_det`` registers every net as a backbone in it, and the RoI
-heads: ``MODEL.BACKBONE.NAME: paper_resnet101``, ``MODEL.ROI_HEADS.NAME: PaperROIHeads``. Otherwise
-the import loads nothing: names and subpackages are imported when they are first used.
+If Detectron2 is installed, ``import resnet_det`` registers every net as a backbone in it, and the
+RoI heads: ``MODEL.BACKBONE.NAME: paper_resnet101``, ``MODEL.ROI_HEADS.NAME: PaperROIHeads``.
+Otherwise the import loads nothing: names and subpackages are imported when they are first used.
 """
 
 import importlib as _importlib

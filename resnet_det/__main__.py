@@ -34,8 +34,9 @@ def usage() -> str:
 
 def main() -> None:
     if "torch" in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
-        # If Detectron2 is installed, `import resnet_det` loads torch, which reads this variable only
-        # on import. So start again with the variable set (see resnet_det/commands/__init__.py).
+        # If Detectron2 is installed, `import resnet_det` loads torch, which reads this variable
+        # only on import. So start again with the variable set (see
+        # resnet_det/commands/__init__.py).
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     name, *words = sys.argv[1:] or ["--help"]

@@ -1,4 +1,5 @@
-"""Download the official archives with resume and checksums, and unpack them safely and atomically."""
+"""Download the official archives with resume and checksums, and unpack them safely and
+atomically."""
 
 import hashlib
 import http.client
@@ -144,8 +145,8 @@ def fetch(url: str, file: str) -> None:
 
 def _advice(error: Exception, file: str) -> str:
     return (
-        f"cannot be downloaded ({error}). Run the same command again to resume, or download the file "
-        f"by other means, put it at {file}, and run the command again"
+        f"cannot be downloaded ({error}). Run the same command again to resume, or download the "
+        f"file by other means, put it at {file}, and run the command again"
     )
 
 
@@ -167,7 +168,8 @@ _BROKEN = (
 def unpack(archive: Archive, file: str, root: str) -> None:
     """Unpack into a temporary folder, check the content, and move every file to its place.
 
-    The paths ``archive.gives`` are moved last: as long as they are missing, :func:`get` starts again.
+    The paths ``archive.gives`` are moved last: as long as they are missing, :func:`get` starts
+    again.
 
     Raises:
         DatasetError: the archive is damaged, has a member outside its folder, or lacks a path in

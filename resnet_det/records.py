@@ -33,7 +33,8 @@ SHOWN_FAULTS = 10
 
 
 def together(source: object, faults: Sequence[DatasetError]) -> DatasetError:
-    """Combine several faults into one error that lists up to ten. A single fault is returned unchanged.
+    """Combine several faults into one error that lists up to ten. A single fault is returned
+    unchanged.
 
     Args:
         source: the source of the faults, such as a dataset's name.

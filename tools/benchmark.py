@@ -3,13 +3,14 @@
     python tools/benchmark.py --depth 50 --size 600x800 --rois 512
     python tools/benchmark.py --depth 101 --size 600x800 --rois 300 --appendix
 
-Each contender runs in its own process. They take turns, one step each, and the medians are compared.
-All have the same random weights (except torchvision's, which only offers pyramids), one image per
-step, the same number of regions, SGD, and the default frozen parts (conv1 and conv2_x, all batch
-norms). Prints Markdown. Contenders that are not installed are skipped with a message.
+Each contender runs in its own process. They take turns, one step each, and the medians are
+compared. All have the same random weights (except torchvision's, which only offers pyramids), one
+image per step, the same number of regions, SGD, and the default frozen parts (conv1 and conv2_x,
+all batch norms). Prints Markdown. Contenders that are not installed are skipped with a message.
 
 --appendix compares the embedded engine's detector with itself with each improvement of the paper's
-Appendix B, to measure the cost. On a CPU it measures processor time, which other jobs do not change.
+Appendix B, to measure the cost. On a CPU it measures processor time, which other jobs do not
+change.
 """
 
 import argparse
@@ -126,7 +127,8 @@ def torchvision_fpn(args):
 
 
 def improved(args, members=1, scales=(), **ours):
-    """The embedded detector with ``RESNET_DET`` options; ``scales`` shrink with the image's size."""
+    """The embedded detector with ``RESNET_DET`` options; ``scales`` shrink with the image's
+    size."""
     from resnet_det.detector.build import build_improved, build_model
 
     short = min(args.size)
@@ -196,7 +198,8 @@ def processor_time(args):
 
 
 def worker(name, args, pipe):
-    """Run each job that arrives through ``pipe``. Sends seconds, peak bytes and multiply-adds back."""
+    """Run each job that arrives through ``pipe``. Sends seconds, peak bytes and multiply-adds
+    back."""
     torch.set_num_threads(args.threads)
     model, trunk, batch = (CONTENDERS | APPENDIX)[name](args)
     with torch.no_grad():

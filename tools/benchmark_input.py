@@ -2,10 +2,10 @@
 
     python tools/benchmark_input.py --images FOLDER
 
-FOLDER holds <class>/<photograph>. The pipelines take turns on the same files, one round each, in one
-thread, and the medians of their processor time are compared. Each ends with a float batch on the CPU,
-except the data worker's part for a GPU, where the batch is normalised on the device. Also computes
-the cost of the full run. Prints Markdown.
+FOLDER holds <class>/<photograph>. The pipelines take turns on the same files, one round each, in
+one thread, and the medians of their processor time are compared. Each ends with a float batch on
+the CPU, except the data worker's part for a GPU, where the batch is normalised on the device. Also
+computes the cost of the full run. Prints Markdown.
 """
 
 import argparse
@@ -111,8 +111,8 @@ def main():
           f"--tflops {args.tflops:g}`\n")  # fmt: skip
     print(f"{cpu_model()}, one thread, load average {os.getloadavg()[0]:.1f} before; "
           f"torch {torch.__version__}, torchvision {torchvision.__version__}, "
-          f"commit {commit() or 'unknown'}. {count} photographs of {size / 1000:.0f} kB on average; "
-          f"processor time, medians of {args.rounds} rounds taken in turn.\n")  # fmt: skip
+          f"commit {commit() or 'unknown'}. {count} photographs of {size / 1000:.0f} kB on "
+          f"average; processor time, medians of {args.rounds} rounds taken in turn.\n")  # fmt: skip
 
     same = "torchvision, resize to [256, 480], crop, flip"
     pipelines = {

@@ -49,8 +49,8 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
         "--to",
         choices=FORMATS,
         default="own",
-        help="whose tensor names OUT gets (default: %(default)s, which are Detectron2's); torchvision "
-        "and timm take only classifiers",
+        help="whose tensor names OUT gets (default: %(default)s, which are Detectron2's); "
+        "torchvision and timm take only classifiers",
     )
     parser.add_argument(
         "--net",

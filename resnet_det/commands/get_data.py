@@ -5,9 +5,9 @@
     resnet-det get-data coco cifar10 --root /data/detection
 
 The layout of each dataset is described in datasets/README.md. Interrupted downloads are resumed,
-published checksums are verified, and existing files are kept. Without a network connection, the error
-message states what to download and where to put it. VOC 2012's test images are available only from
-the evaluation server, after registration.
+published checksums are verified, and existing files are kept. Without a network connection, the
+error message states what to download and where to put it. VOC 2012's test images are available only
+from the evaluation server, after registration.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Print layers, parameters and multiply-adds of every net, compared with the paper's Tables 1 and 6.
+"""Print layers, parameters and multiply-adds of every net beside the paper's Tables 1 and 6.
 
     resnet-det model-table > table.md
     resnet-det model-table paper_resnet50 paper_vgg16
@@ -6,8 +6,8 @@
 Each net runs on one image of its training size on the meta device, which only computes shapes. The
 paper's numbers come from the catalog. Multiply-adds are those of convolutions and linear layers,
 without biases; batch norms, ReLUs, pooling and additions do not count. Parameters are everything
-that training updates, including the weight and bias of batch norms. Layers are those with weights on
-the main path, without the projections in shortcuts.
+that training updates, including the weight and bias of batch norms. Layers are those with weights
+on the main path, without the projections in shortcuts.
 """
 
 from dataclasses import dataclass, field
@@ -84,7 +84,7 @@ def measure(name: str, **options: Any) -> Counts:
 
 
 def compare(paper: str, count: int, unit: int) -> str | None:
-    """How the paper's number follows from our count: "rounded", "truncated", or None if it does not.
+    """How the paper's number follows from our count: "rounded", "truncated", or None (not at all).
 
     Args:
         paper: the number as printed, such as "3.8".

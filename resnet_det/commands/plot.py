@@ -42,7 +42,7 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
 
 
 def labelled(runs: Sequence[str]) -> dict[str, Path]:
-    """Label -> folder. The label is the folder's name, or its path if two folders have that name."""
+    """Label -> folder. The label is the folder's name, or its path if the name occurs twice."""
     names = [Path(run).name for run in runs]
     return {run if names.count(name) > 1 else name: Path(run) for run, name in zip(runs, names)}
 

@@ -3,8 +3,8 @@
     resnet-det train-alternating --config-file faster_rcnn_R101.yaml \\
         OUTPUT_DIR output/alternating_R101
 
-The configs are those of `resnet-det train`. RESNET_DET.ALTERNATING sets the iterations of each step.
---resume continues at the step and the iteration where training stopped.
+The configs are those of `resnet-det train`. RESNET_DET.ALTERNATING sets the iterations of each
+step. --resume continues at the step and the iteration where training stopped.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The config keys: ``KEYS`` declares every key that the embedded engine supports.
 
 Outside of ``RESNET_DET``, names, defaults and meanings are Detectron2's. The default config, the
-checks of values and of users, the error messages and docs/config.md all derive from ``KEYS``. To add
-a key, add an entry here, the code that uses it, and a test of its use.
+checks of values and of users, the error messages and docs/config.md all derive from ``KEYS``. To
+add a key, add an entry here, the code that uses it, and a test of its use.
 """
 
 import copy
@@ -105,8 +105,8 @@ KEYS: dict[str, Key] = {
     "RESNET_DET.COLOR_PCA": Key(False, LARGE,
         "Use AlexNet's colour augmentation of training images (section 3.4)."),
     "RESNET_DET.TEST_CROPS": Key(1, LARGE,
-        "Crops per test image. 1: the centre. 10: the centre and the four corners, and their mirror "
-        "images.",
+        "Crops per test image. 1: the centre. 10: the centre and the four corners, and their "
+        "mirror images.",
         choices=(1, 10)),
     "RESNET_DET.ENSEMBLE": Key((), ALL,
         "Further checkpoints to test together with MODEL.WEIGHTS; each carries its config. "
@@ -125,8 +125,8 @@ KEYS: dict[str, Key] = {
         "Appendix B: classify each region again from its regressed box, then apply NMS and box "
         "voting. Testing only."),
     "RESNET_DET.MULTI_SCALE_TEST": Key((), DETECTOR,
-        "Appendix B: pool regions from images resized to these shorter sides, ascending (the paper: "
-        "200, 400, 600, 800, 1000). Testing only.", example=(400, 600, 800)),
+        "Appendix B: pool regions from images resized to these shorter sides, ascending (the "
+        "paper: 200, 400, 600, 800, 1000). Testing only.", example=(400, 600, 800)),
 
     # ---- the run
     "VERSION": Key(2, ALL, "Version of Detectron2's config language.", choices=(2,)),
@@ -153,7 +153,7 @@ KEYS: dict[str, Key] = {
     "MODEL.BACKBONE.NAME": Key("build_resnet_backbone", ALL,
         "A net of `resnet_det.NETS`, with the suffix `_fpn` for a pyramid; or Detectron2's "
         "`build_resnet_backbone` or `build_resnet_fpn_backbone`, with RESNETS.DEPTH."),
-    "MODEL.BACKBONE.FREEZE_AT": Key(2, DETECTOR, "Number of first stages that are not trained.", least=0),
+    "MODEL.BACKBONE.FREEZE_AT": Key(2, DETECTOR, "Number of stages to freeze, from the first.", least=0),
     "MODEL.RESNETS.DEPTH": Key(50, DETECTOR, "Depth of Detectron2's `build_resnet_*backbone`."),
     "MODEL.RESNETS.OUT_FEATURES": Key(["res4"], DETECTOR, "Stages whose output the trunk returns."),
     "MODEL.RESNETS.NORM": Key("FrozenBN", ALL,
@@ -256,7 +256,7 @@ KEYS: dict[str, Key] = {
         "Error at which smooth L1 changes from L2 to L1; 0: L1 everywhere."),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": Key("ROIAlignV2", DETECTOR,
         "How regions are pooled.", choices=("ROIAlignV2", "ROIAlign", "ROIPool")),
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": Key(14, DETECTOR, "Height and width of a pooled region."),
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": Key(14, DETECTOR, "Side of a pooled region."),
     "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": Key(0, DETECTOR,
         "RoIAlign's samples per bin and axis; 0: adapted to the size of the region."),
     "MODEL.ROI_BOX_HEAD.NUM_CONV": Key(0, DETECTOR, "Convolutions of the head.", choices=(0,)),
@@ -284,7 +284,7 @@ KEYS: dict[str, Key] = {
     "INPUT.CROP.ENABLED": Key(False, CLASSIFIER, "Crop training images."),
     "INPUT.CROP.TYPE": Key("relative_range", CLASSIFIER,
         "Classifiers need `absolute`.", choices=("relative_range", "absolute")),
-    "INPUT.CROP.SIZE": Key([0.9, 0.9], CLASSIFIER, "Height and width of a crop in pixels; both must be equal."),
+    "INPUT.CROP.SIZE": Key([0.9, 0.9], CLASSIFIER, "Height and width of a crop in pixels, equal."),
     "DATASETS.TRAIN": Key((), ALL,
         "Datasets to train on, by name.", example=("voc_2007_trainval",)),
     "DATASETS.TEST": Key((), ALL, "Datasets to evaluate on, by name.", example=("voc_2007_test",)),

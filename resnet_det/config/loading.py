@@ -96,7 +96,8 @@ def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, An
 
 
 def _merge_nested(base: dict[str, Any], content: dict[str, Any], path: Path) -> None:
-    """Merge in place. Every dict is copied, because keys that share a YAML anchor share their dict."""
+    """Merge in place. Every dict is copied, because keys that share a YAML anchor share their
+    dict."""
     for key, value in content.items():
         if not isinstance(value, dict):
             base[key] = value
@@ -163,8 +164,8 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
         CfgNode: checked and frozen. Without a GPU, ``MODEL.DEVICE`` is "cpu".
 
     Raises:
-        ConfigError: a file, key or value is invalid. The message names it, and the nearest valid key
-            or the valid values.
+        ConfigError: a file, key or value is invalid. The message names it, and the nearest valid
+            key or the valid values.
     """
     flat = flatten(read_yaml(find_config(path)))
     return _load({k: v for k, v in flat.items() if not k.startswith(SWITCHED_OFF)}, path, overrides)

@@ -1,4 +1,5 @@
-"""Error messages for values of the wrong type, with what the key takes and what to write instead."""
+"""Error messages for values of the wrong type, with what the key takes and what to write
+instead."""
 
 import ast
 import contextlib

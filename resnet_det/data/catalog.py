@@ -1,4 +1,5 @@
-"""The datasets by name: Detectron2's, with its folder layout, the paper's others, and synthetic ones."""
+"""The datasets by name: Detectron2's, with its folder layout, the paper's others, and synthetic
+ones."""
 
 import os
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """Form batches from records, and distribute the work over processes and workers.
 
-All randomness depends only on the seed and on the position in one infinite stream of images. A batch
-is therefore the same for any number of processes and workers, and after any interruption.
+All randomness depends only on the seed and on the position in one infinite stream of images. A
+batch is therefore the same for any number of processes and workers, and after any interruption.
 """
 
 import itertools
@@ -45,8 +45,8 @@ def training_batches(
 
     Args:
         records: list of Detectron2's standard dicts.
-        mapper: ``mapper(record, rng)`` returns a sample. It draws all its randomness from ``rng``, a
-            numpy Generator that is seeded by ``seed`` and the sample's position in the stream.
+        mapper: ``mapper(record, rng)`` returns a sample. It draws all its randomness from ``rng``,
+            a numpy Generator that is seeded by ``seed`` and the sample's position in the stream.
         total_batch: images per batch, over all processes.
         start_iter: index of the first batch to yield. Earlier ones are counted, but not read.
         num_workers: number of processes that run the mapper; 0 runs it in this process.
@@ -166,8 +166,8 @@ def _is_wide(records: Sequence[Mapping[str, Any]]) -> list[bool]:
 class _Packed:
     """A list stored as one array of bytes, which worker processes share without copying it.
 
-    Reading a Python object writes to its reference count, so a forked worker would soon have its own
-    copy of every record.
+    Reading a Python object writes to its reference count, so a forked worker would soon have its
+    own copy of every record.
     """
 
     def __init__(self, items: Sequence) -> None:
@@ -279,7 +279,8 @@ def good_samples(
     """Yield the batches of a :func:`make_loader`.
 
     Args:
-        skip_bad: log a warning, with a count, for each unusable image instead of raising ImageError.
+        skip_bad: log a warning, with a count, for each unusable image instead of raising
+            ImageError.
         partial: skip a batch without any usable image, instead of raising ValueError.
     """
     bad: set[str] = set()

@@ -1,8 +1,8 @@
 """Read, resize and mirror images.
 
-For opaque images with 8 bits per channel, all pixels equal Detectron2's. Detectron2 clips values with
-more bits and drops the alpha channel. :func:`upright_rgb` instead scales or rejects such values, and
-blends transparent pixels with white.
+For opaque images with 8 bits per channel, all pixels equal Detectron2's. Detectron2 clips values
+with more bits and drops the alpha channel. :func:`upright_rgb` instead scales or rejects such
+values, and blends transparent pixels with white.
 """
 
 import io
@@ -113,8 +113,8 @@ def upright_rgb(image: Image.Image, path: Source) -> Image.Image:
     if not ((levels >= 0) & (levels <= white)).all():
         raise ImageError(
             path,
-            f"pixel mode {mode} holds values from {levels.min():g} to {levels.max():g}, not from 0 to "
-            f"{white:g}: scale them to that, or save it as 8-bit grey",
+            f"pixel mode {mode} holds values from {levels.min():g} to {levels.max():g}, not from 0 "
+            f"to {white:g}: scale them to that, or save it as 8-bit grey",
         )
     levels *= 255 / white
     grey = (255 - levels if inverted else levels) + 0.5
@@ -134,7 +134,8 @@ def _declared_white(image: Image.Image) -> float | None:
 
 
 def _white_is_zero(image: Image.Image) -> bool:
-    """Whether grey level 0 of a TIFF is white. Pillow inverts such files only if they have 8 bits."""
+    """Whether grey level 0 of a TIFF is white. Pillow inverts such files only if they have 8
+    bits."""
     if image.format != "TIFF":
         return False
     return image.tag_v2.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
@@ -151,14 +152,14 @@ def read_crop(
 ) -> np.ndarray:
     """Read a square crop of a resized image. Only the crop is resized, and little more is decoded.
 
-    Without ``scaled``, the pixels agree within one grey level with :func:`read_image`, :func:`resize`
-    and slicing. ``scaled`` lets libjpeg decode a JPEG at 1/2, 1/4 or 1/8 of its size if that is at
-    least the resized image's size. This is faster, but each halving averages 2 x 2 pixels instead of
-    applying the triangle filter.
+    Without ``scaled``, the pixels agree within one grey level with :func:`read_image`,
+    :func:`resize` and slicing. ``scaled`` lets libjpeg decode a JPEG at 1/2, 1/4 or 1/8 of its size
+    if that is at least the resized image's size. This is faster, but each halving averages 2 x 2
+    pixels instead of applying the triangle filter.
 
     Args:
-        place: ``place(height, width)`` returns (height, width, top, left): the size to resize to, and
-            the corner of the crop in the resized image.
+        place: ``place(height, width)`` returns (height, width, top, left): the size to resize to,
+            and the corner of the crop in the resized image.
         size: height and width of the crop, in pixels.
         mirror: mirror the crop horizontally.
 
@@ -218,7 +219,8 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: Source) -> Iterator[Image.Image]:
-    """Open an image and read its header. Any error from Pillow in the body becomes an ImageError."""
+    """Open an image and read its header. Any error from Pillow in the body becomes an
+    ImageError."""
     file: Any = path
     if isinstance(path, ImageBytes):
         file, path = io.BytesIO(path.content), path.name
@@ -246,8 +248,8 @@ def _opened(path: Source) -> Iterator[Image.Image]:
 def resized_shape(height: int, width: int, short: int, longest: float) -> tuple[int, int]:
     """Height and width after scaling the shorter edge to ``short``.
 
-    If the longer edge would exceed ``longest``, it is scaled to ``longest`` instead. A ``short`` of 0
-    keeps the size. The operations have Detectron2's order, so that the rounding agrees.
+    If the longer edge would exceed ``longest``, it is scaled to ``longest`` instead. A ``short`` of
+    0 keeps the size. The operations have Detectron2's order, so that the rounding agrees.
     """
     if short == 0:
         return height, width
@@ -260,7 +262,8 @@ def resized_shape(height: int, width: int, short: int, longest: float) -> tuple[
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize a uint8 array (h, w, 3) with Pillow's antialiased bilinear filter, as in Detectron2."""
+    """Resize a uint8 array (h, w, 3) with Pillow's antialiased bilinear filter, as in
+    Detectron2."""
     if image.shape[:2] == (height, width):
         return image
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
@@ -293,8 +296,8 @@ def flip_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
 
 
 def draw_size(sizes: Sequence[int], sampling: str, rng: np.random.Generator) -> int:
-    """Draw the length of the shorter edge. "choice" picks one of ``sizes``; "range" draws an integer
-    from ``sizes``, a pair (low, high), both included."""
+    """Draw the length of the shorter edge. "choice" picks one of ``sizes``; "range" draws an
+    integer from ``sizes``, a pair (low, high), both included."""
     if sampling == "range":
         return int(rng.integers(sizes[0], sizes[1], endpoint=True))
     return sizes[int(rng.integers(len(sizes)))]

@@ -1,8 +1,8 @@
 """The interface of all kinds of datasets.
 
-A kind of dataset is a subclass of :class:`DetectionSpec` or :class:`ClassificationSpec`; a dataset is
-an instance of it in ``catalog.DATASETS``. To add a kind, write its class beside its reader and add an
-instance to the catalog. No other code depends on the kind of a dataset.
+A kind of dataset is a subclass of :class:`DetectionSpec` or :class:`ClassificationSpec`; a dataset
+is an instance of it in ``catalog.DATASETS``. To add a kind, write its class beside its reader and
+add an instance to the catalog. No other code depends on the kind of a dataset.
 """
 
 import os
@@ -49,7 +49,8 @@ class Metadata:
 
 @dataclass
 class Dataset:
-    """Records as Detectron2's standard dicts. ``skipped`` has one line per skipped object or image."""
+    """Records as Detectron2's standard dicts. ``skipped`` has one line per skipped object or
+    image."""
 
     name: str
     records: list[Record]
@@ -111,8 +112,8 @@ class DetectionSpec(DatasetSpec):
     def scan(self, root: str) -> tuple[Metadata, Scan]:
         """Return the metadata, and an iterable of ``(record, faults)``.
 
-        A record is one of Detectron2's standard dicts, or None for faults that belong to no image. A
-        record with faults may lack its size or some of its objects.
+        A record is one of Detectron2's standard dicts, or None for faults that belong to no image.
+        A record with faults may lack its size or some of its objects.
 
         Raises:
             DatasetError: the dataset as a whole cannot be read.
@@ -166,7 +167,8 @@ class ClassificationSpec(DatasetSpec):
         raise NotImplementedError(f"{self.name} is not a dataset of small images")
 
     def list_images(self, root: str) -> tuple[Sequence, tuple[str, ...]]:
-        """List the records of a large dataset for :class:`.large_images.LargeImages`, and its classes.
+        """List the records of a large dataset for :class:`.large_images.LargeImages`, and its
+        classes.
 
         Raises:
             DatasetError: the files cannot be listed.

@@ -75,7 +75,8 @@ class Thresholds:
 
     Attributes:
         score_thresh: a detection's score must exceed it.
-        nms_thresh: NMS drops a box that overlaps a better one of the same class by at least this IoU.
+        nms_thresh: NMS drops a box that overlaps a better one of the same class by at least this
+            IoU.
         max_detections: maximum number of detections per image; no limit if negative.
     """
 
@@ -193,7 +194,8 @@ class View:
         return scores, found
 
     def vectors(self, sizes: list[Size], boxes: list[Tensor]) -> Tensor:
-        """The vectors (sum N_i, C) of ``boxes`` in pixels of ``sizes``: the maxout of two scales."""
+        """The vectors (sum N_i, C) of ``boxes`` in pixels of ``sizes``: the maxout of two
+        scales."""
         regions, levels = self.detector.regions, self.levels
         if [level.sizes for level in levels] == [sizes] or not sum(map(len, boxes)):
             return regions(levels[0].features, boxes)
@@ -231,7 +233,8 @@ class Improved(nn.Module):
     """One detector or an ensemble, tested with box refinement or at several scales.
 
     Args:
-        detectors: modules that satisfy :class:`Detector`. The output has the form of the first one's.
+        detectors: modules that satisfy :class:`Detector`. The output has the form of the first
+            one's.
         thresholds: which predictions become detections.
         refine: use box refinement and box voting.
         multi_scale: each sample holds ``scales``, its image at ascending sizes, beside ``image``.

@@ -26,8 +26,8 @@ class ProposalNetwork(nn.Module):
 
     The input is a list of dicts, one per image. In training mode a dict has ``image`` (uint8
     (3, h, w)), ``boxes`` (N, 4) and ``classes`` (N,), and the output is a dict of losses. In
-    evaluation mode it has ``image``, ``height`` and ``width``, and the output is a list of dicts with
-    ``boxes`` (N, 4), in pixels of the original image, and ``logits`` (N,).
+    evaluation mode it has ``image``, ``height`` and ``width``, and the output is a list of dicts
+    with ``boxes`` (N, 4), in pixels of the original image, and ``logits`` (N,).
 
     Args:
         backbone: maps a batch of images (B, 3, h, w) to a dict of named feature maps.
@@ -91,9 +91,10 @@ class ProposalNetwork(nn.Module):
 class FasterRCNN(ProposalNetwork):
     """Trunk, RPN and RoI heads; it satisfies :class:`.appendix.Detector`.
 
-    The input is that of :class:`ProposalNetwork`. Without a proposal generator, each dict also needs
-    ``proposals`` (M, 4), in pixels of the input. In evaluation mode the output is a list of dicts
-    with ``boxes`` (N, 4), in pixels of the original image, ``scores`` (N,) and ``classes`` (N,).
+    The input is that of :class:`ProposalNetwork`. Without a proposal generator, each dict also
+    needs ``proposals`` (M, 4), in pixels of the input. In evaluation mode the output is a list of
+    dicts with ``boxes`` (N, 4), in pixels of the original image, ``scores`` (N,) and ``classes``
+    (N,).
 
     Args:
         roi_heads, roi_in: the RoI heads, and the names of the maps that they read.

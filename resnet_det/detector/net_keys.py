@@ -1,9 +1,9 @@
 """Check that a config's keys fit the net that ``MODEL.BACKBONE.NAME`` names, in either engine.
 
-A net's name determines its depth, its widths and its head. Detectron2's keys for the same properties
-must agree with the name or keep Detectron2's default. Keys for features that none of our nets has
-(groups, deformable convolutions, DeepLab's stem) must be off. A test compares the lists below with
-the keys that Detectron2's own builders read.
+A net's name determines its depth, its widths and its head. Detectron2's keys for the same
+properties must agree with the name or keep Detectron2's default. Keys for features that none of our
+nets has (groups, deformable convolutions, DeepLab's stem) must be off. A test compares the lists
+below with the keys that Detectron2's own builders read.
 """
 
 from collections.abc import Mapping

@@ -37,7 +37,8 @@ class Pooler(nn.Module):
         kind: "ROIPool" (the paper's), "ROIAlign", or "ROIAlignV2" (aligned to pixel centres).
         resolution: height and width of the output.
         strides: one per level, in pixels.
-        sampling_ratio: RoIAlign's samples per bin and axis; 0 uses one per cell that the bin covers.
+        sampling_ratio: RoIAlign's samples per bin and axis; 0 uses one per cell that the bin
+            covers.
         step: compute only every ``step``-th bin of the grid (RoIAlign on one level).
     """
 
@@ -68,7 +69,8 @@ class Pooler(nn.Module):
     def forward(
         self, features: list[Tensor], proposals: list[Tensor], image_shapes: list[Size] | None
     ) -> Tensor:
-        """Pool boxes (N_i, 4) from the maps of all levels: -> (sum N_i, C, resolution, resolution)."""
+        """Pool boxes (N_i, 4) from the maps of all levels: -> (sum N_i, C, resolution,
+        resolution)."""
         index = [box.new_full((len(box), 1), i) for i, box in enumerate(proposals)]
         boxes = torch.cat(proposals)
         rois = torch.cat((torch.cat(index), boxes), 1)  # float32, even for bfloat16 maps
@@ -124,8 +126,8 @@ class RoIHeads(TorchvisionRoIHeads):
         sampling: how proposals are sampled for the losses.
         thresholds: which predictions become detections.
         regression: how boxes are regressed, relative to the proposals.
-        context: add global context (:func:`.appendix.with_context`), which doubles the channels that
-            the predictor takes.
+        context: add global context (:func:`.appendix.with_context`), which doubles the channels
+            that the predictor takes.
     """
 
     def __init__(

@@ -43,8 +43,8 @@ def fit_detector(
     """Load the weights of another detector, or of a classifier, into a detector to be trained.
 
     A classifier's trunk and head must be complete, except for ``fresh``. The detector's own layers
-    start fresh if the file lacks them, and so do its class layers if their shapes differ; both cases
-    are logged. Stages and parts that this detector does not have are ignored.
+    start fresh if the file lacks them, and so do its class layers if their shapes differ; both
+    cases are logged. Stages and parts that this detector does not have are ignored.
 
     Args:
         state, facts, path: as for :func:`resnet_det.weights.loading.fit`.
@@ -66,7 +66,8 @@ def fit_detector(
 
 
 def new_layers(model: nn.Module, cfg) -> set[str]:
-    """Names of the parameters and buffers that ``RESNET_DET.NEW_LAYERS`` leaves freshly initialised.
+    """Names of the parameters and buffers that ``RESNET_DET.NEW_LAYERS`` leaves freshly
+    initialised.
 
     An entry is a prefix of names, with or without "backbone." and "roi_heads.".
 

@@ -37,8 +37,8 @@ STEPS = ("step1_rpn", "step2_fast_rcnn", "step3_rpn", "step4_fast_rcnn")
 def step_config(cfg: CfgNode, index: int) -> CfgNode:
     """Derive the config of step ``index`` (from 0) from that of joint training.
 
-    An RPN step has half as many images per batch as a Fast R-CNN step (1 and 2 in the released code,
-    8 and 16 in the paper on COCO). The learning rate drops after three quarters of the step's
+    An RPN step has half as many images per batch as a Fast R-CNN step (1 and 2 in the released
+    code, 8 and 16 in the paper on COCO). The learning rate drops after three quarters of the step's
     iterations (``RESNET_DET.ALTERNATING``). Steps are not evaluated.
     """
     output, rpn = Path(cfg.OUTPUT_DIR), index % 2 == 0
@@ -123,8 +123,8 @@ def _join(cfg):
     for key, value in rpn.items():
         if key.startswith("backbone.") and not torch.equal(value, heads[key]):
             raise ConfigError(
-                f"OUTPUT_DIR: {cfg.OUTPUT_DIR}: {key} of the shared trunk differs in steps 3 and 4: "
-                "remove the folder and train again"
+                f"OUTPUT_DIR: {cfg.OUTPUT_DIR}: {key} of the shared trunk differs in steps 3 and "
+                "4: remove the folder and train again"
             )
     whole = heads | {k: v for k, v in rpn.items() if k.startswith("proposal_generator.")}
     training.Checkpointer(cfg.OUTPUT_DIR).save(
@@ -150,7 +150,7 @@ def _steps(engine, cfg, resume):
     iterations = cfg.RESNET_DET.ALTERNATING
     if len(iterations) != 4 or min(iterations) < 1:
         raise ConfigError(
-            f"RESNET_DET.ALTERNATING: {iterations}: give four numbers of iterations, each at least 1"
+            f"RESNET_DET.ALTERNATING: {iterations}: give four numbers of iterations of at least 1"
         )
     steps = [step_config(cfg, index) for index in range(4)]
     for step in (*steps, cfg):

@@ -43,8 +43,8 @@ def check_classifier(cfg: CfgNode) -> None:
         )
     if cfg.TEST.AUG.ENABLED and cfg.RESNET_DET.PER_PIXEL_MEAN:
         raise ConfigError(
-            "TEST.AUG.ENABLED: RESNET_DET.PER_PIXEL_MEAN does not fit whole images: set one of them "
-            "to False"
+            "TEST.AUG.ENABLED: RESNET_DET.PER_PIXEL_MEAN does not fit whole images: set one of "
+            "them to False"
         )
     crop = cfg.INPUT.CROP
     whole = all(type(side) is int and side > 0 for side in crop.SIZE)

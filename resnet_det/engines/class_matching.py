@@ -1,8 +1,8 @@
 """Match the classes of a checkpoint, a training set and a test set by name.
 
 A checkpoint names its classes in the order of the rows of its class layers.
-``RESNET_DET.CLASSES_BY_ORDER`` (``by_order``) matches classes by position instead, for datasets that
-name the same classes differently. Both engines share this module.
+``RESNET_DET.CLASSES_BY_ORDER`` (``by_order``) matches classes by position instead, for datasets
+that name the same classes differently. Both engines share this module.
 """
 
 import logging
@@ -115,8 +115,8 @@ def check_resumed(
     if places(classes, trained, by_order) != list(range(len(trained))):
         raise ConfigError(
             f"OUTPUT_DIR: {folder}: the run to resume has other classes than DATASETS.TRAIN: "
-            f"{difference(classes, 'DATASETS.TRAIN', trained, 'the run')}. To train on new classes, "
-            "set MODEL.WEIGHTS to its checkpoint and choose another OUTPUT_DIR"
+            f"{difference(classes, 'DATASETS.TRAIN', trained, 'the run')}. To train on new "
+            "classes, set MODEL.WEIGHTS to its checkpoint and choose another OUTPUT_DIR"
         )
 
 

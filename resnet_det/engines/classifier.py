@@ -202,10 +202,12 @@ def _evaluate(
     places: Mapping[str, Sequence[int]],
     cfg: CfgNode,
 ) -> dict[str, float]:
-    """Compute the errors of the nets' mean softmax on each test set. Writes ``results.json`` per set.
+    """Compute the errors of the nets' mean softmax on each test set. Writes ``results.json`` per
+    set.
 
     On a test set with a subset of the classes, the nets choose only among these. Scores are in the
-    class order of the first net, not of the test set, so that ties are always resolved the same way.
+    class order of the first net, not of the test set, so that ties are always resolved the same
+    way.
 
     Args:
         nets: list of (net, its index of each class of the first net).
@@ -244,9 +246,11 @@ def _columns(
 
 
 def layer_responses(folder: str | Path) -> dict[str, float]:
-    """Layer responses of a finished run on its test set; see :mod:`resnet_det.evaluation.responses`.
+    """Layer responses of a finished run on its test set; see
+    :mod:`resnet_det.evaluation.responses`.
 
-    They are cached in ``responses.json`` beside the weights, and recomputed if the weights are newer.
+    They are cached in ``responses.json`` beside the weights, and recomputed if the weights are
+    newer.
 
     Raises:
         ConfigError, WeightsError: the folder holds no finished classifier.

@@ -81,8 +81,8 @@ def publish(
     Args:
         scored: dataset name -> (evaluation, dataset, predictions).
         facts: further facts for the head of the page.
-        weights: the facts that the file ``MODEL.WEIGHTS`` carries, if the run only tests it; ``cfg``
-            then does not describe the training. None if this run trained the net.
+        weights: the facts that the file ``MODEL.WEIGHTS`` carries, if the run only tests it;
+            ``cfg`` then does not describe the training. None if this run trained the net.
 
     Returns:
         dict of metrics: ``bbox/AP``, ..., or ``<dataset>/bbox/AP``, ... if there are several

@@ -36,8 +36,8 @@ def mean_softmax(models: Sequence[Model], views: Sequence[torch.Tensor]) -> torc
         views: several views of the same N images, each (N, 3, h, w).
 
     Returns:
-        (N, classes) in float64: in float32, scores far below the highest would all become 0 and lose
-        their order.
+        (N, classes) in float64: in float32, scores far below the highest would all become 0 and
+        lose their order.
     """
     scores = [model(view).double().softmax(1) for model in models for view in views]
     return sum(scores[1:], start=scores[0]) / len(scores)

@@ -1,10 +1,10 @@
 """The inputs and the result of both protocols: records, predictions, `Evaluation`.
 
 A *record* describes an image. It is a dict with ``image_id`` and a list of ``annotations``. Each
-annotation has ``bbox``, ``bbox_mode`` (a ``BoxMode``), ``category_id`` and, if the dataset has them,
-``difficult``, ``iscrowd`` and ``area``. A *prediction* holds the detections in an image. It is a
-dict with ``image_id``, ``boxes`` (N, 4) as x1 y1 x2 y2 in the original image, ``scores`` (N,) and
-``classes`` (N,), indices into the class names. Coordinates are continuous pixels.
+annotation has ``bbox``, ``bbox_mode`` (a ``BoxMode``), ``category_id`` and, if the dataset has
+them, ``difficult``, ``iscrowd`` and ``area``. A *prediction* holds the detections in an image. It
+is a dict with ``image_id``, ``boxes`` (N, 4) as x1 y1 x2 y2 in the original image, ``scores`` (N,)
+and ``classes`` (N,), indices into the class names. Coordinates are continuous pixels.
 """
 
 from collections.abc import Mapping, Sequence

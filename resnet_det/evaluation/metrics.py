@@ -1,7 +1,7 @@
 """The detection metrics, each defined once.
 
-The evaluators compute the metrics listed here. The tables, ``results.json`` and the report page show
-all metrics of an `Evaluation`. To add a metric, add one line here.
+The evaluators compute the metrics listed here. The tables, ``results.json`` and the report page
+show all metrics of an `Evaluation`. To add a metric, add one line here.
 """
 
 from dataclasses import dataclass

@@ -15,7 +15,8 @@ Differences from Detectron2's evaluator:
 * An IoU equal to the threshold is a match, as in VOCevaldet.m (Detectron2: only above it).
 * A recall of exactly k/10 reaches the k-th of the 11 points (Detectron2 misses 3/10, 6/10 and 7/10,
   because 0.1 is rounded).
-* The AP of a class without (non-difficult) objects is NaN and excluded from the mean (Detectron2: 0).
+* The AP of a class without (non-difficult) objects is NaN and excluded from the mean (Detectron2:
+  0).
 * Ties keep the order of the records, then of the detections in the image (Detectron2: unspecified).
 * A crowd region, if the dataset has any, is ignored like a difficult object.
 """
@@ -140,7 +141,8 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _nearest(detections: Detections, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
-    """Per detection, the index of the object that it overlaps most (the first if equal) and the IoU.
+    """Per detection, the index of the object that it overlaps most (the first if equal) and the
+    IoU.
 
     If the image has no object of the class, the IoU is 0 and the index is meaningless.
     """
@@ -159,7 +161,8 @@ def _nearest(detections: Detections, truth: Truth) -> tuple[np.ndarray, np.ndarr
 def _outcomes(
     nearest: np.ndarray, overlap: np.ndarray, ignored: np.ndarray, threshold: float
 ) -> np.ndarray:
-    """Outcomes of the ranked detections of one class: 1 true positive, -1 false positive, 0 ignored."""
+    """Outcomes of the ranked detections of one class: 1 true positive, -1 false positive, 0
+    ignored."""
     outcome = np.full(len(nearest), -1)
     hits = np.flatnonzero(overlap >= threshold)
     _, first = np.unique(nearest[hits], return_index=True)

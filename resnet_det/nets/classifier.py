@@ -1,4 +1,5 @@
-"""Classification nets, cut into a trunk that runs once per image and a head that runs per region."""
+"""Classification nets, cut into a trunk that runs once per image and a head that runs per
+region."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -96,7 +97,8 @@ class Classifier(nn.Module):
 
     @property
     def has_padded_shortcuts(self) -> bool:
-        """Whether shortcuts pad new channels with zeros (option A). Tensor names do not show this."""
+        """Whether shortcuts pad new channels with zeros (option A). Tensor names do not show
+        this."""
         return any(getattr(m, "new_channels", 0) for m in self.modules())
 
     @property
@@ -148,8 +150,8 @@ class Classifier(nn.Module):
         """Apply the net fully convolutionally (section 4.1) and average its logits over space.
 
         The last maps are average-pooled over every window of the size that an image of ``size``
-        pixels produces (7x7 for 224). In principle, ``linear`` runs on each window. Because pooling,
-        ``linear`` and the mean commute, it runs only once, on the mean of the windows.
+        pixels produces (7x7 for 224). In principle, ``linear`` runs on each window. Because
+        pooling, ``linear`` and the mean commute, it runs only once, on the mean of the windows.
 
         Args:
             x: images (N, 3, H, W) of any size.

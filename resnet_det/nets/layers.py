@@ -181,7 +181,8 @@ class FullyConnected(nn.Linear):
 
 
 def init_weights(net: nn.Module) -> None:
-    """Initialise as in section 3.4 (He et al., the PReLU paper): weights from N(0, 2 / fan), biases 0.
+    """Initialise as in section 3.4 (He et al., the PReLU paper): weights from N(0, 2 / fan), biases
+    0.
 
     Convolutions use fan_out, linear layers fan_in; the PReLU paper allows either. Norms keep
     their own initialisation, weight 1 and bias 0.

@@ -99,7 +99,8 @@ class Block(nn.Module):
 
 
 class ImageNetStem(nn.Module):
-    """conv1 (7x7, stride 2) and max pooling (3x3, stride 2, padding 1), with a total stride of 4."""
+    """conv1 (7x7, stride 2) and max pooling (3x3, stride 2, padding 1), with a total stride of
+    4."""
 
     def __init__(self, channels: int, norm: str) -> None:
         super().__init__()

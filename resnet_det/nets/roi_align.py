@@ -1,4 +1,5 @@
-"""Region pooling in float32, and a RoIAlign that computes only every ``step``-th bin of its grid."""
+"""Region pooling in float32, and a RoIAlign that computes only every ``step``-th bin of its
+grid."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,5 @@
-"""VGG (Simonyan and Zisserman): VGG-16 is the baseline in Tables 3, 7 and 8, VGG-19 that in Fig. 3."""
+"""VGG (Simonyan and Zisserman): VGG-16 is the baseline in Tables 3, 7 and 8, VGG-19 that in Fig.
+3."""
 
 from collections import OrderedDict
 

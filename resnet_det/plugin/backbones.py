@@ -54,7 +54,8 @@ class PaperBackbone(Stages, Backbone):
 
 
 def build_c4(cfg: CfgNode, name: str, input_shape: ShapeSpec) -> PaperBackbone:
-    """Build the trunk of the net ``name`` with the config's ``MODEL.RESNETS`` and ``MODEL.BACKBONE``.
+    """Build the trunk of the net ``name`` with the config's ``MODEL.RESNETS`` and
+    ``MODEL.BACKBONE``.
 
     Raises:
         ConfigError: a key does not fit the net. The message names the key.
@@ -71,7 +72,8 @@ def build_c4(cfg: CfgNode, name: str, input_shape: ShapeSpec) -> PaperBackbone:
 
 
 def build_fpn(cfg: CfgNode, name: str, input_shape: ShapeSpec, retinanet: bool) -> FPN:
-    """Build Detectron2's pyramid on :func:`build_c4`, with RetinaNet's or Faster R-CNN's top levels.
+    """Build Detectron2's pyramid on :func:`build_c4`, with RetinaNet's or Faster R-CNN's top
+    levels.
 
     Raises:
         ConfigError: see :func:`build_c4`.

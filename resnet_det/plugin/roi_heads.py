@@ -113,8 +113,8 @@ class PaperROIHeads(Res5ROIHeads):
         net = meta_net(name, **net_options(cfg, name))
         if net.trunk_names[-1] not in input_shape:
             raise ConfigError(
-                f"MODEL.RESNETS.OUT_FEATURES: the backbone returns {', '.join(input_shape)}, but the "
-                f"head of {name} needs {net.trunk_names[-1]}"
+                f"MODEL.RESNETS.OUT_FEATURES: the backbone returns {', '.join(input_shape)}, but "
+                f"the head of {name} needs {net.trunk_names[-1]}"
             )
         own = {"fast": own_key(cfg, "FAST", True), "context": own_key(cfg, "GLOBAL_CONTEXT", False)}
         if own["context"]:

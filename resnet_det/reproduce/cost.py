@@ -118,7 +118,8 @@ def measure_apart(cfg: CfgNode) -> tuple[float | None, str]:
 def measure(cfg: CfgNode, limit: float) -> tuple[int, float, int]:
     """Time training steps in float32 on random images. The time is the median of at most three.
 
-    A detector's step has one image. A classifier's has ``FEW`` at first, doubled up to its batch size
+    A detector's step has one image. A classifier's has ``FEW`` at first, doubled up to its batch
+    size
     while time allows: small batches are inefficient on a GPU, and large ones take minutes on a CPU.
 
     Args:

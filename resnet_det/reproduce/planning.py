@@ -110,8 +110,8 @@ Plan = dict[tuple[Cell, int], list[Run]]  # (cell, seed) -> its runs, in order
 def shortened(cfg: CfgNode, fraction: Fraction) -> list[Any]:
     """KEY VALUE pairs that shorten a config's schedule to ``fraction`` of its iterations.
 
-    Steps and warm-up are shortened by the same factor. A run saves at least 4 checkpoints, and makes
-    at least 5 evaluations if the config evaluates during training.
+    Steps and warm-up are shortened by the same factor. A run saves at least 4 checkpoints, and
+    makes at least 5 evaluations if the config evaluates during training.
     """
     solver = cfg.SOLVER
     last = max(1, round(fraction * solver.MAX_ITER))
@@ -126,7 +126,8 @@ def shortened(cfg: CfgNode, fraction: Fraction) -> list[Any]:
 
 
 def plan(table: Table, seeds: Iterable[int], fraction: Fraction, output: str | Path) -> Plan:
-    """Plan a table's runs under the folder ``output``. A step that several cells share is one Run."""
+    """Plan a table's runs under the folder ``output``. A step that several cells share is one
+    Run."""
     runs: dict[Path, Run] = {}
     plan: Plan = {}
     for cell in table.cells:

@@ -78,7 +78,8 @@ def data_remarks(finished: Plan) -> list[str]:
 
 
 def publish(table: Table, plan: Plan, fraction: Fraction, output: str | Path) -> Path:
-    """Write ``<table>.md`` and ``<table>.html`` with the figures. Returns the Markdown file's path."""
+    """Write ``<table>.md`` and ``<table>.html`` with the figures. Returns the Markdown file's
+    path."""
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     title = table.title

@@ -57,7 +57,8 @@ class Runner:
         return None
 
     def _execute(self, command: Sequence[str], log: Path) -> bool:
-        """Run a module with arguments and append its output to ``log``. Returns whether it succeeds."""
+        """Run a module with arguments and append its output to ``log``. Returns whether it
+        succeeds."""
         threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
         with open(log, "a") as file:
             file.write(f"$ {shlex.join(['python', '-m', *command])}\n")

@@ -16,8 +16,8 @@ class Step:
     Attributes:
         command: the module to run, such as ``PRETRAIN``.
         config: its ``--config-file``.
-        name: name of the output folder, without the seed. A step that several cells share, such as a
-            pretraining, has one name and runs once.
+        name: name of the output folder, without the seed. A step that several cells share, such as
+            a pretraining, has one name and runs once.
         overrides: KEY VALUE pairs. "{previous}" stands for the previous step's ``model_final.pth``,
             "{NAME}" for that of the cell's step NAME, and "{seed}" for the seed.
         test_only: test the previous step's net without training.

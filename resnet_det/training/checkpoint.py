@@ -80,13 +80,13 @@ class Checkpointer:
         """Path of the newest readable checkpoint, or None if there is no checkpoint.
 
         Call it in every process: the main process chooses a file, and the others check that they
-        see the same one. It chooses the file that ``last_checkpoint`` names. If that one is damaged,
-        it logs a warning and chooses the newest readable file.
+        see the same one. It chooses the file that ``last_checkpoint`` names. If that one is
+        damaged, it logs a warning and chooses the newest readable file.
 
         Raises:
             RuntimeError: every checkpoint is damaged.
-            ValueError: a process and the main process see different files, because the folder is not
-                shared or not up to date.
+            ValueError: a process and the main process see different files, because the folder is
+                not shared or not up to date.
 
         Every process raises the same error.
         """
@@ -126,7 +126,8 @@ class Checkpointer:
         return None, None
 
     def _difference(self, path, checksums):
-        """Describe what this process sees instead of the main process's choice; None if the same."""
+        """Describe what this process sees instead of the main process's choice; None if the
+        same."""
         where, own = f"on {socket.gethostname()}", [own.name for own in self._candidates()]
         if path is None:
             return f"{where} finds {own[0]}" if own else None
@@ -159,7 +160,8 @@ class Checkpointer:
         return self.folder / name if name else None
 
     def _candidates(self):
-        """The file that ``last_checkpoint`` names, then all ``model_<iteration>.pth``, newest first."""
+        """The file that ``last_checkpoint`` names, then all ``model_<iteration>.pth``, newest
+        first."""
         named = self._named()
         files = self.folder.iterdir() if self.folder.is_dir() else ()
         numbered = (re.fullmatch(r"model_(\d+)\.pth", path.name) for path in files)
@@ -209,7 +211,8 @@ def set_rng_state(state: Mapping[str, Any], device: str | torch.device | None = 
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-# The errors that zipfile raises for damaged files: unknown methods, passwords, bad names or offsets.
+# The errors that zipfile raises for damaged files: unknown methods, passwords, bad names or
+# offsets.
 _BROKEN_ZIP = (
     OSError, EOFError, RuntimeError, ValueError, LookupError, zipfile.BadZipFile, zlib.error,
     struct.error,
@@ -217,7 +220,8 @@ _BROKEN_ZIP = (
 
 
 def _damage(path):
-    """Read the whole file and verify its checksums. Returns a description of the damage, or None."""
+    """Read the whole file and verify its checksums. Returns a description of the damage, or
+    None."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()

@@ -44,8 +44,8 @@ def launch_info() -> Launch:
     return Launch(*(int(os.environ[name]) for name in names))
 
 
-# Messages of gloo and NCCL when the other end of a connection is gone. NCCL's watchdog may print one
-# and end the process before Python gets an error.
+# Messages of gloo and NCCL when the other end of a connection is gone. NCCL's watchdog may print
+# one and end the process before Python gets an error.
 LOST = re.compile(
     "Connection (closed|reset|refused)|Broken pipe|Socket closed"
     "|ncclRemoteError|remote process exited|NCCL communicator was aborted"
@@ -94,9 +94,9 @@ def launch(
         except RuntimeError as error:
             if get_world_size() > 1 and LOST.search(str(error)):
                 sys.exit(
-                    f"error: process {get_rank()} of {get_world_size()} stops because another process "
-                    "ended or hangs: see its message for the cause; --resume continues from the last "
-                    "checkpoint"
+                    f"error: process {get_rank()} of {get_world_size()} stops because another "
+                    "process ended or hangs: see its message for the cause; --resume continues "
+                    "from the last checkpoint"
                 )
             raise
         shutdown()
@@ -189,8 +189,8 @@ def init(device: str | torch.device = "cuda") -> torch.device:
             ) from error
         if len(set(kinds)) > 1:
             raise ValueError(
-                f"MODEL.DEVICE: processes 0 to {world - 1} would run on {', '.join(kinds)}: use only "
-                "machines with a usable GPU, or give cpu"
+                f"MODEL.DEVICE: processes 0 to {world - 1} would run on {', '.join(kinds)}: use "
+                "only machines with a usable GPU, or give cpu"
             )
     return device
 

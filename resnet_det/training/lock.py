@@ -1,4 +1,5 @@
-"""Allow one run at a time in an output folder: a second run would delete the first one's metrics."""
+"""Allow one run at a time in an output folder: a second run would delete the first one's
+metrics."""
 
 import contextlib
 import fcntl
@@ -25,7 +26,8 @@ def alone_in(folder: str | Path) -> Iterator[None]:
     """Lock a folder for this run, through its file ``.lock``.
 
     The main process holds the lock. The system releases it when that process ends for any reason,
-    even if its data workers outlive it. On a file system without locks, a warning is logged instead.
+    even if its data workers outlive it. On a file system without locks, a warning is logged
+    instead.
     Do not nest calls: leaving the inner block would release the folder.
 
     Raises:
@@ -83,7 +85,7 @@ def _lock(file, folder):
             time.sleep(0.2)
         except OSError as error:
             logger.warning(
-                "OUTPUT_DIR: %s: its file system has no locks (%s): do not start a second run in it",
+                "OUTPUT_DIR: %s: the file system has no locks (%s): do not start a second run in it",
                 folder,
                 error,
             )

@@ -119,8 +119,8 @@ class Trainer:
         """
         if not {"optimizer", "schedule", "rng"} <= state.keys():
             raise ValueError(
-                f"{self.checkpointer.folder}: its last checkpoint was written by another engine, so "
-                "it cannot be resumed here: give it as MODEL.WEIGHTS, and another OUTPUT_DIR"
+                f"{self.checkpointer.folder}: its last checkpoint was written by another engine, "
+                "so it cannot be resumed here: give it as MODEL.WEIGHTS, and another OUTPUT_DIR"
             )
         self.iteration = state["iteration"]
         self.plain_model.load_state_dict(state["model"])

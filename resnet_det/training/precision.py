@@ -20,7 +20,8 @@ def has_bfloat16(device: str | torch.device) -> bool:
 
 
 def amp_dtype(device: str | torch.device) -> torch.dtype:
-    """The data type of mixed precision: bfloat16 if the hardware supports it, else float16 on a GPU.
+    """The data type of mixed precision: bfloat16 if the hardware supports it, else float16 on a
+    GPU.
 
     bfloat16 has the range of float32; float16 needs loss scaling. A CPU without bfloat16 trains in
     float32, with a warning. Call this in every process: all of them use the type of the least

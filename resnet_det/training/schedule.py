@@ -97,12 +97,13 @@ def build_optimizer(
 
 
 class Schedule(torch.optim.lr_scheduler.LambdaLR):
-    """Multiply learning rates by ``multiplier(iteration)``, optionally after an error-based warm-up.
+    """Multiply learning rates by ``multiplier(iteration)``, optionally after an error-based
+    warm-up.
 
     This is the warm-up of the 110-layer net (section 4.2): every learning rate is multiplied by
     ``factor`` until the training error, here the mean over the last 20 batches, is below
-    ``until_error`` per cent. From the next iteration on, the schedule continues as if there had been
-    no warm-up. An ``until_error`` of 0 disables the warm-up.
+    ``until_error`` per cent. From the next iteration on, the schedule continues as if there had
+    been no warm-up. An ``until_error`` of 0 disables the warm-up.
     """
 
     BATCHES = 20

@@ -115,7 +115,8 @@ def check_facts(facts: Facts, cfg, path, trained: str = "was trained") -> None:
 
     Raises:
         ConfigError: a fact differs. The message names the file, the key and both values. If the
-            facts were guessed from the format, it says so and names the command that overrides them.
+            facts were guessed from the format, it says so and names the command that overrides
+            them.
     """
     keys = FACT_KEYS | {"global_context": "RESNET_DET.GLOBAL_CONTEXT"}
     wanted = config_facts(cfg) | {"global_context": cfg.RESNET_DET.GLOBAL_CONTEXT}

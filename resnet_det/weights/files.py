@@ -150,9 +150,9 @@ def read_file(path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return tensors, stored
 
 
-# Entries that Detectron2's checkpointer reads besides the tensors. The first one makes it match names
-# by their ends, so that a classifier's "res2.0..." is loaded into "backbone.res2.0...". The second
-# one is needed because it treats a .pkl without an author as Caffe2's.
+# Entries that Detectron2's checkpointer reads besides the tensors. The first one makes it match
+# names by their ends, so that a classifier's "res2.0..." is loaded into "backbone.res2.0...". The
+# second one is needed because it treats a .pkl without an author as Caffe2's.
 _DETECTRON2 = {"matching_heuristics": True, "__author__": "resnet_det"}
 
 

@@ -157,8 +157,8 @@ def to_our_names(state: State, author: str = "") -> tuple[State, Facts]:
         author: Detectron2's ``__author__``.
 
     Returns:
-        (tensors by our names, facts that the format suggests). The facts are a guess: a net that was
-        trained in Caffe may have torchvision's names.
+        (tensors by our names, facts that the format suggests). The facts are a guess: a net that
+        was trained in Caffe may have torchvision's names.
     """
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
@@ -179,8 +179,8 @@ def to_our_names(state: State, author: str = "") -> tuple[State, Facts]:
 
 
 def _from_caffe(state: State) -> tuple[State, Facts]:
-    """Convert Caffe's batch norms, which are affine maps s * x + b. MSRA's R-50 also has a bias before
-    the first one."""
+    """Convert Caffe's batch norms, which are affine maps s * x + b. MSRA's R-50 also has a bias
+    before the first one."""
     group_norm = any(key.endswith("_gn_s") for key in state)
     state = {k: v for k, v in state.items() if not k.endswith("_momentum")}
     state = _rename(state, CAFFE.names)
@@ -269,7 +269,8 @@ def _has_tensors_of(name: str, state: State) -> bool:
 
 
 def _for_their_pixels(weight: Tensor, facts: Facts, format: str, path) -> Tensor:
-    """Convert the first convolution (out, 3, kH, kW) to RGB and torchvision's standard deviation."""
+    """Convert the first convolution (out, 3, kH, kW) to RGB and torchvision's standard
+    deviation."""
     mean, std = facts["pixel_mean"], facts["pixel_std"]
     if facts["format"] != TORCHVISION_FACTS["format"]:
         weight, mean, std = weight.flip(1), mean[::-1], std[::-1]

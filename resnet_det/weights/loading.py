@@ -21,8 +21,8 @@ def read(path) -> tuple[State, Facts]:
     timm, Detectron2, Detectron and MSRA (Caffe2's blobs), Caffe's VGG-16, or our own.
 
     Returns:
-        (tensors by our names, facts that the file stores or that its format suggests). For the facts
-        see :mod:`resnet_det.weights.facts`.
+        (tensors by our names, facts that the file stores or that its format suggests). For the
+        facts see :mod:`resnet_det.weights.facts`.
 
     Raises:
         WeightsError: the file is missing, truncated or malicious, or holds no tensors.
@@ -64,7 +64,8 @@ class Match:
 
 
 def load(net: nn.Module, path, **options) -> Match:
-    """:func:`read` a weight file and :func:`fit` it to a net. ``options`` are those of :func:`fit`."""
+    """:func:`read` a weight file and :func:`fit` it to a net. ``options`` are those of
+    :func:`fit`."""
     return fit(net, *read(path), path, **options)
 
 

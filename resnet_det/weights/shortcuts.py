@@ -29,8 +29,8 @@ def zeros_unknown(path) -> WeightsError:
     """The error for a file with option A for which :func:`zeros_at_end` is False."""
     command = shlex.join(["tools/convert_weights.py", "--zeros", "both", str(path), "OUT.pth"])
     return WeightsError(
-        f"{path}: does not state where option A pads zeros. Convert it first. If it pads half of them "
-        "on each side of the channels, as in common PyTorch versions of the CIFAR nets: "
+        f"{path}: does not state where option A pads zeros. Convert it first. If it pads half of "
+        "them on each side of the channels, as in common PyTorch versions of the CIFAR nets: "
         f"python {command}. If it pads all of them after the channels, as here: with --zeros end"
     )
 

@@ -127,7 +127,9 @@ def test_a_guess_from_names_is_overruled_by_what_is_said(suffix, tmp_path, monke
     assert "r50 caffe.pth: the names of its tensors suggest" in message and "a guess" in message
     assert "MODEL.RESNETS.STRIDE_IN_1X1 False, but the config says True" in message
     tool.convert("r50 caffe.pth", "guess.pth")  # stays one
-    with pytest.raises(ConfigError, match="guess.pth: the names of its tensors suggest .*INPUT.FORMAT RGB"):
+    with pytest.raises(
+        ConfigError, match="guess.pth: the names of its tensors suggest .*INPUT.FORMAT RGB"
+    ):
         check_facts(read("guess.pth")[1], cfg, "guess.pth")
 
     target = f"OUT.{suffix}"
@@ -293,7 +295,9 @@ def test_a_stated_net_is_checked(tmp_path, monkeypatch):
     torch.save(torchvision.models.resnet18().state_dict(), "it.pth")
     with pytest.raises(ConfigError, match="--net: .*'paper_resnet81'.*paper_resnet18"):
         tool.convert("it.pth", "no.pth", net="paper_resnet81")
-    with pytest.raises(WeightsError, match="it.pth: is not a paper_resnet34: the file lacks res2.2.c"):
+    with pytest.raises(
+        WeightsError, match="it.pth: is not a paper_resnet34: the file lacks res2.2.c"
+    ):
         tool.convert("it.pth", "no.pth", net="paper_resnet34")
     assert tool.convert("it.pth", "own.pth", net="paper_resnet18").facts["net"] == "paper_resnet18"
     with pytest.raises(WeightsError, match="own.pth: states that it holds paper_resnet18, not"):

@@ -460,7 +460,8 @@ def test_only_a_grid_that_is_read_in_part_is_pooled_in_part(config, key, value, 
 def test_fast_has_the_same_loss_curve(config, monkeypatch, half, rate):
     """Fifty iterations of SGD in float32: the losses agree within 1e-4, relative to the first.
 
-    RPN and Fast R-CNN each alone: between them NMS turns a difference of rounding into other regions.
+    RPN and Fast R-CNN each alone: between them NMS turns a difference of rounding into other
+    regions.
     """
     monkeypatch.setitem(resnet.DEPTHS, 50, ((1, 2, 1, 1), True))  # of the usual widths
     curves, sizes = [], torch.linspace(0.1, 1, 30)[:, None]

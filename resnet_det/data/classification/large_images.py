@@ -19,8 +19,9 @@ from ..catalog import Root, classification_spec, datasets_root
 from ..pixels import draw_size
 from . import shards
 
-# The principal components of ImageNet's RGB values in [0, 1] (rows R, G, B; one column per component)
-# as published by fb.resnet.torch (datasets/imagenet.lua), and AlexNet's standard deviation.
+# The principal components of ImageNet's RGB values in [0, 1] (rows R, G, B; one column per
+# component) as published by fb.resnet.torch (datasets/imagenet.lua), and AlexNet's standard
+# deviation.
 EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
 EIGENVECTORS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
@@ -191,8 +192,8 @@ class LargeImages:
         return len(self.records)
 
     def image_records(self) -> list[dict[str, Any]]:
-        """The files, for :func:`.image_check.unusable`. Empty for shards, because checking them would
-        mean reading them from end to end."""
+        """The files, for :func:`.image_check.unusable`. Empty for shards, because checking them
+        would mean reading them from end to end."""
         if self._reader[0] is shards:
             return []
         return [{"file_name": file} for file, _ in self.records]
@@ -211,8 +212,8 @@ class LargeImages:
     def mean_image(self, size: int) -> torch.Tensor:
         """The mean of the central ``size`` pixels of up to 10,000 images: float32 (3, H, W).
 
-        The images are spread evenly over the dataset, and their shorter side is resized to the middle
-        of ``short_sizes``.
+        The images are spread evenly over the dataset, and their shorter side is resized to the
+        middle of ``short_sizes``.
         """
         if self._reader[0] is shards:
             raise ValueError("RESNET_DET.PER_PIXEL_MEAN: True is not supported for tar shards")
@@ -283,7 +284,8 @@ class LargeImages:
     ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
         """Yield ``(views, labels)``. Each image is yielded once, by one of the processes.
 
-        ``views`` is a list of float (N, 3, h, w): the same N images in each view. ``skip_bad`` skips
+        ``views`` is a list of float (N, 3, h, w): the same N images in each view. ``skip_bad``
+            skips
         an unreadable image, with a warning, instead of raising; do not use it to measure accuracy.
         """
         self._check_sizes(size, self.views.sizes, "INPUT.MIN_SIZE_TEST or TEST.AUG.MIN_SIZES")

@@ -84,8 +84,9 @@ def _label_fault(image: pixels.ImageBytes, label: int, classes: int) -> DatasetE
 def find(folder: str, split: str) -> tuple[Shards, tuple[str, ...]]:
     """The shards of a split in ``folder``, and its classes.
 
-    ``<split>.txt`` lists the shards, one path or http(s) URL per line. Without that file, the shards
-    are ``<split>-*.tar``. ``classes.txt`` lists the classes, one per line, in the order of the labels.
+    ``<split>.txt`` lists the shards, one path or http(s) URL per line. Without that file, the
+    shards are ``<split>-*.tar``. ``classes.txt`` lists the classes, one per line, in the order of
+    the labels.
 
     Raises:
         DatasetError: one of these is missing, or a line is neither a path nor an http(s) URL.
@@ -154,7 +155,8 @@ def read_shard(url: str) -> Iterator[tuple[pixels.ImageBytes, int]]:
                 yield pixels.ImageBytes(sample["jpg"], name), int(sample["cls"])
             while tail.read(1 << 20):
                 pass
-            # An archive ends with a block of zeros, but tarfile also accepts a cut between two files.
+            # An archive ends with a block of zeros, but tarfile also accepts a cut between two
+            # files.
             if len(tail.last) < 512 or any(tail.last):
                 raise DatasetError(url, "is cut short: no end of the archive")
     except DatasetError:
@@ -237,7 +239,8 @@ def training_batches(
     skip_bad: bool,
     collate: Callable,
 ) -> Iterator[Any]:
-    """Yield batches without end, like :func:`.loader.training_batches`. One worker makes each batch.
+    """Yield batches without end, like :func:`.loader.training_batches`. One worker makes each
+    batch.
 
     Raises:
         ValueError: ``total_batch`` is not divisible by ``world``.

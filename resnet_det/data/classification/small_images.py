@@ -64,7 +64,8 @@ class SmallImages:
         return SmallImages(images, labels, self.classes, self.mean, self.std)
 
     def mean_image(self) -> torch.Tensor:
-        """The per-pixel mean (section 4.2): each pixel's mean over the dataset, float32 (3, H, W)."""
+        """The per-pixel mean (section 4.2): each pixel's mean over the dataset, float32 (3, H,
+        W)."""
         return (self.images.sum(0, dtype=torch.int64).double() / len(self)).float()
 
     def normalise_by(self, mean: ArrayLike, std: ArrayLike) -> None:
@@ -129,8 +130,8 @@ class SmallImages:
     def test_batches(
         self, *, size: int, batch: int = 256, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
-        """Yield ``([images], labels)``: one view, the central ``size`` pixels. Each image is yielded
-        once, by one of the processes."""
+        """Yield ``([images], labels)``: one view, the central ``size`` pixels. Each image is
+        yielded once, by one of the processes."""
         h, w = self.images.shape[2:]
         _check_crop(size, h, w)
         top, left = (h - size) // 2, (w - size) // 2

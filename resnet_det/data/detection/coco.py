@@ -229,7 +229,8 @@ def _is_number(value: object) -> bool:
 
 
 def _missing(entry: Any, keys: Mapping[str, type]) -> str | None:
-    """Describe the first of ``keys`` (name -> type) that ``entry`` lacks or holds in another type."""
+    """Describe the first of ``keys`` (name -> type) that ``entry`` lacks or holds in another
+    type."""
     if not isinstance(entry, dict):
         return f"is not an object: {entry!r}"
     for key, kind in keys.items():

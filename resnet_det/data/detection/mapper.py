@@ -43,7 +43,8 @@ def with_usable_annotations(
 
 
 class DetectionMapper:
-    """Maps a record to a sample: reads the image, resizes it, and randomly mirrors it and its boxes.
+    """Maps a record to a sample: reads the image, resizes it, and randomly mirrors it and its
+    boxes.
 
     Pixels and boxes equal those of Detectron2's DatasetMapper.
 
@@ -54,13 +55,13 @@ class DetectionMapper:
         format: order of the channels, "BGR" or "RGB".
         train: whether the sample has annotations.
         use_difficult: train on objects that VOC marks difficult, as Detectron2 does.
-        proposals: number of precomputed proposals to use per image, by descending score; None if the
-            records have none.
+        proposals: number of precomputed proposals to use per image, by descending score; None if
+            the records have none.
         scales: further lengths of the shorter edge, for multi-scale testing.
 
     A sample has ``file_name``, ``image_id``, ``height`` and ``width`` (of the original image), and
-    ``image`` (uint8 tensor (3, h, w)). In training it also has ``boxes`` (float32 (N, 4), XYXY in the
-    resized image) and ``classes`` (int64 (N,)). If ``proposals`` is set, it has ``proposals``
+    ``image`` (uint8 tensor (3, h, w)). In training it also has ``boxes`` (float32 (N, 4), XYXY in
+    the resized image) and ``classes`` (int64 (N,)). If ``proposals`` is set, it has ``proposals``
     (float32 (N, 4)); if ``scales`` is set, it has ``scales``, a list of images. Boxes are clipped;
     crowds and empty boxes are dropped.
     """
@@ -119,7 +120,8 @@ class DetectionMapper:
             sample["scales"] = [_channels_first(other) for other in others]
 
         def moved(boxes: np.ndarray, min_side: float) -> tuple[np.ndarray, np.ndarray]:
-            """Transform boxes to the sample's image. Returns them, and a mask of the non-empty ones."""
+            """Transform boxes to the sample's image. Returns them, and a mask of the non-empty
+            ones."""
             boxes = boxes * np.tile([new_width / width, new_height / height], 2)
             if mirror:
                 boxes = pixels.flip_boxes(boxes, new_width)
@@ -160,7 +162,8 @@ def _xyxy(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def _proposals(record: dict[str, Any]) -> np.ndarray:
-    """The boxes (N, 4) that :func:`resnet_det.data.detection.proposals.attach` put into a record."""
+    """The boxes (N, 4) that :func:`resnet_det.data.detection.proposals.attach` put into a
+    record."""
     boxes = record["proposal_boxes"].astype(np.float64)
     if record["proposal_bbox_mode"] == BoxMode.XYWH_ABS:
         boxes[:, 2:] += boxes[:, :2]

@@ -1,7 +1,7 @@
 """Read and write precomputed proposals in Detectron2's format.
 
-A file is a pickle of ``{"ids": [image_id], "boxes": [float32 (N, 4)], "objectness_logits": [float32 (N,)],
-"bbox_mode": 0}``, with one entry per image. Boxes are in pixels of the original image.
+A file is a pickle of ``{"ids": [image_id], "boxes": [float32 (N, 4)], "objectness_logits": [float32
+(N,)], "bbox_mode": 0}``, with one entry per image. Boxes are in pixels of the original image.
 """
 
 import os
@@ -32,7 +32,8 @@ def write(path: str, proposals: Iterable[tuple[Any, Any, Any]]) -> None:
 
 
 def read(path: str) -> dict[str, tuple[np.ndarray, np.ndarray, BoxMode]]:
-    """Read a proposal file: str(image_id) -> (boxes (N, 4), logits (N,), mode), by descending logit.
+    """Read a proposal file: str(image_id) -> (boxes (N, 4), logits (N,), mode), by descending
+    logit.
 
     Detectron's older field names are accepted too. No code from the file is run.
 
@@ -69,8 +70,8 @@ def read(path: str) -> dict[str, tuple[np.ndarray, np.ndarray, BoxMode]]:
         if box.ndim != 2 or box.shape[1] != 4 or logit.shape != box.shape[:1]:
             raise DatasetError(
                 path,
-                f"image {image_id!r}: boxes have shape {box.shape} and logits {logit.shape}, expected "
-                "(N, 4) and (N,)",
+                f"image {image_id!r}: boxes have shape {box.shape} and logits {logit.shape}, "
+                "expected (N, 4) and (N,)",
             )
         if not (np.isfinite(box).all() and np.isfinite(logit).all()):
             raise DatasetError(path, f"image {image_id!r}: a number is not finite")

@@ -131,8 +131,8 @@ def finish(rng: np.random.Generator, canvas: np.ndarray) -> Image.Image:
 
 
 # Each object is a function of (rng, u, v), where u and v are coordinates in which the object fills
-# about [-1, 1] (v points down). It returns (f, paint): f is continuous and negative inside the object,
-# paint is (3, h, w) in about [0, 1].
+# about [-1, 1] (v points down). It returns (f, paint): f is continuous and negative inside the
+# object, paint is (3, h, w) in about [0, 1].
 
 
 def _ball(rng, u, v):

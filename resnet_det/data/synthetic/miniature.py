@@ -1,5 +1,5 @@
-"""A detection dataset composed from CIFAR-10's photographs, to test the claim of Tables 7 and 8 on a
-small scale.
+"""A detection dataset composed from CIFAR-10's photographs, to test the claim of Tables 7 and 8 on
+a small scale.
 
 Each image is a textured background with photographs from the user's CIFAR-10 pasted on it, at one
 to two times their size. Half of them have soft edges. Clutter is pasted in the same way: other

@@ -13,8 +13,8 @@ The same JPEGs are annotated as PASCAL VOC and as COCO:
 
 A box tightly encloses the visible pixels of its object, as in VOC and COCO. An object is
 "difficult" if the longer side of its box is under 16 pixels or less than half of it is visible. The
-COCO annotations mark it as ``iscrowd``, so that both protocols ignore it. At least a quarter of each
-object is visible, and each is at least 6 pixels wide and high.
+COCO annotations mark it as ``iscrowd``, so that both protocols ignore it. At least a quarter of
+each object is visible, and each is at least 6 pixels wide and high.
 
 An image depends only on the seed, its split and its number, not on the number of workers or images.
 Another build of numpy or Pillow may change some pixels by one grey level.

@@ -32,8 +32,8 @@ class Checkpointer(DetectionCheckpointer):
     Args:
         facts: facts to save with each checkpoint.
         fresh: names of the tensors that are not loaded from a weight file.
-        classes: class names of the training set. The rows of shared classes are loaded from a weight
-            file; resuming a run with other classes is an error.
+        classes: class names of the training set. The rows of shared classes are loaded from a
+            weight file; resuming a run with other classes is an error.
         cfg: the config. Weights whose facts differ from it are an error.
 
     Attributes:

@@ -163,7 +163,8 @@ class Mapper(DatasetMapper):
 
 
 def read(file_name: str, format: str) -> np.ndarray:
-    """Read an image of a Detectron2 dataset. Its path may be any that Detectron2's PathManager reads.
+    """Read an image of a Detectron2 dataset. Its path may be any that Detectron2's PathManager
+    reads.
 
     Args:
         format: any value of INPUT.FORMAT that Detectron2 accepts.

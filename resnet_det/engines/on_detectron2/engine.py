@@ -69,8 +69,8 @@ class _File(CfgNode):
 def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     """Read a YAML file with its ``_BASE_`` chain and trailing ``KEY VALUE`` overrides.
 
-    The file may hold all of Detectron2's keys and the node ``RESNET_DET``. YAML that runs code is an
-    error.
+    The file may hold all of Detectron2's keys and the node ``RESNET_DET``. YAML that runs code is
+    an error.
 
     Returns:
         Detectron2's CfgNode, frozen; ``MODEL.DEVICE`` is "cpu" if no CUDA device is available.
@@ -264,8 +264,8 @@ def check_model(cfg: CfgNode) -> None:
             raise ConfigError(f"{key}: Detectron2 has no {name!r}{hint}")
     if cfg.TEST.AUG.ENABLED:
         raise ConfigError(
-            "TEST.AUG.ENABLED: this engine does not support it: set it to False; to test at several "
-            "scales, use RESNET_DET.MULTI_SCALE_TEST"
+            "TEST.AUG.ENABLED: this engine does not support it: set it to False; to test at "
+            "several scales, use RESNET_DET.MULTI_SCALE_TEST"
         )
     check_appendix(cfg)
 
@@ -293,7 +293,8 @@ def running(cfg: CfgNode, resume: bool = True) -> Iterator[None]:
 
 def _setup(cfg: CfgNode) -> None:
     """Run Detectron2's ``default_setup``, and share its logger's handlers with our logger."""
-    # Each run adds terminal and file handlers to Detectron2's loggers: remove those of earlier runs.
+    # Each run adds terminal and file handlers to Detectron2's loggers: remove those of earlier
+    # runs.
     setup_logger.cache_clear()
     for name in ("detectron2", "fvcore"):
         log = logging.getLogger(name)

@@ -109,7 +109,8 @@ def evaluate_model(
 
 
 class Parts(nn.Module):
-    """Adapts a ``GeneralizedRCNN`` with ``PaperROIHeads`` to :class:`...detector.appendix.Detector`."""
+    """Adapts a ``GeneralizedRCNN`` with ``PaperROIHeads`` to
+    :class:`...detector.appendix.Detector`."""
 
     def __init__(self, model: GeneralizedRCNN) -> None:
         super().__init__()
@@ -143,8 +144,8 @@ class Parts(nn.Module):
 def as_tested(model: nn.Module, cfg: CfgNode, classes: Sequence[str] | None = None) -> nn.Module:
     """The model in the form that the config tests: unchanged, or with Appendix B's improvements.
 
-    With MULTI_SCALE_TEST each sample needs ``scales`` in addition to ``image``; :class:`.data.Mapper`
-    adds it.
+    With MULTI_SCALE_TEST each sample needs ``scales`` in addition to ``image``;
+    :class:`.data.Mapper` adds it.
 
     Args:
         classes: names of the classes that the model was trained on, if known.

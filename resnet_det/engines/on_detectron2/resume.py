@@ -66,7 +66,8 @@ class Batches:
 
 
 class Seeded:
-    """Adapts Detectron2's mapper to take a random generator, which :func:`training_batches` passes."""
+    """Adapts Detectron2's mapper to take a random generator, which :func:`training_batches`
+    passes."""
 
     def __init__(self, mapper: Callable[[dict], dict]) -> None:
         self.mapper = mapper
@@ -222,7 +223,8 @@ class Resumable(HookBase):
 
 
 def cut(path: Path, last: int) -> None:
-    """Truncate a ``metrics.json`` after iteration ``last``, in place, because Detectron2 has it open."""
+    """Truncate a ``metrics.json`` after iteration ``last``, in place, because Detectron2 has it
+    open."""
     kept, size = len([o for o in read_metrics(path) if o["iteration"] <= last]), 0
     with open(path, "rb") as file:
         for _ in range(kept):

@@ -69,7 +69,8 @@ def test_the_mean_image_travels_with_the_checkpoint(folder, mean_image, monkeypa
     os.utime("output/classifier/model_final.pth")
     assert classifier.layer_responses("output/classifier") == responses
 
-    # One line of config makes it a detector's backbone; the detector subtracts the mean of the mean.
+    # One line of config makes it a detector's backbone; the detector subtracts the mean of the
+    # mean.
     mean = [round(x, 3) for x in mean_image.mean((1, 2)).tolist()]
     with pytest.raises(ConfigError, match="was trained with MODEL.PIXEL_MEAN"):
         embedded.train(load_config("detector.yaml"))
