@@ -119,8 +119,8 @@ def measure(cfg: CfgNode, limit: float) -> tuple[int, float, int]:
     """Time training steps in float32 on random images. The time is the median of at most three.
 
     A detector's step has one image. A classifier's has ``FEW`` at first, doubled up to its batch
-    size
-    while time allows: small batches are inefficient on a GPU, and large ones take minutes on a CPU.
+    size while time allows: small batches are inefficient on a GPU, and large ones take minutes on a
+    CPU.
 
     Args:
         cfg: a config of the embedded engine.

@@ -27,8 +27,7 @@ def alone_in(folder: str | Path) -> Iterator[None]:
 
     The main process holds the lock. The system releases it when that process ends for any reason,
     even if its data workers outlive it. On a file system without locks, a warning is logged
-    instead.
-    Do not nest calls: leaving the inner block would release the folder.
+    instead. Do not nest calls: leaving the inner block would release the folder.
 
     Raises:
         FolderInUse: another process holds the folder.
@@ -85,7 +84,7 @@ def _lock(file, folder):
             time.sleep(0.2)
         except OSError as error:
             logger.warning(
-                "OUTPUT_DIR: %s: the file system has no locks (%s): do not start a second run in it",
+                "OUTPUT_DIR: %s: its file system has no locks (%s): do not start a second run in it",
                 folder,
                 error,
             )

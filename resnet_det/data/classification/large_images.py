@@ -285,8 +285,8 @@ class LargeImages:
         """Yield ``(views, labels)``. Each image is yielded once, by one of the processes.
 
         ``views`` is a list of float (N, 3, h, w): the same N images in each view. ``skip_bad``
-            skips
-        an unreadable image, with a warning, instead of raising; do not use it to measure accuracy.
+        skips an unreadable image, with a warning, instead of raising; do not use it to measure
+        accuracy.
         """
         self._check_sizes(size, self.views.sizes, "INPUT.MIN_SIZE_TEST or TEST.AUG.MIN_SIZES")
         reader, known = self._reader
