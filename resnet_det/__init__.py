@@ -1,20 +1,20 @@
 """Residual networks exactly as in the paper, and detectors on them.
 
-nets        the networks: ``build_net(name)``, for a name of ``NETS``
-weights     weight files of five projects, into a net
+nets        the networks: ``build_net(name)``, for a name in ``NETS``
+weights     load and convert weight files of five projects
 data        datasets under Detectron2's names, images, loaders, synthetic datasets
 training    the training loop, schedules, checkpoints, several processes
 evaluation  VOC and COCO average precision, tables, charts, the report
-config      Detectron2's YAML language: ``get_config("faster_rcnn_R101.yaml")``
-detector    Faster R-CNN, from a config
+config      configs in Detectron2's YAML format: ``get_config("faster_rcnn_R101.yaml")``
+detector    Faster R-CNN, built from a config
 plugin      nets, RoI heads and datasets in Detectron2's registries
-engines     train and evaluate a config, by Detectron2 or by the embedded engine
-reproduce   the paper's tables
-commands    what ``resnet-det`` and tools/ run
+engines     train and evaluate a config, with Detectron2 or the embedded engine
+reproduce   reproduce the paper's tables
+commands    the commands of ``resnet-det`` and tools/
 
-Where Detectron2 is installed, ``import resnet_det`` registers every net as a backbone of it, and
-its RoI heads: ``MODEL.BACKBONE.NAME: paper_resnet101``, ``MODEL.ROI_HEADS.NAME: PaperROIHeads``.
-Elsewhere the import loads nothing: names and folders are imported when they are first used.
+If Detectron2 is installed, ``import resnet_det`` registers every net as a backbone in it, and the
+RoI heads: ``MODEL.BACKBONE.NAME: paper_resnet101``, ``MODEL.ROI_HEADS.NAME: PaperROIHeads``.
+Otherwise the import loads nothing: names and subpackages are imported when they are first used.
 """
 
 import importlib as _importlib
@@ -39,18 +39,18 @@ _FOLDERS = (
 
 
 def get_config(name: str, engine: str = "auto") -> "CfgNode":
-    """Load one of the package's own configs, as Detectron2's ``model_zoo.get_config``.
+    """Load one of the package's own configs, like Detectron2's ``model_zoo.get_config``.
 
     Args:
         name: path in ``configs/``, such as "faster_rcnn_R101.yaml"; any other YAML file works too.
-        engine: "detectron2", "torchvision" (the embedded one), or "auto": Detectron2 where it is
-            installed. It decides which keys the config has.
+        engine: "detectron2", "torchvision" (the embedded engine), or "auto" (Detectron2 if it is
+            installed). It determines which keys the config has.
 
     Returns:
-        The checked config, frozen: ``cfg.defrost()`` before a change.
+        The checked config. It is frozen: call ``cfg.defrost()`` before changing it.
 
     Raises:
-        ValueError: no such config or engine, or the config is wrong.
+        ValueError: the config or the engine does not exist, or the config is invalid.
     """
     from .engines import pick
 
@@ -73,8 +73,8 @@ def __dir__() -> list[str]:
 
 if _find_spec("detectron2"):
     try:
-        with _warnings.catch_warnings():  # of torch, about what fvcore does as it is imported
+        with _warnings.catch_warnings():  # torch's, about what fvcore does on import
             _warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
             _importlib.import_module(".plugin", __name__)
-    except (ImportError, AttributeError, OSError) as _error:  # broken, or built for another torch
+    except (ImportError, AttributeError, OSError) as _error:  # damaged, or built for another torch
         _warnings.warn(f"Detectron2 is installed but cannot be imported: {_error}", stacklevel=2)

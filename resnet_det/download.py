@@ -1,4 +1,5 @@
-"""Download the official archives: with resume and checksum, unpacked safely, installed as a whole."""
+"""Download the official archives with resume and checksums, and unpack them safely and
+atomically."""
 
 import hashlib
 import http.client
@@ -24,10 +25,12 @@ BLOCK = 1 << 20
 class Archive:
     """A file to download.
 
-    gives: the paths under the datasets' folder that it provides. If all exist, nothing is to be done.
-    strip: leading folder to remove from the names of its members.
-    into: the subfolder of the datasets' folder that the members go to; "" is that folder itself.
-    md5: checksum of the file, if its publisher or torchvision states one.
+    Attributes:
+        gives: paths under the datasets' folder that the archive provides. If all exist, it is not
+            downloaded.
+        strip: leading folder to remove from the names of its members.
+        into: subfolder of the datasets' folder to unpack to; "" means that folder itself.
+        md5: checksum of the file, if its publisher or torchvision states one.
     """
 
     url: str
@@ -50,8 +53,8 @@ def _voc(path: str, md5: str, year: int, splits: tuple[str, ...]) -> Archive:
     return Archive(_VOC + path, gives, md5, strip="VOCdevkit/")
 
 
-# The checksums are those of torchvision.datasets. COCO publishes none, so only the checksums that a
-# zip holds of its members are verified.
+# The checksums are torchvision.datasets'. COCO publishes none, so only the checksums of the members
+# in its zip files are verified.
 SETS = {
     "voc": (
         _voc("voc2007/VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64", 2007,
@@ -76,16 +79,16 @@ SETS = {
 
 
 def get(archive: Archive, root: str) -> bool:
-    """Download an archive and unpack it under ``root``, unless what it gives exists already.
+    """Download an archive and unpack it under ``root``, unless its content already exists.
 
-    An interrupted download is resumed. The archive is removed once it is unpacked.
+    An interrupted download is resumed. The archive is removed after it is unpacked.
 
     Returns:
-        Whether anything was done.
+        True if the archive was unpacked, False if its content existed.
 
     Raises:
-        DatasetError: there is no connection, the checksum differs, or the archive is broken or
-            unsafe. The message says what to download and where to put it. Nothing is installed.
+        DatasetError: there is no connection, the checksum differs, or the archive is damaged or
+            unsafe. Nothing is installed. The message states what to download and where to put it.
     """
     if all(os.path.exists(os.path.join(root, path)) for path in archive.gives):
         return False
@@ -93,7 +96,9 @@ def get(archive: Archive, root: str) -> bool:
     if not os.path.exists(file):
         fetch(archive.url, file)
     if archive.md5 and (found := md5(file)) != archive.md5:
-        raise DatasetError(file, f"has the MD5 {found}, not {archive.md5}: remove it and try again")
+        raise DatasetError(
+            file, f"has the MD5 checksum {found}, not {archive.md5}: remove it and try again"
+        )
     unpack(archive, file, root)
     os.remove(file)
     return True
@@ -140,8 +145,8 @@ def fetch(url: str, file: str) -> None:
 
 def _advice(error: Exception, file: str) -> str:
     return (
-        f"cannot be fetched ({error}). Run the same command again to resume; or download it by other "
-        f"means, put it at {file}, and run the command again"
+        f"cannot be downloaded ({error}). Run the same command again to resume, or download the "
+        f"file by other means, put it at {file}, and run the command again"
     )
 
 
@@ -154,7 +159,7 @@ def md5(file: str) -> str:
     return digest.hexdigest()
 
 
-# What tarfile and zipfile raise for a damaged file: a wrong method, password or compressed block.
+# Errors of tarfile and zipfile for a damaged file: a wrong method, password or compressed block.
 _BROKEN = (
     OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, ValueError, RuntimeError,
 )  # fmt: skip
@@ -163,11 +168,12 @@ _BROKEN = (
 def unpack(archive: Archive, file: str, root: str) -> None:
     """Unpack into a temporary folder, check the content, and move every file to its place.
 
-    What the archive gives is moved last: as long as it is missing, :func:`get` starts again.
+    The paths ``archive.gives`` are moved last: as long as they are missing, :func:`get` starts
+    again.
 
     Raises:
-        DatasetError: the archive is broken, has a member outside its folder, or lacks what it should
-            give.
+        DatasetError: the archive is damaged, has a member outside its folder, or lacks a path in
+            ``archive.gives``.
     """
     target = os.path.join(root, f".unpacked-{archive.name}")
     shutil.rmtree(target, ignore_errors=True)

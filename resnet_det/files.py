@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Write files and folders atomically: completely or not at all."""
 
 import contextlib
 import os
@@ -10,16 +10,16 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole_file(target: str | Path, temporary: str | None = None) -> Iterator[Path]:
-    """Yield the path of a temporary file to write, which is then renamed to ``target``.
+    """Yield the path of a temporary file to write, and rename the file to ``target`` on exit.
 
-    ``target`` never holds half of the content, not even after a power cut. After an error or an
-    interruption it is as it was, and the temporary file is removed.
+    ``target`` never holds partial content, not even after a power cut. After an error or an
+    interruption it is unchanged, and the temporary file is removed.
 
     Args:
-        target: path in a folder that exists.
-        temporary: name of the temporary file, in the same folder. The default is made from the
-            target's name, so that the next write replaces what a killed process left. Processes
-            that write the same target at once need a name each.
+        target: path in an existing folder.
+        temporary: name of the temporary file, in the same folder. The default derives from the
+            target's name, so that the next write replaces a file that a killed process left.
+            Processes that write the same target at once need different names.
     """
     target = Path(target)
     path = target.with_name(temporary or f".{target.name}.tmp")
@@ -34,9 +34,9 @@ def whole_file(target: str | Path, temporary: str | None = None) -> Iterator[Pat
 
 @contextlib.contextmanager
 def whole_folder(target: str | Path) -> Iterator[str]:
-    """Yield a temporary folder to fill, which is then renamed to ``target``.
+    """Yield a temporary folder to fill, and rename it to ``target`` on exit.
 
-    After an error or an interruption the temporary folder is removed. If another process made
+    After an error or an interruption, the temporary folder is removed. If another process created
     ``target`` meanwhile, that folder is kept.
     """
     root, name = os.path.split(target)
@@ -55,7 +55,7 @@ def whole_folder(target: str | Path) -> Iterator[str]:
 
 
 def _flush(path: Path) -> None:
-    """Have the system write a file or a folder to the disk."""
+    """Flush a file or a folder to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

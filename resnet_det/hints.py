@@ -1,14 +1,14 @@
-"""What an error message suggests in place of a name that does not exist."""
+"""Suggestions in error messages for names that do not exist."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def did_you_mean(word: str, known: Iterable[str], list_all: bool = False) -> str:
-    """The end of an error message about ``word``: "; did you mean A or B?".
+    """Return the end of an error message about ``word``: "; did you mean A or B?".
 
     Args:
-        list_all: where no known name is near, list all of them; otherwise the result is "".
+        list_all: if no known name is similar, list all of them; otherwise the result is "".
     """
     known = list(known)
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)

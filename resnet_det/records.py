@@ -1,4 +1,4 @@
-"""What the readers share: box modes, the error that names the file, and checks of names and boxes."""
+"""Shared by the dataset readers: box modes, the error that names the file, name and box checks."""
 
 import math
 import os
@@ -7,17 +7,17 @@ from enum import IntEnum
 
 
 class BoxMode(IntEnum):
-    """Meaning of a box's 4 numbers, in absolute pixels. The values are Detectron2's."""
+    """The meaning of a box's 4 numbers, in absolute pixels. The values are Detectron2's."""
 
     XYXY_ABS = 0
     XYWH_ABS = 1
 
 
 class DatasetError(ValueError):
-    """A fault in the data: ``file`` names the file, ``what`` says what is wrong with it.
+    """A fault in the data: ``file`` names the file, ``what`` describes the fault.
 
-    ``known`` marks a published fault of an official archive. Loading skips and lists the object
-    that has it. Any other fault raises, or skips the image if the user asked for that.
+    ``known`` marks a published fault in an official archive. Loading skips and lists the affected
+    object. Any other fault raises, or skips the image if the config enables that.
     """
 
     def __init__(self, file: object, what: str, known: bool = False) -> None:
@@ -26,17 +26,18 @@ class DatasetError(ValueError):
 
     def __str__(self) -> str:
         text = f"{self.file}: {self.what}"
-        return text.encode(errors="backslashreplace").decode()  # json may hold lone surrogates
+        return text.encode(errors="backslashreplace").decode()  # JSON may contain lone surrogates
 
 
 SHOWN_FAULTS = 10
 
 
 def together(source: object, faults: Sequence[DatasetError]) -> DatasetError:
-    """Combine several faults into one error that lists up to ten. A single fault is returned as is.
+    """Combine several faults into one error that lists up to ten. A single fault is returned
+    unchanged.
 
     Args:
-        source: where they were found, such as a dataset's name.
+        source: the source of the faults, such as a dataset's name.
     """
     if len(faults) == 1:
         return faults[0]
@@ -50,7 +51,7 @@ LONGEST_SIDE = 10**6  # pixels; no image is larger
 
 
 def name_fault(name: str) -> str | None:
-    """Say why an image's name in a dataset is refused, or None. A name must not leave its folder."""
+    """Describe why an image's name is invalid, or return None. A name must not leave its folder."""
     if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in name):
         return f"{name!r} is not a file name"
     if os.path.isabs(name) or ".." in name.replace("\\", "/").split("/"):
@@ -59,11 +60,11 @@ def name_fault(name: str) -> str | None:
 
 
 def box_fault(box: Sequence[float], width: int, height: int, slack: float = 0.0) -> str | None:
-    """Say what is wrong with a box (x0, y0, x1, y1) in continuous coordinates, or None.
+    """Describe the fault of a box (x0, y0, x1, y1) in continuous coordinates, or return None.
 
     Args:
-        width, height: of the image, in pixels.
-        slack: by how many pixels the box may leave the image.
+        width, height: size of the image, in pixels.
+        slack: number of pixels by which the box may extend beyond the image.
     """
     x0, y0, x1, y1 = box
     if not all(map(math.isfinite, (x0, y0, x1, y1))):

@@ -48,7 +48,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def real_data():
-    """Folder that holds ``coco/``, ``VOC2007/`` and ``imagenet_samples/`` (mark the test real_data)."""
+    """Folder that holds ``coco/``, ``VOC2007/`` and ``imagenet_samples/`` (mark the test
+    real_data)."""
     return Path(os.environ["RESNET_DET_REAL_DATA"])
 
 

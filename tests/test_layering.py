@@ -1,4 +1,4 @@
-"""Who may import whom, by folder; never upwards, never in a circle."""
+"""Which folders may import which: only downwards, without cycles."""
 
 import ast
 import sys
@@ -68,7 +68,7 @@ def test_imports_point_downwards(path):
 
 
 def test_no_circles():
-    """Between files: a module's import, followed as far as it goes, never comes back to it."""
+    """Following a module's imports never leads back to the module."""
     names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
              for p in MODULES}  # fmt: skip
     graph = {name: {m for m in imports(path) if m in names and m != name}

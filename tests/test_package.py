@@ -1,4 +1,4 @@
-"""What ``import resnet_det`` gives, and how little it loads."""
+"""The names that ``import resnet_det`` provides, and that it loads little."""
 
 import os
 import re

@@ -1,15 +1,15 @@
-"""Images per second and peak memory of the same detector from several hands, side by side.
+"""Compare speed and peak memory of several implementations of the same detector.
 
     python tools/benchmark.py --depth 50 --size 600x800 --rois 512
     python tools/benchmark.py --depth 101 --size 600x800 --rois 300 --appendix
 
-Each contender lives in a process of its own; they take turns, one step each, and the medians are
-compared. All have the same random weights (torchvision's apart, which offers pyramids only), one
-image a step, as many regions, SGD, and their frozen parts as by default (conv1 and conv2_x, all
-batch norms). Prints Markdown. Contenders that are not installed are left out, which is said.
+Each contender runs in its own process. They take turns, one step each, and the medians are
+compared. All have the same random weights (except torchvision's, which only offers pyramids), one
+image per step, the same number of regions, SGD, and the default frozen parts (conv1 and conv2_x,
+all batch norms). Prints Markdown. Contenders that are not installed are skipped with a message.
 
---appendix: the embedded engine's detector against itself with each improvement of the paper's
-Appendix B, as what it costs. On a CPU its seconds are the processor's, which other jobs do not
+--appendix compares the embedded engine's detector with itself with each improvement of the paper's
+Appendix B, to measure the cost. On a CPU it measures processor time, which other jobs do not
 change.
 """
 
@@ -24,7 +24,7 @@ import zlib
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # who waits for a turn leaves the cores alone
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a waiting contender does not use the cores
 
 import torch
 import torch.nn.functional as F
@@ -127,7 +127,8 @@ def torchvision_fpn(args):
 
 
 def improved(args, members=1, scales=(), **ours):
-    """The embedded detector as ``RESNET_DET`` says; ``scales`` shrink with the image's size."""
+    """The embedded detector with ``RESNET_DET`` options; ``scales`` shrink with the image's
+    size."""
     from resnet_det.detector.build import build_improved, build_model
 
     short = min(args.size)
@@ -164,7 +165,8 @@ FUSED = ("Detectron2 with our net", "embedded engine", *APPENDIX)  # as our engi
 
 
 def fill(model):
-    """Weights by the name of each parameter, of a size that neither dies out nor explodes."""
+    """Fill weights depending on each parameter's name, scaled so that outputs neither vanish nor
+    explode."""
     for name, parameter in model.state_dict().items():
         if name.endswith(("conv3.norm.weight", "bn3.weight")):
             parameter.fill_(0.2)
@@ -179,7 +181,7 @@ def fill(model):
 
 
 def peak_memory(device, reset=False):
-    """Bytes at most since the last reset: resident in the process, or allocated on the GPU."""
+    """Peak bytes since the last reset: resident in the process, or allocated on the GPU."""
     if device.startswith("cuda"):
         peak = torch.cuda.max_memory_allocated(device)
         if reset:
@@ -196,7 +198,8 @@ def processor_time(args):
 
 
 def worker(name, args, pipe):
-    """Run the job that comes through ``pipe``; answer seconds, peak bytes and multiply-adds."""
+    """Run each job that arrives through ``pipe``. Sends seconds, peak bytes and multiply-adds
+    back."""
     torch.set_num_threads(args.threads)
     model, trunk, batch = (CONTENDERS | APPENDIX)[name](args)
     with torch.no_grad():
@@ -249,9 +252,9 @@ def worker(name, args, pipe):
 
 
 def matrix_rate(args):
-    """Multiply-adds per second of a large matrix product: the best of five.
+    """Multiply-adds per second of a large matrix product, the best of five runs.
 
-    In TF32 on a GPU where convolutions run in it, as PyTorch's default is.
+    On a GPU it uses TF32 if convolutions do, as by PyTorch's default.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     side = 8192 if args.device.startswith("cuda") else 2048
@@ -273,7 +276,7 @@ def cpu_model():
 
 
 def compare(args, names, measure):
-    """Tables of images per second, which the machine's rate of multiplication bounds."""
+    """Print tables of images per second, and the bound set by the machine's multiply-add rate."""
     rates = [matrix_rate(args)]
     for job in JOBS:
         found = measure(job, names)
@@ -292,7 +295,7 @@ def compare(args, names, measure):
 
 
 def costs(args, names, measure):
-    """Tables of seconds an image; only context is a matter of training too."""
+    """Print tables of seconds per image. Only global context also changes training."""
     unit = "processor seconds" if processor_time(args) else "seconds"
     for job, shown in {"inference": names, "training": ["baseline", "global context"]}.items():
         found = measure(job, shown)
@@ -312,12 +315,12 @@ def main():
     )
     parser.add_argument("--depth", type=int, default=50, choices=(50, 101))
     parser.add_argument("--size", default="600x800", help="height x width of the image")
-    parser.add_argument("--rois", type=int, default=512, help="regions of an image")
+    parser.add_argument("--rois", type=int, default=512, help="regions per image")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"),
-                        help="bfloat16: by autocast")  # fmt: skip
-    parser.add_argument("--appendix", action="store_true", help="what Appendix B costs")
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each")
+                        help="bfloat16 uses autocast")  # fmt: skip
+    parser.add_argument("--appendix", action="store_true", help="measure the cost of Appendix B")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps per contender")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     print(f"`python tools/benchmark.py --depth {args.depth} --size {args.size} --rois {args.rois} "
@@ -327,7 +330,7 @@ def main():
     names = list(APPENDIX if args.appendix else CONTENDERS)
     if not args.appendix and importlib.util.find_spec("detectron2") is None:
         names = [n for n in names if "Detectron2" not in n]
-        print("Detectron2 is not installed: left out, and the ratios are to the first line.\n")
+        print("Detectron2 is not installed and is skipped; ratios refer to the first line.\n")
     where = f"{cpu_model()}, {args.threads} threads"
     if args.device.startswith("cuda"):
         where = torch.cuda.get_device_name(args.device)
@@ -348,7 +351,7 @@ def main():
         return pipes[name].recv()
 
     def measure(job, names):
-        """{name: (median of the seconds, peak bytes, multiply-adds)}, in turns."""
+        """Measure in turns. Returns {name: (median seconds, peak bytes, multiply-adds)}."""
         adds = {name: ask(name, job, count=True) for name in names}
         steps = {name: [] for name in names}
         for _ in range(args.rounds):

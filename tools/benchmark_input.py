@@ -1,11 +1,11 @@
-"""Images per second and core of ImageNet's input pipeline beside torchvision's; the full run's cost.
+"""Compare ImageNet's input pipeline with torchvision's in images per second per core.
 
     python tools/benchmark_input.py --images FOLDER
 
-FOLDER holds <class>/<photograph>. The pipelines take turns over the same files, one round each, in
+FOLDER holds <class>/<photograph>. The pipelines take turns on the same files, one round each, in
 one thread, and the medians of their processor time are compared. Each ends with a float batch on
-the CPU; a data worker for a GPU stops before: there our batch is normalised on the device. Prints
-Markdown.
+the CPU, except the data worker's part for a GPU, where the batch is normalised on the device. Also
+computes the cost of the full run. Prints Markdown.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def ours(records, color):
     seed = 0
 
     def run():
-        nonlocal seed  # other draws each round
+        nonlocal seed  # different random draws in each round
         seed += 1
         stream = data.training_batches(**options, seed=seed, start_iter=0)
         for _ in range(len(records) // BATCH):
@@ -62,7 +62,7 @@ def ours_worker(records):
 
 
 def theirs(records, *crop):
-    """torchvision's reference recipe for training (references/classification/presets.py)."""
+    """torchvision's reference training recipe (references/classification/presets.py)."""
     transform = T.Compose([
         *crop, T.RandomHorizontalFlip(), T.PILToTensor(), T.ConvertImageDtype(torch.float),
         T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -77,7 +77,8 @@ def theirs(records, *crop):
 
 
 class RandomResize:
-    """torchvision's Resize to a drawn length: its own RandomResize draws both sides alike."""
+    """torchvision's Resize to a random shorter side. Its own RandomResize does not keep the aspect
+    ratio."""
 
     def __call__(self, image):
         short = int(torch.randint(SHORT[0], SHORT[1] + 1, ()))
@@ -110,8 +111,8 @@ def main():
           f"--tflops {args.tflops:g}`\n")  # fmt: skip
     print(f"{cpu_model()}, one thread, load average {os.getloadavg()[0]:.1f} before; "
           f"torch {torch.__version__}, torchvision {torchvision.__version__}, "
-          f"commit {commit() or 'unknown'}. {count} photographs of {size / 1000:.0f} kB on average; "
-          f"processor time, medians of {args.rounds} rounds taken in turn.\n")  # fmt: skip
+          f"commit {commit() or 'unknown'}. {count} photographs of {size / 1000:.0f} kB on "
+          f"average; processor time, medians of {args.rounds} rounds taken in turn.\n")  # fmt: skip
 
     same = "torchvision, resize to [256, 480], crop, flip"
     pipelines = {

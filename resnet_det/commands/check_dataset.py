@@ -1,10 +1,10 @@
-"""Read every image and annotation of a dataset and list what is wrong, by file.
+"""Read every image and annotation of a dataset and list the faults by file.
 
     resnet-det check-dataset voc_2007_trainval
     resnet-det check-dataset imagenet_train
     resnet-det check-dataset coco_2017_val --root /data --workers 16
 
-Exit status: 0 sound (prints counts), 1 something is wrong, 2 wrong usage.
+Exit status: 0 no faults (prints counts), 1 faults, 2 wrong usage.
 """
 
 import os
@@ -27,7 +27,7 @@ def main(argv: cli.Words = None) -> int:
         type=cli.positive,
         default=os.cpu_count(),
         metavar="N",
-        help="processes that read images (default: one per core)",
+        help="number of processes that read images (default: one per core)",
     )
     args = parser.parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""What the commands share: parser, the options of a training, start and exit."""
+"""Code that the commands share: parser, training options, start and exit."""
 
 import argparse
 import sys
@@ -10,42 +10,41 @@ from fvcore.common.config import CfgNode
 from ..engines import ENGINES
 from ..training.distributed import launch
 
-Words = Sequence[str] | None  # a command line; None stands for the one of this process
+Words = Sequence[str] | None  # a command line; None means that of this process
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser whose help begins with a module's docstring, as it is written."""
+    """Make a parser whose help begins with a module's docstring, unchanged."""
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
 def positive(text: str) -> int:
-    """The type of an option that counts something.
+    """Parse an option that is a positive integer.
 
     Raises:
-        argparse.ArgumentTypeError: not a whole number of at least 1.
+        argparse.ArgumentTypeError: the text is not a whole number of at least 1.
     """
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least 1")
     return int(text)
 
 
 def training_parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with the options that all trainings take, for :func:`parse_training`."""
+    """Make a parser with the options of all training commands, for :func:`parse_training`."""
     result = parser(doc)
     add = result.add_argument
     add(
         "--config-file",
         required=True,
         metavar="FILE",
-        help="a YAML config; one of resnet_det's own, such as quickstart.yaml, is found from any "
-        "folder",
+        help="a YAML config: a path, or one of resnet_det's own configs, such as quickstart.yaml",
     )
     add(
         "--resume",
         action="store_true",
-        help="continue from the last checkpoint in OUTPUT_DIR, or begin if there is none",
+        help="continue from the last checkpoint in OUTPUT_DIR, or start if there is none",
     )
     add("--eval-only", action="store_true", help="only evaluate MODEL.WEIGHTS")
     add(
@@ -53,23 +52,27 @@ def training_parser(doc: str | None) -> argparse.ArgumentParser:
         type=positive,
         default=1,
         metavar="N",
-        help="processes on this machine, one per GPU (default: 1)",
+        help="number of processes on this machine, one per GPU (default: 1)",
     )
-    add("--num-machines", type=positive, default=1, metavar="N", help="machines (default: 1)")
     add(
-        "--machine-rank", type=int, default=0, metavar="RANK", help="number of this machine, from 0"
+        "--num-machines",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="number of machines (default: 1)",
     )
+    add("--machine-rank", type=int, default=0, metavar="RANK", help="index of this machine, from 0")
     add(
         "--dist-url",
         default="auto",
         metavar="URL",
-        help="tcp://HOST:PORT of machine 0; only several machines need it",
+        help="tcp://HOST:PORT of machine 0; needed only with several machines",
     )
     add(
         "overrides",
         nargs=argparse.REMAINDER,
         metavar="KEY VALUE",
-        help="config keys and their values, after all options: SOLVER.BASE_LR 0.01",
+        help="config keys and their values, after all options, such as SOLVER.BASE_LR 0.01",
     )
     return result
 
@@ -79,8 +82,8 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="auto",
         choices=ENGINES,
-        help="what trains the detector; auto (the default) is Detectron2 where it is installed, "
-        "and the embedded engine, torchvision, elsewhere",
+        help="engine that trains the detector; auto (the default) is Detectron2 if it is "
+        "installed, otherwise the embedded engine, torchvision",
     )
 
 
@@ -88,12 +91,12 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replay",
         metavar="FILE",
-        help="run only the iteration of a not_finite_<iteration>.pth again",
+        help="rerun only the iteration of a file not_finite_<iteration>.pth",
     )
 
 
 def parse_training(parser: argparse.ArgumentParser, argv: Words) -> argparse.Namespace:
-    """Parse a training's command line; exits with status 2 where it is wrong."""
+    """Parse the command line of a training command. Exits with status 2 if it is wrong."""
     args = parser.parse_args(argv)
     if any(word.startswith("--") for word in args.overrides):
         parser.error("options such as --resume go before the KEY VALUE pairs")
@@ -101,7 +104,7 @@ def parse_training(parser: argparse.ArgumentParser, argv: Words) -> argparse.Nam
 
 
 def start(run: Callable[..., Any], args: argparse.Namespace, cfg: CfgNode) -> None:
-    """Call ``run(args, cfg)`` in each of the processes that a training's options ask for."""
+    """Call ``run(args, cfg)`` in as many processes as the command's options specify."""
     launch(
         run,
         args,
@@ -114,7 +117,7 @@ def start(run: Callable[..., Any], args: argparse.Namespace, cfg: CfgNode) -> No
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command and exit with its status; bad input ends it with one line and status 1."""
+    """Run a command and exit with its status; for invalid input, print one line and exit with 1."""
     try:
         sys.exit(main())
     except ValueError as error:  # the message is for the user

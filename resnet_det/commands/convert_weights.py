@@ -4,13 +4,15 @@
     resnet-det convert-weights --to torchvision output/imagenet/model_final.pth r34.pth
     resnet-det convert-weights resnet50.pth r50.pkl
 
-What the weights were trained on is written to OUT. If IN does not say it, or if it was only guessed
-from the names of the tensors (a net trained in Caffe may have torchvision's), give KEY VALUE pairs:
+OUT also stores the preprocessing that the weights were trained with. If IN does not state it, or if
+it was only guessed from the names of the tensors (a net that was trained in Caffe may have
+torchvision's names), give KEY VALUE pairs:
 
     resnet-det convert-weights bare.pth r34.safetensors INPUT.FORMAT RGB \\
         MODEL.PIXEL_MEAN "[123.675, 116.28, 103.53]" MODEL.PIXEL_STD "[58.395, 57.12, 57.375]"
 
-A CIFAR net of another project whose option A pads half of its zeros on each side of the channels:
+To convert another project's CIFAR net whose option A pads half of the zeros on each side of the
+channels:
 
     resnet-det convert-weights --zeros both theirs.pth resnet20.pth
 """
@@ -28,41 +30,41 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
     parser.add_argument(
         "source",
         metavar="IN",
-        help="a .pth, .pkl or .safetensors file: a classifier of torchvision, timm, MSRA, Detectron "
-        "or Caffe, or a classifier or detector of Detectron2 or of ours",
+        help="a .pth, .pkl or .safetensors file: a classifier from torchvision, timm, MSRA, "
+        "Detectron or Caffe, or a classifier or detector from Detectron2 or resnet_det",
     )
     parser.add_argument(
         "target",
         metavar="OUT",
-        help="the file to write; its suffix decides on the kind. Detectron2's own checkpointer loads our "
-        ".pth and .pkl into any project, but cannot read .safetensors",
+        help="the file to write; its suffix determines the format. Detectron2's own checkpointer "
+        "loads the .pth and .pkl files in any project, but cannot read .safetensors",
     )
     parser.add_argument(
         "stated",
         nargs=argparse.REMAINDER,
         metavar="KEY VALUE",
-        help=f"what IN was trained on: any of {', '.join(FACT_KEYS.values())}",
+        help=f"what IN was trained with: any of {', '.join(FACT_KEYS.values())}",
     )
     parser.add_argument(
         "--to",
         choices=FORMATS,
         default="own",
-        help="the names in OUT (default: %(default)s, which are Detectron2's); torchvision and timm "
-        "take classifiers only",
+        help="whose tensor names OUT gets (default: %(default)s, which are Detectron2's); "
+        "torchvision and timm take only classifiers",
     )
     parser.add_argument(
         "--net",
-        help="the net in IN, such as paper_resnet34_a; by default its tensors tell",
+        help="the net in IN, such as paper_resnet34_a; by default identified from its tensors",
     )
     parser.add_argument(
         "--zeros",
         choices=("both", "end"),
-        help="where option A of IN pads zeros: half on each side of the channels, or all behind "
-        "them, as here. Channels are reordered accordingly",
+        help="where option A of IN pads zeros: half on each side of the channels (both), or all "
+        "after them, as in resnet_det (end). Channels are reordered accordingly",
     )
     args = parser.parse_args(argv)
     if any(word.startswith("--") for word in args.stated):
-        parser.error("options go first")
+        parser.error("options must come before IN, OUT and the KEY VALUE pairs")
     return args
 
 
@@ -73,10 +75,12 @@ def main(argv: cli.Words = None) -> None:
     )
     print(f"wrote {args.target}: {kind}, {' or '.join(nets)}")
     if args.to == "own" and args.target.endswith(".safetensors"):
-        print("for our nets only: Detectron2's own checkpointer reads a .pth or .pkl")
+        print(
+            "only resnet_det reads this file: for Detectron2's checkpointer, write a .pth or .pkl"
+        )
     if args.to == "own":
         known = [f"{key} {facts[fact]!r}" for fact, key in FACT_KEYS.items() if fact in facts]
-        print("to be used with", *known)
+        print("use it with", *known)
 
 
 if __name__ == "__main__":

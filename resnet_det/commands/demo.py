@@ -1,8 +1,8 @@
-"""Draw what a detector finds in pictures.
+"""Run a detector on images and draw its detections.
 
     resnet-det demo street.jpg dogs.png --weights output/quickstart/model_final.pth
 
-Writes one PNG per picture, with boxes, labels and scores, and prints one line per picture.
+Writes one PNG per image, with boxes, labels and scores, and prints one line per image.
 """
 
 from pathlib import Path
@@ -19,12 +19,12 @@ from . import cli
 def main(argv: cli.Words = None) -> None:
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="the pictures, in any format that Pillow reads")
+    add("images", nargs="+", metavar="IMAGE", help="images, in any format that Pillow reads")
     add(
         "--weights",
         required=True,
         metavar="FILE",
-        help="checkpoint of a detector, of any engine; it brings its own config",
+        help="checkpoint of a detector, from either engine; it contains its config",
     )
     add(
         "--output",
@@ -37,20 +37,20 @@ def main(argv: cli.Words = None) -> None:
         type=float,
         default=0.5,
         metavar="SCORE",
-        help="the lowest score that is drawn, from 0 to 1 (default: %(default)s)",
+        help="draw detections that score at least this, from 0 to 1 (default: %(default)s)",
     )
     add(
         "--overrides",
         nargs="*",
         default=[],
         metavar="KEY VALUE",
-        help="changes to the config of the checkpoint: MODEL.DEVICE cpu",
+        help="keys to override in the checkpoint's config, such as MODEL.DEVICE cpu",
     )
     args = parser.parse_args(argv)
     names = [Path(path).stem for path in args.images]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise ValueError(f"IMAGE: several pictures are called {', '.join(sorted(twice))}")
+        raise ValueError(f"IMAGE: several images have the same name: {', '.join(sorted(twice))}")
     predict, classes = predictor(args.weights, args.overrides)
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
-"""Download PASCAL VOC, COCO 2014 or CIFAR-10, or draw the scenes or the miniature.
+"""Download PASCAL VOC, COCO 2014 or CIFAR-10, or draw the synthetic datasets scenes and miniature.
 
     resnet-det get-data voc
     resnet-det get-data scenes
     resnet-det get-data coco cifar10 --root /data/detection
 
-Each is laid out as datasets/README.md says. An interrupted download is continued, published
-checksums are checked, and what is there already is kept. Without a network the error says what to
-download and where to put it. VOC 2012's test images come from the evaluation server only, after
-registration.
+The layout of each dataset is described in datasets/README.md. Interrupted downloads are resumed,
+published checksums are verified, and existing files are kept. Without a network connection, the
+error message states what to download and where to put it. VOC 2012's test images are available only
+from the evaluation server, after registration.
 """
 
 import os

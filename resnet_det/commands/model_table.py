@@ -1,13 +1,13 @@
-"""Print Table 1, and the nets of Table 6, for every net that this package builds.
+"""Print layers, parameters and multiply-adds of every net beside the paper's Tables 1 and 6.
 
     resnet-det model-table > table.md
     resnet-det model-table paper_resnet50 paper_vgg16
 
-Everything is counted by running each net on one image of its training size on the meta device,
-which computes shapes only. The paper's figures come from the catalog. Multiply-adds are those of
-convolutions and linear layers, without biases; batch norms, ReLUs, poolings and additions do not
-count. Parameters are all that training updates, so they include the weight and bias of batch
-norms. Layers are those with weights on the main path, without the projections of shortcuts.
+Each net runs on one image of its training size on the meta device, which only computes shapes. The
+paper's numbers come from the catalog. Multiply-adds are those of convolutions and linear layers,
+without biases; batch norms, ReLUs, pooling and additions do not count. Parameters are everything
+that training updates, including the weight and bias of batch norms. Layers are those with weights
+on the main path, without the projections in shortcuts.
 """
 
 from dataclasses import dataclass, field
@@ -28,11 +28,11 @@ HEADER = (
 
 @dataclass
 class Counts:
-    """What :func:`measure` counts of one net.
+    """The counts of one net, from :func:`measure`.
 
     Attributes:
-        layers: convolutions and linear layers on the main path.
-        sizes: side of each stage's output in cells, by the stage's name.
+        layers: number of convolutions and linear layers on the main path.
+        sizes: height and width of each stage's output in cells, by stage name.
         parameters: number of parameters.
         convolutions, linear: multiply-adds in the convolutions and in the linear layers.
         has_stride_choice: whether ``stride_in_1x1`` changes the net.
@@ -55,11 +55,11 @@ def measure(name: str, **options: Any) -> Counts:
     """Count one net.
 
     Args:
-        name: of the net, in ``NETS``.
-        options: as for :func:`resnet_det.build_net`.
+        name: name of the net in ``NETS``.
+        options: options of :func:`resnet_det.build_net`.
 
     Raises:
-        ValueError: as ``build_net``.
+        ValueError: see ``build_net``.
     """
     with torch.device("meta"):
         net = build_net(name, **options).eval()
@@ -85,12 +85,12 @@ def measure(name: str, **options: Any) -> Counts:
 
 
 def compare(paper: str, count: int, unit: int) -> str | None:
-    """How the figure ``paper`` follows from a count: "rounded", "truncated", or None if it does not.
+    """How the paper's number follows from our count: "rounded", "truncated", or None (not at all).
 
     Args:
-        paper: the figure as printed, such as "3.8".
-        count: our count, in ones.
-        unit: of the figure, such as 10^9.
+        paper: the number as printed, such as "3.8".
+        count: our count.
+        unit: unit of the paper's number, such as 10^9.
     """
     digits = len(paper.partition(".")[2])
     if f"{count / unit:.{digits}f}" == paper:
@@ -100,7 +100,7 @@ def compare(paper: str, count: int, unit: int) -> str | None:
 
 
 def compare_gflops(paper: str, in_1x1: Counts, in_3x3: Counts) -> str:
-    """How the multiply-adds that the paper gives follow from the counts of both strides."""
+    """How the paper's multiply-adds follow from our counts with both stride placements."""
     remark = compare(paper, in_1x1.multiply_adds, 10**9)
     if remark is None and compare(paper, in_1x1.convolutions, 10**9):
         remark = f"without linear layers {in_1x1.convolutions:,}, rounded"
@@ -112,7 +112,7 @@ def compare_gflops(paper: str, in_1x1: Counts, in_3x3: Counts) -> str:
 
 
 def row(name: str) -> tuple[str, ...]:
-    """The cells of a net, in the order of ``HEADER``."""
+    """The table row of a net, in the order of ``HEADER``."""
     in_1x1 = in_3x3 = measure(name)
     if in_1x1.has_stride_choice:
         in_3x3 = measure(name, stride_in_1x1=False)

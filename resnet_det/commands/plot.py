@@ -4,9 +4,9 @@
     resnet-det plot errors output/cifar_plain20 --beside output/cifar_resnet20 --output fig6
     resnet-det plot responses output/cifar_plain20 output/cifar_resnet20 --output fig7
 
-errors: training error (thin, dashed) and test error (bold) over iterations; the runs of
-`resnet-det pretrain` need not be finished. responses: standard deviations of the layers' responses
-on the test set, of finished runs.
+errors draws training error (thin, dashed) and test error (bold) over iterations, from runs of
+`resnet-det pretrain`, which need not be finished. responses draws the standard deviations of the
+layers' responses on the test set, from finished runs.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from . import cli
 def parse(argv: cli.Words = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    add("figure", choices=("errors", "responses"), help="what to draw")
+    add("figure", choices=("errors", "responses"), help="the figure to draw")
     add("runs", nargs="+", metavar="FOLDER", help="output folders of runs")
     add(
         "--beside",
@@ -31,9 +31,9 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="errors: runs of one more panel; may be given several times",
+        help="for errors: runs of a further panel; may be given several times",
     )
-    add("--top", type=float, metavar="PERCENT", help="errors: upper end of the error axis")
+    add("--top", type=float, metavar="PERCENT", help="for errors: upper end of the error axis")
     add("--output", required=True, metavar="PATH", help="path of the figure, without a suffix")
     args = parser.parse_args(argv)
     if args.figure == "responses" and (args.beside or args.top):
@@ -42,7 +42,7 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
 
 
 def labelled(runs: Sequence[str]) -> dict[str, Path]:
-    """Label -> folder. The label is the folder's name, or its path where two have that name."""
+    """Label -> folder. The label is the folder's name, or its path if the name occurs twice."""
     names = [Path(run).name for run in runs]
     return {run if names.count(name) > 1 else name: Path(run) for run, name in zip(runs, names)}
 
@@ -51,7 +51,7 @@ def curves(runs: Sequence[str]) -> dict[str, Iterable[dict[str, Any]]]:
     """Label -> the lines of the run's metrics.json.
 
     Raises:
-        ValueError: a folder holds none.
+        ValueError: a folder has no metrics.json.
     """
     for folder in map(Path, runs):
         if not (folder / "metrics.json").is_file():

@@ -1,4 +1,4 @@
-"""Train and test a classifier, whose weights a detector starts from.
+"""Train and test a classifier, whose weights initialise a detector.
 
     resnet-det pretrain --config-file quickstart_classifier.yaml
     resnet-det pretrain --config-file cifar/resnet20.yaml --num-gpus 2
@@ -25,7 +25,7 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
-    """What each process does; returns the metrics in the main one."""
+    """Run the command in one process. Returns the metrics in the main process."""
     if args.eval_only:
         return classifier.evaluate(cfg)
     if args.replay:

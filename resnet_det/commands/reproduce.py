@@ -1,11 +1,11 @@
-"""Run a table of the paper, cell by cell, and write its numbers beside the paper's.
+"""Run a table of the paper, cell by cell, and write the results next to the paper's.
 
     resnet-det reproduce table6 --dry-run
     resnet-det reproduce table6 --seeds 1 2 3 4 5 --jobs 4
     resnet-det reproduce table6 --cells resnet20 plain20 --fraction 1/32
 
-The same command again continues where it stopped, and does not repeat what is finished. The table
-says which cells were not run.
+To continue after an interruption, run the same command again: finished runs are not repeated. The
+table lists which cells were not run.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from . import cli
 def parse(argv: cli.Words = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    add("table", choices=TABLES, help="the table of the paper; miniature is one of our own")
-    add("--cells", nargs="+", default=[], metavar="CELL", help="rows to run (default: the table)")
+    add("table", choices=TABLES, help="a table of the paper; miniature is this project's own")
+    add("--cells", nargs="+", default=[], metavar="CELL", help="rows to run (default: all)")
     add(
         "--seeds",
         nargs="+",
@@ -38,13 +38,19 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
         "--fraction",
         default="1",
         metavar="F",
-        help="shorten each schedule to this part, such as 1/32; the table says so",
+        help="shorten each schedule to this fraction, such as 1/32; the table states it",
     )
-    add("--jobs", type=cli.positive, default=1, metavar="N", help="cells that run at a time")
+    add(
+        "--jobs",
+        type=cli.positive,
+        default=1,
+        metavar="N",
+        help="number of cells to run in parallel",
+    )
     add(
         "--dry-run",
         action="store_true",
-        help="run nothing; predict the cost from a few measured steps",
+        help="do not run; predict the cost from a few measured steps",
     )
     add(
         "--output",
@@ -56,7 +62,7 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
 
 
 def dry_run(plan: planning.Plan) -> None:
-    """Print a table of costs, each row as soon as it is measured."""
+    """Print a table of costs. Each row is printed as soon as it is measured."""
     width = max(len(run.folder.name) for chain in plan.values() for run in chain)
 
     def show(name: str, iterations: object, time: str, measured: str, data: str) -> None:

@@ -3,8 +3,8 @@
     resnet-det train-alternating --config-file faster_rcnn_R101.yaml \\
         OUTPUT_DIR output/alternating_R101
 
-Takes the configs of `resnet-det train`. RESNET_DET.ALTERNATING holds the iterations of each step.
---resume continues in the step, and at the iteration, where the training stopped.
+The configs are those of `resnet-det train`. RESNET_DET.ALTERNATING sets the iterations of each
+step. --resume continues at the step and the iteration where training stopped.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
-    """What each process does; returns the metrics in the main one."""
+    """Run the command in one process. Returns the metrics in the main process."""
     engine = pick(args.engine)
     if args.eval_only:
         return engine.evaluate(cfg)

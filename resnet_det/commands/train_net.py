@@ -27,7 +27,7 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
-    """What each process does; returns the metrics in the main one."""
+    """Run the command in one process. Returns the metrics in the main process."""
     engine = pick(args.engine)
     if args.eval_only:
         return engine.evaluate(cfg)

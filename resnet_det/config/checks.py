@@ -1,4 +1,4 @@
-"""What is refused in a config's keys, lengths and values."""
+"""Checks of a config's keys, list lengths and values."""
 
 import functools
 import logging
@@ -19,7 +19,7 @@ def check_keys(flat: Iterable[str], known: Iterable[str], where: str) -> None:
     """Raise ConfigError for a key that ``known`` lacks. The error suggests the nearest keys.
 
     Args:
-        where: what the keys were read from, such as a file.
+        where: the source of the keys, such as a file.
     """
     for key in flat:
         if key not in known:
@@ -33,7 +33,7 @@ def check_keys(flat: Iterable[str], known: Iterable[str], where: str) -> None:
 def check_users(cfg: CfgNode, user: Users, prefix: str = "") -> None:
     """Raise ConfigError for a key that is set although ``user`` does not read it.
 
-    The keys of a node with ENABLED: False have no effect, so they may hold anything.
+    The keys of a node with ENABLED: False have no effect and may have any value.
 
     Args:
         prefix: check only the keys that begin with it.
@@ -54,7 +54,7 @@ def resolve_device(cfg: CfgNode) -> None:
     """
     device = cfg.MODEL.DEVICE
     if not re.fullmatch(r"cpu|meta|cuda(:\d+)?", device):
-        why = " has no float64, which losses and scores are averaged in"
+        why = " does not support float64, in which losses and scores are averaged"
         raise ConfigError(
             f"MODEL.DEVICE: {device!r}{why if device.startswith('mps') else ' is not supported'}; "
             "use cuda, cuda:0 (one of several GPUs) or cpu"
@@ -70,7 +70,7 @@ def _warn_once(message: str) -> None:
 
 
 def check_lengths(cfg: CfgNode) -> None:
-    """Raise ConfigError for a list of the wrong length, in either engine."""
+    """Raise ConfigError for a list of the wrong length, for either engine."""
     corners = 5 if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RRPN" else 4
     for node in ("RPN", "ROI_BOX_HEAD"):
         weights = cfg.MODEL[node].BBOX_REG_WEIGHTS
@@ -136,24 +136,26 @@ def _check_together(cfg: CfgNode) -> None:
             f"MODEL.PROPOSAL_GENERATOR.NAME: {m.PROPOSAL_GENERATOR.NAME}"
         )
     if m.LOAD_PROPOSALS and m.META_ARCHITECTURE != "GeneralizedRCNN":
-        raise ConfigError(f"MODEL.LOAD_PROPOSALS: True: a {m.META_ARCHITECTURE} takes no proposals")
+        raise ConfigError(
+            f"MODEL.LOAD_PROPOSALS: True: {m.META_ARCHITECTURE} does not read proposals"
+        )
     sizes = list(cfg.INPUT.MIN_SIZE_TRAIN)
     pair = len(sizes) == 2 and sizes == sorted(sizes)
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not pair:
         raise ConfigError(
             f"INPUT.MIN_SIZE_TRAIN: {cfg.INPUT.MIN_SIZE_TRAIN}: MIN_SIZE_TRAIN_SAMPLING 'range' "
-            "needs two sizes, the smallest and the greatest"
+            "needs two sizes, the smallest and the largest"
         )
 
 
 def check_batch(cfg: CfgNode, images: int, overrides: Sequence[Any]) -> None:
     """Warn if the command line changes the batch size but not the learning rate.
 
-    By the linear scaling rule, a recipe keeps its step per image and its number of epochs.
+    The linear scaling rule keeps the learning rate per image and the number of epochs.
 
     Args:
-        images: per batch, as the config file says.
-        overrides: KEY, VALUE, ... of the command line.
+        images: images per batch in the config file.
+        overrides: KEY, VALUE, ... from the command line.
     """
     now = cfg.SOLVER.IMS_PER_BATCH
     if now != images and "SOLVER.BASE_LR" not in overrides[::2]:

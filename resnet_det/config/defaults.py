@@ -1,8 +1,8 @@
-"""The config language: every key that the embedded engine honours, declared once in ``KEYS``.
+"""The config keys: ``KEYS`` declares every key that the embedded engine supports.
 
-Outside of ``RESNET_DET``, names, defaults and meaning are Detectron2's. The config, the checks of
-values and of who uses a key, the error messages and docs/config.md all follow from ``KEYS``: a new
-key is one entry here, its use, and the test of its use.
+Outside of ``RESNET_DET``, names, defaults and meanings are Detectron2's. The default config, the
+checks of values and of users, the error messages and docs/config.md all derive from ``KEYS``. To
+add a key, add an entry here, the code that uses it, and a test of its use.
 """
 
 import copy
@@ -14,14 +14,14 @@ from fvcore.common.config import CfgNode
 
 
 class ConfigError(ValueError):
-    """A config file, key or value that cannot be honoured."""
+    """A config file, key or value is invalid or not supported."""
 
 
 class Users(Flag):
-    """Who reads a key in the embedded engine.
+    """The kinds of models that read a key in the embedded engine.
 
-    Small images are held in memory as one tensor (CIFAR-10), large ones are read from files or
-    shards (ImageNet).
+    Small images (CIFAR-10) are held in memory as one tensor. Large images (ImageNet) are read from
+    files or shards.
     """
 
     DETECTOR = auto()
@@ -49,12 +49,12 @@ class Key:
     """The declaration of one key.
 
     Attributes:
-        default: its type is the type of the key.
-        users: who reads the key. For all others it must keep its default.
+        default: the default value. Its type is the type of the key.
+        users: the models that read the key. For all others it must keep its default.
         help: one line of Markdown for docs/config.md.
-        choices: the values that the embedded engine honours, if it does not honour all.
-        least: the smallest number that it honours, if there is one.
-        example: a value that shows what a list takes, where the default does not.
+        choices: the values that the embedded engine supports, if it does not support all.
+        least: the smallest number that it supports, if there is one.
+        example: a value that shows what a list takes, if the default does not.
     """
 
     default: Any
@@ -73,74 +73,78 @@ class Key:
 
 # fmt: off
 KEYS: dict[str, Key] = {
-    # ---- what Detectron2 cannot say
+    # ---- what Detectron2 has no keys for
     "RESNET_DET.PRETRAIN": Key("", DETECTOR,
         "Config of the classifier that writes MODEL.WEIGHTS; it is trained first if that file is "
         "absent."),
     "RESNET_DET.NEW_LAYERS": Key((), DETECTOR,
-        "Layers that are reinitialised whatever MODEL.WEIGHTS holds, as prefixes of parameter "
-        "names. Any other missing or mismatched parameter is an error.", example=("fc6",)),
+        "Layers that are always reinitialised, even if MODEL.WEIGHTS holds them, as prefixes of "
+        "parameter names. Any other missing or mismatched parameter is an error.",
+        example=("fc6",)),
     "RESNET_DET.USE_DIFFICULT": Key(True, DETECTOR,
         "Train on objects that VOC marks as difficult. Detectron2 does, py-faster-rcnn does not."),
     "RESNET_DET.CLASSES_BY_ORDER": Key(False, ALL,
-        "Match the classes of checkpoints and datasets by their order instead of their names; "
-        "their numbers must be equal."),
+        "Match the classes of checkpoints and datasets by their order instead of their names. Both "
+        "must have equally many classes."),
     "RESNET_DET.SKIP_BAD_DATA": Key(False, ALL,
-        "Skip broken training images and annotations, with a count, instead of ending the run."),
+        "Skip and count broken training images and annotations instead of ending the run."),
     "RESNET_DET.CHECK_IMAGES": Key(True, DETECTOR | LARGE,
-        "Decode all test images before training and stop if one is unusable. Images that were "
-        "decoded before are not decoded again; images in tar shards are not checked."),
+        "Decode all test images before training and stop if one is unusable. Images that passed "
+        "the check before are not decoded again; images in tar shards are not checked."),
     "RESNET_DET.CROP_PADDING": Key(0, SMALL,
         "Zero pixels around a training image before it is cropped (section 4.2: 4 on CIFAR-10).",
         least=0),
     "RESNET_DET.PER_PIXEL_MEAN": Key(False, CLASSIFIER,
-        "Subtract the mean image of the training set (section 4.2) instead of MODEL.PIXEL_MEAN, "
-        "which must be its mean: a detector on these weights subtracts that. Checkpoints carry the "
-        "mean image."),
+        "Subtract the mean image of the training set (section 4.2), which checkpoints carry, "
+        "instead of MODEL.PIXEL_MEAN. MODEL.PIXEL_MEAN must be the mean over that image, because a "
+        "detector that starts from these weights subtracts it."),
     "RESNET_DET.WARMUP_UNTIL_ERROR": Key(0.0, CLASSIFIER,
         "Warm up at WARMUP_FACTOR * BASE_LR until the running training error is below this "
-        "percentage (section 4.2, 110 layers). 0: warm up for SOLVER.WARMUP_ITERS.", least=0),
+        "percentage (section 4.2, 110 layers). 0: warm up for SOLVER.WARMUP_ITERS iterations.",
+        least=0),
     "RESNET_DET.COLOR_PCA": Key(False, LARGE,
-        "AlexNet's colour augmentation of training images (section 3.4)."),
+        "Use AlexNet's colour augmentation of training images (section 3.4)."),
     "RESNET_DET.TEST_CROPS": Key(1, LARGE,
-        "Crops per test image: the centre, or also the four corners, and all five mirrored.",
+        "Crops per test image. 1: the centre. 10: the centre and the four corners, and their "
+        "mirror images.",
         choices=(1, 10)),
     "RESNET_DET.ENSEMBLE": Key((), ALL,
-        "Further checkpoints that are tested together with MODEL.WEIGHTS; each carries its config. "
-        "Classifiers: the mean of their softmax (Table 5); detectors: Appendix B.",
+        "Further checkpoints to test together with MODEL.WEIGHTS; each carries its config. "
+        "Classifiers average their softmax (Table 5); detectors follow Appendix B.",
         example=("other.pth",)),
     "RESNET_DET.FAST": Key(True, DETECTOR,
-        "Fold constant batch norms, skip cells that nobody reads, keep channels last: the same "
-        "results and checkpoints in less time. False to compare."),
+        "Fold constant batch norms, skip feature-map cells that no layer reads, and use the "
+        "channels-last memory format. The results and checkpoints are the same; False is for "
+        "comparison."),
     "RESNET_DET.ALTERNATING": Key((80000, 40000, 80000, 40000), DETECTOR,
-        "Iterations of the steps of alternating training: RPN, Fast R-CNN, RPN, Fast R-CNN. The "
-        "default is the released code's for VOC 2007."),
+        "Iterations of each step of alternating training: RPN, Fast R-CNN, RPN, Fast R-CNN. The "
+        "default is that of the released code for VOC 2007."),
     "RESNET_DET.GLOBAL_CONTEXT": Key(False, DETECTOR,
-        "Appendix B: the head also sees the whole image. Part of the net, for training and test."),
+        "Appendix B: the head also sees the whole image, in training and in testing."),
     "RESNET_DET.BOX_REFINEMENT": Key(False, DETECTOR,
-        "Appendix B: score each region again from its regressed box, then NMS and box voting. Test "
-        "only."),
+        "Appendix B: classify each region again from its regressed box, then apply NMS and box "
+        "voting. Testing only."),
     "RESNET_DET.MULTI_SCALE_TEST": Key((), DETECTOR,
-        "Appendix B: pool regions at these shorter sides, ascending (the paper: 200, 400, 600, "
-        "800, 1000). Test only.", example=(400, 600, 800)),
+        "Appendix B: pool regions from images resized to these shorter sides, ascending (the "
+        "paper: 200, 400, 600, 800, 1000). Testing only.", example=(400, 600, 800)),
 
     # ---- the run
     "VERSION": Key(2, ALL, "Version of Detectron2's config language.", choices=(2,)),
     "OUTPUT_DIR": Key("./output", ALL, "Folder of checkpoints, logs and results."),
-    "SEED": Key(-1, ALL, "Seed of all random numbers. Negative: a new one for every run."),
+    "SEED": Key(-1, ALL, "Seed of all random numbers. Negative: a random seed for every run."),
     "CUDNN_BENCHMARK": Key(False, ALL,
         "Let cuDNN benchmark its algorithms and choose the fastest."),
 
     # ---- the net
-    "MODEL.DEVICE": Key("cuda", ALL, "`cuda`, `cuda:N` or `cpu`; `cpu` where there is no GPU."),
+    "MODEL.DEVICE": Key("cuda", ALL, "`cuda`, `cuda:N` or `cpu`; without a GPU, `cpu` is used."),
     "MODEL.WEIGHTS": Key("", ALL, "Checkpoint to start from, or to evaluate."),
     "MODEL.META_ARCHITECTURE": Key("GeneralizedRCNN", ALL,
         "Faster R-CNN, an RPN alone, or a classifier.",
         choices=("GeneralizedRCNN", "ProposalNetwork", "Classifier")),
     "MODEL.PIXEL_MEAN": Key([103.530, 116.280, 123.675], ALL,
-        "Subtracted from each channel, in the order of INPUT.FORMAT."),
+        "Mean of each channel, which is subtracted, in the order of INPUT.FORMAT."),
     "MODEL.PIXEL_STD": Key([1.0, 1.0, 1.0], ALL,
-        "Divides each channel after the mean is subtracted."),
+        "Number that each channel is divided by after the mean is subtracted."),
     "MODEL.MASK_ON": Key(False, DETECTOR, "Predict masks (Detectron2 only).", choices=(False,)),
     "MODEL.KEYPOINT_ON": Key(False, DETECTOR,
         "Predict keypoints (Detectron2 only).", choices=(False,)),
@@ -149,17 +153,17 @@ KEYS: dict[str, Key] = {
     "MODEL.BACKBONE.NAME": Key("build_resnet_backbone", ALL,
         "A net of `resnet_det.NETS`, with the suffix `_fpn` for a pyramid; or Detectron2's "
         "`build_resnet_backbone` or `build_resnet_fpn_backbone`, with RESNETS.DEPTH."),
-    "MODEL.BACKBONE.FREEZE_AT": Key(2, DETECTOR, "The first N stages are not trained.", least=0),
+    "MODEL.BACKBONE.FREEZE_AT": Key(2, DETECTOR, "Number of stages to freeze, from the first.", least=0),
     "MODEL.RESNETS.DEPTH": Key(50, DETECTOR, "Depth of Detectron2's `build_resnet_*backbone`."),
     "MODEL.RESNETS.OUT_FEATURES": Key(["res4"], DETECTOR, "Stages whose output the trunk returns."),
     "MODEL.RESNETS.NORM": Key("FrozenBN", ALL,
-        'Normalisation layers of the net; `""` for VGG.',
+        'Kind of normalisation layers; `""` for VGG.',
         choices=("FrozenBN", "BN", "SyncBN", "GN", "")),
     "MODEL.RESNETS.STRIDE_IN_1X1": Key(True, ALL,
-        "Bottlenecks: stride on the first 1x1 convolution (the paper), or on the 3x3 "
-        "(torchvision)."),
+        "Put a bottleneck's stride on the first 1x1 convolution (the paper) instead of the 3x3 "
+        "convolution (torchvision)."),
     "MODEL.RESNETS.RES5_DILATION": Key(1, ALL,
-        "2 dilates conv5_x and keeps its stride at 16.", choices=(1, 2)),
+        "Dilation of conv5_x; 2 keeps its stride at 16.", choices=(1, 2)),
     "MODEL.FPN.IN_FEATURES": Key([], DETECTOR,
         "Stages that the pyramid is built on.", example=["res2"]),
     "MODEL.FPN.OUT_CHANNELS": Key(256, DETECTOR, "Channels of every level of the pyramid."),
@@ -172,7 +176,7 @@ KEYS: dict[str, Key] = {
         "An RPN, or files of proposals (MODEL.LOAD_PROPOSALS).",
         choices=("RPN", "PrecomputedProposals")),
     "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": Key(0, DETECTOR,
-        "Both sides of a proposal must be greater, in pixels of the resized image."),
+        "Width and height that a proposal must exceed, in pixels of the resized image."),
     "MODEL.ANCHOR_GENERATOR.NAME": Key("DefaultAnchorGenerator", DETECTOR,
         "Kind of anchors.", choices=("DefaultAnchorGenerator",)),
     "MODEL.ANCHOR_GENERATOR.SIZES": Key([[32, 64, 128, 256, 512]], DETECTOR,
@@ -186,9 +190,10 @@ KEYS: dict[str, Key] = {
         "Kind of head.", choices=("StandardRPNHead",)),
     "MODEL.RPN.IN_FEATURES": Key(["res4"], DETECTOR, "Feature maps that the RPN runs on."),
     "MODEL.RPN.CONV_DIMS": Key([-1], DETECTOR,
-        "Channels of the RPN's 3x3 convolution; -1: as many as its input has."),
+        "Output channels of the RPN's 3x3 convolution; -1: as many as its input has."),
     "MODEL.RPN.BOUNDARY_THRESH": Key(-1, DETECTOR,
-        "Ignore anchors that leave the image by more pixels than this in training; -1 keeps all."),
+        "Training ignores anchors that extend beyond the image by more than this many pixels; -1 "
+        "keeps all."),
     "MODEL.RPN.IOU_THRESHOLDS": Key([0.3, 0.7], DETECTOR,
         "Anchors are background below the first IoU and foreground from the second on."),
     "MODEL.RPN.IOU_LABELS": Key([0, -1, 1], DETECTOR,
@@ -205,7 +210,7 @@ KEYS: dict[str, Key] = {
     "MODEL.RPN.BBOX_REG_WEIGHTS": Key((1.0, 1.0, 1.0, 1.0), DETECTOR,
         "Scale of the regression targets (dx, dy, dw, dh)."),
     "MODEL.RPN.SMOOTH_L1_BETA": Key(0.0, DETECTOR,
-        "Where smooth L1 changes from L2 to L1; 0 is L1."),
+        "Error at which smooth L1 changes from L2 to L1; 0: L1 everywhere."),
     "MODEL.RPN.LOSS_WEIGHT": Key(1.0, DETECTOR, "Weight of both losses of the RPN."),
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": Key(12000, DETECTOR,
         "Proposals per level before NMS, in training."),
@@ -219,8 +224,8 @@ KEYS: dict[str, Key] = {
 
     # ---- RoI heads
     "MODEL.ROI_HEADS.NAME": Key("Res5ROIHeads", DETECTOR,
-        "The last stage of the net per region (`Res5ROIHeads`, `PaperROIHeads`), or fully "
-        "connected layers (`StandardROIHeads`).",
+        "The head: the last stage of the net (`Res5ROIHeads`, `PaperROIHeads`) or fully connected "
+        "layers (`StandardROIHeads`), run per region.",
         choices=("Res5ROIHeads", "PaperROIHeads", "StandardROIHeads")),
     "MODEL.ROI_HEADS.NUM_CLASSES": Key(80, DETECTOR, "Number of classes, without the background."),
     "MODEL.ROI_HEADS.IN_FEATURES": Key(["res4"], DETECTOR,
@@ -248,17 +253,17 @@ KEYS: dict[str, Key] = {
     "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": Key((10.0, 10.0, 5.0, 5.0), DETECTOR,
         "Scale of the regression targets (dx, dy, dw, dh)."),
     "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": Key(0.0, DETECTOR,
-        "Where smooth L1 changes from L2 to L1; 0 is L1."),
+        "Error at which smooth L1 changes from L2 to L1; 0: L1 everywhere."),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": Key("ROIAlignV2", DETECTOR,
         "How regions are pooled.", choices=("ROIAlignV2", "ROIAlign", "ROIPool")),
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": Key(14, DETECTOR, "Side of a pooled region, in cells."),
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": Key(14, DETECTOR, "Side of a pooled region."),
     "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": Key(0, DETECTOR,
-        "Samples per cell and axis of RoIAlign; 0: as many as fit the size of the region."),
+        "RoIAlign's samples per bin and axis; 0: adapted to the size of the region."),
     "MODEL.ROI_BOX_HEAD.NUM_CONV": Key(0, DETECTOR, "Convolutions of the head.", choices=(0,)),
     "MODEL.ROI_BOX_HEAD.NUM_FC": Key(0, DETECTOR, "Fully connected layers of StandardROIHeads."),
     "MODEL.ROI_BOX_HEAD.FC_DIM": Key(1024, DETECTOR, "Width of the fully connected layers."),
     "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": Key(False, DETECTOR,
-        "Regress one box for all classes."),
+        "Regress one box per region instead of one per class."),
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": Key(False, DETECTOR,
         "Train other heads on predicted boxes (Detectron2 only).", choices=(False,)),
 
@@ -279,20 +284,20 @@ KEYS: dict[str, Key] = {
     "INPUT.CROP.ENABLED": Key(False, CLASSIFIER, "Crop training images."),
     "INPUT.CROP.TYPE": Key("relative_range", CLASSIFIER,
         "Classifiers need `absolute`.", choices=("relative_range", "absolute")),
-    "INPUT.CROP.SIZE": Key([0.9, 0.9], CLASSIFIER, "Height and width of a crop, equal, in pixels."),
+    "INPUT.CROP.SIZE": Key([0.9, 0.9], CLASSIFIER, "Height and width of a crop in pixels, equal."),
     "DATASETS.TRAIN": Key((), ALL,
         "Datasets to train on, by name.", example=("voc_2007_trainval",)),
     "DATASETS.TEST": Key((), ALL, "Datasets to evaluate on, by name.", example=("voc_2007_test",)),
     "DATASETS.PROPOSAL_FILES_TRAIN": Key((), DETECTOR,
-        "One file of proposals per dataset of TRAIN.", example=("proposals.pkl",)),
+        "One proposal file per dataset of DATASETS.TRAIN.", example=("proposals.pkl",)),
     "DATASETS.PROPOSAL_FILES_TEST": Key((), DETECTOR,
-        "One file of proposals per dataset of TEST.", example=("proposals.pkl",)),
+        "One proposal file per dataset of DATASETS.TEST.", example=("proposals.pkl",)),
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": Key(2000, DETECTOR,
-        "Precomputed proposals per training image."),
+        "Number of precomputed proposals per training image."),
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": Key(1000, DETECTOR,
-        "Precomputed proposals per test image."),
+        "Number of precomputed proposals per test image."),
     "DATALOADER.NUM_WORKERS": Key(4, DETECTOR | LARGE,
-        "Processes per GPU that load images.", least=0),
+        "Number of processes per GPU that load images.", least=0),
     "DATALOADER.ASPECT_RATIO_GROUPING": Key(True, DETECTOR,
         "Batch portrait and landscape images separately."),
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": Key(True, DETECTOR,
@@ -321,8 +326,9 @@ KEYS: dict[str, Key] = {
     "SOLVER.BIAS_LR_FACTOR": Key(1.0, ALL, "Factor of the learning rate of biases."),
     "SOLVER.CLIP_GRADIENTS.ENABLED": Key(False, ALL, "Clip gradients."),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": Key("value", ALL,
-        "Clip each value, or the norm of each parameter's gradient.", choices=("value", "norm")),
-    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": Key(1.0, ALL, "Largest absolute value, or largest norm."),
+        "Clip each gradient value, or the norm of each parameter's gradient.",
+        choices=("value", "norm")),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": Key(1.0, ALL, "Maximum absolute value, or maximum norm."),
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": Key(2.0, ALL, "p of the p-norm."),
     "SOLVER.AMP.ENABLED": Key(False, ALL, "Train in mixed precision."),
     "SOLVER.CHECKPOINT_PERIOD": Key(5000, ALL, "Iterations between checkpoints.", least=1),
@@ -336,7 +342,7 @@ KEYS: dict[str, Key] = {
     "TEST.PRECISE_BN.ENABLED": Key(False, CLASSIFIER,
         "Recompute the statistics of batch norms after training (precise BN)."),
     "TEST.PRECISE_BN.NUM_ITER": Key(200, CLASSIFIER,
-        "Batches that precise BN averages over.", least=1),
+        "Number of batches that precise BN averages over.", least=1),
     "TEST.AUG.ENABLED": Key(False, LARGE,
         "Test fully convolutionally at several scales (Table 4)."),
     "TEST.AUG.MIN_SIZES": Key((400, 500, 600, 700, 800, 900, 1000, 1100, 1200), LARGE,
@@ -345,12 +351,12 @@ KEYS: dict[str, Key] = {
 }
 # fmt: on
 
-# What is in lists that only Detectron2 honours and whose default does not show it.
+# Examples for lists that only Detectron2 supports and whose defaults do not show what they take.
 DETECTRON2_EXAMPLES = {
     "MODEL.ANCHOR_GENERATOR.ANGLES": [[-90.0, 0.0, 90.0]],
     "TEST.KEYPOINT_OKS_SIGMAS": [0.026, 0.025],
 }
-# Heads that MASK_ON and KEYPOINT_ON switch off: their keys have no effect, as in Detectron2.
+# MASK_ON and KEYPOINT_ON switch these heads off: then their keys have no effect, as in Detectron2.
 SWITCHED_OFF = ("MODEL.ROI_MASK_HEAD.", "MODEL.ROI_KEYPOINT_HEAD.")
 
 
@@ -360,7 +366,7 @@ def add_resnet_det_config(cfg: CfgNode) -> None:
 
 
 def get_cfg() -> CfgNode:
-    """A new config with the defaults. Merging a key that it does not have is an error."""
+    """Return a new config with the defaults. Merging an unknown key into it is an error."""
     cfg = CfgNode()
     _add(cfg)
     return cfg
@@ -374,13 +380,13 @@ def _add(cfg: CfgNode, prefix: str = "") -> None:
         node = cfg
         for name in nodes:
             if name not in node:
-                node[name] = type(cfg)()  # yacs merges nodes of one class only
+                node[name] = type(cfg)()  # yacs merges only nodes of the same class
             node = node[name]
         node[leaf] = copy.deepcopy(key.default)
 
 
 def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested config -> dict of dotted key -> value."""
+    """Flatten a nested config to a dict of dotted key -> value."""
     flat: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, dict):

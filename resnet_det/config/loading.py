@@ -1,6 +1,6 @@
 """Read configs: files with their ``_BASE_``, command lines, and the configs in checkpoints.
 
-The language is Detectron2's YAML, in the part that the embedded engine honours
+The format is Detectron2's YAML, with the keys that the embedded engine supports
 (:data:`.defaults.KEYS`).
 """
 
@@ -17,30 +17,30 @@ from .checks import check_batch, check_keys, check_values, resolve_device
 from .defaults import SWITCHED_OFF, ConfigError, flatten, get_cfg
 from .messages import examples, explained, fits, wrong_value
 
-# Of one file. YAML's parser takes quadratic time on some files, and anchors can make a few lines
-# hold themselves or millions of values.
+# Limits per file. YAML's parser takes quadratic time on some files, and anchors let a few lines
+# contain themselves or millions of values.
 MAX_BYTES = 2**16
 MAX_VALUES = 10_000
 
 
 def packaged_configs() -> Path:
-    """The folder of our configs: in the package if it was installed, beside it in a checkout."""
+    """The folder of our configs: inside an installed package, beside the package in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def find_config(path: str | Path, named_by: str = "", beside: str | Path = "") -> Path:
-    """The config file ``path``: as given, or else among the packaged configs.
+    """Find the config file ``path``: at that path or, if absent, among the packaged configs.
 
     Both "configs/quickstart.yaml" and "quickstart.yaml" name the packaged quickstart.
 
     Args:
-        named_by: what gave the path, such as a key, for the error message.
+        named_by: the source of the path, such as a key, for the error message.
         beside: the folder that a relative path is relative to; by default the working folder.
 
     Raises:
-        ConfigError: no such file; says where it was looked for.
+        ConfigError: there is no such file. The message names the folders that were searched.
     """
     given, ours = Path(beside, os.path.expanduser(path)), packaged_configs()
     if os.path.isfile(given):
@@ -58,20 +58,20 @@ def find_config(path: str | Path, named_by: str = "", beside: str | Path = "") -
 
 
 def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a YAML config merged into its ``_BASE_``, one file or a list of files.
+    """Read a YAML config merged into its ``_BASE_``, which is one file or a list of files.
 
     A base is looked up beside the file that names it, then by :func:`find_config`. Nothing is
-    fetched, and YAML tags that run code are errors.
+    downloaded, and YAML tags that run code are errors.
 
     Args:
-        path: of an existing file.
-        children: the files, from the outermost on, that have this one as a base.
+        path: path of an existing file.
+        children: the files that have this one as a base, the outermost first.
 
     Returns:
-        nested dict, as YAML builds it.
+        Nested dict, as YAML builds it.
 
     Raises:
-        ConfigError: a file is unreadable, is its own base, or names an absent one.
+        ConfigError: a file is unreadable, is its own base, or names an absent base.
     """
     path = Path(path)
     if path.resolve() in children:
@@ -80,7 +80,7 @@ def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, An
         raise ConfigError(f"{path}: has more than {MAX_BYTES} bytes")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except Exception as error:  # of the codec, of yaml, and of what yaml constructs
+    except Exception as error:  # from decoding, from yaml, or from the values that yaml constructs
         code = " (write out values that are computed by code)" * ("python/" in str(error))
         raise ConfigError(f"{path}: not a readable YAML config{code}: {_short(error)}") from error
     _check_content(content, path)
@@ -88,7 +88,7 @@ def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, An
     merged: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
-            raise ConfigError(f"{path}: _BASE_: {base!r}: give the name of a file")
+            raise ConfigError(f"{path}: _BASE_: {base!r}: must be a file name")
         found = find_config(base, f"{path}: _BASE_", path.parent)
         _merge_nested(merged, read_yaml(found, (*children, path.resolve())), path)
     _merge_nested(merged, content, path)
@@ -96,18 +96,21 @@ def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, An
 
 
 def _merge_nested(base: dict[str, Any], content: dict[str, Any], path: Path) -> None:
-    """Copies every dict, so that YAML anchors do not tie keys together."""
+    """Merge in place. Every dict is copied, because keys that share a YAML anchor share their
+    dict."""
     for key, value in content.items():
         if not isinstance(value, dict):
             base[key] = value
         elif isinstance(base.setdefault(key, {}), dict):
             _merge_nested(base[key], value, path)
         else:
-            raise ConfigError(f"{path}: {key}: is a single value in the _BASE_")
+            raise ConfigError(
+                f"{path}: {key}: holds keys here, but is a single value in the _BASE_"
+            )
 
 
 def _check_content(content: Any, where: str | Path) -> None:
-    """Raise ConfigError unless YAML built a dict of values of which keys can be made."""
+    """Raise ConfigError unless YAML built a dict whose values a config key can take."""
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: not a YAML config: give keys and values such as MODEL: ...")
     stack: list[Any] = [content]
@@ -139,7 +142,7 @@ def _short(error: Exception) -> str:
 
 
 def _merge(cfg: CfgNode, content: Mapping[str, Any], where: str | Path) -> None:
-    """Merge dotted keys and values into ``cfg``; unknown keys and wrong types are errors."""
+    """Merge dotted keys and values into ``cfg``. Unknown keys and wrong types are errors."""
     defaults, built = flatten(cfg), examples(flatten(get_cfg()))
     check_keys(content, defaults, str(where))
     for key, value in content.items():
@@ -158,32 +161,33 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     """Read a YAML file (:func:`find_config`, :func:`read_yaml`) and overrides KEY, VALUE, ...
 
     Returns:
-        CfgNode: checked and frozen; ``MODEL.DEVICE`` is "cpu" where there is no GPU.
+        CfgNode: checked and frozen. Without a GPU, ``MODEL.DEVICE`` is "cpu".
 
     Raises:
-        ConfigError: names the file or the key, and the nearest valid key or values.
+        ConfigError: a file, key or value is invalid. The message names it, and the nearest valid
+            key or the valid values.
     """
     flat = flatten(read_yaml(find_config(path)))
     return _load({k: v for k, v in flat.items() if not k.startswith(SWITCHED_OFF)}, path, overrides)
 
 
 def parse_config(text: str, where: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
-    """The config that :func:`embedded_part` wrote, loaded as :func:`load_config` does.
+    """Load a config that :func:`embedded_part` wrote, with the checks of :func:`load_config`.
 
     Args:
-        where: its source, such as a checkpoint's path, for error messages.
+        where: source of the text, such as a checkpoint's path, for error messages.
     """
     return _load(parse_text(text, where), where, overrides)
 
 
 def parse_text(text: str, where: str | Path) -> dict[str, Any]:
-    """What :func:`embedded_part` wrote, unchecked, as :func:`flatten` returns it.
+    """Parse text from :func:`embedded_part`, without checks, to a dict of dotted keys.
 
-    MODEL.DEVICE is left out: it belongs to the machine that wrote the text.
+    MODEL.DEVICE is dropped, because it belongs to the machine that wrote the text.
     """
     try:
         content = yaml.safe_load(text[:MAX_BYTES])
-    except Exception as error:  # of yaml, of what it constructs
+    except Exception as error:  # from yaml, or from the values that it constructs
         raise ConfigError(f"{where}: its config is not YAML: {_short(error)}") from error
     _check_content(content, where)
     flat = flatten(content)
@@ -192,7 +196,7 @@ def parse_text(text: str, where: str | Path) -> dict[str, Any]:
 
 
 def embedded_part(cfg: CfgNode) -> str:
-    """The keys of a config, Detectron2's or ours, that the embedded engine knows, as YAML."""
+    """YAML text of the keys in a config, Detectron2's or ours, that the embedded engine knows."""
     known, theirs = get_cfg(), flatten(cfg)
     pairs = [(key, theirs[key]) for key in flatten(known) if key in theirs]
     known.merge_from_list([x for pair in pairs for x in pair])

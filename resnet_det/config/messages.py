@@ -1,4 +1,5 @@
-"""Error messages about values of the wrong type: what the key takes and what to write instead."""
+"""Error messages for values of the wrong type, with what the key takes and what to write
+instead."""
 
 import ast
 import contextlib
@@ -11,13 +12,13 @@ from .defaults import DETECTRON2_EXAMPLES, KEYS
 
 
 def examples(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults by dotted key, replaced by an example where they do not show what a key takes."""
+    """The default of each dotted key, or an example if the default does not show what it takes."""
     shown = DETECTRON2_EXAMPLES | {k: key.example for k, key in KEYS.items() if key.example}
     return {key: shown.get(key, default) for key, default in defaults.items()}
 
 
 def fits(value: Any, default: Any) -> bool:
-    """Whether a value has the type of the default: finite number, string, list of them, or None."""
+    """Whether a value has the default's type: finite number, string, list of these, or None."""
     if isinstance(default, list | tuple):
         if not isinstance(value, list | tuple):
             return False
@@ -33,20 +34,20 @@ def fits(value: Any, default: Any) -> bool:
 
 
 def _is_row(default: Any) -> bool:
-    """Whether the places of a list differ in type, so that its length is fixed too."""
+    """Whether the elements of a list differ in type, which also fixes its length."""
     return len({type(part) for part in default}) > 1
 
 
 def wrong_value(key: str, value: Any, default: Any) -> str:
-    """The message for a value whose type is not its default's: what to write instead."""
+    """The error message for a value whose type is not its default's."""
     return f"{key}: {value!r}: takes {_kind(default)}{_instead(value, default)}"
 
 
 def explained(message: str, known: Mapping[str, Any]) -> str:
-    """An error message of yacs, rewritten as :func:`wrong_value` if it is about a value's type.
+    """Rewrite an error message from yacs with :func:`wrong_value` if it is about a value's type.
 
     Args:
-        known: default of each dotted key.
+        known: the default of each dotted key.
     """
     pattern = r"Type mismatch .*with values \(.* vs\. (.*)\) for config key: (\S+)"
     found = re.search(pattern, message, re.DOTALL)
@@ -85,7 +86,7 @@ def _whole(value: Any) -> Any:
 
 
 def _instead(value: Any, default: Any) -> str:
-    """What to write, quoted for a shell; YAML reads it as well."""
+    """What to write instead, quoted for a shell and also valid in YAML."""
     if isinstance(default, list | tuple):
         whole = [_whole(part) for part in value] if isinstance(value, list | tuple) else []
         if whole and fits(whole, default):

@@ -1,6 +1,6 @@
-"""Datasets under Detectron2's names, as Detectron2's standard dicts, and their images.
+"""Datasets under Detectron2's names, in the form of Detectron2's standard dicts, and their images.
 
-``load_dataset(name)`` reads annotations, ``pixels.read_image`` reads an image. A record is
+``load_dataset(name)`` reads annotations; ``pixels.read_image`` reads an image. A record is
 ``{"file_name", "image_id", "height", "width", "annotations": [{"bbox" (4 floats), "bbox_mode",
 "category_id" (contiguous), "iscrowd", ...}]}``. VOC adds "difficult" and "truncated", COCO "area"
 and "id". The image_id is the file's stem for VOC and an int for COCO.

@@ -1,4 +1,5 @@
-"""The datasets by name: Detectron2's names and folder layout, the paper's others, and synthetic ones."""
+"""The datasets by name: Detectron2's, with its folder layout, the paper's others, and synthetic
+ones."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,7 @@ from .synthetic.folder import DrawnFolder
 
 Root = str | os.PathLike | None  # the datasets' folder; see datasets_root
 
-# Number of images of the published datasets; VOC's test of 2012 comes without annotations.
+# Number of images of the published datasets. VOC's test set of 2012 has no public annotations.
 _PUBLISHED = {
     "voc_2007_trainval": 5011,
     "voc_2007_test": 4952,
@@ -104,17 +105,17 @@ class UnknownDataset(ValueError):
 
 
 def dataset_names(task: str | None = "detection") -> list[str]:
-    """The names of the datasets for a task, "detection" or "classification"; None: of all."""
+    """Names of the datasets for a task, "detection" or "classification", or of all if None."""
     return [name for name, spec in DATASETS.items() if task in (None, spec.task)]
 
 
 def detection_spec(name: str) -> DetectionSpec:
-    """The detection dataset of this name. Raises UnknownDataset, with the nearest names."""
+    """Look up a detection dataset. Raises UnknownDataset, with similar names."""
     return _find(name, "detection")  # type: ignore[return-value]
 
 
 def classification_spec(name: str) -> ClassificationSpec:
-    """The classification dataset of this name. Raises UnknownDataset, with the nearest names."""
+    """Look up a classification dataset. Raises UnknownDataset, with similar names."""
     return _find(name, "classification")  # type: ignore[return-value]
 
 
@@ -132,7 +133,7 @@ def _find(name: str, task: str | None = None) -> DatasetSpec:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise UnknownDataset, with the nearest names, unless all are detection datasets."""
+    """Raise UnknownDataset, with similar names, unless all are detection datasets."""
     for name in names:
         detection_spec(name)
 
@@ -146,11 +147,11 @@ def ensure_made(names: Iterable[str], root: Root = None, workers: int = 1) -> No
     """Draw the synthetic datasets among ``names`` that are absent.
 
     Args:
-        names: of datasets, or of folders of ``DRAWN``; others are ignored.
+        names: names of datasets or of folders in ``DRAWN``; others are ignored.
         workers: number of processes; more than one needs a guarded main module.
 
     Raises:
-        DatasetError: a dataset is of another version, or what it is drawn from is absent.
+        DatasetError: a dataset has another version, or its source is absent.
     """
     folders = (DATASETS[name].drawn if name in DATASETS else DRAWN.get(name) for name in names)
     for folder in dict.fromkeys(folders):
@@ -159,18 +160,18 @@ def ensure_made(names: Iterable[str], root: Root = None, workers: int = 1) -> No
 
 
 def missing(name: str, root: Root = None) -> str | None:
-    """The first path of a dataset that is absent, or None. Reads no annotation.
+    """The first absent path of a dataset, or None. Reads no annotations.
 
-    A synthetic dataset needs only what it is drawn from. An unknown name needs nothing.
+    A synthetic dataset needs only its source. An unknown name needs nothing.
     """
     spec = DATASETS.get(name)
     return spec.missing(datasets_root(root)) if spec else None
 
 
 def shortfall(name: str, root: Root = None) -> str | None:
-    """Say how many images a dataset has if that differs from the published number, else None.
+    """Describe how the number of images differs from the published number, or return None.
 
-    Reads no annotation. None also for a dataset that is absent, or that takes long to count.
+    Reads no annotations. Also returns None for a dataset that is absent or takes long to count.
     """
     spec = DATASETS.get(name)
     if spec is None or spec.published is None or missing(name, root):
@@ -178,19 +179,19 @@ def shortfall(name: str, root: Root = None) -> str | None:
     count = spec.count(datasets_root(root))
     if count in (None, spec.published):
         return None
-    return f"{name} has {count:,} images, the published set {spec.published:,}"
+    return f"{name} has {count:,} images, but the published set has {spec.published:,}"
 
 
 def check_dataset(name: str, root: Root = None, workers: int = 1) -> Report:
-    """Read every image and annotation of a dataset, of any task.
+    """Read every image and annotation of a dataset for any task.
 
-    Draws a synthetic dataset that is absent.
+    A synthetic dataset is drawn if it is absent.
 
     Args:
         workers: number of processes; more than one needs a guarded main module.
 
     Raises:
-        UnknownDataset: names the nearest ones.
+        UnknownDataset: no dataset has this name. The message names similar ones.
     """
     spec = _find(name)
     try:
@@ -204,7 +205,7 @@ def scan_dataset(name: str, root: Root = None) -> tuple[Metadata, Scan]:
     """The metadata and the records of a detection dataset; see ``DetectionSpec.scan``.
 
     Raises:
-        UnknownDataset: names the nearest ones.
+        UnknownDataset: no dataset has this name. The message names similar ones.
         DatasetError: the dataset as a whole cannot be read, or is not drawn yet.
     """
     spec, root = detection_spec(name), datasets_root(root)
@@ -219,8 +220,8 @@ def load_dataset(name: str, root: Root = None, skip_bad: bool = False) -> Datase
     Args:
         name: one of ``dataset_names()``.
         root: the datasets' folder; None is $DETECTRON2_DATASETS, or ./datasets.
-        skip_bad: skip an image with a fault in its annotation, and list it in ``skipped``, instead
-            of raising. (Images are not opened here: see ``tools/check_dataset.py``.)
+        skip_bad: skip an image with a faulty annotation and list it in ``skipped`` instead of
+            raising. Images are not opened here; ``tools/check_dataset.py`` reads them.
 
     Raises:
         UnknownDataset, DatasetError.
@@ -245,13 +246,13 @@ def load_datasets(
     skip_bad: bool = False,
     proposal_files: Sequence[str] = (),
 ) -> Dataset:
-    """The union of several datasets of the same classes, in order, with the metadata of the first.
+    """Read the union of several datasets with the same classes. Its metadata are the first one's.
 
     The paper trains on such unions: 07+12 is ``("voc_2007_trainval", "voc_2012_trainval")``, and
     07++12 adds ``voc_2007_test``.
 
     Args:
-        proposal_files: one file of precomputed proposals per dataset, which the records then carry.
+        proposal_files: one file of precomputed proposals per dataset; the records then carry them.
 
     Raises:
         ValueError: the datasets differ in their classes.
@@ -262,7 +263,7 @@ def load_datasets(
     for part in parts[1:]:
         if part.metadata.classes != first.metadata.classes:
             raise ValueError(
-                f"{first.name} and {part.name} cannot be combined: they differ in classes"
+                f"{first.name} and {part.name} cannot be combined: their classes differ"
             )
     for part, file in zip(parts, proposal_files):
         part.records = proposals.attach(part.records, file)

@@ -1,4 +1,4 @@
-"""What a check of a dataset reports, and the check of single images."""
+"""The report of a dataset check, and the checks of single images."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,12 +12,13 @@ from .pixels import ImageBytes, ImageError, image_header, read_image
 class Report:
     """The result of reading every image and every annotation of a dataset.
 
-    unit: what is counted beside the images: "objects" or "classes".
-    units: how many of them there are.
-    faults: one line per fault, each starting with the file's name.
-    known: published faults of an official archive, which loading skips.
-    details: further counts, shown if there are no faults.
-    published: number of images of the published dataset; None if there is none.
+    Attributes:
+        unit: what is counted besides images: "objects" or "classes".
+        units: their number.
+        faults: one line per fault, each starting with the file's name.
+        known: published faults of an official archive, which loading skips.
+        details: further counts, shown if there are no faults.
+        published: number of images of the published dataset; None if there is none.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Report:
 
 
 def decoding_faults(image: str | ImageBytes) -> list[str]:
-    """Why an image does not decode: a list of at most one line."""
+    """The reason why an image does not decode, as a list of at most one line."""
     try:
         read_image(image)
     except ImageError as error:
@@ -55,7 +56,7 @@ def decoding_faults(image: str | ImageBytes) -> list[str]:
 
 
 def record_faults(record: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the image of a detection record, one line per fault."""
+    """The faults of a detection record's image, one line per fault."""
     path = record["file_name"]
     try:
         read_image(path)
@@ -66,7 +67,7 @@ def record_faults(record: Mapping[str, Any]) -> list[str]:
     if orientation != 1:
         lines.append(
             f"{path}: EXIF orientation {orientation}: the image is read upright, but its boxes may "
-            "be those of the stored image; save the image upright"
+            "refer to the stored image: save the image upright"
         )
     if "height" in record and (record["height"], record["width"]) != (height, width):
         annotated = f"{record['width']} x {record['height']}"

@@ -1,4 +1,4 @@
-"""Decode images before they are needed, each version of a file once."""
+"""Decode images before they are needed, once per version of a file."""
 
 import hashlib
 import logging
@@ -14,23 +14,26 @@ from .loader import make_loader
 
 logger = logging.getLogger(__name__)
 
-FEW = 200  # up to so many images are decoded in this process, because starting workers takes longer
+FEW = 200  # up to this many images are decoded in this process: starting workers would take longer
 DECODED = "decoded_images.txt"  # in the cache folder: one line per usable image, its key
 
 
 def cache_folder() -> str:
-    """$RESNET_DET_CACHE, or ``resnet_det`` beside torch.hub's folder: ~/.cache/torch/resnet_det."""
+    """Path of the cache folder: $RESNET_DET_CACHE, by default ~/.cache/torch/resnet_det.
+
+    The default lies beside torch.hub's folder and moves with it.
+    """
     default = os.path.join(os.path.dirname(torch.hub.get_dir()), "resnet_det")
     return os.path.expanduser(os.environ.get("RESNET_DET_CACHE") or default)
 
 
 def unusable(records: Sequence[Mapping[str, Any]], num_workers: int = 0) -> list[pixels.ImageError]:
-    """Decode the images that are not yet known to be usable, and remember those that are.
+    """Decode the images that are not yet known to be usable, and record the usable ones in a cache.
 
     An image is decoded again if its path, size, modification time or expected shape changes.
 
     Args:
-        records: dicts with ``file_name``, and ``height`` and ``width`` if they are known.
+        records: dicts with ``file_name``, and ``height`` and ``width`` if known.
         num_workers: number of processes that decode.
 
     Returns:
@@ -80,7 +83,7 @@ class _Decoded(Dataset):
 
 
 def _key(record: Mapping[str, Any]) -> str | None:
-    """A digest of what an image's usability depends on; None if the file does not exist."""
+    """A digest of everything that decides whether an image is usable; None without the file."""
     path = os.path.abspath(record["file_name"])
     try:
         file = os.stat(path)
@@ -99,7 +102,7 @@ def _read(path: str) -> set[str]:
 
 
 def _append(path: str, keys: Iterable[str]) -> None:
-    """Add keys to the cache. If two runs append at once and their lines mix, these match no image."""
+    """Add keys to the cache. If two runs append at once, their mixed lines match no image."""
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "a", encoding="ascii") as file:

@@ -1,7 +1,7 @@
-"""From records to batches: which images form a batch, and which process and worker maps each.
+"""Form batches from records, and distribute the work over processes and workers.
 
-Everything random depends on the seed and on the position in one infinite stream of images only, so
-a batch is the same for any number of processes and workers, and after any interruption.
+All randomness depends only on the seed and on the position in one infinite stream of images. A
+batch is therefore the same for any number of processes and workers, and after any interruption.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from . import pixels
 logger = logging.getLogger(__name__)
 
 Mapper = Callable[[Any, np.random.Generator], Any]  # (record, rng) -> sample
-Fault = tuple[str, str]  # file, what is wrong with it
+Fault = tuple[str, str]  # file, description
 
 
 def training_batches(
@@ -37,24 +37,24 @@ def training_batches(
     skip_bad: bool = False,
     collate: Callable[[list], Any] = list,
 ) -> Iterator[Any]:
-    """Yield this process's share of each batch without end: a list of mapped samples.
+    """Yield this process's share of each batch without end, as a list of mapped samples.
 
-    Batch i of all processes together is the same for every ``world``. Each process takes a
-    contiguous ``total_batch / world`` of it. The batches are cut from a stream of shuffled epochs,
-    each of which holds every record once.
+    Batch i of all processes together is the same for every ``world``. Each process takes
+    ``total_batch / world`` contiguous records of it. The batches are cut from a stream of shuffled
+    epochs, each of which holds every record once.
 
     Args:
         records: list of Detectron2's standard dicts.
-        mapper: ``mapper(record, rng)`` returns a sample. It draws all its randomness from ``rng``, a
-            numpy Generator that is seeded by ``seed`` and the sample's position in the stream.
+        mapper: ``mapper(record, rng)`` returns a sample. It draws all its randomness from ``rng``,
+            a numpy Generator that is seeded by ``seed`` and the sample's position in the stream.
         total_batch: images per batch, over all processes.
-        start_iter: the first batch to yield. Earlier ones are counted, but not read.
-        num_workers: processes that run the mapper; 0 runs it in this process.
-        aspect_ratio_grouping: put either wide images (width > height) or other images into a batch,
-            but not both. Each record needs ``width`` and ``height``.
-        skip_bad: replace a record whose image is unusable by the next good one, with a warning;
+        start_iter: index of the first batch to yield. Earlier ones are counted, but not read.
+        num_workers: number of processes that run the mapper; 0 runs it in this process.
+        aspect_ratio_grouping: form each batch from either wide images (width > height) or other
+            images only. Each record needs ``width`` and ``height``.
+        skip_bad: replace a record whose image is unusable by the next usable one, with a warning;
             otherwise such an image raises :class:`~resnet_det.data.pixels.ImageError`.
-        collate: turns a list of samples into a batch, in the worker.
+        collate: turns a list of samples into a batch; called in the worker.
 
     Raises:
         ValueError: there are no records, or ``total_batch`` is not divisible by ``world``.
@@ -96,9 +96,9 @@ def test_batches(
     skip_bad: bool = False,
     collate: Callable[[list], Any] = list,
 ) -> "_Sized":
-    """This process's contiguous share of the records in order, as lists of ``batch`` samples.
+    """Iterate over this process's contiguous share of the records, in lists of ``batch`` samples.
 
-    Over all processes, every record comes exactly once. The result has a length, in batches.
+    Each record occurs exactly once over all processes. The result has a length, in batches.
     ``skip_bad`` skips a record whose image is unusable, with a warning, instead of raising.
     """
     shard = range(len(records) * rank // world, len(records) * (rank + 1) // world)
@@ -124,10 +124,10 @@ def global_batches(
     start_iter: int = 0,
     groups: Sequence[Hashable] | None = None,
 ) -> Iterator[list[int]]:
-    """Yield batches of indices below ``count`` without end, beginning with batch ``start_iter``.
+    """Yield batches of indices below ``count`` without end, from batch ``start_iter`` on.
 
-    The indices are cut from one shuffle of ``range(count)`` after another. With ``groups`` (one per
-    index), all indices in a batch are of the same group.
+    The indices are cut from successive shuffles of ``range(count)``. With ``groups`` (one per
+    index), all indices in a batch have the same group.
     """
 
     def epoch(number: int) -> np.ndarray:
@@ -164,10 +164,10 @@ def _is_wide(records: Sequence[Mapping[str, Any]]) -> list[bool]:
 
 
 class _Packed:
-    """A list as one array of bytes, which worker processes share without copying it.
+    """A list stored as one array of bytes, which worker processes share without copying it.
 
-    Reading a Python object writes to its reference count, so a forked worker would soon hold its own
-    copy of every record.
+    Reading a Python object writes to its reference count, so a forked worker would soon have its
+    own copy of every record.
     """
 
     def __init__(self, items: Sequence) -> None:
@@ -184,11 +184,11 @@ class _Packed:
 
 
 class _Mapped(Dataset):
-    """(index, position in the stream) -> (sample, faults).
+    """Maps (index, position in the stream) to (sample, faults).
 
-    A fault is the (file, what) of an ImageError that was caught. The sample is None if no image is
-    usable. Faults are returned, not raised, because an exception loses its type on its way from a
-    worker process.
+    A fault is the (file, description) of an ImageError that was caught. The sample is None if no
+    image is usable. Faults are returned, not raised, because an exception that leaves a worker
+    process loses its type.
     """
 
     def __init__(self, records: Sequence, mapper: Mapper, seed: int, skip_bad: bool) -> None:
@@ -210,7 +210,7 @@ class _Mapped(Dataset):
 
 
 class _Share:
-    """Batch sampler: this process's part of each global batch, as (index, position) pairs."""
+    """Batch sampler that yields this process's part of each batch, as (index, position) pairs."""
 
     def __init__(
         self, stream: Iterable[list[int]], start_iter: int, total_batch: int, begin: int, share: int
@@ -227,9 +227,9 @@ class _Share:
 
 
 class _Collate:
-    """[(sample, faults)] -> (batch, all faults).
+    """Collates [(sample, faults)] to (batch, all faults).
 
-    The batch is None if a sample is missing; with ``partial``, only if all are.
+    The batch is None if any sample is None; with ``partial``, only if all are.
     """
 
     def __init__(self, collate: Callable[[list], Any], partial: bool) -> None:
@@ -250,7 +250,7 @@ def make_loader(
     partial: bool = False,
     **batching: Any,
 ) -> DataLoader:
-    """A DataLoader of a dataset of (sample, faults), which yields (batch or None, faults).
+    """Make a DataLoader for a dataset of (sample, faults). It yields (batch or None, faults).
 
     Args:
         partial: allow batches that lack some samples; otherwise such a batch is None.
@@ -263,13 +263,13 @@ def make_loader(
         collate_fn=_Collate(collate, partial),
         worker_init_fn=_leave_interrupts,
         pin_memory=torch.cuda.is_available(),
-        # Without a generator, starting the workers would draw from torch's global one.
+        # Without this generator, starting the workers would draw from torch's global one.
         generator=torch.Generator(),
     )
 
 
 def _leave_interrupts(_: int) -> None:
-    """Ignore Ctrl-C in a worker: the main process needs its batches until it has stopped."""
+    """Ignore Ctrl-C in a worker, because the main process needs its batches until it stops."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -279,7 +279,8 @@ def good_samples(
     """Yield the batches of a :func:`make_loader`.
 
     Args:
-        skip_bad: warn of each unusable image, with a count, instead of raising ImageError.
+        skip_bad: log a warning, with a count, for each unusable image instead of raising
+            ImageError.
         partial: skip a batch without any usable image, instead of raising ValueError.
     """
     bad: set[str] = set()

@@ -17,10 +17,10 @@ def parallel_map(
     """Return ``[function(item) for item in items]``, with a progress bar on a terminal.
 
     Args:
-        function: must be picklable if ``workers`` is more than 1.
+        function: function to apply; it must be picklable if ``workers`` is more than 1.
         workers: number of processes. With more than one, the main module needs an
             ``if __name__ == "__main__"`` guard, because the processes are spawned.
-        title: shown in front of the progress bar.
+        title: title of the progress bar.
     """
 
     def progress(results):

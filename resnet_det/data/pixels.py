@@ -1,8 +1,8 @@
-"""Read, resize and mirror images, pixel for pixel as Detectron2 does it.
+"""Read, resize and mirror images.
 
-That holds for opaque images with 8 bits per channel. Detectron2 clips grey levels of more bits and
-drops the alpha channel; :func:`upright_rgb` scales or refuses the former, and shows transparent
-pixels over white.
+For opaque images with 8 bits per channel, all pixels equal Detectron2's. Detectron2 clips values
+with more bits and drops the alpha channel. :func:`upright_rgb` instead scales or rejects such
+values, and blends transparent pixels with white.
 """
 
 import io
@@ -20,7 +20,7 @@ from ..records import DatasetError
 EIGHT_BIT_MODES = ("RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 # Formats whose 16-bit grey levels range from 0 to 65535. A TIFF states its number of bits. In other
-# formats (FITS, McIDAS) 16 bits hold measurements of any range.
+# formats (FITS, McIDAS), 16-bit values are measurements with any range.
 _SIXTEEN_BIT_FORMATS = ("PNG", "PPM", "JPEG2000", "IM")
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
@@ -31,7 +31,7 @@ class ImageError(DatasetError):
 
 @dataclass(frozen=True)
 class ImageBytes:
-    """The content of an image file, and its name for errors. Stands in for a path."""
+    """The content of an image file, to be used instead of a path, and its name for errors."""
 
     content: bytes
     name: str
@@ -46,15 +46,15 @@ def read_image(path: Source, format: str = "BGR", stored_upright: bool = False) 
     Args:
         path: the file, or an :class:`ImageBytes`.
         format: "BGR" or "RGB", the order of the channels.
-        stored_upright: refuse an image that its EXIF orientation would turn, because its boxes may
-            be those of the stored or those of the upright image.
+        stored_upright: raise if the EXIF orientation would turn the image, because its boxes may
+            refer to the stored or to the upright image.
 
     Returns:
         uint8 array (height, width, 3), contiguous and writable.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, not an image, of a mode or range of values
-            that :func:`upright_rgb` refuses, or larger than Pillow's ``Image.MAX_IMAGE_PIXELS``.
+        ImageError: the file is missing, empty, truncated, not an image, larger than Pillow's
+            ``Image.MAX_IMAGE_PIXELS``, or has a mode or values that :func:`upright_rgb` rejects.
     """
     if format not in ("BGR", "RGB"):
         raise ValueError(f"INPUT.FORMAT must be 'BGR' or 'RGB', not {format!r}")
@@ -66,7 +66,7 @@ def read_image(path: Source, format: str = "BGR", stored_upright: bool = False) 
 
 
 def check_size(image: np.ndarray, record: Mapping[str, Any]) -> None:
-    """Raise ImageError if a decoded image has another size than its record states."""
+    """Raise ImageError if the size of a decoded image differs from its record's."""
     height, width = image.shape[:2]
     expected = (record.get("height", height), record.get("width", width))
     if (height, width) != expected:
@@ -82,7 +82,7 @@ def upright_rgb(image: Image.Image, path: Source) -> Image.Image:
     | mode | becomes |
     |---|---|
     | RGB, L, 1, P, CMYK, YCbCr, HSV, LAB, RGBX | Pillow's conversion |
-    | LA, La, PA, RGBA, RGBa; P, L, RGB, 1 with a transparent colour | the same over white |
+    | LA, La, PA, RGBA, RGBa; P, L, RGB, 1 with a transparent colour | blended with white |
     | I;16 in any byte order; I of a PGM file | divided by 257 (12-bit TIFF: by 4095 / 255) |
     | F with values in 0..1 | times 255 |
 
@@ -94,7 +94,7 @@ def upright_rgb(image: Image.Image, path: Source) -> Image.Image:
     """
     white, inverted = _declared_white(image), _white_is_zero(image)
     if _orientation(image) != 1:
-        image.info.pop("exif", None)  # Pillow would rewrite it, which fails if it is damaged
+        image.info.pop("exif", None)  # Pillow would rewrite the tag, which fails if it is damaged
         image = ImageOps.exif_transpose(image)
     image.load()
     mode = image.mode
@@ -107,14 +107,14 @@ def upright_rgb(image: Image.Image, path: Source) -> Image.Image:
     if white is None or "transparency" in image.info:
         raise ImageError(
             path,
-            f"pixel mode {mode} declares no range of levels here: save it as 8-bit grey or RGB",
+            f"pixel mode {mode} does not declare its range of values: save it as 8-bit grey or RGB",
         )
     levels = np.asarray(image).astype(np.float64)
     if not ((levels >= 0) & (levels <= white)).all():
         raise ImageError(
             path,
-            f"pixel mode {mode} holds values from {levels.min():g} to {levels.max():g}, not from 0 to "
-            f"{white:g}: scale them to that, or save it as 8-bit grey",
+            f"pixel mode {mode} holds values from {levels.min():g} to {levels.max():g}, not from 0 "
+            f"to {white:g}: scale them to that, or save it as 8-bit grey",
         )
     levels *= 255 / white
     grey = (255 - levels if inverted else levels) + 0.5
@@ -122,9 +122,9 @@ def upright_rgb(image: Image.Image, path: Source) -> Image.Image:
 
 
 def _declared_white(image: Image.Image) -> float | None:
-    """The largest level that an image with more than 8 bits per pixel declares, or None.
+    """The maximum value that an image with more than 8 bits per pixel declares, or None.
 
-    Call this before the image is turned, which makes it forget its file format.
+    Call this before turning the image, because the turned image has no file format.
     """
     if image.mode == "F":
         return 1.0
@@ -134,7 +134,8 @@ def _declared_white(image: Image.Image) -> float | None:
 
 
 def _white_is_zero(image: Image.Image) -> bool:
-    """Whether a TIFF's grey level 0 is white. Pillow inverts only those with 8 bits."""
+    """Whether grey level 0 of a TIFF is white. Pillow inverts such files only if they have 8
+    bits."""
     if image.format != "TIFF":
         return False
     return image.tag_v2.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
@@ -149,30 +150,30 @@ def read_crop(
     mirror: bool = False,
     scaled: bool = True,
 ) -> np.ndarray:
-    """A square crop of a resized image. Resizes only the crop, and decodes little more.
+    """Read a square crop of a resized image. Only the crop is resized, and little more is decoded.
 
-    Without ``scaled``, the pixels agree with those of :func:`read_image`, :func:`resize` and a slice
-    to one grey level. ``scaled`` lets libjpeg decode a JPEG at 1/2, 1/4 or 1/8 of its size if that is
-    at least the resized image's size. This is faster; each halving averages 2 x 2 pixels in place of
-    the triangle filter.
+    Without ``scaled``, the pixels agree within one grey level with :func:`read_image`,
+    :func:`resize` and slicing. ``scaled`` lets libjpeg decode a JPEG at 1/2, 1/4 or 1/8 of its size
+    if that is at least the resized image's size. This is faster, but each halving averages 2 x 2
+    pixels instead of applying the triangle filter.
 
     Args:
-        place: ``place(height, width)`` returns (height, width, top, left): the size to resize to, and
-            the corner of the crop in the resized image.
-        size: side of the crop, in pixels.
-        mirror: mirror the crop left and right.
+        place: ``place(height, width)`` returns (height, width, top, left): the size to resize to,
+            and the corner of the crop in the resized image.
+        size: height and width of the crop, in pixels.
+        mirror: mirror the crop horizontally.
 
     Returns:
         uint8 array (size, size, 3), contiguous and writable.
 
     Raises:
-        ImageError: as :func:`read_image`.
+        ImageError: see :func:`read_image`.
     """
     with _opened(path) as image:
         width, height = _upright_size(image)
         new_height, new_width, top, left = place(height, width)
         if scaled and _orientation(image) == 1:
-            image.draft("RGB", (new_width, new_height))  # has no effect on other formats than JPEG
+            image.draft("RGB", (new_width, new_height))  # affects only JPEG
         image = upright_rgb(image, path)
         x, y = image.width / new_width, image.height / new_height
         box = (left * x, top * y, (left + size) * x, (top + size) * y)
@@ -183,14 +184,19 @@ def read_crop(
 
 
 def _as_array(image: Image.Image, format: str) -> np.ndarray:
-    """Pillow reorders the channels several times faster than numpy."""
+    """Convert to an array. Pillow reorders the channels several times faster than numpy."""
     content = bytearray(image.tobytes("raw", format))
     return np.frombuffer(content, np.uint8).reshape(image.height, image.width, 3)
 
 
 def image_header(path: Source) -> tuple[int, int, int]:
-    """Read ``(height, width, orientation)`` from the header: the size of the upright image, and its
-    EXIF orientation (1: stored upright). Raises ImageError."""
+    """Read ``(height, width, orientation)`` from the header of an image.
+
+    The size is that of the upright image; an EXIF orientation of 1 means that it is stored upright.
+
+    Raises:
+        ImageError: the header cannot be read.
+    """
     with _opened(path) as image:
         width, height = _upright_size(image)
         return height, width, _orientation(image)
@@ -206,20 +212,21 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of the upright image. For a TIFF, Pillow already states that."""
+    """(width, height) of the upright image. For a TIFF, Pillow's size is already upright."""
     turned = _orientation(image) >= 5 and image.format != "TIFF"
     return image.size[::-1] if turned else image.size
 
 
 @contextmanager
 def _opened(path: Source) -> Iterator[Image.Image]:
-    """Open an image and read its header. Whatever Pillow raises in the body becomes an ImageError."""
+    """Open an image and read its header. Any error from Pillow in the body becomes an
+    ImageError."""
     file: Any = path
     if isinstance(path, ImageBytes):
         file, path = io.BytesIO(path.content), path.name
     try:
         with Image.open(file) as image:
-            # Pillow itself refuses only twice its limit.
+            # Pillow itself raises only above twice its limit.
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError(
@@ -231,7 +238,7 @@ def _opened(path: Source) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise ImageError(path, "missing image file") from None
     except UnidentifiedImageError:
-        raise ImageError(path, "not an image, or of a format that Pillow does not know") from None
+        raise ImageError(path, "not an image, or in a format that Pillow does not know") from None
     except Image.DecompressionBombError as error:
         raise ImageError(path, f"refused: {error}") from None
     except Exception as error:  # a damaged file makes Pillow's decoders raise many types
@@ -241,8 +248,8 @@ def _opened(path: Source) -> Iterator[Image.Image]:
 def resized_shape(height: int, width: int, short: int, longest: float) -> tuple[int, int]:
     """Height and width after scaling the shorter edge to ``short``.
 
-    If the longer edge would exceed ``longest``, it is scaled to ``longest`` instead. ``short`` 0 keeps
-    the size. The operations come in Detectron2's order, so that the rounding agrees.
+    If the longer edge would exceed ``longest``, it is scaled to ``longest`` instead. A ``short`` of
+    0 keeps the size. The operations have Detectron2's order, so that the rounding agrees.
     """
     if short == 0:
         return height, width
@@ -255,7 +262,8 @@ def resized_shape(height: int, width: int, short: int, longest: float) -> tuple[
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear (antialiased) resize of a uint8 array (h, w, 3) by Pillow, as Detectron2."""
+    """Resize a uint8 array (h, w, 3) with Pillow's antialiased bilinear filter, as in
+    Detectron2."""
     if image.shape[:2] == (height, width):
         return image
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
@@ -266,8 +274,8 @@ def at_scales(
 ) -> list[np.ndarray]:
     """Resize an image (h, w, 3) to each length of its shorter edge in ``shorts``.
 
-    ``longest`` limits the longer edge of an image whose shorter edge is ``short``; the limit of the
-    others is in proportion.
+    ``longest`` limits the longer edge of an image whose shorter edge is ``short``. For the other
+    lengths, the limit is scaled in proportion.
     """
     height, width = image.shape[:2]
     shapes = (resized_shape(height, width, s, longest * s / short) for s in shorts)
@@ -275,12 +283,12 @@ def at_scales(
 
 
 def flip_image(image: np.ndarray) -> np.ndarray:
-    """A contiguous copy of an array (h, w, 3), mirrored left and right."""
+    """Return a contiguous, horizontally mirrored copy of an array (h, w, 3)."""
     return np.ascontiguousarray(image[:, ::-1])
 
 
 def flip_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
-    """Mirror boxes (N, 4) XYXY, in continuous coordinates, in an image ``width`` pixels wide."""
+    """Mirror boxes (N, 4), XYXY in continuous coordinates, in an image that is ``width`` wide."""
     boxes = np.asarray(boxes)
     flipped = boxes.copy()
     flipped[:, 0], flipped[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
@@ -288,8 +296,8 @@ def flip_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
 
 
 def draw_size(sizes: Sequence[int], sampling: str, rng: np.random.Generator) -> int:
-    """Draw a length for the shorter edge. "choice" picks one of ``sizes``; "range" draws an integer
-    from a pair (low, high), both included."""
+    """Draw the length of the shorter edge. "choice" picks one of ``sizes``; "range" draws an
+    integer from ``sizes``, a pair (low, high), both included."""
     if sampling == "range":
         return int(rng.integers(sizes[0], sizes[1], endpoint=True))
     return sizes[int(rng.integers(len(sizes)))]

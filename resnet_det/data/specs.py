@@ -1,8 +1,8 @@
-"""What every kind of dataset can do.
+"""The interface of all kinds of datasets.
 
-A kind of dataset is a subclass of :class:`DetectionSpec` or :class:`ClassificationSpec`; a dataset is
-an instance of it in ``catalog.DATASETS``. To add a kind, write its class beside its reader and add an
-instance to the catalog; nothing else asks which kind a dataset is of.
+A kind of dataset is a subclass of :class:`DetectionSpec` or :class:`ClassificationSpec`; a dataset
+is an instance of it in ``catalog.DATASETS``. To add a kind, write its class beside its reader and
+add an instance to the catalog. No other code depends on the kind of a dataset.
 """
 
 import os
@@ -26,16 +26,17 @@ Scan = Iterable[tuple[Record | None, list[DatasetError]]]
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a detection dataset is.
+    """The metadata of a detection dataset.
 
-    classes: the names; a class's index is its ``category_id``.
-    evaluation: the protocol that scores detections: "voc_2007" (11-point AP), "voc" (area under the
-        curve) or "coco"; see ``engines.results.EVALUATIONS``.
-    annotated: False for a test set whose annotations are not public.
-    split: VOC's name of the list of images, as it stands in the names of the submission files. None
-        if there is no server to submit to.
-    category_ids: COCO's original id of each class, for the submission file. None as ``split``.
-    detectron2: further fields of the dataset in Detectron2's MetadataCatalog.
+    Attributes:
+        classes: class names; the index of a class is its ``category_id``.
+        evaluation: the evaluation protocol: "voc_2007" (11-point AP), "voc" (area under the curve)
+            or "coco"; see ``engines.results.EVALUATIONS``.
+        annotated: False for a test set whose annotations are not public.
+        split: VOC's name of the list of images, which the names of submission files contain. None
+            if there is no server to submit to.
+        category_ids: COCO's original id of each class, for the submission file. None as ``split``.
+        detectron2: further fields of the dataset in Detectron2's MetadataCatalog.
     """
 
     name: str
@@ -49,7 +50,8 @@ class Metadata:
 
 @dataclass
 class Dataset:
-    """Records in Detectron2's standard form; ``skipped`` has one line per object or image left out."""
+    """Records as Detectron2's standard dicts. ``skipped`` has one line per skipped object or
+    image."""
 
     name: str
     records: list[Record]
@@ -59,11 +61,12 @@ class Dataset:
 
 @dataclass(frozen=True)
 class DatasetSpec(ABC):
-    """A dataset: its name, where it lies under the datasets' folder, and how it is read.
+    """A dataset: its name, its place under the datasets' folder, and how it is read.
 
-    published: number of images of the published dataset; None if nobody published one.
-    drawn: the folder of synthetic data that the dataset lies in; None if it consists of files that
-        the user provides.
+    Attributes:
+        published: number of images of the published dataset; None if there is none.
+        drawn: the folder of synthetic data that holds the dataset; None if the user provides the
+            files.
     """
 
     name: str
@@ -71,7 +74,7 @@ class DatasetSpec(ABC):
     drawn: DrawnFolder | None = field(default=None, kw_only=True)
 
     task: ClassVar[str]  # "detection" or "classification"
-    unit: ClassVar[str]  # what a check counts beside the images
+    unit: ClassVar[str]  # what a check counts besides images
 
     @abstractmethod
     def paths(self) -> Sequence[str]:
@@ -86,9 +89,9 @@ class DatasetSpec(ABC):
         """
 
     def missing(self, root: str) -> str | None:
-        """The first path that is absent, or None. Reads no annotation.
+        """The first absent path, or None. Reads no annotations.
 
-        A drawn dataset needs only what it is drawn from.
+        A drawn dataset needs only its source.
         """
         if self.drawn:
             return self.drawn.missing(root)
@@ -96,7 +99,7 @@ class DatasetSpec(ABC):
         return next((path for path in paths if not os.path.exists(path)), None)
 
     def count(self, root: str) -> int | None:
-        """Number of images without reading an annotation; None if they take long to count."""
+        """Number of images, without reading annotations; None if they take long to count."""
         return None
 
 
@@ -108,10 +111,10 @@ class DetectionSpec(DatasetSpec):
 
     @abstractmethod
     def scan(self, root: str) -> tuple[Metadata, Scan]:
-        """The metadata, and an iterable of ``(record, faults)``.
+        """Return the metadata, and an iterable of ``(record, faults)``.
 
-        A record is a standard dict of Detectron2, or None for faults that belong to no image. With
-        faults, a record may lack its size or some of its objects.
+        A record is one of Detectron2's standard dicts, or None for faults that belong to no image.
+        A record with faults may lack its size or some of its objects.
 
         Raises:
             DatasetError: the dataset as a whole cannot be read.
@@ -139,9 +142,10 @@ class DetectionSpec(DatasetSpec):
 class ClassificationSpec(DatasetSpec):
     """A dataset of images with one class each.
 
-    large: the images have any size and are decoded when a batch needs them; otherwise they have one
-        size and are held in memory together.
-    published_classes: number of classes of the published dataset.
+    Attributes:
+        large: True if the images have any size and are decoded when a batch needs them; False if
+            they have one size and are held in memory together.
+        published_classes: number of classes of the published dataset.
     """
 
     large: bool = field(default=False, kw_only=True)
@@ -153,15 +157,19 @@ class ClassificationSpec(DatasetSpec):
     def read_images(
         self, root: str, skip_bad: bool = False
     ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-        """Every image of a small dataset: uint8 (N, 3, H, W) in RGB, labels int64 (N,), classes.
+        """Read every image of a small dataset.
+
+        Returns:
+            (images uint8 (N, 3, H, W) in RGB, labels int64 (N,), class names).
 
         Raises:
-            DatasetError, ImageError: names the file.
+            DatasetError, ImageError: a file is missing or damaged. The message names it.
         """
         raise NotImplementedError(f"{self.name} is not a dataset of small images")
 
     def list_images(self, root: str) -> tuple[Sequence, tuple[str, ...]]:
-        """What :class:`.large_images.LargeImages` reads a large dataset from, and the classes.
+        """List the records of a large dataset for :class:`.large_images.LargeImages`, and its
+        classes.
 
         Raises:
             DatasetError: the files cannot be listed.
@@ -171,10 +179,10 @@ class ClassificationSpec(DatasetSpec):
     def report(
         self, where: str, classes: Sequence[str], counts: Counter[int], faults: list[str]
     ) -> Report:
-        """The report of a check, with a fault if the counts are not the published ones.
+        """Make the report of a check, with a fault if the counts differ from the published ones.
 
         Args:
-            where: the folder, for the fault.
+            where: the folder that the fault names.
             counts: number of images per label.
         """
         images = counts.total()

@@ -1,13 +1,13 @@
 """The improvements of the paper's Appendix B (Table 9), for any detector of the contract below.
 
-* Global context (training and test): the whole image is one more region of the head, and its
-  vector is concatenated to the vector of each region before the sibling layers.
-* Box refinement (test): every region is scored again from the box that its best class regressed
-  to. The old and the new predictions together pass NMS, then box voting.
+* Global context (training and test): the head also processes the whole image as a region, and its
+  vector is concatenated to each region's vector before the sibling layers.
+* Box refinement (test): each region is classified a second time from the regressed box of its best
+  class. NMS and then box voting merge the old and the new predictions.
 * Multi-scale testing: the proposals come from one scale. Each region is pooled and run through the
-  head at the two scales where it has about 224^2 pixels, and the element-wise maximum of the two
-  vectors (maxout) is its vector.
-* Ensembles (test): the union of all detectors' proposals is scored by each detector, and scores and
+  head at the two scales where its area is closest to 224^2 pixels. Its vector is the element-wise
+  maximum of the two (maxout).
+* Ensembles (test): each detector scores the union of all detectors' proposals, and the scores and
   boxes are averaged.
 """
 
@@ -34,32 +34,32 @@ class Images(Protocol):
 
 
 class Detector(Protocol):
-    """The contract: a detector of either engine in parts. Boxes are in pixels of the input."""
+    """The steps of a detector, which both engines implement. Boxes are in pixels of the input."""
 
     training: bool
 
     @property
     def context(self) -> bool:
-        """Whether the sibling layers take the whole image's vector behind each region's."""
+        """Whether the sibling layers take each region's vector followed by the whole image's."""
 
     def trunk(self, pictures: Sequence[Tensor]) -> tuple[Any, Any]:
-        """uint8 pictures (3, h, w) -> (:class:`Images`, features in any form)."""
+        """Compute the features: uint8 pictures (3, h, w) -> (:class:`Images`, any type)."""
 
     def propose(self, images: Any, features: Any, batch: Sequence[Mapping]) -> list[Tensor]:
-        """-> the proposals (N_i, 4) of each image; ``batch`` may hold precomputed ones."""
+        """Return the proposals (N_i, 4) of each image; ``batch`` may hold precomputed ones."""
 
     def regions(self, features: Any, boxes: list[Tensor]) -> Tensor:
-        """Boxes (N_i, 4) of each image -> the head's vectors of all regions (sum N_i, C)."""
+        """Pool the boxes (N_i, 4) of each image and run the head: -> vectors (sum N_i, C)."""
 
     def classify(
         self, vectors: Tensor, boxes: list[Tensor]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """-> of each image the scores (N_i, K), without the background, and boxes (N_i, K, 4)."""
+        """Return scores (N_i, K), without the background, and boxes (N_i, K, 4) of each image."""
 
     def finish(
         self, batch: Sequence[Mapping], sizes: list[Size], found: list[Detections]
     ) -> list[Any]:
-        """-> the detector's own output, with boxes in pixels of the original images."""
+        """Return the detector's own output, with boxes in pixels of the original images."""
 
 
 class Level(NamedTuple):
@@ -71,11 +71,13 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Which predictions become the detections of an image.
+    """The thresholds by which predictions become the detections of an image.
 
-    score_thresh: the score that a detection exceeds.
-    nms_thresh: the IoU from which NMS drops a box of the same class.
-    max_detections: number of detections per image; all of them if negative.
+    Attributes:
+        score_thresh: a detection's score must exceed it.
+        nms_thresh: NMS drops a box that overlaps a better one of the same class by at least this
+            IoU.
+        max_detections: maximum number of detections per image; no limit if negative.
     """
 
     score_thresh: float
@@ -86,12 +88,12 @@ class Thresholds:
 def with_context(
     vectors: Callable[[list[Tensor]], Tensor], boxes: Sequence[Tensor], sizes: Sequence[Size]
 ) -> Tensor:
-    """Global context: the vector of each region, followed by the vector of its whole image.
+    """Global context: append to each region's vector the vector of the whole image.
 
     Args:
-        vectors: function of a list of boxes (N_i, 4) -> (sum N_i, C).
-        boxes: (N_i, 4) of each image.
-        sizes: (height, width) of each image, in the pixels of the boxes.
+        vectors: function that maps a list of boxes (N_i, 4) to vectors (sum N_i, C).
+        boxes: boxes (N_i, 4) of each image.
+        sizes: (height, width) of each image, in the same pixels as the boxes.
 
     Returns:
         (sum N_i, 2 C)
@@ -103,10 +105,15 @@ def with_context(
 
 
 def two_scales(pixels: Tensor) -> Tensor:
-    """The two scales of each region: its area (S, R) at S ascending scales -> (2, R) indices.
+    """Choose each region's two scales: the adjacent ones at which its area is closest to 224^2.
 
-    They are the two at which its area is closest to 224^2, and therefore adjacent. Of two equally
-    close scales the smaller one is taken.
+    Of two equally close scales the smaller one is chosen.
+
+    Args:
+        pixels: area (S, R) of each of R regions at S ascending scales.
+
+    Returns:
+        int64 (2, R), indices of the scales.
     """
     return (pixels - CANONICAL_PIXELS).abs().argsort(dim=0, stable=True)[:2]
 
@@ -123,11 +130,11 @@ def refined(scores: Tensor, boxes: Tensor, size: Size) -> Tensor:
 def vote(keep: Tensor, boxes: Tensor, scores: Tensor, classes: Tensor) -> Tensor:
     """Box voting (MR-CNN): average each kept box with its neighbours, weighted by their scores.
 
-    The neighbours are the boxes of the same class that overlap it by an IoU of at least 0.5.
+    The neighbours of a box are the boxes of its class with an IoU of at least 0.5 with it.
 
     Args:
         keep: indices of the boxes that NMS kept.
-        boxes, scores, classes: everything that went into NMS, (R, 4), (R,), (R,).
+        boxes, scores, classes: the inputs of NMS, (R, 4), (R,), (R,).
 
     Returns:
         (len(keep), 4)
@@ -141,7 +148,7 @@ def vote(keep: Tensor, boxes: Tensor, scores: Tensor, classes: Tensor) -> Tensor
 def select(
     scores: Tensor, boxes: Tensor, size: Size, thresholds: Thresholds, voting: bool = False
 ) -> Detections:
-    """The detections of one image: score threshold, NMS per class, then the best ones.
+    """Select the detections of one image: score threshold, NMS per class, then the best ones.
 
     Args:
         scores: (R, K), without the background.
@@ -165,9 +172,10 @@ def select(
 
 @dataclass(frozen=True)
 class View:
-    """A batch as one detector of an ensemble sees it, at one scale or several.
+    """A batch as seen by one detector of an ensemble, at one or several scales.
 
-    order: the detector's index of each class, or None for its own order.
+    Attributes:
+        order: the detector's index of each class, or None for its own order.
     """
 
     detector: Detector
@@ -186,7 +194,8 @@ class View:
         return scores, found
 
     def vectors(self, sizes: list[Size], boxes: list[Tensor]) -> Tensor:
-        """The vectors (sum N_i, C) of ``boxes`` in pixels of ``sizes``: maxout of two levels."""
+        """The vectors (sum N_i, C) of ``boxes`` in pixels of ``sizes``: the maxout of two
+        scales."""
         regions, levels = self.detector.regions, self.levels
         if [level.sizes for level in levels] == [sizes] or not sum(map(len, boxes)):
             return regions(levels[0].features, boxes)
@@ -221,18 +230,19 @@ def mean_predictions(
 
 
 class Improved(nn.Module):
-    """One or several detectors, tested with refinement and at several scales.
+    """One detector or an ensemble, tested with box refinement or at several scales.
 
     Args:
-        detectors: modules that satisfy :class:`Detector`. The first one gives the output its form.
+        detectors: modules that satisfy :class:`Detector`. The output has the form of the first
+            one's.
         thresholds: which predictions become detections.
-        refine: box refinement and box voting.
+        refine: use box refinement and box voting.
         multi_scale: each sample holds ``scales``, its image at ascending sizes, beside ``image``.
-        orders: for each detector its index of each of the first one's classes, or None if it has
-            them in the same order.
+        orders: for each detector, its index of each of the first detector's classes, or None if the
+            order is the same.
 
     Raises:
-        ValueError (when called): ``multi_scale``, and a sample has no ``scales``.
+        ValueError: when called with ``multi_scale``, if a sample has no ``scales``.
     """
 
     def __init__(
@@ -278,11 +288,11 @@ class Improved(nn.Module):
 
 
 def _at_scales(detector: Detector, batch: Sequence[Mapping], test_scale: Level) -> list[Level]:
-    """Run the trunk at each scale of the samples; the test's own, if among them, is reused."""
+    """Run the trunk at each scale of the samples. Reuse ``test_scale`` if it is one of them."""
     if any("scales" not in sample for sample in batch):
         raise ValueError(
-            "RESNET_DET.MULTI_SCALE_TEST: the samples hold no 'scales', the list of images at "
-            "further sizes: use the mapper of resnet_det's engine"
+            "RESNET_DET.MULTI_SCALE_TEST: the samples lack 'scales', the list of each image at "
+            "several sizes: use the dataset mapper of resnet_det"
         )
     levels = []
     for pictures in zip(*(sample["scales"] for sample in batch)):

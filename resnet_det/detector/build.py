@@ -1,4 +1,4 @@
-"""Build the embedded detector from a config: here MODEL.* becomes plain arguments."""
+"""Build the embedded detector from a config. Only this module reads MODEL.* for its parts."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -23,13 +23,13 @@ DETECTRON2_BACKBONES = ("build_resnet_backbone", "build_resnet_fpn_backbone")
 
 
 class Maps(NamedTuple):
-    """What a backbone returns: the channels and the stride of each map, by name."""
+    """The channels and the stride of each map that a backbone returns, by name."""
 
     channels: dict[str, int]
     strides: dict[str, int]
 
     def strides_of(self, names: Sequence[str], key: str) -> list[int]:
-        """The strides of the maps that the config's ``key`` names; ConfigError if one is absent."""
+        """The strides of the maps ``names``. Raises ConfigError, with ``key``, if one is absent."""
         for name in names:
             if name not in self.strides:
                 raise ConfigError(f"{key}: {name!r}: the backbone gives {', '.join(self.strides)}")
@@ -37,9 +37,9 @@ class Maps(NamedTuple):
 
 
 def net_name(cfg: CfgNode) -> tuple[str, bool]:
-    """The name in ``NETS`` of the config's backbone, and whether a pyramid stands on it.
+    """The name in ``NETS`` of the config's backbone, and whether it has a feature pyramid.
 
-    Detectron2's own ``build_resnet_backbone`` is our ResNet of depth ``RESNETS.DEPTH``.
+    Detectron2's own ``build_resnet_backbone`` stands for our ResNet of depth ``RESNETS.DEPTH``.
     """
     name = cfg.MODEL.BACKBONE.NAME
     if name in DETECTRON2_BACKBONES:
@@ -52,7 +52,7 @@ def build_model(cfg: CfgNode) -> ProposalNetwork:
     ``MODEL.META_ARCHITECTURE`` is ``ProposalNetwork``.
 
     Raises:
-        ConfigError: a key does not fit the net; names it.
+        ConfigError: a key does not fit the net. The message names the key.
     """
     check_appendix(cfg)
     name, pyramid = net_name(cfg)
@@ -86,7 +86,7 @@ def build_model(cfg: CfgNode) -> ProposalNetwork:
 
 
 def build_pyramid(cfg: CfgNode, trunk: Stages, maps: Maps) -> tuple[FPN, Maps]:
-    """The feature pyramid on a trunk, and its levels."""
+    """Build the feature pyramid on a trunk. Returns it and its levels."""
     in_features, channels = cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS
     maps.strides_of(in_features, "MODEL.FPN.IN_FEATURES")
     pyramid = FPN(trunk, in_features, maps.channels, maps.strides, channels)
@@ -94,7 +94,7 @@ def build_pyramid(cfg: CfgNode, trunk: Stages, maps: Maps) -> tuple[FPN, Maps]:
 
 
 def build_rpn(cfg: CfgNode, channels: int, strides: Sequence[int]) -> RPN:
-    """The RPN on maps of so many ``channels`` and these ``strides``.
+    """Build the RPN for maps with the given ``channels`` and ``strides``.
 
     Raises:
         ConfigError: MODEL.ANCHOR_GENERATOR does not fit the number of maps.
@@ -114,7 +114,8 @@ def build_rpn(cfg: CfgNode, channels: int, strides: Sequence[int]) -> RPN:
     per_cell = set(anchors.num_anchors_per_location())
     if len(per_cell) != 1:
         raise ConfigError(
-            f"MODEL.ANCHOR_GENERATOR: the levels differ in anchors per cell: {per_cell}"
+            f"MODEL.ANCHOR_GENERATOR: every level needs the same number of anchors per cell, not "
+            f"{per_cell}"
         )
     hidden = channels if rpn.CONV_DIMS[0] == -1 else rpn.CONV_DIMS[0]
     return RPN(
@@ -140,7 +141,7 @@ def build_rpn(cfg: CfgNode, channels: int, strides: Sequence[int]) -> RPN:
 
 
 def build_fc_head(cfg: CfgNode, channels: int) -> Stages:
-    """Fully connected layers on pooled maps of so many ``channels`` (``StandardROIHeads``)."""
+    """Build the fully connected layers of ``StandardROIHeads``, for maps with ``channels``."""
     box = cfg.MODEL.ROI_BOX_HEAD
     if box.NUM_FC < 1:
         raise ConfigError("MODEL.ROI_BOX_HEAD.NUM_FC: StandardROIHeads needs at least 1")
@@ -155,7 +156,8 @@ def build_fc_head(cfg: CfgNode, channels: int) -> Stages:
 def build_net_heads(
     cfg: CfgNode, name: str, net: Classifier, trunk: Stages, head: Stages, strides: Sequence[int]
 ) -> RoIHeads:
-    """RoI heads on the net's own head: conv5_x, a CIFAR net's last stage, or VGG's fc6 and fc7."""
+    """Build RoI heads from the net's own head: conv5_x, a CIFAR net's last stage, or VGG's fc6 and
+    fc7."""
     check_head(cfg, name)
     if set(trunk.names) & set(head.names):
         raise ConfigError(
@@ -175,9 +177,9 @@ def build_net_heads(
 def build_roi_heads(
     cfg: CfgNode, head: Stages, channels: int, strides: Sequence[int], step: int = 1
 ) -> RoIHeads:
-    """RoI heads on a ``head`` that gives so many ``channels``.
+    """Build RoI heads on a ``head`` whose output has ``channels``.
 
-    ``strides`` are those of the maps; ``step`` is :class:`Pooler`'s.
+    ``strides`` are the strides of the pooled maps; for ``step`` see :class:`Pooler`.
     """
     heads, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
     context = cfg.RESNET_DET.GLOBAL_CONTEXT
@@ -201,15 +203,15 @@ def build_roi_heads(
 
 
 def thresholds(cfg: CfgNode) -> Thresholds:
-    """Which predictions become detections, as the config says."""
+    """The config's thresholds for detections."""
     heads = cfg.MODEL.ROI_HEADS
     return Thresholds(heads.SCORE_THRESH_TEST, heads.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE)
 
 
 def in_test(cfg: CfgNode) -> bool:
-    """Whether a config asks for an improvement of the test, that is for :func:`build_improved`.
+    """Whether a config enables a test-time improvement, which :func:`build_improved` adds.
 
-    A ``ProposalNetwork``, a step of alternating training, detects nothing that could be improved.
+    False for a ``ProposalNetwork`` (a step of alternating training), which makes no detections.
     """
     whole = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
     return whole and any(cfg.RESNET_DET[key] for key in IN_TEST)
@@ -218,7 +220,10 @@ def in_test(cfg: CfgNode) -> bool:
 def build_improved(
     detectors: Sequence[Detector], cfg: CfgNode, orders: Sequence[list[int] | None] | None = None
 ) -> Improved:
-    """Detectors of either engine, tested as ``RESNET_DET`` says; arguments as :class:`Improved`."""
+    """Wrap detectors of either engine in the test-time improvements that ``RESNET_DET`` enables.
+
+    For the arguments see :class:`Improved`.
+    """
     return Improved(
         detectors,
         thresholds(cfg),

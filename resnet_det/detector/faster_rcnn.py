@@ -1,4 +1,4 @@
-"""The embedded detector, from torchvision's parts, changed to compute as Detectron2's.
+"""The embedded detector: torchvision's components, changed to compute what Detectron2's compute.
 
 The parameter names are Detectron2's, so that a checkpoint of one engine loads in the other.
 """
@@ -24,13 +24,13 @@ Features = Mapping[str, Tensor]  # maps (B, C, h, w) by the name of their stage 
 class ProposalNetwork(nn.Module):
     """Trunk and RPN.
 
-    In training mode it takes a list of dicts ``image`` (uint8 (3, h, w)), ``boxes`` (N, 4) and
-    ``classes`` (N,), and returns a dict of losses. In evaluation mode it takes ``image``,
-    ``height`` and ``width``, and returns a list of dicts ``boxes`` (N, 4) in pixels of the original
-    image, and ``logits`` (N,).
+    The input is a list of dicts, one per image. In training mode a dict has ``image`` (uint8
+    (3, h, w)), ``boxes`` (N, 4) and ``classes`` (N,), and the output is a dict of losses. In
+    evaluation mode it has ``image``, ``height`` and ``width``, and the output is a list of dicts
+    with ``boxes`` (N, 4), in pixels of the original image, and ``logits`` (N,).
 
     Args:
-        backbone: batch of images (B, 3, h, w) -> maps by name.
+        backbone: maps a batch of images (B, 3, h, w) to a dict of named feature maps.
         proposal_generator: the RPN, or None in a detector that takes precomputed proposals.
         rpn_in: names of the maps that the RPN reads.
         pixel_mean, pixel_std: one number per channel.
@@ -64,7 +64,7 @@ class ProposalNetwork(nn.Module):
         return ImageList(torch.stack(batch), sizes)
 
     def targets(self, batch: Batch) -> list[dict[str, Tensor]] | None:
-        """What torchvision's parts take in training: boxes, and labels from 1."""
+        """The training targets in torchvision's form: boxes, and labels from 1."""
         if not self.training:
             return None
         device = self.pixel_mean.device
@@ -91,13 +91,14 @@ class ProposalNetwork(nn.Module):
 class FasterRCNN(ProposalNetwork):
     """Trunk, RPN and RoI heads; it satisfies :class:`.appendix.Detector`.
 
-    It takes what :class:`ProposalNetwork` takes, and without a proposal generator ``proposals``
-    (M, 4) too, in pixels of the input. In evaluation mode it returns a list of dicts ``boxes``
-    (N, 4) in pixels of the original image, ``scores`` (N,) and ``classes`` (N,).
+    The input is that of :class:`ProposalNetwork`. Without a proposal generator, each dict also
+    needs ``proposals`` (M, 4), in pixels of the input. In evaluation mode the output is a list of
+    dicts with ``boxes`` (N, 4), in pixels of the original image, ``scores`` (N,) and ``classes``
+    (N,).
 
     Args:
         roi_heads, roi_in: the RoI heads, and the names of the maps that they read.
-        others: of :class:`ProposalNetwork`.
+        others: arguments of :class:`ProposalNetwork`.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class FasterRCNN(ProposalNetwork):
         return self.finish(batch, images.image_sizes, found)
 
     def _propose(self, images: ImageList, features: Features, batch: Batch, targets=None):
-        """-> (boxes (N_i, 4) of each image, losses)."""
+        """Returns (boxes (N_i, 4) of each image, losses)."""
         if self.proposal_generator is None:
             return [x["proposals"].to(images.tensors) for x in batch], {}
         return self.proposal_generator(images, [features[f] for f in self.rpn_in], targets)

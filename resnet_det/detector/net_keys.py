@@ -1,9 +1,9 @@
 """Check that a config's keys fit the net that ``MODEL.BACKBONE.NAME`` names, in either engine.
 
-The name of a net says its depth, its widths and its head. Keys of Detectron2 that say the same must
-agree with it or keep Detectron2's default. Keys that ask for something that none of our nets has
-(groups, deformable convolutions, DeepLab's stem) must be off. A test compares the lists with the
-keys that Detectron2's own builders read.
+A net's name determines its depth, its widths and its head. Detectron2's keys for the same
+properties must agree with the name or keep Detectron2's default. Keys for features that none of our
+nets has (groups, deformable convolutions, DeepLab's stem) must be off. A test compares the lists
+below with the keys that Detectron2's own builders read.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from ..nets import NETS, meta_net
 from ..nets.catalog import check_name
 from ..nets.layers import NORMS
 
-# Detectron2's defaults of keys that a net's name decides. A key with its default is not checked.
+# Detectron2's defaults for keys that a net's name determines. A key at its default is not checked.
 RESNETS_DEFAULTS = {
     "DEPTH": 50, "STEM_OUT_CHANNELS": 64, "RES2_OUT_CHANNELS": 256, "NORM": "FrozenBN",
 }  # fmt: skip
@@ -24,26 +24,26 @@ BOX_HEAD_DEFAULTS = {"NUM_FC": 0, "FC_DIM": 1024}
 MASK_HEAD_DEFAULTS = {
     "POOLER_RESOLUTION": 14, "POOLER_SAMPLING_RATIO": 0, "POOLER_TYPE": "ROIAlignV2",
 }  # fmt: skip
-# The improvements of Appendix B that change the test alone.
+# The improvements of Appendix B that change only testing.
 IN_TEST = ("BOX_REFINEMENT", "MULTI_SCALE_TEST", "ENSEMBLE")
 
 
 def own_key(cfg: CfgNode, key: str, default: Any) -> Any:
-    """``RESNET_DET.<key>``, or the default in a foreign project, whose config lacks the node."""
+    """``RESNET_DET.<key>``, or the default if another project's config lacks ``RESNET_DET``."""
     return cfg.get("RESNET_DET", {}).get(key, default)
 
 
 def net_options(cfg: CfgNode, name: str) -> dict[str, Any]:
-    """The options of ``build_net`` that ``MODEL.RESNETS`` states for the net ``name``.
+    """The options of ``build_net`` that ``MODEL.RESNETS`` sets for the net ``name``.
 
     Raises:
-        ConfigError: there is no such net; or names a key whose value the net does not have, and
-            the value to set.
+        ConfigError: there is no such net, or the net does not support the value of a key. The
+            message names the key and the values it takes.
     """
     try:
         check_name(name)
     except ValueError as error:
-        own = cfg.MODEL.BACKBONE.NAME.startswith(name)  # else the name was made from the depth
+        own = cfg.MODEL.BACKBONE.NAME.startswith(name)  # otherwise the name comes from the depth
         key = "BACKBONE.NAME" if own else "RESNETS.DEPTH"
         raise ConfigError(f"MODEL.{key}: {error}") from error
     resnets = cfg.MODEL.RESNETS
@@ -70,7 +70,8 @@ def check_head(cfg: CfgNode, name: str) -> None:
     """Check the keys of RoI heads that run the net's own head per region.
 
     Raises:
-        ConfigError: names the key, its value, and what the head of the net takes.
+        ConfigError: a key does not fit the head. The message names the key, its value, and the
+            value that the head takes.
     """
     model, net = cfg.MODEL, meta_net(name)
     box, features, fc = model.ROI_BOX_HEAD, net.trunk_names[-1:], net.has_fully_connected_head
@@ -91,7 +92,7 @@ def check_head(cfg: CfgNode, name: str) -> None:
         )
     if model.MASK_ON and fc:
         raise ConfigError(
-            f"MODEL.MASK_ON: {head} gives vectors, but masks need maps: use StandardROIHeads"
+            f"MODEL.MASK_ON: {head} returns vectors, but masks need maps: use StandardROIHeads"
         )
     if model.MASK_ON:  # boxes and masks share one pooler
         built = {key: box[key] for key in MASK_HEAD_DEFAULTS}
@@ -99,10 +100,10 @@ def check_head(cfg: CfgNode, name: str) -> None:
 
 
 def check_appendix(cfg: CfgNode) -> None:
-    """Check what the improvements of Appendix B need; a config without ``RESNET_DET`` passes.
+    """Check the requirements of Appendix B's improvements. A config without ``RESNET_DET`` passes.
 
     Raises:
-        ConfigError: names the key.
+        ConfigError: a requirement is not met. The message names the key.
     """
     on = [key for key in ("GLOBAL_CONTEXT", *IN_TEST) if own_key(cfg, key, None)]
     if not on:
@@ -115,8 +116,8 @@ def check_appendix(cfg: CfgNode) -> None:
     architecture = model.META_ARCHITECTURE
     if model.MASK_ON or architecture not in ("GeneralizedRCNN", "ProposalNetwork"):
         raise ConfigError(
-            f"{key}: is for detectors of boxes alone (MODEL.META_ARCHITECTURE GeneralizedRCNN, "
-            f"MODEL.MASK_ON False), not for {architecture} with MASK_ON {model.MASK_ON}"
+            f"{key}: supports only box detectors (MODEL.META_ARCHITECTURE GeneralizedRCNN, "
+            f"MODEL.MASK_ON False), not {architecture} with MASK_ON {model.MASK_ON}"
         )
     sides = list(own_key(cfg, "MULTI_SCALE_TEST", ()))
     if sides and (len(sides) < 2 or sides[0] < 1 or sides != sorted(set(sides))):
@@ -126,12 +127,12 @@ def check_appendix(cfg: CfgNode) -> None:
     if sides and cfg.INPUT.MIN_SIZE_TEST < 1:
         raise ConfigError(
             f"INPUT.MIN_SIZE_TEST: {cfg.INPUT.MIN_SIZE_TEST}: RESNET_DET.MULTI_SCALE_TEST needs "
-            "the shorter side at which proposals are made"
+            "a shorter side above 0, at which proposals are made"
         )
 
 
 def _resnets_of(name: str) -> dict[str, Any]:
-    """The values of those keys of ``MODEL.RESNETS`` that the net's name decides."""
+    """The values of the keys of ``MODEL.RESNETS`` that the net's name determines."""
     net = meta_net(name)
     first, second = (net.channels[stage] for stage in net.stage_names[:2])
     fixed = {
@@ -142,7 +143,7 @@ def _resnets_of(name: str) -> dict[str, Any]:
         "DEFORM_ON_PER_STAGE": [False] * 4,
         "DEFORM_MODULATED": False,
         "DEFORM_NUM_GROUPS": 1,
-        # The DeepLab project adds these. Its defaults ask for another net than ours.
+        # The DeepLab project adds these keys. Its defaults describe a different net from ours.
         "STEM_TYPE": "basic",
         "RES4_DILATION": 1,
         "RES5_MULTI_GRID": [1, 1, 1],

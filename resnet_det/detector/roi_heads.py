@@ -1,4 +1,4 @@
-"""The embedded detector's RoI pooling, the head per region, classes and boxes."""
+"""The embedded detector's RoI heads: pooling, the head per region, classification, regression."""
 
 import math
 from collections.abc import Sequence
@@ -18,11 +18,12 @@ from .rpn import BoxRegression, Sampling, smooth_l1
 
 @dataclass(frozen=True)
 class RegionSampling(Sampling):
-    """Which regions an image contributes to the loss.
+    """How an image's regions are sampled for the loss.
 
-    append_gt: add the ground-truth boxes to the proposals.
-    ignore_low_overlaps: ignore regions below the first IoU threshold, and take those between the
-        two as background: Fast R-CNN's [0.1, 0.5). By default it is the other way round.
+    Attributes:
+        append_gt: add the ground-truth boxes to the proposals.
+        ignore_low_overlaps: ignore regions below the first IoU threshold, and treat those between
+            the two as background: Fast R-CNN's [0.1, 0.5). By default it is the other way round.
     """
 
     append_gt: bool = True
@@ -30,13 +31,14 @@ class RegionSampling(Sampling):
 
 
 class Pooler(nn.Module):
-    """RoI max pooling or RoIAlign, each region from the level that fits its size.
+    """RoI max pooling or RoIAlign. Each region is pooled from the level that fits its size.
 
     Args:
         kind: "ROIPool" (the paper's), "ROIAlign", or "ROIAlignV2" (aligned to pixel centres).
-        resolution: side of the output.
+        resolution: height and width of the output.
         strides: one per level, in pixels.
-        sampling_ratio: RoIAlign's samples per bin and axis; 0 takes as many as the bin has cells.
+        sampling_ratio: RoIAlign's samples per bin and axis; 0 uses one per cell that the bin
+            covers.
         step: compute only every ``step``-th bin of the grid (RoIAlign on one level).
     """
 
@@ -56,7 +58,7 @@ class Pooler(nn.Module):
         self.min_level = int(math.log2(strides[0]))
 
     def pool(self, features: Tensor, rois: Tensor, stride: int) -> Tensor:
-        """Pool regions (R, 5), of image and box, from one level."""
+        """Pool regions (R, 5), rows of (image index, box), from one level."""
         if self.kind == "ROIPool":
             return pool_exactly(roi_pool, features, rois, self.resolution, 1 / stride)
         grid = (self.resolution, 1 / stride, self.sampling_ratio, self.kind == "ROIAlignV2")
@@ -67,7 +69,8 @@ class Pooler(nn.Module):
     def forward(
         self, features: list[Tensor], proposals: list[Tensor], image_shapes: list[Size] | None
     ) -> Tensor:
-        """Maps of all levels, boxes (N_i, 4) -> (sum N_i, C, resolution, resolution)."""
+        """Pool boxes (N_i, 4) from the maps of all levels: -> (sum N_i, C, resolution,
+        resolution)."""
         index = [box.new_full((len(box), 1), i) for i, box in enumerate(proposals)]
         boxes = torch.cat(proposals)
         rois = torch.cat((torch.cat(index), boxes), 1)  # float32, even for bfloat16 maps
@@ -88,9 +91,9 @@ class Predictor(nn.Module):
     """The two sibling layers: scores of K+1 classes, the background last, and boxes.
 
     Args:
-        channels: of a region's vector.
+        channels: length of a region's vector.
         num_classes: K, without the background.
-        class_agnostic: all classes share one box.
+        class_agnostic: predict one box for all classes.
     """
 
     def __init__(self, channels: int, num_classes: int, class_agnostic: bool) -> None:
@@ -117,12 +120,14 @@ class RoIHeads(TorchvisionRoIHeads):
     """Fast R-CNN on the net's head, with Detectron2's sampling thresholds and losses.
 
     Args:
-        pooler, box_head: regions (R, C, s, s) and their maps or vectors.
+        pooler: pools regions (R, C, s, s).
+        box_head: turns them into maps or vectors.
         predictor: the two sibling layers.
-        sampling: of the proposals that go into the losses.
+        sampling: how proposals are sampled for the losses.
         thresholds: which predictions become detections.
-        regression: of the boxes, relative to the proposals.
-        context: :func:`.appendix.with_context`; the predictor takes twice as many channels.
+        regression: how boxes are regressed, relative to the proposals.
+        context: add global context (:func:`.appendix.with_context`), which doubles the channels
+            that the predictor takes.
     """
 
     def __init__(
@@ -160,7 +165,7 @@ class RoIHeads(TorchvisionRoIHeads):
     def assign_targets_to_proposals(self, proposals, gt_boxes, gt_labels):
         matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
         if self.sampling.ignore_low_overlaps:
-            # 0 (below both thresholds) and -1 (between them) change places.
+            # Swap 0 (below both thresholds) and -1 (between them).
             labels = [
                 torch.where(label > 0, label, -1 - label) if len(boxes) else label
                 for label, boxes in zip(labels, gt_boxes)
@@ -174,7 +179,7 @@ class RoIHeads(TorchvisionRoIHeads):
         image_shapes: list[Size],
         targets: list[dict] | None = None,
     ) -> tuple[list[Detections], dict[str, Tensor]]:
-        """-> (detections of each image, none in training; losses, none in test)."""
+        """Returns (detections of each image, empty in training; losses, empty in evaluation)."""
         if self.training:
             proposals, _, labels, box_targets = self.select_training_samples(proposals, targets)
         vectors = partial(self.regions, features)
@@ -184,19 +189,19 @@ class RoIHeads(TorchvisionRoIHeads):
             return [], self.losses(
                 logits.float(), deltas, torch.cat(labels), torch.cat(box_targets)
             )
-        # torchvision's own test drops boxes thinner than 0.01 pixels; Detectron2's keeps them here.
+        # Unlike torchvision, Detectron2 keeps boxes thinner than 0.01 pixels here.
         found = zip(*self.classify(x, proposals), image_shapes)
         return [select(*of_image, self.thresholds) for of_image in found], {}
 
     def regions(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
-        """Maps, boxes (N_i, 4) of each image -> the vectors of all regions (sum N_i, C)."""
+        """Pool the boxes (N_i, 4) of each image and run the head: -> vectors (sum N_i, C)."""
         (x,) = self.box_head(self.box_roi_pool(features, boxes, None)).values()
         return x.mean((2, 3)) if x.dim() == 4 else x
 
     def classify(
         self, vectors: Tensor, boxes: list[Tensor]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """-> of each image the scores (N_i, K), without the background, and boxes (N_i, K, 4)."""
+        """Returns scores (N_i, K), without the background, and boxes (N_i, K, 4) of each image."""
         logits, deltas = self.box_predictor(vectors)
         counts = [len(b) for b in boxes]
         scores = F.softmax(logits.float(), -1)[:, 1:]

@@ -1,4 +1,4 @@
-"""The embedded detector's proposals: torchvision's RPN, changed to compute as Detectron2's."""
+"""The embedded detector's RPN: torchvision's, changed to compute what Detectron2's computes."""
 
 import math
 from collections.abc import Sequence
@@ -17,11 +17,12 @@ from ..nets.layers import rename_parameters
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which anchors or proposals an image contributes to the loss.
+    """How an image's anchors or proposals are sampled for the loss.
 
-    batch_size_per_image: how many are drawn.
-    positive_fraction: the largest share of positives among them.
-    iou_thresholds: background lies below the first, positives at or above the second.
+    Attributes:
+        batch_size_per_image: number of samples.
+        positive_fraction: maximum share of positives among them.
+        iou_thresholds: background is below the first, positives are at or above the second.
     """
 
     batch_size_per_image: int
@@ -33,9 +34,10 @@ class Sampling:
 class BoxRegression:
     """How boxes are regressed.
 
-    weights: factors of (dx, dy, dw, dh).
-    smooth_l1_beta: below it the loss is quadratic; 0 is L1.
-    loss_weight: factor of the loss.
+    Attributes:
+        weights: factors of (dx, dy, dw, dh).
+        smooth_l1_beta: error below which the loss is quadratic; 0 means L1.
+        loss_weight: factor of the loss.
     """
 
     weights: tuple[float, float, float, float]
@@ -45,12 +47,13 @@ class BoxRegression:
 
 @dataclass(frozen=True)
 class ProposalLimits:
-    """Which of the decoded anchors become proposals.
+    """The limits by which decoded anchors become proposals.
 
-    pre_nms_topk: number per level before NMS, in training and in test.
-    post_nms_topk: number per image after NMS, in training and in test.
-    nms_thresh: the IoU from which NMS drops a proposal.
-    min_size: width and height, in pixels of the input, that a proposal exceeds.
+    Attributes:
+        pre_nms_topk: number per level before NMS, in training and in evaluation.
+        post_nms_topk: number per image after NMS, in training and in evaluation.
+        nms_thresh: NMS drops a proposal that overlaps a better one by at least this IoU.
+        min_size: a proposal's width and height must exceed it, in pixels of the input.
     """
 
     pre_nms_topk: tuple[int, int]
@@ -66,7 +69,7 @@ class Anchors(AnchorGenerator):
         sizes: side lengths in pixels, one list per level.
         ratios: height / width, one list per level.
         strides: one per level, in pixels.
-        offset: of the first centre, in strides.
+        offset: position of the first centre, in strides.
     """
 
     cell_anchors: list[Tensor]
@@ -103,7 +106,7 @@ class RPNHead(nn.Module):
     """A 3x3 convolution and two sibling 1x1 convolutions (section 3.1 of Faster R-CNN).
 
     Args:
-        channels: of the maps.
+        channels: channels of the maps.
         hidden: channels of the 3x3 convolution.
         anchors: number of anchors per cell.
     """
@@ -124,16 +127,18 @@ class RPNHead(nn.Module):
 
 
 class RPN(RegionProposalNetwork):
-    """Ranks by logits, ignores anchors across the image's border, and has Detectron2's losses.
+    """An RPN that ranks by logits, can ignore anchors across the image's border, and has
+    Detectron2's losses.
 
     Args:
-        anchors: :class:`Anchors`; ``head``: :class:`RPNHead` for as many per cell.
-        sampling: of the anchors that go into the losses.
-        limits: of the proposals.
-        regression: of the boxes, relative to the anchors.
+        anchors: the anchor generator.
+        head: an :class:`RPNHead` for the same number of anchors per cell.
+        sampling: how anchors are sampled for the losses.
+        limits: which decoded anchors become proposals.
+        regression: how boxes are regressed, relative to the anchors.
         objectness_loss_weight: factor of the classification loss.
-        boundary_thresh: an anchor that leaves the image by more pixels is ignored in training; none
-            is if negative.
+        boundary_thresh: training ignores an anchor that extends beyond the image by more than this
+            many pixels; a negative value ignores none.
     """
 
     def __init__(
@@ -172,14 +177,14 @@ class RPN(RegionProposalNetwork):
     def forward(
         self, images: ImageList, features: list[Tensor], targets: list[dict] | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """-> (proposals (N, 4) of each image, in pixels of the input; losses)."""
+        """Returns (proposals (N, 4) of each image, in pixels of the input; losses)."""
         proposals, _, losses = self.propose(images, features, targets)
         return proposals, losses
 
     def propose(
         self, images: ImageList, features: list[Tensor], targets: list[dict] | None = None
     ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
-        """-> (proposals (N, 4) of each image by descending logit, the logits (N,), losses)."""
+        """Returns (proposals (N, 4) of each image by descending logit, logits (N,), losses)."""
         objectness, deltas = self.head(features)
         counts = [x[0].numel() for x in objectness]
         anchors = self.anchor_generator(images, features)
@@ -228,7 +233,7 @@ class RPN(RegionProposalNetwork):
                 pred_bbox_deltas[positive], targets[positive], self.smooth_l1_beta
             ),
         }
-        # filter_proposals drops what is not finite; the loss must show it whatever was sampled.
+        # filter_proposals drops non-finite predictions, so the loss must show them, sampled or not.
         finite = pred_bbox_deltas.isfinite().all() & objectness.isfinite().all()
         losses["loss_rpn_loc"] = torch.where(finite, losses["loss_rpn_loc"], math.nan)
         normaliser = self.fg_bg_sampler.batch_size_per_image * len(regression_targets)
@@ -236,5 +241,5 @@ class RPN(RegionProposalNetwork):
 
 
 def smooth_l1(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
-    """Sum of the smooth L1 losses; ``beta`` 0 is L1."""
+    """Sum of the smooth L1 losses; a ``beta`` of 0 means L1."""
     return F.smooth_l1_loss(prediction.float(), target, beta=beta, reduction="sum")

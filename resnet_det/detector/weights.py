@@ -1,4 +1,5 @@
-"""Fill a detector of either engine from a weight file: what must fit, and what starts fresh."""
+"""Load a weight file into a detector of either engine. Decides which tensors must match and which
+layers stay freshly initialised."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -20,13 +21,14 @@ _PARTS = ("proposal_generator.", "roi_heads.")  # of a detector; another detecto
 
 
 def fit_trained(model: nn.Module, state: State, facts: Facts, cfg) -> Match:
-    """Fill a detector with its own checkpoint, MODEL.WEIGHTS, which must hold every tensor.
+    """Load a detector's own checkpoint, MODEL.WEIGHTS, which must hold every tensor.
 
     Args:
-        state, facts: of the file, as :func:`resnet_det.weights.loading.read` returns them.
+        state, facts: the file's content, from :func:`resnet_det.weights.loading.read`.
 
     Raises:
-        ConfigError, WeightsError: the file was trained with other facts, or does not fit.
+        ConfigError: the file's facts differ from the config.
+        WeightsError: the file does not fit the model.
     """
     check_facts(facts, cfg, cfg.MODEL.WEIGHTS)
     match = fit(model, state, facts, cfg.MODEL.WEIGHTS)
@@ -38,11 +40,11 @@ def fit_trained(model: nn.Module, state: State, facts: Facts, cfg) -> Match:
 def fit_detector(
     model: nn.Module, state: State, facts: Facts, path, fresh: Collection[str] = ()
 ) -> Match:
-    """Fill a detector with the weights of another detector, or of a classifier, to train it.
+    """Load the weights of another detector, or of a classifier, into a detector to be trained.
 
     A classifier's trunk and head must be complete, except for ``fresh``. The detector's own layers
-    are initialised if the file lacks them, and its class layers if they have another shape; both
-    are logged. Stages and parts that this detector does not have are ignored.
+    start fresh if the file lacks them, and so do its class layers if their shapes differ; both
+    cases are logged. Stages and parts that this detector does not have are ignored.
 
     Args:
         state, facts, path: as for :func:`resnet_det.weights.loading.fit`.
@@ -64,12 +66,13 @@ def fit_detector(
 
 
 def new_layers(model: nn.Module, cfg) -> set[str]:
-    """Names of the parameters and buffers that start fresh by ``RESNET_DET.NEW_LAYERS``.
+    """Names of the parameters and buffers that ``RESNET_DET.NEW_LAYERS`` leaves freshly
+    initialised.
 
-    An entry is the beginning of a name, with or without "backbone." and "roi_heads.".
+    An entry is a prefix of names, with or without "backbone." and "roi_heads.".
 
     Raises:
-        ConfigError: an entry names nothing.
+        ConfigError: an entry matches no name.
     """
     names = {key: (f"{key}.", f"{classifier_name(key)}.") for key in model.state_dict()}
     found: set[str] = set()
@@ -83,14 +86,14 @@ def new_layers(model: nn.Module, cfg) -> set[str]:
 
 
 def check_remade(keys: Sequence[str], path) -> None:
-    """Log the layers that start fresh because the file has them in another shape.
+    """Log the layers that start fresh because their shapes differ in the file.
 
     Raises:
         WeightsError: one of them does not depend on the number of classes.
     """
     wrong = [key for key in keys if "predictor." not in key]
     if wrong:
-        raise WeightsError(f"{path}: has {', '.join(wrong)} in other shapes than the config asks")
+        raise WeightsError(f"{path}: the shapes of {', '.join(wrong)} differ from the config's net")
     if keys:
         logger.info("%s: has other classes, so these layers start fresh: %s", path, ", ".join(keys))
 
@@ -99,7 +102,7 @@ def check_statistics(model: nn.Module) -> None:
     """Raise if frozen batch norms have no statistics: they would not normalise anything.
 
     Raises:
-        ConfigError
+        ConfigError: some have no statistics. The message names the first one.
     """
     unset = without_statistics(model)
     if unset:

@@ -1,4 +1,4 @@
-"""How a config runs: the two engines of a detector, and the classifier's."""
+"""The engines that run a config: two for detectors, and one for classifiers."""
 
 import importlib
 import importlib.util
@@ -12,21 +12,21 @@ ENGINES = ("auto", "detectron2", "torchvision")
 
 
 class Engine(Protocol):
-    """The contract of an engine: a module with these functions.
+    """The interface of an engine: a module with these functions.
 
-    Engines are :mod:`.embedded`, :mod:`.on_detectron2.engine` and :mod:`.classifier`. What the
-    user got wrong raises a ValueError (ConfigError, DatasetError, WeightsError, FolderInUse) that
-    names it; in several processes, each raises the same.
+    The engines are :mod:`.embedded`, :mod:`.on_detectron2.engine` and :mod:`.classifier`. A user's
+    mistake raises a ValueError (ConfigError, DatasetError, WeightsError, FolderInUse) whose message
+    names it. If there are several processes, each raises the same error.
     """
 
     def load_config(self, path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
-        """Read a YAML file, with ``KEY, VALUE`` overrides; the config is checked and frozen."""
+        """Read a YAML file and ``KEY, VALUE`` overrides. Returns a checked and frozen config."""
 
     def check_schedule(self, cfg: CfgNode) -> None:
-        """Refuse a ``SOLVER`` that :meth:`train` would refuse, without looking at data."""
+        """Raise the errors that :meth:`train` raises about ``SOLVER``, without reading data."""
 
     def check(self, cfg: CfgNode, resume: bool = False) -> None:
-        """Refuse what :meth:`train` would refuse before it needs weights."""
+        """Raise the errors that :meth:`train` raises before it needs weights."""
 
     def train(self, cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         """Train, evaluate on ``DATASETS.TEST``, and return the metrics in the main process."""
@@ -35,14 +35,14 @@ class Engine(Protocol):
         """Evaluate ``MODEL.WEIGHTS`` and return the metrics in the main process."""
 
     def launch(self, main: Callable[..., Any], *args: Any, **processes: Any) -> Any:
-        """Run ``main(*args)`` in several processes, as :func:`resnet_det.training.distributed.launch`."""
+        """Run ``main(*args)`` in processes; see :func:`resnet_det.training.distributed.launch`."""
 
 
 def pick(name: str = "auto") -> Engine:
-    """Return an engine of detectors; "auto" is Detectron2 if installed, else the embedded one.
+    """Return an engine for detectors. "auto" is Detectron2 if installed, else the embedded one.
 
     Raises:
-        ValueError: the name is unknown, or names Detectron2 and that is not installed.
+        ValueError: the name is unknown, or it names Detectron2 and Detectron2 cannot be used.
     """
     if name not in ENGINES:
         raise ValueError(f"engine {name!r}: use one of {', '.join(ENGINES)}")

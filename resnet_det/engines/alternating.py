@@ -1,13 +1,15 @@
-"""The 4-step alternating training of Faster R-CNN, in the keys of Detectron2's configs.
+"""The 4-step alternating training of Faster R-CNN, expressed in Detectron2's config keys.
 
-1. Train an RPN from the classifier (``META_ARCHITECTURE: ProposalNetwork``), and write its
-   proposals to a file.
-2. Train Fast R-CNN from the classifier on these (``LOAD_PROPOSALS``, ``PrecomputedProposals``).
-3. Train an RPN from step 2 with a frozen trunk (``FREEZE_AT``), and write its proposals.
-4. Train Fast R-CNN from step 2 on these, with a frozen trunk.
+1. Train an RPN, initialised from the classifier (``META_ARCHITECTURE: ProposalNetwork``), and write
+   its proposals to a file.
+2. Train Fast R-CNN, initialised from the classifier, on these proposals (``LOAD_PROPOSALS``,
+   ``PrecomputedProposals``).
+3. Train an RPN, initialised from step 2, with a frozen trunk (``FREEZE_AT``), and write its
+   proposals.
+4. Train Fast R-CNN, initialised from step 2, on these proposals, with a frozen trunk.
 
-Steps 3 and 4 share the trunk of step 2, so the RPN of step 3 and the RoI heads of step 4 make one
-detector: ``model_final.pth`` of ``OUTPUT_DIR``, like that of joint training.
+Steps 3 and 4 share the trunk of step 2, so the RPN of step 3 and the RoI heads of step 4 form one
+detector: ``model_final.pth`` in ``OUTPUT_DIR``, as in joint training.
 """
 
 import logging
@@ -33,11 +35,11 @@ STEPS = ("step1_rpn", "step2_fast_rcnn", "step3_rpn", "step4_fast_rcnn")
 
 
 def step_config(cfg: CfgNode, index: int) -> CfgNode:
-    """Make the config of step ``index`` (from 0) from that of joint training.
+    """Derive the config of step ``index`` (from 0) from that of joint training.
 
-    An RPN step has half as many images per batch (the released code: 1 and 2; the paper on COCO:
-    8 and 16). The learning rate drops after three quarters of the step's iterations
-    (``RESNET_DET.ALTERNATING``). Steps are not evaluated.
+    An RPN step has half as many images per batch as a Fast R-CNN step (1 and 2 in the released
+    code, 8 and 16 in the paper on COCO). The learning rate drops after three quarters of the step's
+    iterations (``RESNET_DET.ALTERNATING``). Steps are not evaluated.
     """
     output, rpn = Path(cfg.OUTPUT_DIR), index % 2 == 0
     iterations = cfg.RESNET_DET.ALTERNATING[index]
@@ -49,7 +51,7 @@ def step_config(cfg: CfgNode, index: int) -> CfgNode:
         "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", (drop,) if drop else (),
         "SOLVER.IMS_PER_BATCH", max(images // 2 // world, 1) * world if rpn else images,
     ]  # fmt: skip
-    if index != 1:  # steps 3 and 4 keep all of step 2's layers, and an RPN has no such layers
+    if index != 1:  # steps 3 and 4 keep all of step 2's layers; an RPN has none of these layers
         step += ["RESNET_DET.NEW_LAYERS", ()]
     if index >= 2:
         with torch.device("meta"):
@@ -67,7 +69,7 @@ def step_config(cfg: CfgNode, index: int) -> CfgNode:
 
 
 def proposal_file(cfg: CfgNode, index: int, name: str) -> Path:
-    """Path of the proposals of RPN step ``index`` for the dataset ``name``."""
+    """Path of the proposals that the RPN of step ``index`` makes for the dataset ``name``."""
     return Path(cfg.OUTPUT_DIR) / STEPS[index] / f"{name}_proposals.pkl"
 
 
@@ -90,8 +92,8 @@ def _is_done(cfg):
 def _propose(cfg, step):
     """Write the proposals of a finished RPN step for all training images, as many as training uses.
 
-    The embedded engine computes them, whichever engine trained: both propose the same from the same
-    weights.
+    The embedded engine computes them, whichever engine trained the RPN: from the same weights, both
+    compute the same proposals.
     """
     rpn = cfg.MODEL.RPN
     step = _with(step, [
@@ -110,17 +112,20 @@ def _propose(cfg, step):
 
 
 def _join(cfg):
-    """Save the detector that steps 3 and 4 make together to ``OUTPUT_DIR``.
+    """Combine the nets of steps 3 and 4 to one detector and save it in ``OUTPUT_DIR``.
 
     Raises:
-        ConfigError: their trunks differ, so they do not belong to one run.
+        ConfigError: their trunks differ, so the steps do not belong to one run.
     """
     (rpn, _), (heads, facts) = (
         read(Path(cfg.OUTPUT_DIR) / STEPS[i] / "model_final.pth") for i in (2, 3)
     )
     for key, value in rpn.items():
         if key.startswith("backbone.") and not torch.equal(value, heads[key]):
-            raise ConfigError(f"OUTPUT_DIR: {cfg.OUTPUT_DIR}: {key} differs in steps 3 and 4")
+            raise ConfigError(
+                f"OUTPUT_DIR: {cfg.OUTPUT_DIR}: {key} of the shared trunk differs in steps 3 and "
+                "4: remove the folder and train again"
+            )
     whole = heads | {k: v for k, v in rpn.items() if k.startswith("proposal_generator.")}
     training.Checkpointer(cfg.OUTPUT_DIR).save(
         "model_final",
@@ -131,7 +136,7 @@ def _join(cfg):
 
 
 def check(engine: Engine, cfg: CfgNode, resume: bool = False) -> None:
-    """Refuse what :func:`train` would refuse before it needs weights, as an engine's ``check``."""
+    """Raise the errors that :func:`train` raises before it needs weights."""
     _steps(engine, cfg, resume)
     engine.check(cfg, resume)
 
@@ -139,11 +144,13 @@ def check(engine: Engine, cfg: CfgNode, resume: bool = False) -> None:
 def _steps(engine, cfg, resume):
     """The checked configs of the four steps."""
     if net_name(cfg)[1]:
-        raise ConfigError("MODEL.BACKBONE.NAME: alternating training shares a trunk, not a pyramid")
+        raise ConfigError(
+            "MODEL.BACKBONE.NAME: alternating training does not support feature pyramids"
+        )
     iterations = cfg.RESNET_DET.ALTERNATING
     if len(iterations) != 4 or min(iterations) < 1:
         raise ConfigError(
-            f"RESNET_DET.ALTERNATING: {iterations}: give four numbers of iterations, each from 1"
+            f"RESNET_DET.ALTERNATING: {iterations}: give four numbers of iterations of at least 1"
         )
     steps = [step_config(cfg, index) for index in range(4)]
     for step in (*steps, cfg):
@@ -157,20 +164,20 @@ def train(engine: Engine, cfg: CfgNode, resume: bool = False) -> dict[str, float
 
     Args:
         engine: from :func:`resnet_det.engines.pick`.
-        cfg: for joint training, from that engine's ``load_config``.
-        resume: continue in an ``OUTPUT_DIR`` that holds steps already, also within a step.
+        cfg: the config of joint training, from that engine's ``load_config``.
+        resume: continue in an ``OUTPUT_DIR`` that already holds steps, even within a step.
 
     Returns:
         dict of the metrics in the main process.
 
     Raises:
-        ConfigError: the config has a pyramid, or ``RESNET_DET.ALTERNATING`` does not give four
-            numbers; and as the engine's ``train``.
+        ConfigError: the config has a pyramid, or ``RESNET_DET.ALTERNATING`` does not have four
+            numbers. Also see the engine's ``train``.
         FolderInUse: another process runs in ``OUTPUT_DIR``.
     """
     distributed.init(cfg.MODEL.DEVICE)
     steps = _steps(engine, cfg, resume)
-    engine.check(cfg, resume)  # including the test sets, which the steps do not have
+    engine.check(cfg, resume)  # includes the test sets, which the steps lack
     with alone_in(cfg.OUTPUT_DIR):
         for step in (*steps, cfg):
             check_output(step, resume)

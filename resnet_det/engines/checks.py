@@ -1,4 +1,4 @@
-"""Checks of a config and its output folder that need the data or several keys, for both engines."""
+"""Checks that need several keys, the data or the output folder. All engines share them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +21,11 @@ from ..training.schedule import Schedule
 
 
 def check_classifier(cfg: CfgNode) -> None:
-    """Raise unless a config is a classifier's and each key can be honoured.
+    """Check that a config is a classifier's and that each key is supported.
 
     Raises:
-        ConfigError: names the key.
-        UnknownDataset: names the nearest classification datasets.
+        ConfigError: it is not. The message names the key.
+        UnknownDataset: a dataset is unknown. The message names similar classification datasets.
     """
     if cfg.MODEL.META_ARCHITECTURE != "Classifier":
         raise ConfigError(
@@ -35,17 +35,24 @@ def check_classifier(cfg: CfgNode) -> None:
     names = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
     large = {classification_spec(name).large for name in names}
     if len(large) > 1:
-        raise ConfigError(f"DATASETS: {sorted(names)}: some are of small images, some of large")
+        raise ConfigError(
+            f"DATASETS: {sorted(names)}: use only datasets of small images, or only of large ones"
+        )
     check_users(cfg, LARGE if True in large else SMALL)
     if cfg.TEST.AUG.ENABLED and cfg.RESNET_DET.TEST_CROPS > 1:
-        raise ConfigError("TEST.AUG.ENABLED and RESNET_DET.TEST_CROPS: test whole images or crops?")
+        raise ConfigError(
+            "TEST.AUG.ENABLED tests whole images and RESNET_DET.TEST_CROPS crops: use one of them"
+        )
     if cfg.TEST.AUG.ENABLED and cfg.RESNET_DET.PER_PIXEL_MEAN:
-        raise ConfigError("TEST.AUG.ENABLED: whole images have no RESNET_DET.PER_PIXEL_MEAN")
+        raise ConfigError(
+            "TEST.AUG.ENABLED: RESNET_DET.PER_PIXEL_MEAN does not fit whole images: set one of "
+            "them to False"
+        )
     crop = cfg.INPUT.CROP
     whole = all(type(side) is int and side > 0 for side in crop.SIZE)
     if not crop.ENABLED or crop.TYPE != "absolute" or len(set(crop.SIZE)) != 1 or not whole:
         raise ConfigError(
-            "INPUT.CROP: a classifier needs square crops of a size in pixels, such as "
+            "INPUT.CROP: a classifier needs square crops with a size in pixels, such as "
             "ENABLED: True, TYPE: absolute, SIZE: [32, 32]"
         )
     name = cfg.MODEL.BACKBONE.NAME
@@ -57,9 +64,10 @@ def check_classifier(cfg: CfgNode) -> None:
 
 
 def check_trainable(cfg: CfgNode, resume: bool) -> None:
-    """Raise ConfigError without a training set, with an ensemble, or as :func:`check_output`."""
+    """Raise ConfigError if the config has no training set or has an ensemble, and see
+    :func:`check_output`."""
     if cfg.RESNET_DET.ENSEMBLE:
-        raise ConfigError("RESNET_DET.ENSEMBLE: is for tests: give --eval-only")
+        raise ConfigError("RESNET_DET.ENSEMBLE: is only for testing: give --eval-only")
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN: name at least one dataset")
     check_output(cfg, resume)
@@ -104,14 +112,15 @@ def check_output(cfg: CfgNode, resume: bool) -> None:
 
 
 def check_images(cfg: CfgNode, name: str, records: Sequence[dict[str, Any]]) -> None:
-    """Decode all images of a test set, shared by all processes, unless RESNET_DET.CHECK_IMAGES is off.
+    """Decode all images of a test set, unless RESNET_DET.CHECK_IMAGES is off. The processes share
+    the work.
 
     Args:
-        name: of the dataset.
-        records: as :func:`resnet_det.data.image_check.unusable` takes them.
+        name: name of the dataset.
+        records: see :func:`resnet_det.data.image_check.unusable`.
 
     Raises:
-        DatasetError: lists unusable images, up to ten.
+        DatasetError: images are unusable. The message lists up to ten.
     """
     if not cfg.RESNET_DET.CHECK_IMAGES:
         return
@@ -123,10 +132,11 @@ def check_images(cfg: CfgNode, name: str, records: Sequence[dict[str, Any]]) -> 
 
 
 def check_testable(cfg: CfgNode) -> None:
-    """Raise ConfigError for test sets of a ProposalNetwork, which detects nothing."""
+    """Raise ConfigError if a ProposalNetwork, which makes no detections, has test sets."""
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" and cfg.DATASETS.TEST:
         raise ConfigError(
-            f"DATASETS.TEST: {cfg.DATASETS.TEST}: a ProposalNetwork detects no objects: give ()"
+            f"DATASETS.TEST: {cfg.DATASETS.TEST}: a ProposalNetwork makes no detections to test: "
+            "give ()"
         )
 
 
@@ -150,10 +160,10 @@ def proposal_files(cfg: CfgNode, split: str) -> tuple[str, ...]:
 
 
 def test_files(cfg: CfgNode) -> list[tuple[str, tuple[str, ...]]]:
-    """Each of DATASETS.TEST with its files of proposals: a tuple of one, or ().
+    """Each of DATASETS.TEST with its proposal files: a tuple of one file, or ().
 
     Raises:
-        ConfigError: as :func:`proposal_files`.
+        ConfigError: see :func:`proposal_files`.
     """
     names, files = cfg.DATASETS.TEST, proposal_files(cfg, "TEST")
     return [(name, files[i : i + 1]) for i, name in enumerate(names)]

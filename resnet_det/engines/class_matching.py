@@ -1,8 +1,8 @@
-"""Match classes by name: those of a checkpoint, of a training set and of a test set.
+"""Match the classes of a checkpoint, a training set and a test set by name.
 
-A detector or classifier knows its classes by name, in the order of the rows of its class layers.
-With ``RESNET_DET.CLASSES_BY_ORDER`` (``by_order``) they are matched by position instead, for the
-same classes under other names. Both engines share this module.
+A checkpoint names its classes in the order of the rows of its class layers.
+``RESNET_DET.CLASSES_BY_ORDER`` (``by_order``) matches classes by position instead, for datasets
+that name the same classes differently. Both engines share this module.
 """
 
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 def places(
     classes: Sequence[str], trained: Sequence[str], by_order: bool = False
 ) -> list[int | None]:
-    """The index in ``trained`` of each of ``classes``, None for a class that was not trained.
+    """The index in ``trained`` of each of ``classes``; None for a class that is not in it.
 
     Raises:
         ConfigError: a name occurs twice, or, if ``by_order``, the numbers of classes differ.
@@ -49,7 +49,7 @@ def places(
 
 
 def difference(classes: Sequence[str], owner: str, trained: Sequence[str], source: str) -> str:
-    """How two lists of names differ, in words: "only A has x, y; only B has z"."""
+    """Describe how two lists of names differ: "only A has x, y; only B has z"."""
     parts = [
         f"only {who} has {some(only, 20)}"
         for who, only in (
@@ -68,7 +68,7 @@ def tested_places(
 
     Args:
         owner: name of the test set, for the messages.
-        source: name of what was trained, such as a file, for the messages.
+        source: name of the checkpoint or training set, for the messages.
 
     Raises:
         ConfigError: the test set has classes that were not trained.
@@ -101,12 +101,12 @@ def tested_places(
 def check_resumed(
     facts: Facts, classes: Sequence[str], folder: str, by_order: bool = False
 ) -> None:
-    """Check that a run is resumed on its own classes, in its own order.
+    """Check that a resumed run keeps its classes and their order.
 
     Args:
-        facts: of the checkpoint.
-        classes: of ``DATASETS.TRAIN``.
-        folder: ``OUTPUT_DIR``, for the error.
+        facts: facts of the checkpoint.
+        classes: classes of ``DATASETS.TRAIN``.
+        folder: ``OUTPUT_DIR``, for the error message.
 
     Raises:
         ConfigError: the classes or their order differ.
@@ -115,19 +115,19 @@ def check_resumed(
     if places(classes, trained, by_order) != list(range(len(trained))):
         raise ConfigError(
             f"OUTPUT_DIR: {folder}: the run to resume has other classes than DATASETS.TRAIN: "
-            f"{difference(classes, 'DATASETS.TRAIN', trained, 'the run')}. To train on, give its "
-            "checkpoint as MODEL.WEIGHTS, and another OUTPUT_DIR"
+            f"{difference(classes, 'DATASETS.TRAIN', trained, 'the run')}. To train on new "
+            "classes, set MODEL.WEIGHTS to its checkpoint and choose another OUTPUT_DIR"
         )
 
 
 def member_order(
     classes: Sequence[str], trained: Sequence[str], path, by_order: bool = False
 ) -> list[int]:
-    """The index in a member of an ensemble of each of the first net's ``classes``.
+    """The index of each of the first net's ``classes`` among those of another ensemble member.
 
     Args:
         trained: classes of the member.
-        path: of the member, for the error.
+        path: file of the member, for the error message.
 
     Raises:
         ConfigError: the member has other classes.
@@ -146,7 +146,7 @@ def member_order(
 
 @dataclass
 class TestSet:
-    """A dataset with its classes in the order of a detector's, of which it may have a subset.
+    """A dataset whose classes are a subset of a detector's, in the detector's order.
 
     Attributes:
         places: the detector's index of each class of the dataset, ascending.
@@ -158,7 +158,7 @@ class TestSet:
     places: list[int]
 
     def select(self, predictions: list[dict]) -> list[dict]:
-        """Keep the detections of the dataset's classes, and number them as the dataset does.
+        """Keep the detections of the dataset's classes, and renumber them to its indices.
 
         Args:
             predictions: as in :mod:`resnet_det.evaluation`, with the detector's class indices.
@@ -177,11 +177,11 @@ def match_test_set(
 ) -> TestSet:
     """Renumber the classes of a dataset in the order of the ``trained`` ones.
 
-    The detections are not renumbered, so that the scores do not depend on the dataset's order, to
-    the last bit.
+    The dataset is renumbered instead of the detections, so that the metrics do not depend on the
+    dataset's class order, to the last bit.
 
     Raises:
-        ConfigError: as :func:`tested_places`.
+        ConfigError: see :func:`tested_places`.
     """
     meta = dataset.metadata
     found = tested_places(meta.classes, dataset.name, trained, source, by_order)
@@ -215,12 +215,12 @@ def match_test_sets(
     """:func:`match_test_set` for each of DATASETS.TEST.
 
     Args:
-        trained: the detector's class names, or None if its file does not name them. Then they are
-            assumed to be the first test set's.
-        source: name of what was trained, for the messages.
+        trained: the detector's class names. None if its file does not name them: the classes of the
+            first test set are assumed.
+        source: name of the checkpoint or training set, for the messages.
 
     Raises:
-        ConfigError: as :func:`tested_places` and :func:`check_number`.
+        ConfigError: see :func:`tested_places` and :func:`check_number`.
     """
     if not datasets:
         return {}
@@ -238,11 +238,7 @@ def match_test_sets(
 
 
 def check_number(cfg, classes: Sequence[str], source: str) -> None:
-    """Check that MODEL.ROI_HEADS.NUM_CLASSES is the number of ``classes``.
-
-    Raises:
-        ConfigError
-    """
+    """Raise ConfigError unless MODEL.ROI_HEADS.NUM_CLASSES is the number of ``classes``."""
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and count != len(classes):
         raise ConfigError(
@@ -254,7 +250,7 @@ def check_number(cfg, classes: Sequence[str], source: str) -> None:
 
 
 def class_rows(key: str, rows: int, classes: int) -> torch.Tensor | None:
-    """Which rows of a parameter belong to which class.
+    """The rows of a parameter that belong to each class.
 
     Args:
         key: name of the parameter: Detectron2's ``cls_score``, ``bbox_pred`` or
@@ -263,8 +259,8 @@ def class_rows(key: str, rows: int, classes: int) -> torch.Tensor | None:
         classes: number of classes, without background.
 
     Returns:
-        int64 (classes, rows per class), or None if no row belongs to a single class: another layer,
-        or boxes that all classes share. The rows after these belong to the background.
+        int64 (classes, rows per class). None if no row belongs to a single class, as in other
+        layers and in a class-agnostic box layer. The rows after these belong to the background.
     """
     index = torch.arange(rows)
     if "predictor.cls_score." in key:
@@ -281,23 +277,23 @@ def class_rows(key: str, rows: int, classes: int) -> torch.Tensor | None:
 def keep_shared_classes(
     own: State, state: State, facts: Facts, classes: Sequence[str], path, by_order: bool = False
 ) -> State:
-    """Fit the class layers of a file to the classes to train on: shared classes keep their rows.
+    """Adapt the class layers of a file to the classes to train on: shared classes keep their rows.
 
-    The rows of other classes stay as they are in ``own``, freshly initialised. The background keeps
-    its row if any class does. The log says which classes keep their rows and which start fresh.
+    The rows of other classes stay as in ``own``, freshly initialised. The background keeps its row
+    if any class does. The log lists the classes that keep their rows and those that start fresh.
 
     Args:
         own: state dict of the model.
-        state, facts: of the file, as :func:`resnet_det.weights.loading.read` returns them. Without
-            the fact ``classes``, the file's rows are assumed to be in the order of ``classes``.
-        classes: names, in the order of the model's rows.
-        path: of the file, for the messages.
+        state, facts: the file's content, from :func:`resnet_det.weights.loading.read`. Without the
+            fact ``classes``, the file's rows are assumed to be in the order of ``classes``.
+        classes: class names, in the order of the model's rows.
+        path: path of the file, for the messages.
 
     Returns:
         ``state`` with its class layers replaced.
 
     Raises:
-        ConfigError: as :func:`places`.
+        ConfigError: see :func:`places`.
         WeightsError: the file names more or fewer classes than its layers have.
     """
     file_classes = facts.get("classes")
@@ -333,7 +329,7 @@ def keep_shared_classes(
             mine[here.numel() :] = theirs[there.numel() :].to(mine)  # of the background
     fresh = [name for name, place in zip(classes, found) if place is None]
     logger.info(
-        "%s: is of other classes, or in another order. In %s, %d classes keep their rows (%s), %d "
+        "%s: has other classes, or another class order. In %s, %d classes keep their rows (%s), %d "
         "start fresh (%s)",
         path,
         ", ".join(fitted),

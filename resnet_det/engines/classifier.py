@@ -1,6 +1,6 @@
 """Classification pretraining: the weights that a detector starts from.
 
-A module of the contract :class:`resnet_det.engines.Engine`.
+This module implements the interface :class:`resnet_det.engines.Engine`.
 """
 
 import json
@@ -46,30 +46,30 @@ logger = logging.getLogger(__name__)
 
 
 def check_config(cfg: CfgNode, resume: bool) -> None:
-    """Check what a config says about a training, without reading data.
+    """Check a config's keys for training, without reading data.
 
     Raises:
-        ConfigError, UnknownDataset, ValueError
+        ConfigError, UnknownDataset, ValueError: a key or a dataset's name is wrong.
     """
     check_classifier(cfg)
     check_trainable(cfg, resume)
     check_schedule(cfg)
     if len(cfg.DATASETS.TRAIN) != 1:
-        raise ConfigError(f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN}: a classifier trains on one set")
+        raise ConfigError(f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN}: a classifier needs one dataset")
 
 
 def check(cfg: CfgNode, resume: bool = False) -> None:
     """Validate config and data without training.
 
     Raises:
-        ConfigError, DatasetError, ValueError: as :func:`train`.
+        ConfigError, DatasetError, ValueError: see :func:`train`.
     """
     check_config(cfg, resume)
     prepare(cfg, start(cfg))
 
 
 def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
-    """Train the classifier of a config, compute precise BN if asked, evaluate, and save.
+    """Train the classifier of a config, compute precise BN if enabled, evaluate, and save.
 
     Args:
         cfg: from :func:`load_config`.
@@ -79,7 +79,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         dict of the final metrics, in per cent: ``classification/top1_error``, ``.../top5_error``.
 
     Raises:
-        ConfigError, DatasetError, WeightsError: names what is wrong with the input.
+        ConfigError, DatasetError, WeightsError: a key, a dataset or a file is wrong. The message
+            names it.
         FolderInUse: another process runs in ``OUTPUT_DIR``.
     """
     check_config(cfg, resume)
@@ -139,12 +140,12 @@ def prepare(
     """Make, read and check the datasets that a config trains and tests on.
 
     Returns:
-        (training images, test images by name, the place of each test set's classes among the
-        trained ones by name).
+        (training images, {name: test images}, {name: index among the trained classes of each class
+        of the test set}).
 
     Raises:
-        ConfigError: a test set has other classes.
-        DatasetError: a dataset is damaged, or test images cannot be used.
+        ConfigError: a test set has classes that the training set lacks.
+        DatasetError: a dataset is damaged, or test images are unusable.
     """
     make_datasets(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     name = cfg.DATASETS.TRAIN[0]
@@ -158,7 +159,7 @@ def prepare(
 
 
 def _places(tests, classes, source, cfg):
-    """Name of each test set -> the place of each of its classes among ``classes``."""
+    """For each test set, by name, the index of each of its classes among ``classes``."""
     by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
     return {
         name: tested_places(images.classes, name, classes, source, by_order)
@@ -170,14 +171,14 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
     """Evaluate ``MODEL.WEIGHTS``, with ``RESNET_DET.ENSEMBLE``, on ``DATASETS.TEST``.
 
     Returns:
-        dict of metrics, as :func:`train`.
+        dict of metrics, see :func:`train`.
 
     Raises:
-        ConfigError, DatasetError, WeightsError, FolderInUse: as :func:`train`.
+        ConfigError, DatasetError, WeightsError, FolderInUse: see :func:`train`.
     """
     check_classifier(cfg)
     if not cfg.DATASETS.TEST or not cfg.MODEL.WEIGHTS:
-        raise ConfigError("DATASETS.TEST and MODEL.WEIGHTS: both are needed to evaluate")
+        raise ConfigError("DATASETS.TEST and MODEL.WEIGHTS: evaluation needs both")
     with running(cfg) as (device, _):
         make_datasets(*cfg.DATASETS.TEST)
         tests = {name: read_images(name, cfg, device) for name in cfg.DATASETS.TEST}
@@ -201,13 +202,16 @@ def _evaluate(
     places: Mapping[str, Sequence[int]],
     cfg: CfgNode,
 ) -> dict[str, float]:
-    """Errors of the nets' mean softmax on each test set; writes ``results.json`` per test set.
+    """Compute the errors of the nets' mean softmax on each test set. Writes ``results.json`` per
+    set.
 
-    On a test set with some of the classes, the nets choose among these alone. The order of the
-    scores is the first net's, whatever the test set's, so that ties fall the same way.
+    On a test set with a subset of the classes, the nets choose only among these. Scores are in the
+    class order of the first net, not of the test set, so that ties are always resolved the same
+    way.
 
     Args:
-        nets: (net, its index of each class of the first net). places: from :func:`_places`.
+        nets: list of (net, its index of each class of the first net).
+        places: from :func:`_places`.
     """
     metrics: dict[str, float] = {}
     size = cfg.INPUT.CROP.SIZE[0]
@@ -242,9 +246,11 @@ def _columns(
 
 
 def layer_responses(folder: str | Path) -> dict[str, float]:
-    """Responses of a finished run's layers on its test set, see :mod:`resnet_det.evaluation.responses`.
+    """Layer responses of a finished run on its test set; see
+    :mod:`resnet_det.evaluation.responses`.
 
-    They are kept in ``responses.json`` beside the weights, and computed again if these are newer.
+    They are cached in ``responses.json`` beside the weights, and recomputed if the weights are
+    newer.
 
     Raises:
         ConfigError, WeightsError: the folder holds no finished classifier.
@@ -258,7 +264,9 @@ def layer_responses(folder: str | Path) -> dict[str, float]:
     cfg = parse_config(facts["config"], weights, ["MODEL.WEIGHTS", str(weights)])
     check_classifier(cfg)
     if not cfg.DATASETS.TEST:
-        raise ConfigError(f"{weights}: its config has no DATASETS.TEST to take the responses on")
+        raise ConfigError(
+            f"{weights}: its config has no DATASETS.TEST, on which layer responses are computed"
+        )
     name = cfg.DATASETS.TEST[0]
     device = start(cfg)
     make_datasets(name)

@@ -1,4 +1,4 @@
-"""The data of classifiers: what a config says of images and what is subtracted from them."""
+"""The datasets of classifiers, read and normalised according to a config."""
 
 import torch
 from fvcore.common.config import CfgNode
@@ -11,13 +11,13 @@ from ..data.classification.small_images import SmallImages
 
 Images = SmallImages | LargeImages
 
-# How far MODEL.PIXEL_MEAN may lie from the mean image's mean, in grey levels: those of CIFAR-10's
-# 50,000 training images and of 45,000 of them differ by 0.04.
+# Tolerance between MODEL.PIXEL_MEAN and the mean image's mean, in grey levels. The means over all
+# 50,000 and over 45,000 training images of CIFAR-10 differ by 0.04.
 MEAN_TOLERANCE = 0.25
 
 
 def read_images(name: str, cfg: CfgNode, device: torch.device, skip_bad: bool = False) -> Images:
-    """Read the dataset ``name`` as the config sees its images; not normalised yet.
+    """Read the dataset ``name`` with the config's preprocessing, but without normalisation.
 
     Args:
         skip_bad: skip unreadable images with a warning, instead of raising.
@@ -53,20 +53,20 @@ def mean_image(images: Images, cfg: CfgNode) -> torch.Tensor:
 
 
 def normalise(cfg: CfgNode, mean: torch.Tensor | None, source: str, *datasets: Images) -> None:
-    """Check what the config subtracts from the pixels, and let the datasets subtract it.
+    """Check the config's means, and set them on the datasets.
 
     Args:
-        mean: with ``RESNET_DET.PER_PIXEL_MEAN`` the mean image (3, H, W), else None.
-        source: what carries the mean image, or carries none.
+        mean: the mean image (3, H, W) with ``RESNET_DET.PER_PIXEL_MEAN``, else None.
+        source: name of the checkpoint or dataset that ``mean`` comes from, for the messages.
 
     Raises:
-        ConfigError: a mean image without ``PER_PIXEL_MEAN``, ``PER_PIXEL_MEAN`` without a mean
-            image, or a ``MODEL.PIXEL_MEAN`` that is not the mean image's mean.
+        ConfigError: there is a mean image without ``PER_PIXEL_MEAN`` or the reverse, or
+            ``MODEL.PIXEL_MEAN`` is not the mean over the mean image.
     """
     model = cfg.MODEL
     if cfg.RESNET_DET.PER_PIXEL_MEAN != (mean is not None):
         raise ConfigError(
-            f"RESNET_DET.PER_PIXEL_MEAN: {cfg.RESNET_DET.PER_PIXEL_MEAN}, but {source} carries "
+            f"RESNET_DET.PER_PIXEL_MEAN: {cfg.RESNET_DET.PER_PIXEL_MEAN}, but {source} has "
             f"{'no' if mean is None else 'a'} mean image"
         )
     if mean is not None:

@@ -1,4 +1,4 @@
-"""The nets of classifiers: built from a config, loaded to train or to test, or several of them."""
+"""Build the nets of classifiers, and load weights into them for training, testing and ensembles."""
 
 import logging
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class ClassifierLoss(nn.Module):
-    """Cross entropy and top-1 error of ``(images, labels)``; in evaluation mode, the logits."""
+    """Computes cross entropy and top-1 error in training mode, and logits in evaluation mode."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -31,14 +31,15 @@ class ClassifierLoss(nn.Module):
         rename_parameters(self, {"net.": ""})  # a checkpoint holds the net's own names
 
     def forward(self, batch: Any) -> Any:
-        """Compute the losses.
+        """Compute the losses, or the logits in evaluation mode.
 
         Args:
-            batch: (images float (N, 3, h, w), labels int64 (N,)); in evaluation mode the images.
+            batch: (images float (N, 3, h, w), labels int64 (N,)); only the images in evaluation
+                mode.
 
         Returns:
-            ``loss_cls`` and ``top1_error`` (per cent), scalars; in evaluation mode the logits
-            (N, classes).
+            The scalars ``loss_cls`` and ``top1_error`` (per cent); the logits (N, classes) in
+            evaluation mode.
         """
         if not self.training:
             return self.net(batch)
@@ -49,13 +50,13 @@ class ClassifierLoss(nn.Module):
 
 
 def build(cfg: CfgNode, num_classes: int | None = None) -> Classifier:
-    """Build the net of a classifier's config, with fresh weights.
+    """Build the net of a classifier's config, freshly initialised.
 
     Args:
-        num_classes: by default as many as the net's own dataset has.
+        num_classes: number of classes; by default that of the dataset that the net is made for.
 
     Raises:
-        ConfigError: names the keys that do not fit the net.
+        ConfigError: keys do not fit the net. The message names them.
     """
     name = cfg.MODEL.BACKBONE.NAME
     return build_net(name, num_classes, **net_options(cfg, name))
@@ -64,11 +65,11 @@ def build(cfg: CfgNode, num_classes: int | None = None) -> Classifier:
 def load_to_train(net: Classifier, cfg: CfgNode, classes: Sequence[str]) -> dict[str, Any]:
     """Load ``MODEL.WEIGHTS`` to train on ``classes``.
 
-    Shared classes keep their rows of the last layer. The whole layer stays fresh if the file has
-    none, or names no classes and has another number of them.
+    Shared classes keep their rows of the last layer. The whole layer stays freshly initialised if
+    the file lacks it, or if the file names no classes and their number differs.
 
     Returns:
-        the facts that the file carries.
+        The facts that the file carries.
     """
     path = cfg.MODEL.WEIGHTS
     state, facts = read(path)
@@ -79,18 +80,18 @@ def load_to_train(net: Classifier, cfg: CfgNode, classes: Sequence[str]) -> dict
     logger.info("%s: %s", path, match)
     fresh = [*match.missing, *match.mismatched]
     if fresh:
-        logger.info("%s: has other classes; start fresh: %s", path, ", ".join(fresh))
+        logger.info("%s: has other classes, so these start fresh: %s", path, ", ".join(fresh))
     return facts
 
 
 def trained(
     cfg: CfgNode, state: State, facts: Facts, default_classes: Sequence[str]
 ) -> tuple[Classifier, tuple[str, ...]]:
-    """The net of a config with the weights of a file that was read.
+    """Build the net of a config and load the weights of a file into it.
 
     Args:
-        state, facts: of ``MODEL.WEIGHTS``, as :func:`resnet_det.weights.loading.read` returns them.
-        default_classes: names of the classes, if the file does not tell them.
+        state, facts: content of ``MODEL.WEIGHTS``, from :func:`resnet_det.weights.loading.read`.
+        default_classes: the class names to assume if the file does not name them.
 
     Returns:
         (net, names of its classes).
@@ -111,16 +112,17 @@ def trained(
 def load_member(
     path: str, cfg: CfgNode, classes: Sequence[str], mean: torch.Tensor | None
 ) -> tuple[Classifier, Sequence[int]]:
-    """Load a further net of an ensemble, built by the config that its file carries.
+    """Load a further net of an ensemble, built from the config that its file carries.
 
     Args:
-        classes: of the first net. mean: the mean image that the first net subtracts, or None.
+        classes: class names of the first net.
+        mean: the mean image that the first net subtracts, or None.
 
     Returns:
         (net, its index of each of ``classes``).
 
     Raises:
-        ConfigError, WeightsError: it has other classes, or was trained on other pixels.
+        ConfigError, WeightsError: its classes or its preprocessing differ from the first net's.
     """
     state, facts = read(path)
     if "config" not in facts:
@@ -134,5 +136,7 @@ def load_member(
     own_mean = facts.get("mean_image")
     same = mean is own_mean if mean is None or own_mean is None else mean.equal(own_mean)
     if not same:
-        raise ConfigError(f"RESNET_DET.ENSEMBLE: {path}: subtracts another mean image")
+        raise ConfigError(
+            f"RESNET_DET.ENSEMBLE: {path}: its mean image differs from that of MODEL.WEIGHTS"
+        )
     return trained(own_cfg, state, facts, classes)[0], order

@@ -1,6 +1,6 @@
-"""The embedded engine: trains and evaluates the detectors of :mod:`resnet_det.detector` by itself.
+"""The embedded engine: trains and evaluates the detectors of :mod:`resnet_det.detector`.
 
-A module of the contract :class:`resnet_det.engines.Engine`.
+It needs no Detectron2. This module implements the interface :class:`resnet_det.engines.Engine`.
 """
 
 import logging
@@ -47,14 +47,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_model(cfg: CfgNode) -> None:
-    """Check what a config says about the detector and its test.
-
-    Raises:
-        ConfigError
-    """
+    """Raise ConfigError if a config's keys for the detector or its test are wrong."""
     if cfg.MODEL.META_ARCHITECTURE == "Classifier":
         raise ConfigError(
-            f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} is no detector: "
+            f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} is not a detector: "
             "train it with tools/pretrain.py"
         )
     check_testable(cfg)
@@ -62,10 +58,10 @@ def check_model(cfg: CfgNode) -> None:
 
 
 def check_config(cfg: CfgNode, resume: bool) -> None:
-    """Check what a config says about a training, without reading data.
+    """Check a config's keys for training, without reading data.
 
     Raises:
-        ConfigError, UnknownDataset, ValueError
+        ConfigError, UnknownDataset, ValueError: a key or a dataset's name is wrong.
     """
     check_model(cfg)
     check_trainable(cfg, resume)
@@ -77,7 +73,7 @@ def check(cfg: CfgNode, resume: bool = False) -> None:
     """Validate config and data before weights exist, so that mistakes surface before pretraining.
 
     Raises:
-        ConfigError, DatasetError, ValueError: as :func:`train`.
+        ConfigError, DatasetError, ValueError: see :func:`train`.
     """
     check_config(cfg, resume)
     prepare(cfg)
@@ -96,7 +92,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         dict of the final metrics in the main process: ``bbox/AP``..., 0-100.
 
     Raises:
-        ConfigError, DatasetError, WeightsError: names what is wrong with the input.
+        ConfigError, DatasetError, WeightsError: a key, a dataset or a file is wrong. The message
+            names it.
         FolderInUse: another process runs in ``OUTPUT_DIR``.
     """
     check_config(cfg, resume)
@@ -139,10 +136,10 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
     """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``.
 
     Returns:
-        dict of metrics in the main process, as :func:`train`.
+        dict of metrics in the main process, see :func:`train`.
 
     Raises:
-        ConfigError, DatasetError, WeightsError, FolderInUse: as :func:`train`.
+        ConfigError, DatasetError, WeightsError, FolderInUse: see :func:`train`.
     """
     check_model(cfg)
     if not cfg.DATASETS.TEST:
@@ -163,8 +160,8 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
 def propose(cfg: CfgNode, name: str, path: str) -> None:
     """Write the proposals of a ``ProposalNetwork`` (``MODEL.WEIGHTS``) for a dataset to a file.
 
-    The file has Detectron2's format and as many proposals per image as the RPN gives in tests. An
-    image that ``RESNET_DET.SKIP_BAD_DATA`` skips has none.
+    The file has Detectron2's format. It holds as many proposals per image as the RPN returns in
+    evaluation mode, and none for an image that ``RESNET_DET.SKIP_BAD_DATA`` skips.
     """
     check_model(cfg)
     check_names([name])
@@ -183,15 +180,15 @@ def propose(cfg: CfgNode, name: str, path: str) -> None:
 def predictor(
     weights: str, overrides: Sequence[Any] = ()
 ) -> tuple[Callable[[str], dict[str, np.ndarray]], tuple[str, ...]]:
-    """Make a function that detects the objects of a picture, from a checkpoint alone.
+    """Return a function that detects the objects in an image, built from a checkpoint alone.
 
     Args:
         weights: a checkpoint that :func:`train` wrote; it holds its config and classes.
-        overrides: further ``KEY, VALUE`` pairs of the config.
+        overrides: ``KEY, VALUE`` pairs that override its config.
 
     Returns:
-        (function of a file's path -> dict ``boxes`` (N, 4), ``scores`` (N,), ``classes`` (N,) as
-        numpy arrays, tuple of class names).
+        (function, tuple of class names). The function maps the path of an image to a dict with
+        ``boxes`` (N, 4), ``scores`` (N,) and ``classes`` (N,), numpy arrays.
 
     Raises:
         ConfigError: the file carries no config or classes.

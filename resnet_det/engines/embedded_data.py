@@ -1,4 +1,4 @@
-"""The data of the embedded engine's detectors: what a config says of datasets and mappers."""
+"""The datasets and mappers of the embedded engine's detectors, built from a config."""
 
 import logging
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Data:
-    """What a training reads.
+    """The datasets of a training run.
 
     Attributes:
-        name: of the training set.
-        records: to train on, Detectron2's standard dicts.
-        classes: names, in the order of the detector's rows.
-        tests: name -> test set, its classes in the detector's order.
+        name: name of the training set.
+        records: the records to train on, Detectron2's standard dicts.
+        classes: class names, in the order of the detector's rows.
+        tests: name -> test set, with its classes in the detector's order.
     """
 
     name: str
@@ -35,8 +35,8 @@ def prepare(cfg: CfgNode) -> Data:
     """Make, read and check the datasets that a config trains and tests on.
 
     Raises:
-        ConfigError: the classes do not fit.
-        DatasetError: a dataset is damaged, or test images cannot be used.
+        ConfigError: the classes of the datasets or their number do not fit.
+        DatasetError: a dataset is damaged, or test images are unusable.
     """
     make_datasets(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     dataset = load_datasets(
@@ -58,14 +58,14 @@ def prepare(cfg: CfgNode) -> Data:
 
 
 def read_test_sets(cfg: CfgNode) -> dict[str, Dataset]:
-    """Read ``DATASETS.TEST``: name -> dataset, its classes in its own order."""
+    """Read ``DATASETS.TEST``. Returns name -> dataset, with the dataset's own class order."""
     sets = {name: load_datasets([name], proposal_files=files) for name, files in test_files(cfg)}
     _log_skipped(*sets.values())
     return sets
 
 
 def training_mapper(cfg: CfgNode) -> DetectionMapper:
-    """The mapper of training images."""
+    """The dataset mapper for training."""
     return DetectionMapper(
         cfg.INPUT.MIN_SIZE_TRAIN,
         cfg.INPUT.MAX_SIZE_TRAIN,
@@ -79,7 +79,7 @@ def training_mapper(cfg: CfgNode) -> DetectionMapper:
 
 
 def test_mapper(cfg: CfgNode) -> DetectionMapper:
-    """The mapper of test images."""
+    """The dataset mapper for testing."""
     return DetectionMapper(
         cfg.INPUT.MIN_SIZE_TEST,
         cfg.INPUT.MAX_SIZE_TEST,
@@ -91,7 +91,7 @@ def test_mapper(cfg: CfgNode) -> DetectionMapper:
 
 
 def _max_proposals(cfg, split):
-    """How many precomputed proposals per image are used; None without ``MODEL.LOAD_PROPOSALS``."""
+    """Number of precomputed proposals to use per image; None without ``MODEL.LOAD_PROPOSALS``."""
     topk = cfg.DATASETS[f"PRECOMPUTED_PROPOSAL_TOPK_{split}"]
     return topk if cfg.MODEL.LOAD_PROPOSALS else None
 

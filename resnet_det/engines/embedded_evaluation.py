@@ -1,4 +1,4 @@
-"""The test of the embedded engine's detectors: load, detect, score."""
+"""Evaluate the embedded engine's detectors: load the weights, detect, score."""
 
 import logging
 from collections.abc import Sequence
@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 def load_to_train(model: nn.Module, cfg: CfgNode, classes: Sequence[str]) -> None:
     """Load ``MODEL.WEIGHTS``, if any, to train on ``classes``.
 
-    The rows of shared classes are kept; those of other classes, and new layers, stay as they are.
+    The rows of shared classes are loaded. Those of other classes and new layers stay freshly
+    initialised.
 
     Raises:
         ConfigError: the file's facts differ from the config, or frozen norms have no statistics.
@@ -50,16 +51,17 @@ def load_to_train(model: nn.Module, cfg: CfgNode, classes: Sequence[str]) -> Non
 def trained(
     cfg: CfgNode, device: torch.device | str, weights: tuple[State, Facts] | None = None
 ) -> tuple[nn.Module, Facts]:
-    """The detector ``MODEL.WEIGHTS``, of which every parameter must come from the file.
+    """Load the detector ``MODEL.WEIGHTS``. The file must hold every parameter.
 
     Args:
-        weights: the file's tensors and facts, if it was read before.
+        weights: the file's tensors and facts, if they were read before.
 
     Returns:
         (model on ``device``, the facts that its file carries).
 
     Raises:
-        ConfigError, WeightsError: as :func:`load_to_train`, or no file is named.
+        ConfigError: ``MODEL.WEIGHTS`` is empty, or the file's facts differ from the config.
+        WeightsError: the file does not fit the model.
     """
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
@@ -75,10 +77,10 @@ def as_tested(
     device: torch.device | str,
     classes: Sequence[str] | None = None,
 ) -> nn.Module:
-    """The model as the config tests it: itself, or with the appendix's improvements.
+    """The model in the form that the config tests: unchanged, or with Appendix B's improvements.
 
     Args:
-        classes: that the model was trained on, if they are known.
+        classes: names of the classes that the model was trained on, if known.
     """
     if not in_test(cfg):
         return model
@@ -95,13 +97,13 @@ def as_tested(
 def detect(
     model: nn.Module, dataset: Dataset, cfg: CfgNode, skip_bad: bool = False
 ) -> list[dict[str, Any]]:
-    """Run a model over a dataset; the processes share the images.
+    """Run a model over a dataset. The processes share the images.
 
     Args:
         skip_bad: see :func:`resnet_det.data.loader.test_batches`.
 
     Returns:
-        one prediction per image in the main process, none in the others.
+        One prediction per image in the main process, [] in the others.
     """
     model.eval()
     batches = test_batches(
@@ -130,7 +132,7 @@ def evaluate_model(
 
     Args:
         model: from :func:`as_tested`.
-        weights: as for :func:`.results.publish`.
+        weights: see :func:`.results.publish`.
 
     Returns:
         dict of metrics in the main process, {} in the others.

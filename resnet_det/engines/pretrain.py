@@ -1,4 +1,4 @@
-"""The pretraining that a detector's config asks for."""
+"""The pretraining that a detector's config requires (``RESNET_DET.PRETRAIN``)."""
 
 import logging
 import os
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 def needed(cfg: CfgNode) -> CfgNode | None:
     """The config of the classifier to pretrain (``RESNET_DET.PRETRAIN``), or None.
 
-    None if the detector's config names no pretraining, or ``MODEL.WEIGHTS`` exists. Before you
-    train the classifier (with ``resume``, so that an interrupted pretraining continues), let the
-    engine check the detector's own config and data: a pretraining may take days.
+    None if the detector's config names no pretraining, or if ``MODEL.WEIGHTS`` exists. Pretraining
+    may take days, so let the engine check the detector's own config and data first. Then train the
+    classifier with ``resume``, so that an interrupted pretraining continues.
 
     Raises:
-        ConfigError: the classifier's config would not write ``MODEL.WEIGHTS``, or those of another
-            net or other pixels, or into the detector's own folder.
+        ConfigError: the classifier's config does not write ``MODEL.WEIGHTS``, has another net or
+            preprocessing, or writes into the detector's own folder.
         DatasetError: the detector's own data is absent.
     """
     path = cfg.RESNET_DET.PRETRAIN
@@ -66,8 +66,8 @@ def needed(cfg: CfgNode) -> CfgNode | None:
         )
     if result.parent.resolve() == Path(cfg.OUTPUT_DIR).resolve():
         raise ConfigError(
-            f"OUTPUT_DIR: {cfg.OUTPUT_DIR}: is also that of RESNET_DET.PRETRAIN, {path}: give "
-            "another"
+            f"OUTPUT_DIR: {cfg.OUTPUT_DIR}: RESNET_DET.PRETRAIN, {path}, has the same folder: give "
+            "another one"
         )
     check_facts(config_facts(pretraining), cfg, path, "trains")
     logger.info("%s does not exist: pretraining with %s", cfg.MODEL.WEIGHTS, path)

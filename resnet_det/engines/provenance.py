@@ -1,4 +1,4 @@
-"""Provenance: the facts that a checkpoint carries, the code and machine that made it, ensembles."""
+"""Provenance: a checkpoint's facts, and the code and machine that produced it. Also ensembles."""
 
 import logging
 import os
@@ -37,8 +37,8 @@ def commit() -> str:
     """The git commit of this package, with "+" if tracked files differ from it.
 
     Returns:
-        "" if the package is not in a checkout of this project, such as a package that is installed
-        in another project's repository.
+        The commit, or "" if the package is not in a checkout of this project, for example if it is
+        installed inside another project's repository.
     """
     if not (PACKAGE.parent / ".git").exists():
         return ""
@@ -59,7 +59,7 @@ def commit() -> str:
 
 
 def machine() -> dict[str, str]:
-    """What numbers were measured with: "machine" and "software", in words."""
+    """Descriptions of the "machine" and the "software" that results were measured with."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
     return {
@@ -70,16 +70,16 @@ def machine() -> dict[str, str]:
 
 
 def say_changes(facts: Facts, cfg, path, keys: str = "") -> None:
-    """Log the keys in which a checkpoint's config differs from this one, if it carries one.
+    """Log the keys in which a checkpoint's config, if it carries one, differs from this one.
 
     Args:
-        keys: beginning of the keys to compare.
+        keys: prefix of the keys to compare.
     """
     if "config" not in facts or not distributed.is_main() or cfg.OUTPUT_DIR.endswith(".replay"):
         return
     try:
         before, now = (parse_text(text, path) for text in (facts["config"], embedded_part(cfg)))
-    except ConfigError:  # whoever needs that config raises this error
+    except ConfigError:  # the code that needs that config raises this error
         return
     changed = [
         f"{key} {str(before[key])[:80]}, now {str(now[key])[:80]}"
@@ -95,8 +95,8 @@ class Member:
     """A further detector of an ensemble.
 
     Attributes:
-        state, facts: of its checkpoint; ``facts["config"]`` is its config as YAML.
-        overrides: KEY, VALUE, ... that this test sets in that config.
+        state, facts: content of its checkpoint; ``facts["config"]`` is its config as YAML.
+        overrides: KEY, VALUE, ... that this test overrides in that config.
         order: its index of each class of the first detector; None if those classes are unknown.
     """
 
@@ -108,14 +108,14 @@ class Member:
 
 
 def ensemble(cfg, classes: Sequence[str] | None = None) -> Iterator[Member]:
-    """Read the further detectors of a test, ``RESNET_DET.ENSEMBLE``, one after the other.
+    """Read the further detectors of an ensemble (``RESNET_DET.ENSEMBLE``), one at a time.
 
     Args:
-        classes: names of the first detector's classes, if they are known.
+        classes: class names of the first detector, if known.
 
     Raises:
-        ConfigError: a file carries no config, or has another channel order or other classes than
-            ``MODEL.WEIGHTS``.
+        ConfigError: a file carries no config, or its channel order or its classes differ from those
+            of ``MODEL.WEIGHTS``.
     """
     for path in cfg.RESNET_DET.ENSEMBLE:
         state, facts = read(path)
@@ -126,8 +126,8 @@ def ensemble(cfg, classes: Sequence[str] | None = None) -> Iterator[Member]:
             )
         if facts.get("format") != cfg.INPUT.FORMAT:
             raise ConfigError(
-                f"RESNET_DET.ENSEMBLE: {path}: was trained with the format {facts.get('format')}, "
-                f"MODEL.WEIGHTS with {cfg.INPUT.FORMAT}"
+                f"RESNET_DET.ENSEMBLE: {path}: was trained with INPUT.FORMAT {facts.get('format')}, "
+                f"but MODEL.WEIGHTS with {cfg.INPUT.FORMAT}"
             )
         order = None
         if classes is not None:

@@ -1,4 +1,4 @@
-"""The results of a detector's test: scored, published, and compared with the expected ones."""
+"""Score a detector's predictions, publish the results, and compare them with expected results."""
 
 import json
 import logging
@@ -31,11 +31,11 @@ def score(
     is reported as well.
 
     Args:
-        predictions: one per image, as in :mod:`resnet_det.evaluation`.
-        folder: gets ``results.json`` and the submission files.
+        predictions: one per image; see :mod:`resnet_det.evaluation.inputs`.
+        folder: folder for ``results.json`` and the submission files.
 
     Returns:
-        None for a test set without public annotations.
+        The evaluation, or None for a test set without public annotations.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,12 +83,13 @@ def publish(
 
     Args:
         scored: dataset name -> (evaluation, dataset, predictions).
-        facts: further lines for the head of the page.
-        weights: the facts that the file ``MODEL.WEIGHTS`` carries, if the run only tests it; its
-            config then says nothing about the training. None if this run trained the net.
+        facts: further facts for the head of the page.
+        weights: the facts that the file ``MODEL.WEIGHTS`` carries, if the run only tests it;
+            ``cfg`` then does not describe the training. None if this run trained the net.
 
     Returns:
-        dict of metrics: ``bbox/AP``..., or ``<dataset>/bbox/AP``... if there are several datasets.
+        dict of metrics: ``bbox/AP``, ..., or ``<dataset>/bbox/AP``, ... if there are several
+        datasets.
     """
     flat: dict[str, float] = {}
     for name, (evaluation, _, _) in scored.items():
@@ -130,7 +131,7 @@ def check_expected(cfg: CfgNode, metrics: Mapping[str, float]) -> None:
     """Compare metrics with ``TEST.EXPECTED_RESULTS``: ``[[task, metric, value, tolerance], ...]``.
 
     Raises:
-        RuntimeError: names each metric that is missing or outside its tolerance.
+        RuntimeError: metrics are missing or outside their tolerance. The message names each.
     """
     wrong = []
     for task, metric, value, tolerance in cfg.TEST.EXPECTED_RESULTS:

@@ -1,4 +1,4 @@
-"""What the runs of every engine share: device, processes, seed, datasets, trainer, replay.
+"""Code that the engines' runs share: device, processes, seed, datasets, trainer, replay.
 
 All engines use :func:`make_datasets` and :func:`replayed`; the rest serves the detectors and the
 classifiers of the embedded engine.
@@ -35,7 +35,7 @@ def start(cfg: CfgNode) -> torch.device:
     """Join the processes of the run and log to the terminal.
 
     Returns:
-        ``MODEL.DEVICE``; of several GPUs, this process's own.
+        ``MODEL.DEVICE``, or this process's own GPU among several.
     """
     device = distributed.init(cfg.MODEL.DEVICE)
     package_logger = logging.getLogger("resnet_det")
@@ -49,9 +49,10 @@ def start(cfg: CfgNode) -> torch.device:
 
 @contextlib.contextmanager
 def running(cfg: CfgNode, resume: bool = True) -> Iterator[tuple[torch.device, int]]:
-    """Join the processes, seed their random generators, and hold ``OUTPUT_DIR``.
+    """Join the processes, seed their random generators, and lock ``OUTPUT_DIR``.
 
-    Gives (device, seed of the run). A negative ``SEED`` draws one, the same in every process.
+    Yields (device, seed of the run). If ``SEED`` is negative, a seed is drawn, the same in every
+    process.
 
     Raises:
         FolderInUse: another process runs in ``OUTPUT_DIR``.
@@ -78,10 +79,10 @@ def make_datasets(*names: str) -> None:
 
 
 def last_checkpoint(cfg: CfgNode, resume: bool, seed: int) -> tuple[dict[str, Any] | None, int]:
-    """Read the checkpoint to resume from, and log what changed in the config since.
+    """Read the checkpoint to resume from, and log the config keys that changed since.
 
     Returns:
-        (its state, the seed that its run began with); (None, ``seed``) if there is none, or if
+        (its state, the seed that its run began with). (None, ``seed``) if there is no checkpoint or
         the run does not resume.
     """
     state = Checkpointer(cfg.OUTPUT_DIR).load_latest() if resume else None
@@ -98,9 +99,9 @@ def build_trainer(
     """Write ``config.yaml`` and build the trainer that ``SOLVER`` describes.
 
     Args:
-        model: returns a dict of losses per batch; on its device.
+        model: a model on its device that returns a dict of losses per batch.
         meta: facts that each checkpoint carries.
-        state: of the checkpoint to resume from, or None.
+        state: state of the checkpoint to resume from, or None.
     """
     if distributed.is_main():
         output = Path(cfg.OUTPUT_DIR)
@@ -140,7 +141,7 @@ def build_trainer(
 def final_results(cfg: CfgNode, trainer: Trainer) -> dict[str, float]:
     """The metrics of a run's last evaluation, checked against ``TEST.EXPECTED_RESULTS``.
 
-    If the run was finished before and has evaluated nothing, they come from ``metrics.json``.
+    If the run was already finished and evaluated nothing, they are read from ``metrics.json``.
     """
     results = trainer.results
     if distributed.is_main():
@@ -153,12 +154,13 @@ def final_results(cfg: CfgNode, trainer: Trainer) -> dict[str, float]:
 
 
 def replayed(cfg: CfgNode, path: str | Path) -> CfgNode:
-    """The config that, resumed, runs the one iteration of ``not_finite_<iteration>.pth`` again.
+    """Return a config with which ``resume`` runs the iteration of ``not_finite_<iteration>.pth``
+    again.
 
-    Its output goes to a folder beside the file. Start as many processes as the run had.
+    Its output goes to a folder beside the file. Start as many processes as the original run had.
 
     Raises:
-        ConfigError: no file of that name and kind.
+        ConfigError: the path does not name such a file.
     """
     path = Path(path).resolve()
     number = re.fullmatch(r"not_finite_(\d+)", path.stem)
@@ -173,7 +175,7 @@ def replayed(cfg: CfgNode, path: str | Path) -> CfgNode:
     cfg.freeze()
     output = Path(cfg.OUTPUT_DIR)
     output.mkdir(exist_ok=True)
-    # Every process writes it, and another may read it by now: it must never be seen empty.
+    # Every process writes this file while others may read it, so it must never appear empty.
     own = f".last_checkpoint.{distributed.launch_info().rank}"
     with whole_file(output / "last_checkpoint", own) as file:
         file.write_text(str(path))

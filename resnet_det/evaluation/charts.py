@@ -1,6 +1,6 @@
-"""Charts by matplotlib, in one style, for the report page and the paper's figures.
+"""Matplotlib charts in one style, for the report page and the paper's figures.
 
-The SVG of a chart depends on its data only: no date, no random ids.
+The SVG of a chart depends only on its data: it has no date and no random ids.
 """
 
 import io
@@ -18,16 +18,16 @@ COLORS = (
     "#2563eb", "#d9480f", "#0b8457", "#9333b8", "#b7860b", "#0891b2", "#c2255c", "#5c677d",
 )  # fmt: skip
 _TEXT, _GRID = "#626b79", "#dfe3e8"
-# A page may set these CSS variables to other colours, for its dark mode.
+# A page's dark mode may set these CSS variables to other colours.
 _VARIABLES = {_TEXT: "--soft", _GRID: "--rule"} | {c: f"--c{k}" for k, c in enumerate(COLORS)}
-_MAX_POINTS = 400  # drawn of a line: about one per pixel
+_MAX_POINTS = 400  # drawn per line: about one per pixel
 
 Points = Sequence[tuple[float, float]] | np.ndarray  # (N, 2)
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The style of all charts, as a context or decorator of the code that draws them."""
+    """Apply the style of all charts, as a context manager or a decorator."""
     options: dict[Any, Any] = {
         "axes.axisbelow": True,
         "axes.edgecolor": _GRID,
@@ -41,7 +41,7 @@ def style() -> Iterator[None]:
         "svg.fonttype": "none",  # text stays text, in the reader's own font
         "svg.hashsalt": "resnet_det",
         "text.color": _TEXT,
-        "text.parse_math": False,  # a "$" in a name is a "$"
+        "text.parse_math": False,  # a "$" in a name is shown as it is
         "xtick.color": _TEXT,
         "ytick.color": _TEXT,
     }
@@ -50,7 +50,7 @@ def style() -> Iterator[None]:
 
 
 def color_cycle(names: Iterable[str]) -> dict[str, str]:
-    """A colour per name; they repeat after ``len(COLORS)`` names."""
+    """Assign each name a colour. The colours repeat after ``len(COLORS)`` names."""
     return {name: COLORS[k % len(COLORS)] for k, name in enumerate(names)}
 
 
@@ -58,14 +58,14 @@ def color_cycle(names: Iterable[str]) -> dict[str, str]:
 def line_chart(
     series: Mapping[str, Points], smooth: bool = False, top: float | None = None
 ) -> Figure:
-    """Lines over iterations.
+    """Draw lines over iterations.
 
     Args:
-        series: name -> finite (iteration, value) points, at least one each. The legend gives the
+        series: name -> finite (iteration, value) points, at least one each. The legend shows the
             last value of each line.
-        smooth: lines of more than 20 points become their running mean, with the values behind
-            them; the first values, if they lie far above all others, are cut off.
-        top: upper end of the axis of values; None shows every value.
+        smooth: draw the running mean of lines with more than 20 points, and their values behind it.
+            Initial values far above all others are cut off.
+        top: upper end of the value axis; None shows every value.
     """
     figure = Figure(figsize=(5.2, 2.8), layout="constrained")
     axis = figure.subplots()
@@ -96,7 +96,7 @@ def line_chart(
 
 @style()
 def precision_recall_chart(recall: np.ndarray, precision: np.ndarray) -> Figure:
-    """A small square chart of a precision-recall curve, which ends at the highest recall reached."""
+    """Draw a precision-recall curve, up to the highest recall reached, as a small square chart."""
     figure = Figure(figsize=(1.7, 1.7))
     axis = figure.subplots()
     figure.subplots_adjust(left=0.12, right=0.97, bottom=0.12, top=0.97)
@@ -115,23 +115,25 @@ def precision_recall_chart(recall: np.ndarray, precision: np.ndarray) -> Figure:
 
 
 def svg(figure: Figure) -> str:
-    """A chart as inline SVG, with all text escaped.
+    """Convert a chart to inline SVG, with all text escaped.
 
-    CSS may override its colours by --soft, --rule and --c0 to --c7.
+    The CSS variables --soft, --rule and --c0 to --c7 may override its colours.
     """
     buffer = io.StringIO()
     with style():
         figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
-    text = re.sub(r'<g id="[^"]*">', "<g>", buffer.getvalue())  # alike in every chart of a page
+    text = re.sub(
+        r'<g id="[^"]*">', "<g>", buffer.getvalue()
+    )  # the ids repeat in every chart of a page
     for color, name in _VARIABLES.items():
         text = text.replace(f": {color}", f": var({name}, {color})")
     return text[text.index("<svg") :]
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a chart as .png and .svg, in a folder that is made if absent; returns the .png's path.
+    """Write a chart as .png and .svg. Returns the path of the .png.
 
-    ``path`` has no ending.
+    ``path`` has no file extension; its folder is created if absent.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +147,7 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def _thinned(points: np.ndarray) -> np.ndarray:
-    """At most _MAX_POINTS of the points, evenly picked, with the first and the last."""
+    """At most _MAX_POINTS of the points, evenly spaced, including the first and the last."""
     count = min(len(points), _MAX_POINTS)
     return points[np.linspace(0, len(points) - 1, count).round().astype(int)]
 

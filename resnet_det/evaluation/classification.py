@@ -21,7 +21,7 @@ def errors_at(
         scores: (N, classes). labels: int64 (N,).
 
     Returns:
-        k -> number of images; a k beyond the number of classes takes all classes.
+        k -> number of images; a k above the number of classes means all classes.
     """
     finite = scores.isfinite().all(1, keepdim=True)
     rank = scores.argsort(dim=1, descending=True, stable=True)
@@ -33,11 +33,11 @@ def mean_softmax(models: Sequence[Model], views: Sequence[torch.Tensor]) -> torc
     """Softmax averaged over every model and every view (Tables 2-5).
 
     Args:
-        views: each (N, 3, h, w): several views of the same N images.
+        views: several views of the same N images, each (N, 3, h, w).
 
     Returns:
-        (N, classes), in double precision: in single precision, scores far below the highest would
-        all become 0 and lose their order.
+        (N, classes) in float64: in float32, scores far below the highest would all become 0 and
+        lose their order.
     """
     scores = [model(view).double().softmax(1) for model in models for view in views]
     return sum(scores[1:], start=scores[0]) / len(scores)
@@ -68,7 +68,8 @@ def write_results(
     """Write ``results.json``: errors in per cent, the number of images, and further facts.
 
     Args:
-        folder: made if absent. errors: k -> top-k error in per cent.
+        folder: created if absent.
+        errors: k -> top-k error in per cent.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -33,8 +33,8 @@ def evaluate(records: Records, predictions: Predictions, classes: Sequence[str])
 
     Args:
         records, predictions: see `inputs`; exactly one prediction per record. An annotation
-            without ``area`` takes the area of its box. A difficult object is ignored like an
-            object outside the area range: one detection may match it without penalty.
+            without ``area`` has the area of its box. A difficult object is ignored like an object
+            outside the area range: one detection may match it without penalty.
         classes: names, indexed by ``category_id`` and by the predictions' ``classes``.
 
     Returns:
@@ -43,12 +43,12 @@ def evaluate(records: Records, predictions: Predictions, classes: Sequence[str])
         are no detections at all).
 
     Raises:
-        ValueError: names the image and value, for a missing, repeated or unknown image, a class
-            index out of range, a malformed array, NaN or infinity.
+        ValueError: an image is missing, repeated or unknown, a class index is out of range, or an
+            array is malformed or not finite. The message names the image and the value.
     """
     truth = read_truth(records, classes)
     detections = read_predictions(records, predictions, classes)
-    # COCOeval ranks equal scores by image id: number the images in the order of their ids.
+    # COCOeval ranks equal scores by image id, so images are numbered in the order of their ids.
     images = sorted(truth)  # type: ignore[type-var]  # a dataset's ids are all int or all str
     objects, results = [], []
     for number, image in enumerate(images):
@@ -70,7 +70,7 @@ def evaluate(records: Records, predictions: Predictions, classes: Sequence[str])
         name: {key: _mean(run, COCO_METRICS[key], [label]) for key in PER_CLASS_METRICS}
         for label, name in enumerate(classes)
     }
-    # (recall, class) at IoU 0.5, for all areas and 100 detections per image
+    # Shape (recall, class): IoU 0.5, all areas, 100 detections per image.
     precision = run.eval["precision"][0, :, :, 0, -1]
     curves = {
         name: (run.params.recThrs.copy(), precision[:, label].copy())
@@ -83,18 +83,20 @@ def evaluate(records: Records, predictions: Predictions, classes: Sequence[str])
 def write_submission(
     file: str | Path, records: Records, predictions: Predictions, category_ids: Sequence[int]
 ) -> Path:
-    """Write the results json of COCO's server: ``[{image_id, category_id, bbox, score}, ...]``.
+    """Write the JSON for COCO's server: ``[{image_id, category_id, bbox, score}, ...]``.
+
+    Boxes are x y w h; all numbers have full precision.
 
     Args:
-        file: its folder is made if absent.
-        records: need no annotations.
-        category_ids: the dataset's own id of every class index.
+        file: file to write; its folder is created if absent.
+        records: records of the images; they need no annotations.
+        category_ids: the dataset's category id of every class index.
 
     Returns:
-        The path of the file. Boxes are x y w h; all numbers have full precision.
+        The path of the file.
 
     Raises:
-        ValueError: as `evaluate` does.
+        ValueError: see `evaluate`.
     """
     results = [
         {"image_id": image, "category_id": int(category_ids[label]), "bbox": box, "score": score}
@@ -120,7 +122,7 @@ class _BoxEvaluation(COCOeval):
 def _annotation(
     image: int, label: int, box: np.ndarray, area: float, crowd: bool = False
 ) -> dict[str, Any]:
-    """COCO's dict without its id. Plain numbers: pycocotools takes no numpy array as a box."""
+    """COCO's annotation dict without its id. pycocotools needs boxes as lists of plain numbers."""
     return {
         "image_id": image,
         "category_id": int(label),
@@ -136,7 +138,7 @@ def _xywh(boxes: np.ndarray) -> np.ndarray:
 
 def _coco(images: int, classes: int, annotations: list[dict[str, Any]]) -> COCO:
     for number, annotation in enumerate(annotations, 1):
-        annotation["id"] = number  # from 1: COCOeval takes a match with id 0 for no match
+        annotation["id"] = number  # from 1: COCOeval treats id 0 as no match
     coco = COCO()
     coco.dataset = {
         "images": [{"id": index} for index in range(images)],
@@ -148,7 +150,7 @@ def _coco(images: int, classes: int, annotations: list[dict[str, Any]]) -> COCO:
 
 
 def _mean(run: COCOeval, metric: Metric, classes: Any = slice(None)) -> float:
-    """A metric in per cent over some class indices, NaN where none of them has ground truth."""
+    """A metric in per cent over some class indices; NaN if none of them has ground truth."""
     values = run.eval["recall" if metric.recall else "precision"]  # IoU, [recall,] class, area, max
     area = run.params.areaRngLbl.index(metric.area)
     values = values[..., area, run.params.maxDets.index(metric.max_detections)]
@@ -160,7 +162,7 @@ def _mean(run: COCOeval, metric: Metric, classes: Any = slice(None)) -> float:
 def _images_f1(
     run: COCOeval, images: Sequence[ImageId], order: Iterable[ImageId]
 ) -> dict[ImageId, float]:
-    """The F1 of every image, from COCOeval's matches at IoU 0.5 over all areas."""
+    """The F1 score of every image, from COCOeval's matches at IoU 0.5 over all areas."""
     counts = {image: np.zeros(3, dtype=int) for image in images}
     for match in run.evalImgs:  # one per class, area range and image
         if match is None or match["aRng"] != run.params.areaRng[0]:

@@ -1,4 +1,4 @@
-"""Pictures of boxes: for the report page and the demo."""
+"""Draw boxes on images, for the report page and the demo."""
 
 import colorsys
 import zlib
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-MIN_SIDE = 480  # an image with a shorter longest side is enlarged, so that labels are legible
+MIN_SIDE = 480  # an image whose longest side is shorter is enlarged, so that labels are legible
 
 Color = tuple[int, int, int]  # red, green, blue, 0-255
 Rectangle = tuple[int, int, int, int]  # x1 y1 x2 y2
@@ -29,13 +29,13 @@ def draw_boxes(
         boxes: (N, 4), x1 y1 x2 y2 in pixels of the image.
         labels: N names.
         scores: N numbers from 0 to 1, shown in per cent; the highest is drawn last, on top.
-        dashed: N truth values: which boxes to dash.
-        classes: all names, to give each a colour of its own. Without them the colour follows from
-            the name alone, and two names may look alike.
+        dashed: N booleans: which boxes are dashed.
+        classes: all class names, to give each its own colour. Without them a colour depends on the
+            name alone, and two names may get similar colours.
 
     Returns:
-        RGB uint8, of the image's size; an image so small that labels would not be legible is
-        enlarged by a whole factor.
+        RGB uint8, as large as the image. An image too small for legible labels is enlarged by an
+        integer factor.
 
     Raises:
         ValueError: the image is not uint8 (h, w, 3).
@@ -63,7 +63,9 @@ def draw_boxes(
         _draw_box(canvas, corners, line, color, dashed is not None and bool(dashed[index]))
         drawn.append((index, corners, color))
     placed: list[Rectangle] = []
-    for index, corners, color in reversed(drawn):  # the highest score chooses its place first
+    for index, corners, color in reversed(
+        drawn
+    ):  # the label with the highest score is placed first
         text = labels[index] if scores is None else f"{labels[index]} {100 * scores[index]:.0f}"
         left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
         size = round(right - left) + 4 * line, round(bottom - top) + 4 * line
@@ -76,14 +78,14 @@ def draw_boxes(
 
 
 def color_of(label: str, classes: Sequence[str] | None = None) -> Color:
-    """The colour of a class; neighbours in ``classes`` differ most."""
+    """The colour of a class. Classes that are neighbours in ``classes`` differ most."""
     if classes and label in classes:
         index = list(classes).index(label)
     else:
         index = zlib.crc32(label.encode())
     hue = (index * 0.6180339887) % 1  # the golden angle spreads any number of hues evenly
     lightness, saturation = ((0.55, 0.95), (0.68, 0.9), (0.42, 0.85))[index // 8 % 3]
-    while True:  # blues are dark at a lightness at which yellows are not
+    while True:  # at equal lightness, blues look darker than yellows
         red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
         color = round(255 * red), round(255 * green), round(255 * blue)
         if _brightness(color) >= 95:
@@ -96,7 +98,7 @@ def _brightness(color: Color) -> float:
 
 
 def _ink(color: Color) -> Color:
-    """Black or white, whichever reads better on the colour."""
+    """Black or white, whichever is more legible on the colour."""
     return (0, 0, 0) if _brightness(color) > 120 else (255, 255, 255)
 
 
@@ -105,7 +107,7 @@ def _draw_box(
 ) -> None:
     x1, y1, x2, y2 = corners
     if not dashed:
-        # A dark rim keeps the line visible where the image has its colour.
+        # A dark rim keeps the line visible where the image has the same colour.
         rim = x1 - 1, y1 - 1, x2 + 1, y2 + 1
         canvas.rectangle(rim, outline=(0, 0, 0), width=line + 2)
         canvas.rectangle(corners, outline=color, width=line)
@@ -127,11 +129,12 @@ def _draw_dash(canvas: ImageDraw.ImageDraw, dash: Rectangle, color: Color) -> No
 def _label_place(
     size: tuple[int, int], corners: Rectangle, image: tuple[int, int], placed: list[Rectangle]
 ) -> Rectangle:
-    """Where a label goes: above the box, inside it, below it, ... where it hides other labels least.
+    """Choose where a label goes: above, inside, below, ..., wherever it covers other labels least.
 
     Args:
-        size: width and height of the label. image: width and height of the image.
-        placed: the places of the other labels.
+        size: width and height of the label.
+        image: width and height of the image.
+        placed: the rectangles of the other labels.
     """
     width, height = size
     x1, y1, x2, y2 = corners

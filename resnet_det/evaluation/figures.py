@@ -1,4 +1,4 @@
-"""The paper's figures from runs: errors over iterations (Fig. 1, 4, 6), layer responses (Fig. 7)."""
+"""Draw the paper's figures from runs: errors over iterations (Fig. 1, 4, 6), responses (Fig. 7)."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from . import charts
 
-MAX_POINTS = 150  # of a training curve; a longer one is averaged
+MAX_POINTS = 150  # per training curve; a longer one is averaged
 
-Lines = Iterable[Mapping[str, Any]]  # of a metrics.json
+Lines = Iterable[Mapping[str, Any]]  # the lines of a metrics.json
 
 
 @charts.style()
@@ -23,7 +23,7 @@ def error_curves(
 
     Args:
         panels: title -> {label: lines of a metrics.json}.
-        path: without an ending; a .png and a .svg are written.
+        path: path without an extension; a .png and a .svg are written.
         top: upper end of the error axis in per cent; None shows everything after the start.
 
     Returns:
@@ -42,7 +42,7 @@ def error_curves(
             train = _points(lines, "top1_error")  # of a batch
             test = _points(lines, ".*classification/top1_error")  # of the first test set
             if not len(train):
-                raise ValueError(f"{label}: its metrics.json holds no top1_error of training")
+                raise ValueError(f"{label}: its metrics.json has no training error (top1_error)")
             train = _averaged(train)
             line = {"color": colors[label], "linewidth": 2}
             axis.plot(*train.T, **line | {"linewidth": 0.8, "linestyle": "--"}, **_marker(train))
@@ -61,7 +61,7 @@ def responses(nets: Mapping[str, Mapping[str, float]], path: str | Path) -> Path
 
     Args:
         nets: label -> {layer: standard deviation} in the order of the layers.
-        path: as in :func:`error_curves`.
+        path: see :func:`error_curves`.
 
     Returns:
         Path of the .png.
@@ -84,11 +84,11 @@ def responses(nets: Mapping[str, Mapping[str, float]], path: str | Path) -> Path
 
 
 def _marker(points: np.ndarray) -> dict[str, str]:
-    return {"marker": "o"} if len(points) == 1 else {}  # a line of one point shows nothing
+    return {"marker": "o"} if len(points) == 1 else {}  # a line with one point is invisible
 
 
 def _points(lines: Lines, key: str) -> np.ndarray:
-    """(N, 2): iterations done, and the first value per line whose key matches the pattern."""
+    """(N, 2): per line, the iterations done and the first value whose key matches the pattern."""
     found = []
     for line in lines:
         values = [value for name, value in line.items() if re.fullmatch(key, name)]
@@ -97,7 +97,7 @@ def _points(lines: Lines, key: str) -> np.ndarray:
 
 
 def _averaged(points: np.ndarray) -> np.ndarray:
-    """At most MAX_POINTS points, each the mean of neighbours."""
+    """Reduce a curve to at most MAX_POINTS points, each the mean of neighbouring points."""
     if len(points) <= MAX_POINTS:
         return points
     return np.array([part.mean(0) for part in np.array_split(points, MAX_POINTS)])

@@ -1,10 +1,10 @@
-"""What both protocols share: the records and predictions they compare, and the result.
+"""The inputs and the result of both protocols: records, predictions, `Evaluation`.
 
-A *record* describes an image: a dict with ``image_id`` and ``annotations``, each of these with
-``bbox``, ``bbox_mode`` (a ``BoxMode``), ``category_id`` and, where the dataset has
-them, ``difficult``, ``iscrowd`` and ``area``. A *prediction* holds the detections in an image: a
-dict with ``image_id``, ``boxes`` (N, 4) as x1 y1 x2 y2 in the original image, ``scores`` (N,) and
-``classes`` (N,), indices into the class names. Coordinates are continuous pixels.
+A *record* describes an image. It is a dict with ``image_id`` and a list of ``annotations``. Each
+annotation has ``bbox``, ``bbox_mode`` (a ``BoxMode``), ``category_id`` and, if the dataset has
+them, ``difficult``, ``iscrowd`` and ``area``. A *prediction* holds the detections in an image. It
+is a dict with ``image_id``, ``boxes`` (N, 4) as x1 y1 x2 y2 in the original image, ``scores`` (N,)
+and ``classes`` (N,), indices into the class names. Coordinates are continuous pixels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..records import BoxMode
 
-SCORE_THRESH = 0.5  # detections that score at least this count in an image's F1 and are drawn
+SCORE_THRESH = 0.5  # lowest score of the detections that are drawn and count in an image's F1
 
 Records = Sequence[Mapping[str, Any]]
 Predictions = Sequence[Mapping[str, Any]]
@@ -26,11 +26,12 @@ ImageId = str | int
 class Evaluation:
     """The result of an evaluator.
 
-    overall: metric -> 0-100, over all classes; NaN where undefined.
-    per_class: class -> {metric: 0-100}; the same metrics for every class.
-    curves: class -> (recall, precision) at IoU 0.5, for the classes with ground truth.
-    images: image id -> F1 at IoU 0.5 of the detections that score at least `SCORE_THRESH`; NaN for
-        an image with neither objects nor detections.
+    Attributes:
+        overall: metric -> 0-100, over all classes; NaN if undefined.
+        per_class: class -> {metric: 0-100}; the same metrics for every class.
+        curves: class -> (recall, precision) at IoU 0.5, for the classes with ground truth.
+        images: image id -> F1 score at IoU 0.5 of the detections that score at least
+            `SCORE_THRESH`; NaN for an image with neither objects nor detections.
     """
 
     overall: dict[str, float]
@@ -45,7 +46,7 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """All metrics by Detectron2's keys without prefix: "AP", ..., "AP-<class>", ..."""
+        """All metrics, under Detectron2's keys without prefix: "AP", ..., "AP-<class>", ..."""
         return self.overall | {
             f"{name}-{label}": values[name]
             for name in self.class_metrics
@@ -57,11 +58,11 @@ class Truth(NamedTuple):
     """The annotated objects of an image."""
 
     boxes: np.ndarray  # (M, 4) float64, x1 y1 x2 y2
-    xywh: np.ndarray  # (M, 4) float64, the same as x y w h; as annotated, bit for bit
+    xywh: np.ndarray  # (M, 4) float64, the same boxes as x y w h, bit for bit as annotated
     classes: np.ndarray  # (M,) int64
     difficult: np.ndarray  # (M,) bool
     crowd: np.ndarray  # (M,) bool
-    areas: np.ndarray  # (M,) float64, the annotation's own area where it has one
+    areas: np.ndarray  # (M,) float64, the annotation's area if it has one, else the box's
 
     @property
     def ignored(self) -> np.ndarray:
@@ -77,25 +78,25 @@ class Detections(NamedTuple):
     classes: np.ndarray  # (N,) int64
 
     def confident(self) -> "Detections":
-        """Those that score at least `SCORE_THRESH`, the highest score first."""
+        """The detections that score at least `SCORE_THRESH`, by descending score."""
         keep = np.flatnonzero(self.scores >= SCORE_THRESH)
         keep = keep[np.argsort(-self.scores[keep], kind="stable")]
         return Detections(self.boxes[keep], self.scores[keep], self.classes[keep])
 
 
 def read_truth(records: Records, classes: Sequence[str]) -> dict[ImageId, Truth]:
-    """The ground truth of every image, in the order of the records.
+    """Read the ground truth of every image, in the order of the records.
 
     Raises:
-        ValueError: names the image and what is wrong with its annotations.
+        ValueError: an image's annotations are invalid. The message names the image and the fault.
     """
     if len(set(classes)) != len(classes):
-        raise ValueError(f"class names must differ, got {list(classes)}")
+        raise ValueError(f"class names must be unique, got {list(classes)}")
     truth: dict[ImageId, Truth] = {}
     for record in records:
         image = record["image_id"]
         if image in truth:
-            raise ValueError(f"image id {image!r} is in the records twice")
+            raise ValueError(f"image id {image!r} occurs twice in the records")
         if "annotations" not in record:
             raise ValueError(
                 f"image {image!r} has no annotations, so nothing can be evaluated on it;"
@@ -126,10 +127,11 @@ def read_truth(records: Records, classes: Sequence[str]) -> dict[ImageId, Truth]
 def read_predictions(
     records: Records, predictions: Predictions, classes: Sequence[Any]
 ) -> dict[ImageId, Detections]:
-    """The detections in every image, in the order of the records, so that ties always rank alike.
+    """Read the detections in every image, in the order of the records, so that ties always rank in
+    the same order.
 
     Raises:
-        ValueError: a record has no prediction (an empty one would do) or two, a prediction has no
+        ValueError: a record has no prediction (pass an empty one) or two, a prediction has no
             record, or its arrays are malformed. The message names the image.
     """
     given: dict[ImageId, Detections] = {}
@@ -137,7 +139,7 @@ def read_predictions(
     for prediction in predictions:
         image = prediction["image_id"]
         if image not in known:
-            raise ValueError(f"a prediction is for image id {image!r}, which no record has")
+            raise ValueError(f"there is a prediction for image id {image!r}, but no record of it")
         if image in given:
             raise ValueError(f"image {image!r} has two predictions")
         count = len(prediction["scores"])
@@ -151,7 +153,7 @@ def read_predictions(
         named = ", ".join(repr(image) for image in missing[:5]) + (", ..." if missing[5:] else "")
         raise ValueError(
             f"{len(missing)} of {len(records)} images have no prediction: {named};"
-            " give an empty one where nothing was detected"
+            " pass an empty prediction for an image without detections"
         )
     return {record["image_id"]: given[record["image_id"]] for record in records}
 
@@ -178,7 +180,7 @@ def _labels(
 ) -> np.ndarray:
     array = np.asarray(values)
     if array.shape != (count,):
-        raise ValueError(f"image {image!r}: {array.shape} class indices for {count} boxes")
+        raise ValueError(f"image {image!r}: classes have shape {array.shape}, expected ({count},)")
     if count == 0:
         return np.zeros(0, dtype=np.int64)
     if not np.issubdtype(array.dtype, np.integer):

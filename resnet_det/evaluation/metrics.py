@@ -1,7 +1,7 @@
 """The detection metrics, each defined once.
 
-The evaluators compute what stands here; the tables, ``results.json`` and the report page show
-whatever an `Evaluation` holds. A new metric is one line here.
+The evaluators compute the metrics listed here. The tables, ``results.json`` and the report page
+show all metrics of an `Evaluation`. To add a metric, add one line here.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,16 @@ IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric averages over; the mean over the classes comes on top.
+    """A metric: the average precision or the recall of a class. Metrics are averaged over classes.
 
-    iou: the IoU threshold, one of `IOU_THRESHOLDS`; None averages over all of them.
-    area: the objects that count: "all", "small", "medium" or "large", as COCO bounds them.
-    max_detections: per image and class, those with the highest scores; COCO allows 1, 10 and 100.
-    recall: the highest recall instead of the average precision.
+    The VOC protocol supports ``iou`` only.
 
-    The VOC protocol knows ``iou`` only.
+    Attributes:
+        iou: the IoU threshold, one of `IOU_THRESHOLDS`; None averages over all of them.
+        area: the size of the objects that count: COCO's "all", "small", "medium" or "large".
+        max_detections: number of detections per image and class that count, by descending score:
+            1, 10 or 100.
+        recall: measure the maximum recall instead of the average precision.
     """
 
     iou: float | None = None
@@ -29,7 +31,7 @@ class Metric:
     recall: bool = False
 
     def thresholds(self) -> np.ndarray:
-        """The indices into `IOU_THRESHOLDS`; ValueError if the threshold is none of them."""
+        """The indices into `IOU_THRESHOLDS`. Raises ValueError if ``iou`` is not one of them."""
         if self.iou is None:
             return np.arange(len(IOU_THRESHOLDS))
         found = np.flatnonzero(np.isclose(IOU_THRESHOLDS, self.iou))
@@ -38,7 +40,7 @@ class Metric:
         return found
 
 
-# Detectron2's names; the recalls are named after its "AR@100" and "ARs@100" of proposals.
+# Detectron2's names. The recalls are named like its "AR@100" and "ARs@100" for proposals.
 COCO_METRICS = {
     "AP": Metric(),
     "AP50": Metric(iou=0.5),
@@ -54,4 +56,4 @@ COCO_METRICS = {
     "ARl@100": Metric(recall=True, area="large"),
 }
 VOC_METRICS = {name: COCO_METRICS[name] for name in ("AP", "AP50", "AP75")}
-PER_CLASS_METRICS = ("AP", "AP50")  # also given per class, by both protocols
+PER_CLASS_METRICS = ("AP", "AP50")  # both protocols also report these per class

@@ -1,4 +1,4 @@
-"""``report.html``: one page that shows a run, with nothing outside it (no network, no scripts)."""
+"""Write ``report.html``: one self-contained page that shows a run, without network or scripts."""
 
 import base64
 import io
@@ -52,20 +52,20 @@ def write_report(
     """Write ``report.html`` into a run's output folder.
 
     Args:
-        output_dir: the folder, made if absent.
-        results: dataset name -> (Evaluation, records, predictions, classes), as evaluated.
-        read_image: takes a record's ``file_name``, returns RGB uint8 (h, w, 3). Its exceptions
-            are not caught.
+        output_dir: the folder, created if absent.
+        results: dataset name -> (Evaluation, records, predictions, classes).
+        read_image: maps a record's ``file_name`` to RGB uint8 (h, w, 3). Its exceptions are not
+            caught.
         metrics: the lines of ``metrics.json``, in order. If an iteration occurs twice, as after a
-            resumption, the later line counts.
-        facts: name -> value for the head of the page (config, commit, machine, seed, ...). A value
-            of several lines is folded away under its name.
+            resumed run, the later line counts.
+        facts: name -> value for the head of the page (config, commit, machine, seed, ...). A
+            multi-line value is collapsed under its name.
         title: the page's title.
-        examples: how many of the best, and of the worst, images to show per dataset.
+        examples: number of best images, and of worst images, to show per dataset.
 
     Returns:
-        The page's path. Everything shown is escaped, and a content security policy forbids the
-        page to fetch anything.
+        The page's path. All text is escaped, and a content security policy forbids the page to
+        fetch anything.
     """
     return _write_page(
         Path(output_dir) / "report.html",
@@ -79,7 +79,7 @@ def write_report(
 
 
 class TableSection(NamedTuple):
-    """A table of a page: cells are shown as they are, under a title and above a note."""
+    """A table on a page, with a title above and a note below. Cells are shown unchanged."""
 
     title: str
     header: Sequence[str]
@@ -93,8 +93,8 @@ def write_tables(
     """Write a page of tables and figures in the report's style.
 
     Args:
-        path: of the page; its folder is made if absent.
-        title: of the browser's window.
+        path: path of the page; its folder is created if absent.
+        title: title of the browser window.
         figures: caption -> path of a .svg file.
 
     Returns:
@@ -120,7 +120,7 @@ _TEMPLATES.filters["cell"] = format_cell
 
 
 def _write_page(path: Path, template: str, **content: Any) -> Path:
-    """Write a page, whole or not at all."""
+    """Render and write a page, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         file.write_text(_TEMPLATES.get_template(template).render(content), encoding="utf-8")
@@ -128,7 +128,7 @@ def _write_page(path: Path, template: str, **content: Any) -> Path:
 
 
 def _training_charts(metrics: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """{caption: SVG} of what there is to draw in the lines of a metrics.json."""
+    """Draw the curves that the lines of a metrics.json hold. Returns {caption: SVG}."""
     by_iteration: dict[int, dict[str, Any]] = {}
     for line in metrics:
         if "iteration" in line:
@@ -137,7 +137,7 @@ def _training_charts(metrics: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     keys = list(dict.fromkeys(key for line in lines for key in line))
 
     def series(names: Mapping[str, str]) -> dict[str, list[tuple[float, float]]]:
-        """{name: points} of the keys that have finite values."""
+        """The points of each key that has finite values, by name."""
         points = {
             name: [(line["iteration"], line[key]) for line in lines if _is_finite(line.get(key))]
             for key, name in names.items()
@@ -167,7 +167,7 @@ def _dataset(
     read_image: ReadImage,
     examples: int,
 ) -> dict[str, Any]:
-    """What the template shows of a dataset."""
+    """The template's variables for one dataset."""
     truth = read_truth(records, classes)
     detections = read_predictions(records, predictions, classes)
 
@@ -190,7 +190,7 @@ def _dataset(
         }
         for index, (label, values) in enumerate(evaluation.per_class.items())
     ]
-    # Of equal scores, the image with the most objects comes first.
+    # Among equal scores, the image with the most objects comes first.
     f1 = {image: f1 for image, f1 in evaluation.images.items() if not math.isnan(f1)}
     best = sorted(f1, key=lambda image: (-f1[image], -len(truth[image].classes)))[:examples]
     worst = sorted(f1, key=lambda image: (f1[image], -len(truth[image].classes)))
@@ -215,7 +215,7 @@ def _dataset(
 def _example(
     file: str, truth: Truth, detections: Detections, classes: Sequence[str], read_image: ReadImage
 ) -> dict[str, Any]:
-    """An image with its ground truth, and with its confident detections."""
+    """Draw an image with its ground truth, and again with its confident detections."""
     image, found = read_image(file), detections.confident()
     names = [classes[label] for label in truth.classes]
     drawn = draw_boxes(image, truth.boxes, names, dashed=truth.ignored, classes=classes)

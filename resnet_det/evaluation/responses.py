@@ -1,4 +1,4 @@
-"""Layer responses (section 4.2, Fig. 7): how strong the output of each 3x3 layer is."""
+"""Layer responses (section 4.2, Fig. 7): the magnitude of each 3x3 layer's output."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,18 +11,18 @@ from torch import nn
 def layer_responses(net: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, float]:
     """Standard deviation of each 3x3 layer's output, after BN, before nonlinearity and addition.
 
-    The paper does not say over what it takes the standard deviation. Here it is one number per
-    layer, over all images, channels and positions, of the net in evaluation mode.
+    The paper does not state what the standard deviation is taken over. Here it is one number per
+    layer, over all images, channels and positions, with the net in evaluation mode.
 
     Args:
-        net: a classifier whose convolutions carry their norm (6n+1 layers in a CIFAR net). Its
+        net: a classifier whose convolutions contain their norm (6n+1 layers in a CIFAR net). Its
             mode is restored afterwards.
-        batches: of images (N, 3, h, w).
+        batches: batches of images (N, 3, h, w).
 
     Returns:
-        Name of the layer -> standard deviation, in the order in which the layers run.
+        Layer name -> standard deviation, in the order in which the layers run.
     """
-    sums: dict[str, tuple[int, Any, Any]] = {}  # numbers, their sum, the sum of their squares
+    sums: dict[str, tuple[int, Any, Any]] = {}  # count, sum, sum of squares
 
     def count_into(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Results as Markdown tables that read well as plain text, and as json."""
+"""Format results as Markdown tables that are also legible as plain text, and as JSON."""
 
 import math
 import re
@@ -11,16 +11,16 @@ from .inputs import Evaluation
 
 
 def markdown_table(rows: Sequence[Sequence[Any]], header: Sequence[str], digits: int = 1) -> str:
-    """A Markdown table, padded so that it reads well in a terminal, too.
+    """Format a Markdown table, padded so that it is legible in a terminal too.
 
-    Cells are formatted by `format_cell`. A column whose cells are all numbers is aligned right.
+    `format_cell` formats the cells. A column of numbers is right-aligned.
 
     Raises:
-        ValueError: a row is not as long as the header.
+        ValueError: a row and the header differ in length.
     """
     for row in rows:
         if len(row) != len(header):
-            raise ValueError(f"row {list(row)} has {len(row)} cells, the header {len(header)}")
+            raise ValueError(f"row {list(row)} has {len(row)} cells, but the header {len(header)}")
     cells = [[_escaped(format_cell(value, digits)) for value in row] for row in rows]
     numeric = [bool(column) and all(map(_NUMBER.fullmatch, column)) for column in zip(*cells)]
     return (
@@ -36,7 +36,7 @@ def markdown_table(rows: Sequence[Sequence[Any]], header: Sequence[str], digits:
 
 
 def format_cell(value: Any, digits: int = 1) -> str:
-    """A value as text: floats with ``digits`` decimals, None and NaN as a dash."""
+    """Format a value: floats with ``digits`` decimals, None and NaN as a dash."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
@@ -58,10 +58,11 @@ def class_table(evaluation: Evaluation, digits: int = 1) -> str:
 def system_rows(
     systems: Mapping[str, Mapping[str, float | None]],
 ) -> tuple[list[str], list[list[Any]]]:
-    """The paper's Tables 10 and 11: one row per system, with its mean and the AP of every class.
+    """The layout of the paper's Tables 10 and 11: one row per system, with its mAP and its AP of
+    every class.
 
     Args:
-        systems: system -> {class: AP}. The mean is over the classes that have a number.
+        systems: system -> {class: AP}. The mean is over the classes whose AP is known.
 
     Returns:
         (header, rows).
@@ -76,7 +77,7 @@ def system_rows(
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """The metrics as a dict that every json parser reads: None for NaN."""
+    """The metrics as a dict for JSON, with NaN replaced by None because JSON has no NaN."""
     classes = {name: _without_nan(values) for name, values in evaluation.per_class.items()}
     return {**_without_nan(evaluation.overall), "classes": classes}
 

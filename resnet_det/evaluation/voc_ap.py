@@ -1,23 +1,24 @@
 """PASCAL VOC average precision by the devkit's protocol (VOCevaldet.m, VOCap.m).
 
 The detections of a class are ranked over all images by score. Each is assigned to the object of
-its class that it overlaps most. If their IoU reaches the threshold, it is a true positive; or a
-false positive if a higher-ranked detection has matched that object already; or ignored if the
-object is difficult. Every other detection is a false positive.
+its class that it overlaps most. A detection whose IoU with its object is below the threshold is a
+false positive. Otherwise it is ignored if the object is difficult, a false positive if a
+higher-ranked detection has already matched the object, and a true positive if not.
 
-The devkit counts inclusive 1-based pixels: a side is ``max - min + 1``. The data layer makes them
-continuous by subtracting 1 from xmin and ymin only, so a side here is ``x2 - x1``, and areas,
-intersections and IoU are the devkit's own numbers.
+The devkit uses inclusive 1-based pixels: a side is ``max - min + 1``. The dataset reader converts
+them to continuous coordinates by subtracting 1 from xmin and ymin only. A side here is therefore
+``x2 - x1``, and areas, intersections and IoU equal the devkit's.
 
 Differences from Detectron2's evaluator:
 
-* Scores and boxes are compared at full precision (there: 3 decimals and 1 decimal).
-* An IoU equal to the threshold is a match, as in VOCevaldet.m (there: only above).
-* A recall of exactly k/10 reaches the k-th of the 11 points (there 3/10, 6/10 and 7/10 do not,
+* Scores and boxes are compared at full precision (Detectron2: 3 decimals and 1 decimal).
+* An IoU equal to the threshold is a match, as in VOCevaldet.m (Detectron2: only above it).
+* A recall of exactly k/10 reaches the k-th of the 11 points (Detectron2 misses 3/10, 6/10 and 7/10,
   because 0.1 is rounded).
-* A class without (non-difficult) objects is NaN and left out of the mean (there: it counts as 0).
-* Ties keep the order of the records, then of the detections in the image (there: unspecified).
-* A crowd region, where the dataset has any, is ignored like a difficult object.
+* The AP of a class without (non-difficult) objects is NaN and excluded from the mean (Detectron2:
+  0).
+* Ties keep the order of the records, then of the detections in the image (Detectron2: unspecified).
+* A crowd region, if the dataset has any, is ignored like a difficult object.
 """
 
 from collections.abc import Sequence
@@ -52,15 +53,15 @@ def evaluate(
         Evaluation with the `VOC_METRICS`.
 
     Raises:
-        ValueError: names the image and value, for a missing, repeated or unknown image, a class
-            index out of range, a malformed array, NaN or infinity.
+        ValueError: an image is missing, repeated or unknown, a class index is out of range, or an
+            array is malformed or not finite. The message names the image and the value.
     """
     if metric not in _AVERAGE_PRECISION:
         raise ValueError(f"metric must be one of {list(_AVERAGE_PRECISION)}, got {metric!r}")
     truth = read_truth(records, classes)
     detections = read_predictions(records, predictions, classes)
 
-    # One flat table of all detections; objects are numbered through all images.
+    # One flat table of all detections. Objects are numbered consecutively over all images.
     offset, nearest_parts, overlap_parts = 0, [], []
     for image, objects in truth.items():
         index, iou = _nearest(detections[image], objects)
@@ -116,7 +117,7 @@ def write_submission(
         The paths, in the order of the classes.
 
     Raises:
-        ValueError: as `evaluate` does, and for a class name that a file name cannot contain.
+        ValueError: see `evaluate`; or a class name cannot be part of a file name.
     """
     for name in classes:
         if Path(name).name != name:
@@ -136,13 +137,14 @@ def write_submission(
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([[], *parts])  # also of no images at all
+    return np.concatenate([[], *parts])  # works without any images, too
 
 
 def _nearest(detections: Detections, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
-    """Per detection, the index of the object it overlaps most (the first of equals) and the IoU.
+    """Per detection, the index of the object that it overlaps most (the first if equal) and the
+    IoU.
 
-    The IoU is 0 where the image has no object of the class; the index then means nothing.
+    If the image has no object of the class, the IoU is 0 and the index is meaningless.
     """
     if not len(detections.scores) or not len(truth.classes):
         return np.zeros(len(detections.scores), dtype=int), np.zeros(len(detections.scores))
@@ -159,7 +161,8 @@ def _nearest(detections: Detections, truth: Truth) -> tuple[np.ndarray, np.ndarr
 def _outcomes(
     nearest: np.ndarray, overlap: np.ndarray, ignored: np.ndarray, threshold: float
 ) -> np.ndarray:
-    """1 true positive, -1 false positive, 0 ignored, for detections of one class in ranked order."""
+    """Outcomes of the ranked detections of one class: 1 true positive, -1 false positive, 0
+    ignored."""
     outcome = np.full(len(nearest), -1)
     hits = np.flatnonzero(overlap >= threshold)
     _, first = np.unique(nearest[hits], return_index=True)
@@ -169,7 +172,7 @@ def _outcomes(
 
 
 def _eleven_point(hits: np.ndarray, precision: np.ndarray, positives: int) -> float:
-    """Mean over recall 0, .1, ..., 1 of the best precision at that recall or more (VOC 2007)."""
+    """VOC 2007: mean over recalls 0, .1, ..., 1 of the best precision at that recall or above."""
     total = 0.0
     for tenths in range(11):
         reached = precision[10 * hits >= tenths * positives]  # integers: no rounding of recall
@@ -178,7 +181,7 @@ def _eleven_point(hits: np.ndarray, precision: np.ndarray, positives: int) -> fl
 
 
 def _area(hits: np.ndarray, precision: np.ndarray, positives: int) -> float:
-    """Area under the precision made monotonically decreasing (VOCap.m, VOC 2010)."""
+    """VOC 2010 (VOCap.m): area under the monotonically decreasing envelope of the precision."""
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(np.sum(np.diff(hits, prepend=0) * envelope) / positives)
 

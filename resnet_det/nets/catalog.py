@@ -1,4 +1,4 @@
-"""Every net by its name, with the facts that hold for it: the only list of nets."""
+"""The catalog of all nets, by name."""
 
 import inspect
 from collections.abc import Callable
@@ -16,16 +16,17 @@ from .vgg import CONVOLUTIONS, VGG
 
 @dataclass(frozen=True)
 class NetSpec:
-    """One net of the catalog. What a net shows by itself, such as its strides, is asked of it.
+    """One net of the catalog. Facts that the built net states itself, such as its strides, are not
+    repeated here; see :func:`meta_net`.
 
     Attributes:
-        build: builds the net. Of :func:`build_net`'s options it gets those that are its keyword
-            parameters, or all if it takes ``**options``.
+        build: builds the net. It receives those options of :func:`build_net` that are its keyword
+            parameters, or all of them if it takes ``**options``.
         depth: number of layers with weights, as in the net's name.
-        image_size: side of the training images in pixels: 224 for ImageNet, 32 for CIFAR-10.
-        paper_gflops: multiply-adds for one image in 10^9, as the paper prints them; "" where the
-            paper gives none. (Its errors are in the tables of :mod:`resnet_det.reproduce.paper`.)
-        paper_mparams: parameters in 10^6, as the paper prints them, or "".
+        image_size: height and width of the training images: 224 for ImageNet, 32 for CIFAR-10.
+        paper_gflops: multiply-adds per image in 10^9, as printed in the paper; "" if the paper does
+            not state them. (Its errors are in the tables of :mod:`resnet_det.reproduce.paper`.)
+        paper_mparams: parameters in 10^6, as printed in the paper, or "".
         torchvision: name of the same architecture in torchvision and timm, or "".
     """
 
@@ -74,7 +75,7 @@ NETS: dict[str, NetSpec] = {
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError, with the nearest names, if there is no net ``name``."""
+    """Raise ValueError, with similar names, if there is no net ``name``."""
     if name not in NETS:
         raise ValueError(f"unknown net {name!r}{did_you_mean(name, NETS, list_all=True)}")
 
@@ -90,7 +91,7 @@ def build_net(
     """Build the net ``name`` of ``NETS`` with He-initialised weights.
 
     Args:
-        num_classes: outputs of ``linear``. The default is 1000, or 10 for a CIFAR net.
+        num_classes: number of outputs of ``linear``. The default is 1000, or 10 for a CIFAR net.
         norm: "BN", "SyncBN", "FrozenBN" or "GN". Ignored by VGG, which has no normalisation.
         stride_in_1x1: whether a bottleneck has its stride on the first 1x1 convolution (the
             paper) or on the 3x3 (torchvision). Ignored by nets without bottlenecks.
@@ -111,7 +112,7 @@ def build_net(
         options["num_classes"] = num_classes
     parameters = inspect.signature(build).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return build(**options)  # it passes them on, and whoever takes them refuses what is unknown
+        return build(**options)  # passed on to a function that raises for unknown options
     if res5_dilation != 1 and "res5_dilation" not in parameters:
         raise ValueError(f"res5_dilation {res5_dilation}: {name} has no conv5_x to dilate")
     return build(**{k: v for k, v in options.items() if k in parameters})
@@ -121,8 +122,9 @@ def build_net(
 def meta_net(name: str, num_classes: int | None = None, **options: Any) -> Classifier:
     """Build a net as :func:`build_net` does, on the meta device.
 
-    It has no memory for weights, and answers what the net is: its shapes, ``trunk_names``,
-    ``strides``, ``has_batch_norm``, ... The same call returns the same net: do not change it.
+    Such a net needs no memory for its weights. Use it to look up properties of the net: its shapes,
+    ``trunk_names``, ``strides``, ``has_batch_norm``, ... The same call returns the same net, so do
+    not change it.
     """
     with torch.device("meta"):
         return build_net(name, num_classes, **options)

@@ -1,4 +1,5 @@
-"""The one cut: every net is a trunk that the image shares and a head that runs per region."""
+"""Classification nets, cut into a trunk that runs once per image and a head that runs per
+region."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -17,8 +18,8 @@ class Stages(nn.Module):
         out_features: the stages whose output ``forward`` returns. The default is the last one.
 
     Attributes:
-        layout: if set, a function that ``forward`` applies to its input, such as one that changes
-            the memory format.
+        layout: a function that ``forward`` applies to its input, for example to change the memory
+            format, or None.
     """
 
     layout: Callable[[Tensor], Tensor] | None = None
@@ -55,13 +56,13 @@ class Classifier(nn.Module):
 
     Args:
         stages: the stages in order, by name. A parameter's name starts with its stage's name.
-        cut: name of the trunk's last stage. The stages behind it are the head.
+        cut: name of the trunk's last stage. The stages after it are the head.
         channels: output channels of each stage.
-        strides: stride of each stage's output with respect to the image. Stages that give vectors
-            (VGG's fc6 and fc7) have none and are left out.
-        pooled: side of the square that RoI pooling passes to the head. It is as large as the
-            head's input on a training image: 14 for a residual net, 7 for VGG (after pool5).
-        num_classes: outputs of ``linear``.
+        strides: stride of each stage's output with respect to the image. Stages that output vectors
+            (VGG's fc6 and fc7) have no entry.
+        pooled: output resolution of RoI pooling. It equals the size of the head's input on a
+            training image: 14 for a residual net, 7 for VGG (after pool5).
+        num_classes: number of outputs of ``linear``.
     """
 
     def __init__(
@@ -96,19 +97,20 @@ class Classifier(nn.Module):
 
     @property
     def has_padded_shortcuts(self) -> bool:
-        """Whether shortcuts pad new channels with zeros (option A). No tensor's name shows this."""
+        """Whether shortcuts pad new channels with zeros (option A). Tensor names do not show
+        this."""
         return any(getattr(m, "new_channels", 0) for m in self.modules())
 
     @property
     def has_stride_choice(self) -> bool:
-        """Whether ``stride_in_1x1`` changes the net: it does if the net has bottlenecks."""
+        """Whether ``stride_in_1x1`` changes the net, that is, whether the net has bottlenecks."""
         return any(getattr(m, "bottleneck", False) for m in self.modules())
 
     @property
     def has_fully_connected_head(self) -> bool:
-        """Whether the head takes regions of exactly ``pooled`` cells per side and gives vectors.
+        """Whether the head takes only regions of ``pooled`` x ``pooled`` cells and outputs vectors.
 
-        Any other head is convolutional: it takes regions of any size and gives maps.
+        Any other head is convolutional: it takes regions of any size and outputs maps.
         """
         return isinstance(getattr(self, self.head_names[0]), nn.Linear)
 
@@ -118,14 +120,14 @@ class Classifier(nn.Module):
         return x
 
     def trunk(self, x: Tensor) -> Tensor:
-        """Images (N, 3, H, W) -> shared features (N, C, ceil(H/s), ceil(W/s)).
+        """Compute the shared features: images (N, 3, H, W) -> (N, C, ceil(H/s), ceil(W/s)).
 
-        ``s`` is the stride of the cut. VGG rounds down instead.
+        ``s`` is the stride of the cut. VGG rounds down instead of up.
         """
         return self._run(self.trunk_names, x)
 
     def head(self, regions: Tensor) -> Tensor:
-        """Regions (R, C, pooled, pooled) -> their features, (R, C', h, w) or (R, C')."""
+        """Run the head: regions (R, C, pooled, pooled) -> features (R, C', h, w) or (R, C')."""
         return self._run(self.head_names, regions)
 
     @staticmethod
@@ -134,7 +136,7 @@ class Classifier(nn.Module):
         return x.mean((2, 3))
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
-        """Images (N, 3, H, W) -> the map of every stage that has a stride, by the stage's name."""
+        """Images (N, 3, H, W) -> maps of all stages that have a stride, by stage name."""
         maps = {}
         for name in self.strides:
             maps[name] = x = getattr(self, name)(x)
@@ -147,13 +149,13 @@ class Classifier(nn.Module):
     def dense(self, x: Tensor, size: int) -> Tensor:
         """Apply the net fully convolutionally (section 4.1) and average its logits over space.
 
-        The last maps are average-pooled over every window as large as an image of ``size`` pixels
-        gives (7x7 for 224), and each window would go through ``linear``. Pooling, ``linear`` and
-        the mean commute, so ``linear`` runs only once, on the mean of the windows.
+        The last maps are average-pooled over every window of the size that an image of ``size``
+        pixels produces (7x7 for 224). In principle, ``linear`` runs on each window. Because
+        pooling, ``linear`` and the mean commute, it runs only once, on the mean of the windows.
 
         Args:
             x: images (N, 3, H, W) of any size.
-            size: side of the training images in pixels.
+            size: height and width of the training images, in pixels.
 
         Returns:
             Logits (N, num_classes).
@@ -166,8 +168,8 @@ class Classifier(nn.Module):
         """Return the trunk and the head for a detector. They share their modules with this net.
 
         Args:
-            out_features: stages whose maps the trunk returns; the default is the cut's. With a
-                stage behind the cut (``res5`` of a pyramid) the trunk holds the net up to there.
+            out_features: stages whose maps the trunk returns; the default is the cut. If a stage is
+                after the cut (``res5`` of a pyramid), the trunk extends to it.
 
         Raises:
             ValueError: the net has no such map.

@@ -1,7 +1,7 @@
-"""The same results with less work, for nets whose batch norms are constant (appendix A).
+"""Speed up nets whose batch norms are constant (appendix A), without changing their results.
 
-A net is built plain. :func:`speed_up` prepares the trunk or the head of a detector in place. The
-parameters and buffers, and their names, do not change.
+Nets are built without these optimisations. :func:`speed_up` applies them to a detector's trunk or
+head in place. Parameters, buffers and their names do not change.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from .resnet import Block, PadShortcut
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Return ``x`` (N, C, H, W) in the memory format channels last."""
+    """Return ``x`` (N, C, H, W) in the channels-last memory format."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def channels_last_on_gpu(x: Tensor) -> Tensor:
-    """Return ``x`` (N, C, H, W) in channels last on a GPU and in the default format on a CPU.
+    """Return ``x`` (N, C, H, W) in channels-last format on a GPU and in default format on a CPU.
 
-    Small maps are slower in channels last on a CPU: a training step of conv5_x by a tenth.
+    On a CPU, small maps are slower in channels-last format: a training step of conv5_x by a tenth.
     """
     return channels_last(x) if x.is_cuda else x.contiguous()
 
@@ -32,13 +32,13 @@ def speed_up(stages: Stages, layout: Callable[[Tensor], Tensor] = channels_last)
     """Prepare a trunk or a head in place, after it has been frozen.
 
     * Constant batch norms are folded into their convolutions (:class:`.layers.Conv2d`).
-    * The maps get the memory format of ``layout``; use :func:`channels_last_on_gpu` for a head.
-    * If a stage reads only every second cell of the stage before it (C4 with the stride on the
-      first 1x1) and nobody else reads that map, the last block of the stage before computes only
-      those cells, in its 3x3, its last 1x1 and the addition.
+    * ``layout`` sets the memory format of the maps; use :func:`channels_last_on_gpu` for a head.
+    * If a stage reads only every second cell of the previous stage (C4 with the stride on the first
+      1x1) and nothing else reads that map, the last block of the previous stage computes only those
+      cells, in its 3x3, its last 1x1 and the addition.
 
     Only a :class:`.resnet.Block` is changed. A subclass with its own ``forward``, such as a
-    pre-activation block, keeps its strides, because its norms may see the cells that are skipped.
+    pre-activation block, keeps its strides, because its norms may use the skipped cells.
 
     Returns:
         ``stages``.
@@ -64,8 +64,9 @@ def take_stride(stages: Stages, name: str | None = None) -> int:
 
     Returns:
         The stride that was removed, by which the caller subsamples the input. It is 1 if nothing
-        was removed: the stage has no stride, or reads the cells in between (its first convolution
-        is no 1x1 with the stride, or its first block is not computed as :class:`.resnet.Block`).
+        was removed, because the stage has no stride or also reads the cells in between (its first
+        convolution is not a strided 1x1, or its first block does not compute as
+        :class:`.resnet.Block` does).
     """
     first = _block(stages, name or stages.names[0], 0)
     if first is None or not first.bottleneck or first.conv1.stride == (1, 1):
@@ -79,7 +80,7 @@ def take_stride(stages: Stages, name: str | None = None) -> int:
 
 
 def _block(stages: Stages, name: str, index: int) -> Block | None:
-    """The first (0) or last (-1) layer of a stage, if it is computed as ``Block`` says."""
+    """The first (0) or last (-1) layer of a stage, if it computes as ``Block`` does."""
     layers = list(getattr(stages, name).children())
     block = layers[index] if layers else None
     if not isinstance(block, Block) or type(block).forward is not Block.forward:
@@ -90,7 +91,7 @@ def _block(stages: Stages, name: str, index: int) -> Block | None:
 
 
 def _can_stride(block: Block) -> bool:
-    """Whether skipping cells leaves the others as they are: all norms behind are constant."""
+    """Whether skipping cells does not change the others: all following norms are constant."""
     convs = [block.conv2, block.conv3, block.shortcut] if block.bottleneck else []
     norms = [c.norm for c in convs if isinstance(c, Conv2d)]
     return block.bottleneck and all(isinstance(n, FrozenBatchNorm2d) for n in norms)

@@ -11,12 +11,12 @@ from .classifier import Stages
 
 
 class FPN(nn.Module):
-    """Levels p2, p3, ... of equal width, and a coarsest level that subsamples the last of them.
+    """Levels p2, p3, ... of equal width, and a coarsest level that subsamples the last one.
 
     Args:
-        bottom_up: the trunk; it returns ``in_features``.
+        bottom_up: the trunk, which returns ``in_features``.
         in_features: the trunk's stages to build on, finest first. Each must have twice the stride
-            of the one before.
+            of the previous one.
         channels: channels of the trunk's stages by name.
         strides: strides of the trunk's stages by name.
         out_channels: channels of every level.

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalisation as a constant affine map (appendix A: "fixed" BN).
 
-    Weight, bias, mean and variance are buffers with the names of ``nn.BatchNorm2d``: they get no
-    gradient and no update. A new layer is the identity (up to ``eps``); see
+    Weight, bias, mean and variance are buffers with the names of ``nn.BatchNorm2d``. They have no
+    gradients and are never updated. A new layer is the identity (up to ``eps``); see
     :func:`without_statistics`.
     """
 
@@ -53,7 +53,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Turn off every gradient in ``module`` and replace its batch norms by frozen ones, in place.
+    """Disable all gradients in ``module`` and replace its batch norms by frozen ones, in place.
 
     Returns:
         The module, or its replacement if the module itself is a batch norm.
@@ -70,10 +70,10 @@ def freeze(module: nn.Module) -> nn.Module:
 
 
 def without_statistics(module: nn.Module) -> list[str]:
-    """Names of the frozen batch norms in ``module`` that nothing was loaded into.
+    """Names of the frozen batch norms in ``module`` into which nothing was loaded.
 
-    The statistics of Caffe's models are folded into weight and bias: those have mean 0 and
-    variance 1 and are complete.
+    Caffe's models have their statistics folded into weight and bias. Their norms have mean 0 and
+    variance 1, and count as loaded.
     """
     return [
         name
@@ -85,20 +85,20 @@ def without_statistics(module: nn.Module) -> list[str]:
 
 
 class Conv2d(nn.Conv2d):
-    """Convolution, followed by its normalisation if it has one. The ReLU is the caller's.
+    """Convolution, followed by its normalisation if it has one. The caller applies the ReLU.
 
-    With a norm the convolution has no bias (section 3.4). The normalisation is the child ``norm``,
-    as in Detectron2.
+    With a norm, the convolution has no bias (section 3.4). The normalisation is the child module
+    ``norm``, as in Detectron2.
 
     If ``fold`` is set (see :mod:`.fast`), a batch norm that is a constant affine map is multiplied
     into the convolution's weight. This saves one pass over the map and gives the same gradients.
     While the weight needs no gradient, the folded weight is cached until one of its tensors
-    changes. A change in place through ``.data`` goes unnoticed: make it under ``torch.no_grad()``
-    instead, or call ``train()`` or ``eval()`` afterwards.
+    changes. In-place changes through ``.data`` are not noticed: make them under
+    ``torch.no_grad()`` instead, or call ``train()`` or ``eval()`` afterwards.
 
     Args:
         cin, cout: input and output channels.
-        kernel: side of the kernel, an odd number. The padding keeps the size of the map.
+        kernel: kernel size, an odd number. The padding keeps the size of the map.
         norm: a key of ``NORMS``, or "" for none.
     """
 
@@ -144,7 +144,7 @@ class Conv2d(nn.Conv2d):
         state = [(t.data_ptr(), t._version) for t in sources]
         if self._folded is None or self._folded[0] != state:
             # Keeping the sources alive ensures that no other tensor gets their addresses. The
-            # cached weight is no inference tensor, because training could not use one later.
+            # cached weight must not be an inference tensor, which later training could not use.
             with torch.inference_mode(False), torch.no_grad():
                 self._folded = state, [t.detach() for t in sources], *self._fold()
         return self._folded[2:]
@@ -181,9 +181,10 @@ class FullyConnected(nn.Linear):
 
 
 def init_weights(net: nn.Module) -> None:
-    """Initialise as He et al. do (section 3.4): weights from N(0, 2 / fan), biases 0.
+    """Initialise as in section 3.4 (He et al., the PReLU paper): weights from N(0, 2 / fan), biases
+    0.
 
-    Convolutions use fan_out and linear layers fan_in; the PReLU paper allows either. Norms keep
+    Convolutions use fan_out, linear layers fan_in; the PReLU paper allows either. Norms keep
     their own initialisation, weight 1 and bias 0.
     """
     for m in net.modules():

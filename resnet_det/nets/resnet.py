@@ -25,7 +25,7 @@ SHORTCUTS = ("A", "B", "C", "none")
 
 
 class PadShortcut(nn.Module):
-    """Option A: take every ``stride``-th pixel and append ``new_channels`` channels of zeros."""
+    """Option A: take every ``stride``-th cell and append ``new_channels`` channels of zeros."""
 
     def __init__(self, new_channels: int, stride: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Block(nn.Module):
         shortcut: one of ``SHORTCUTS``.
         norm: a key of :data:`.layers.NORMS`.
         stride_in_1x1: False puts a bottleneck's stride on its 3x3, as torchvision does.
-        dilation: of the 3x3 convolution (of two, the first).
+        dilation: dilation of the 3x3 convolution, or of the first if there are two.
     """
 
     def __init__(
@@ -99,7 +99,8 @@ class Block(nn.Module):
 
 
 class ImageNetStem(nn.Module):
-    """conv1 (7x7, stride 2) and a max pooling (3x3, stride 2, padding 1): stride 4 in all."""
+    """conv1 (7x7, stride 2) and max pooling (3x3, stride 2, padding 1), with a total stride of
+    4."""
 
     def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
@@ -123,7 +124,7 @@ class CifarStem(nn.Module):
 def build_stage(
     blocks: int, cin: int, cout: int, stride: int, *, block: type[Block] = Block, **options: Any
 ) -> nn.Sequential:
-    """Build a stage of blocks. The first changes the map's size and channels, the others keep both.
+    """Build a stage. The first block changes the map's size and channels, the others keep both.
 
     Args:
         blocks: number of blocks.
@@ -151,14 +152,14 @@ def build_resnet(
 ) -> Classifier:
     """Build a residual or plain net: the stem, then the stages ``res2``, ``res3``, ...
 
-    Each stage but the first halves the map.
+    Each stage after ``res2`` halves the map.
 
     Args:
         stem, stem_stride: the first stage and its stride.
         blocks, widths: the number of blocks and the output channels of each stage.
-        cut, pooled, num_classes: as for :class:`.classifier.Classifier`.
-        res5_dilation: above 1, ``res5`` keeps the stride of ``res4`` and is dilated instead.
-        options: as for :func:`build_stage`: ``block``, ``norm``, ``shortcut``, ...
+        cut, pooled, num_classes: see :class:`.classifier.Classifier`.
+        res5_dilation: if above 1, ``res5`` keeps the stride of ``res4`` and is dilated instead.
+        options: options of :func:`build_stage`: ``block``, ``norm``, ``shortcut``, ...
     """
     cin, stride = stem.conv1.out_channels, stem_stride
     stages: dict[str, nn.Module] = {"stem": stem}
@@ -192,15 +193,15 @@ def imagenet_resnet(
     Args:
         depth: 18, 34, 50, 101 or 152.
         shortcut: "A", "B", "C", or "none" for a plain net.
-        num_classes: outputs of ``linear``.
+        num_classes: number of outputs of ``linear``.
         norm: "BN", "SyncBN", "FrozenBN" or "GN".
-        stride_in_1x1: whether a bottleneck has its stride on the first 1x1 or on the 3x3. Without
-            effect in nets of 18 and 34 layers.
+        stride_in_1x1: whether a bottleneck has its stride on the first 1x1 or on the 3x3. It has no
+            effect on nets with 18 or 34 layers.
         res5_dilation: 2 keeps conv5_x at stride 16 and dilates its 3x3 convolutions.
         block: class of the blocks; a subclass may change their ``forward``.
 
     Raises:
-        ValueError: no such depth, shortcut, norm or dilation.
+        ValueError: the depth, shortcut, norm or dilation does not exist.
     """
     if depth not in DEPTHS or shortcut not in SHORTCUTS:
         raise ValueError(
@@ -221,7 +222,7 @@ def imagenet_resnet(
 def cifar_resnet(
     depth: int, shortcut: str = "A", *, num_classes: int = 10, norm: str = "BN"
 ) -> Classifier:
-    """Build a net of section 4.2, of 6n+2 layers. The trunk ends with ``res3`` (stride 2).
+    """Build a net of section 4.2 with 6n+2 layers. The trunk ends with ``res3`` (stride 2).
 
     Args:
         depth: 6n+2: 20, 32, 44, 56, 110, 1202, ...
@@ -230,7 +231,7 @@ def cifar_resnet(
         norm: "BN", "SyncBN" or "FrozenBN".
 
     Raises:
-        ValueError: no such depth or shortcut.
+        ValueError: the depth or shortcut does not exist.
     """
     n, rest = divmod(depth - 2, 6)
     if n < 1 or rest or shortcut not in SHORTCUTS:

@@ -1,4 +1,5 @@
-"""Region pooling in float32, and RoIAlign at every ``step``-th bin of its grid."""
+"""Region pooling in float32, and a RoIAlign that computes only every ``step``-th bin of its
+grid."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,16 +9,16 @@ from torch import Tensor
 
 
 def pool_exactly(pool: Callable[..., Tensor], x: Tensor, rois: Tensor, *args: Any) -> Tensor:
-    """Run ``pool(x, rois, *args)`` in float32 or wider; return the result in the type of ``x``.
+    """Run ``pool(x, rois, *args)`` in float32 or wider. Returns the result in the type of ``x``.
 
-    A corner at 1,300 pixels moves by up to 4 in bfloat16, so regions must not take the type of the
-    maps under mixed precision. torchvision's operators want one type for both, and some of them
-    have no bfloat16 at all.
+    In bfloat16, a corner at 1,300 pixels moves by up to 4 pixels, so under mixed precision the
+    regions must not have the type of the maps. torchvision's operators need the same type for both,
+    and some of them do not support bfloat16.
 
     Args:
-        pool: a region pooling, such as ``torchvision.ops.roi_pool``.
+        pool: a region pooling function, such as ``torchvision.ops.roi_pool``.
         x: maps (N, C, H, W).
-        rois: regions (R, 5): index of the image, x1, y1, x2, y2, in float32.
+        rois: regions (R, 5), rows of (image index, x1, y1, x2, y2), in float32.
     """
     exact = torch.promote_types(x.dtype, torch.float32)
     return pool(x.to(exact), rois.to(exact), *args).to(x.dtype)
@@ -26,16 +27,16 @@ def pool_exactly(pool: Callable[..., Tensor], x: Tensor, rois: Tensor, *args: An
 def _bin_weights(
     start: Tensor, size: Tensor, bins: int, step: int, sampling_ratio: int, length: int
 ) -> Tensor:
-    """The weight of each cell of an axis in each bin, by the rules of torchvision's operator.
+    """The weight of each cell along an axis in each bin, as in torchvision's operator.
 
     A bin has ``sampling_ratio`` samples, or ``ceil(size / bins)`` if that is 0 (none for an empty
-    region). A sample more than one cell outside of the map is zero; one at the border takes the
+    region). A sample more than one cell outside the map is zero; one closer to the border takes the
     value at the border.
 
     Args:
-        start, size: of the regions along the axis, in cells (R,).
-        bins: the bins of a region, of which every ``step``-th is computed.
-        length: the number of cells.
+        start, size: start and size of the regions along the axis, in cells (R,).
+        bins: number of bins of a region, of which every ``step``-th is computed.
+        length: number of cells.
 
     Returns:
         (R, ceil(bins / step), length).
@@ -67,24 +68,24 @@ def strided_roi_align(
     step: int,
     chunk: int = 2**23,
 ) -> Tensor:
-    """``torchvision.ops.roi_align(...)[:, :, ::step, ::step]`` without computing the other bins.
+    """Compute ``torchvision.ops.roi_align(...)[:, :, ::step, ::step]`` without the other bins.
 
     Bilinear sampling and the mean over a bin are separable. Each region is therefore computed by
-    two matrix products, one with its weights of rows and one with its weights of columns.
+    two matrix products, one with its row weights and one with its column weights.
 
     Args:
         x: maps (N, C, H, W).
-        rois: regions (R, 5): index of the image, x1, y1, x2, y2 in pixels of the image, in float32
-            whatever the type of ``x``.
-        size: bins per side of a region before the subsampling.
+        rois: regions (R, 5), rows of (image index, x1, y1, x2, y2) in pixels of the image, in
+            float32 for any type of ``x``.
+        size: bins per side of a region before subsampling.
         scale: cells per pixel.
         sampling_ratio: samples per bin and axis; 0 adapts to the region.
-        aligned: whether pixels are shifted by half a cell, as in ROIAlignV2.
+        aligned: shift pixels by half a cell, as in ROIAlignV2.
         step: compute the bins 0, step, 2 step, ...
-        chunk: maximum number of elements of the intermediate product, to bound the memory.
+        chunk: maximum number of elements of the intermediate product, to limit the memory.
 
     Returns:
-        (R, C, ceil(size / step), ceil(size / step)) in the type of ``x``, in channels last.
+        (R, C, ceil(size / step), ceil(size / step)) in the type of ``x``, in channels-last format.
     """
     height, width = x.shape[2:]
     with torch.autocast(x.device.type, enabled=False):
@@ -106,7 +107,7 @@ def strided_roi_align(
         max_regions = max(1, chunk // (bins * width * channels))
         parts, first = [], 0
         while first < len(image_of):
-            # A part holds consecutive regions of one image.
+            # A chunk holds consecutive regions of one image.
             image, last = image_of[first], first + 1
             while last < len(image_of) and last - first < max_regions and image_of[last] == image:
                 last += 1

@@ -1,4 +1,5 @@
-"""VGG (Simonyan and Zisserman): VGG-16 is the baseline of Tables 3, 7 and 8, VGG-19 Fig. 3's."""
+"""VGG (Simonyan and Zisserman): VGG-16 is the baseline in Tables 3, 7 and 8, VGG-19 that in Fig.
+3."""
 
 from collections import OrderedDict
 
@@ -17,7 +18,7 @@ CHANNELS = (64, 128, 256, 512, 512)
 
 
 def build_stage(convolutions: int, cin: int, cout: int, pool: bool) -> nn.Sequential:
-    """A 2x2 max pooling (if ``pool``), then 3x3 convolutions, each with a ReLU behind it."""
+    """Build 2x2 max pooling (if ``pool``) and 3x3 convolutions, each followed by a ReLU."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if pool:
         layers["pool"] = nn.MaxPool2d(2)
@@ -30,7 +31,7 @@ def build_stage(convolutions: int, cin: int, cout: int, pool: bool) -> nn.Sequen
 class VGG(Classifier):
     """Five stages of convolutions (``conv1.1``, ``conv1.2``, ...), ``fc6``, ``fc7``, ``linear``.
 
-    The trunk ends after the last convolution, at stride 16. In a detector RoI pooling to 7x7
+    The trunk ends after the last convolution, at stride 16. In a detector, RoI pooling to 7x7
     replaces pool5, and fc6 and fc7 are the head.
 
     Args:
@@ -40,7 +41,7 @@ class VGG(Classifier):
 
     def __init__(self, depth: int, *, num_classes: int = 1000) -> None:
         if depth not in CONVOLUTIONS:
-            raise ValueError(f"depth {depth}: use one of {tuple(CONVOLUTIONS)}")
+            raise ValueError(f"VGG depth {depth}: use one of {tuple(CONVOLUTIONS)}")
         stages: dict[str, nn.Module] = {}
         channels, strides, cin = {}, {}, 3
         for i, (convolutions, cout) in enumerate(zip(CONVOLUTIONS[depth], CHANNELS)):
@@ -59,7 +60,7 @@ class VGG(Classifier):
 
     @staticmethod
     def pool(x: Tensor) -> Tensor:
-        """Return ``x``: the head's features are vectors already, (N, 4096)."""
+        """Return ``x``, because the head's features are already vectors (N, 4096)."""
         return x
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ class VGG(Classifier):
         return self.linear(self.head(F.max_pool2d(self.trunk(x), 2)))
 
     def dense(self, x: Tensor, size: int) -> Tensor:
-        """As :meth:`Classifier.dense`, with fc6 as a 7x7 convolution and fc7 as a 1x1."""
+        """Like :meth:`Classifier.dense`, with fc6 as a 7x7 convolution and fc7 as a 1x1."""
         maps = F.max_pool2d(self.trunk(x), 2)
         for name, side in (("fc6", self.pooled), ("fc7", 1)):
             layer = self.get_submodule(name)

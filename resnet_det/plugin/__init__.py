@@ -1,14 +1,16 @@
-"""What ``import resnet_det`` registers in any Detectron2 project, without further config keys.
+"""The Detectron2 plugin: components that ``import resnet_det`` registers in any Detectron2 project.
+
+They need no further config keys.
 
 * Backbones: ``<name>`` (C4: ``MODEL.RESNETS.OUT_FEATURES``), ``<name>_fpn`` and
-  ``<name>_retinanet_fpn`` for every net of ``NETS``. The name says the depth and the widths; a key
-  of ``MODEL.RESNETS`` that contradicts it is an error (:mod:`resnet_det.detector.net_keys`).
+  ``<name>_retinanet_fpn`` for every net in ``NETS``. The name determines depth and widths; a key of
+  ``MODEL.RESNETS`` that contradicts it is an error (:mod:`resnet_det.detector.net_keys`).
 * RoI heads ``PaperROIHeads``: the head of the net that ``MODEL.BACKBONE.NAME`` names.
 * Our datasets, under their names.
 
 If the project's config has the node ``RESNET_DET``
-(:func:`resnet_det.config.defaults.add_resnet_det_config`), backbones and heads honour its ``FAST``
-and ``GLOBAL_CONTEXT``. The other keys of the node are for the engines of :mod:`resnet_det.engines`.
+(:func:`resnet_det.config.defaults.add_resnet_det_config`), backbones and heads use its ``FAST`` and
+``GLOBAL_CONTEXT``. The other keys of the node are for the engines in :mod:`resnet_det.engines`.
 
 In a LazyConfig: ``L(PaperBackbone)(name="paper_resnet34", out_features=["res4"], freeze_at=2,
 norm="FrozenBN")`` and ``L(PaperROIHeads)(res5=L(build_head)(name="paper_resnet34", ...), ...)``.

@@ -23,10 +23,10 @@ class PaperBackbone(Stages, Backbone):
 
     Args:
         name: a key of ``NETS``.
-        out_features: stages to return; by default the one that the RoI heads start from.
+        out_features: stages to return; by default the one that the RoI heads read.
         freeze_at: number of stages to freeze, counted from the stem.
         fast: apply :func:`resnet_det.nets.fast.speed_up`.
-        options: as for :func:`resnet_det.build_net`.
+        options: options of :func:`resnet_det.build_net`.
 
     Raises:
         ValueError: the trunk has no such stage.
@@ -55,10 +55,11 @@ class PaperBackbone(Stages, Backbone):
 
 
 def build_c4(cfg: CfgNode, name: str, input_shape: ShapeSpec) -> PaperBackbone:
-    """The trunk of the net ``name``, as ``MODEL.RESNETS`` and ``MODEL.BACKBONE`` say.
+    """Build the trunk of the net ``name`` with the config's ``MODEL.RESNETS`` and
+    ``MODEL.BACKBONE``.
 
     Raises:
-        ConfigError: a key does not fit the net; names it.
+        ConfigError: a key does not fit the net. The message names the key.
     """
     check_appendix(cfg)
     if input_shape.channels != 3:
@@ -72,10 +73,11 @@ def build_c4(cfg: CfgNode, name: str, input_shape: ShapeSpec) -> PaperBackbone:
 
 
 def build_fpn(cfg: CfgNode, name: str, input_shape: ShapeSpec, retinanet: bool) -> FPN:
-    """Detectron2's pyramid on :func:`build_c4`, with RetinaNet's top levels or Faster R-CNN's.
+    """Build Detectron2's pyramid on :func:`build_c4`, with RetinaNet's or Faster R-CNN's top
+    levels.
 
     Raises:
-        ConfigError: as :func:`build_c4`.
+        ConfigError: see :func:`build_c4`.
     """
     bottom_up = build_c4(cfg, name, input_shape)
     shapes, in_features = bottom_up.output_shape(), cfg.MODEL.FPN.IN_FEATURES
@@ -102,7 +104,7 @@ def build_fpn(cfg: CfgNode, name: str, input_shape: ShapeSpec, retinanet: bool) 
 
 
 def check_stock_heads(cfg: CfgNode, name: str) -> None:
-    """Raise ConfigError if Detectron2's Res5ROIHeads would build another head than the net's."""
+    """Raise ConfigError if Detectron2's Res5ROIHeads would not build the net's own head."""
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
         return
     if cfg.MODEL.ROI_HEADS.NAME != "Res5ROIHeads":
@@ -116,7 +118,7 @@ def check_stock_heads(cfg: CfgNode, name: str) -> None:
     if not same or any(type(block).forward is not Block.forward for block in blocks):
         raise ConfigError(
             f"MODEL.ROI_HEADS.NAME: Res5ROIHeads always builds three bottleneck blocks with "
-            f"projections, and {name} has another head: use PaperROIHeads"
+            f"projections, but {name} has another head: use PaperROIHeads"
         )
 
 

@@ -6,7 +6,7 @@ from ..data import dataset_names, load_dataset
 
 
 def register_dataset(name: str) -> None:
-    """Register a dataset of our catalog. Its metadata is set when its records are first read."""
+    """Register a dataset from our catalog. Its metadata are set when its records are first read."""
 
     def records() -> list[dict]:
         dataset = load_dataset(name)

@@ -1,4 +1,4 @@
-"""The RoI heads ``PaperROIHeads``: a net's own head in Detectron2."""
+"""The RoI heads ``PaperROIHeads``, which run a net's own head in Detectron2."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,17 +22,17 @@ from ..nets.roi_align import pool_exactly, strided_roi_align
 
 
 def build_head(name: str, **options: Any) -> Stages:
-    """The head of the net ``name`` (a key of ``NETS``); options as for ``build_net``."""
+    """Build the head of the net ``name``, a key of ``NETS``, with the options of ``build_net``."""
     return build_net(name, **options).split()[1]
 
 
 class ExactPool(nn.Module):
-    """A pooler of one level that keeps the regions' corners exact under mixed precision.
+    """A single-level pooler that keeps the corners of regions exact under mixed precision.
 
     Detectron2's ``ROIAlign`` rounds them to the type of the maps; :func:`.pool_exactly` does not.
 
     Args:
-        pool: maps (B, C, h, w), regions (R, 5) of image and box -> (R, C, s, s).
+        pool: maps (B, C, h, w) and regions (R, 5), rows of (image index, box), to (R, C, s, s).
     """
 
     def __init__(self, pool: nn.Module) -> None:
@@ -44,7 +44,7 @@ class ExactPool(nn.Module):
 
 
 def keep_corners(model: nn.Module) -> None:
-    """Wrap the pooler of every level of a Detectron2 model in :class:`ExactPool`."""
+    """Wrap the poolers of all levels in a Detectron2 model in :class:`ExactPool`."""
     for pooler in [m for m in model.modules() if isinstance(m, ROIPooler)]:
         for i, pool in enumerate(pooler.level_poolers):
             if not isinstance(pool, ExactPool):
@@ -52,7 +52,7 @@ def keep_corners(model: nn.Module) -> None:
 
 
 class StridedROIAlign(ExactPool):
-    """Detectron2's ``ROIAlign`` at every ``step``-th bin of its grid."""
+    """Detectron2's ``ROIAlign``, but it computes only every ``step``-th bin of its grid."""
 
     def __init__(self, pool: ROIAlign, step: int) -> None:
         super().__init__(pool)
@@ -71,17 +71,17 @@ class StridedROIAlign(ExactPool):
 class PaperROIHeads(Res5ROIHeads):
     """Fast R-CNN on a net's own head: conv5_x, a CIFAR net's last stage, or VGG's fc6 and fc7.
 
-    This is Detectron2's ``Res5ROIHeads`` (masks included) with another body. The parameters have
+    This is Detectron2's ``Res5ROIHeads``, including masks, with another head. The parameters have
     the stages' own names: ``roi_heads.res5.0.conv1.weight``, ``roi_heads.fc6.weight``.
 
     Args:
-        res5: the head, as :func:`build_head` returns it.
+        res5: the head, from :func:`build_head`.
         fast: apply :func:`resnet_det.nets.fast.speed_up`, and let RoIAlign compute only the bins
             that the head reads.
         context: concatenate the whole image's vector to each region's
-            (:func:`resnet_det.detector.appendix.with_context`); ``box_predictor`` takes twice as
-            many channels.
-        others: as for Detectron2's ``Res5ROIHeads``.
+            (:func:`resnet_det.detector.appendix.with_context`); ``box_predictor`` then takes twice
+            as many channels.
+        others: arguments of Detectron2's ``Res5ROIHeads``.
     """
 
     @configurable
@@ -90,9 +90,9 @@ class PaperROIHeads(Res5ROIHeads):
     ) -> None:
         super().__init__(res5=res5, **others)
         if context and self.mask_on:
-            raise ConfigError("mask_head: heads with context predict boxes alone: leave it out")
+            raise ConfigError("mask_head: heads with context only predict boxes: remove it")
         self.context = context
-        del self.res5  # its stages are added below, by their own names
+        del self.res5  # its stages are added below, under their own names
         if fast:
             speed_up(res5, channels_last_on_gpu)
             pool = self.pooler.level_poolers[0]
@@ -113,8 +113,8 @@ class PaperROIHeads(Res5ROIHeads):
         net = meta_net(name, **net_options(cfg, name))
         if net.trunk_names[-1] not in input_shape:
             raise ConfigError(
-                f"MODEL.RESNETS.OUT_FEATURES: the backbone gives {', '.join(input_shape)}, and the "
-                f"head of {name} takes {net.trunk_names[-1]}"
+                f"MODEL.RESNETS.OUT_FEATURES: the backbone returns {', '.join(input_shape)}, but "
+                f"the head of {name} needs {net.trunk_names[-1]}"
             )
         own = {"fast": own_key(cfg, "FAST", True), "context": own_key(cfg, "GLOBAL_CONTEXT", False)}
         if own["context"]:
@@ -145,7 +145,7 @@ class PaperROIHeads(Res5ROIHeads):
         x = x if self.layout is None else self.layout(x)
         for name in self.stage_names:
             x = getattr(self, name)(x)
-        return x if x.dim() == 4 else x[:, :, None, None]  # vectors: maps of one cell
+        return x if x.dim() == 4 else x[:, :, None, None]  # vectors become maps with one cell
 
     def forward(self, images, features, proposals, targets=None):
         if not self.context:
@@ -160,14 +160,14 @@ class PaperROIHeads(Res5ROIHeads):
         return self.box_predictor.inference(predictions, proposals)[0], {}
 
     def regions(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
-        """Maps by name, boxes (N_i, 4) of each image -> the vectors of all regions (sum N_i, C)."""
+        """Pool the boxes (N_i, 4) of each image and run the head: -> vectors (sum N_i, C)."""
         maps = [features[f] for f in self.in_features]
         return self._shared_roi_transform(maps, [Boxes(b) for b in boxes]).mean((2, 3))
 
     def classify(
         self, vectors: Tensor, boxes: list[Tensor]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """-> of each image the scores (N_i, K), without the background, and boxes (N_i, K, 4)."""
+        """Returns scores (N_i, K), without the background, and boxes (N_i, K, 4) of each image."""
         predictor = self.box_predictor
         predictions = predictor(vectors)
         regions = [Instances((0, 0), proposal_boxes=Boxes(b)) for b in boxes]

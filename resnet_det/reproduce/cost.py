@@ -1,4 +1,4 @@
-"""What a plan needs before it starts: data, time and memory (``resnet-det reproduce --dry-run``)."""
+"""Predict what a plan needs: data, time and memory (``resnet-det reproduce --dry-run``)."""
 
 import resource
 import statistics
@@ -20,23 +20,23 @@ from ..detector.build import build_model
 from ..engines import classifier
 from .planning import Plan
 
-FEW = 4  # images per step of a classifier, at first
+FEW = 4  # images in the first step of a classifier's measurement
 TIME_LIMIT = 20.0  # seconds of a measurement after which no further step begins
-# The keys that the time of a step depends on, but for MODEL.WEIGHTS.
+# The keys that the time of a step depends on, apart from MODEL.WEIGHTS.
 MATTERS = (
     "MODEL.", "INPUT.", "SOLVER.IMS_PER_BATCH", "RESNET_DET.GLOBAL_CONTEXT", "RESNET_DET.FAST",
 )  # fmt: skip
 
 
 class Cost(NamedTuple):
-    """What one run needs.
+    """The cost of one run.
 
     Attributes:
-        name: of the run's folder.
-        iterations: of its training.
-        seconds: of its training, or None where that is not known.
+        name: name of the run's folder.
+        iterations: number of training iterations.
+        seconds: training time, or None if it is not known.
         remark: what ``seconds`` was computed from, or why it is not known.
-        data: what the run reads and does not find.
+        data: the missing datasets and weights that the run needs.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Cost(NamedTuple):
 
 
 def predict(plan: Plan) -> Iterator[Cost]:
-    """Yield the cost of each run of a plan as soon as it is measured, on random images.
+    """Measure the cost of each run of a plan on random images. Yields each cost at once.
 
-    A pretraining that a run would begin with has a cost of its own. Runs that differ in data,
-    schedule or seed alone are measured once.
+    A pretraining that a run would start with has its own cost. Runs that differ only in data,
+    schedule or seed are measured once.
     """
     measured: dict[str, tuple[float | None, str]] = {}
     made = {str(run.weights) for chain in plan.values() for run in chain}
@@ -84,10 +84,10 @@ def predict(plan: Plan) -> Iterator[Cost]:
 
 
 def needs(cfg: CfgNode, made: Container[str] = ()) -> str:
-    """The datasets that a run does not find whole, and the weights that it does not find.
+    """Describe the datasets and weights that a run needs and that are missing or incomplete.
 
     Args:
-        made: paths of weights that earlier runs make.
+        made: paths of weights that earlier runs produce.
     """
     absent = []
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
@@ -98,32 +98,33 @@ def needs(cfg: CfgNode, made: Container[str] = ()) -> str:
     weights = cfg.MODEL.WEIGHTS
     if weights and weights not in made and not Path(weights).exists():
         absent.append(f"lacks {weights}")
-    return "; ".join(absent) or "there (resnet-det check-dataset says whether it is sound)"
+    return "; ".join(absent) or "present (check it with resnet-det check-dataset)"
 
 
 def measure_apart(cfg: CfgNode) -> tuple[float | None, str]:
-    """:func:`measure` in a subprocess, so that its memory is freed afterwards.
+    """Run :func:`measure` in a subprocess, so that its memory is freed afterwards.
 
     Returns:
-        (seconds per image or None, what was measured or why it was not).
+        (seconds per image or None, a description of the measurement or the reason for None).
     """
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             images, seconds, memory = pool.submit(measure, cfg, TIME_LIMIT).result()
-    except RuntimeError as error:  # out of memory: torch says so, or the process was killed
+    except RuntimeError as error:  # out of memory: torch raised it, or the process was killed
         return None, f"cannot be measured: {str(error).splitlines()[0]}"
     return seconds / images, f"{seconds:.2f} s and {memory / 2**30:.1f} GiB for {images}"
 
 
 def measure(cfg: CfgNode, limit: float) -> tuple[int, float, int]:
-    """Time training steps in float32 on random images: the median of at most three.
+    """Time training steps in float32 on random images. The time is the median of at most three.
 
-    A detector's step has one image. A classifier's has ``FEW``, and twice as many as long as time
-    allows, up to its batch: small batches are slow on a GPU, and large ones take minutes on a CPU.
+    A detector's step has one image. A classifier's has ``FEW`` at first, doubled up to its batch
+    size while time allows: small batches are inefficient on a GPU, and large ones take minutes on a
+    CPU.
 
     Args:
-        cfg: of the embedded engine.
-        limit: seconds after which no further step begins; two are made in any case.
+        cfg: a config of the embedded engine.
+        limit: seconds after which no further step begins; at least two steps run.
 
     Returns:
         (images per step, seconds per step, peak memory in bytes).
@@ -141,7 +142,7 @@ def measure(cfg: CfgNode, limit: float) -> tuple[int, float, int]:
 
 
 class _Steps:
-    """Training steps of a config's model on random images: ``fewest`` to ``most`` per step."""
+    """Training steps of a config's model on ``fewest`` to ``most`` random images per step."""
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg, self.device = cfg, torch.device(cfg.MODEL.DEVICE)
@@ -160,10 +161,11 @@ class _Steps:
         self.optimizer = torch.optim.SGD(trained, 0.0, 0.9, weight_decay=1e-4, fused=True)
 
     def time(self, images: int) -> float:
-        """Seconds of one step.
+        """Seconds per step.
 
-        On a CPU it is the processor time divided by the number of threads. What else the machine
-        does now does not count, but it is the least time, with all threads busy in every operation.
+        On a CPU, this is the processor time divided by the number of threads. It does not depend on
+        the machine's other load, but it is a lower bound: it assumes that every operation keeps all
+        threads busy.
         """
         batch = self._crops(images) if self.is_classifier else self._scenes(images)
         begin = self._clock()
@@ -173,7 +175,7 @@ class _Steps:
         return self._clock() - begin
 
     def peak_memory(self) -> int:
-        """Bytes: of the GPU, or of this process on a CPU."""
+        """Peak memory in bytes: of the GPU, or of this process on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -185,13 +187,13 @@ class _Steps:
         return time.perf_counter()
 
     def _crops(self, count: int) -> tuple[Tensor, Tensor]:
-        """A classifier's batch; channels last, as the loader's."""
+        """A classifier's batch, in channels-last format like the loader's."""
         side = self.cfg.INPUT.CROP.SIZE[0]
         images = torch.rand(count, side, side, 3, device=self.device).permute(0, 3, 1, 2)
         return images, torch.arange(count, device=self.device) % 10
 
     def _scenes(self, count: int) -> list[dict[str, Any]]:
-        """A detector's batch: images with the sides 4 : 3 and five objects."""
+        """A detector's batch: images with the aspect ratio 4:3 and five objects each."""
         short = max(self.cfg.INPUT.MIN_SIZE_TRAIN)
         size = short, min(short * 4 // 3, self.cfg.INPUT.MAX_SIZE_TRAIN)
         corner = torch.rand(5, 2) * torch.tensor([size[1] / 2, size[0] / 2])

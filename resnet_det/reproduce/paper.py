@@ -1,4 +1,4 @@
-"""The paper's tables as data: what to run for each cell, and the numbers that the paper has."""
+"""The paper's tables as data: the runs of each cell, and the paper's numbers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ def _ten_crops(name: str, label: str, *errors: float) -> Cell:
     return Cell(name, label, (_pretraining(name),), _errors(*errors))
 
 
-# Tables 2 to 5 share their trainings: Tables 4 and 5 only test the nets in another way.
+# Tables 2 to 5 share their training runs: Tables 4 and 5 only test the same nets differently.
 TABLE_2 = Table(
     "table2",
     "Table 2: top-1 error on ImageNet's validation set, 10 crops",
@@ -56,7 +56,7 @@ TABLE_3 = Table(
 
 
 def _test_dense(net: str, name: str, *overrides: object) -> Step:
-    """Test the net of the step before fully convolutionally, at five scales."""
+    """Test the previous step's net fully convolutionally, at five scales."""
     dense = ("RESNET_DET.TEST_CROPS", 1, "TEST.AUG.ENABLED", True)
     overrides = (*_FROM_PREVIOUS, *dense, *overrides)
     return Step(PRETRAIN, f"configs/imagenet/{net}.yaml", name, overrides, test_only=True)
@@ -80,8 +80,8 @@ TABLE_4 = Table(
     runs="imagenet",
 )
 
-# "Six models of different depth", two of which have 152 layers. The paper does not say which the
-# other four are; here they are those of Table 4.
+# The paper: "six models of different depth", two of which have 152 layers. It does not name the
+# other four; here they are those of Table 4.
 _SIX = (
     _pretraining("resnet34_b"),
     _pretraining("resnet34_c"),
@@ -124,7 +124,7 @@ def _cifar(
 
 
 def _figures_6_and_7(runs: Mapping[str, Sequence[Path]], folder: Path) -> dict[str, Path]:
-    """Draw Fig. 6 and 7 from the first seed of each net that has been run."""
+    """Draw Fig. 6 and 7 from the first finished seed of each net."""
     first = {name: folders[0] for name, folders in runs.items()}
     label = {cell.name: cell.label for cell in TABLE_6.cells}
     panels = {
@@ -141,7 +141,7 @@ def _figures_6_and_7(runs: Mapping[str, Sequence[Path]], folder: Path) -> dict[s
     if curves:
         ends = [line[_TOP_1] for lines in curves.values()
                 for run in lines.values() for line in run[-1:]]  # fmt: skip
-        # The paper's axis ends at 20 %, and so hides plain-110. Use it if it would show anything.
+        # The paper's axis ends at 20 %, which hides plain-110. Use it if it would show anything.
         path = figures.error_curves(curves, folder / "fig6", 20 if min(ends) < 20 else None)
         drawn["Fig. 6: error on CIFAR-10, training dashed, test bold"] = path
     analysed = [
@@ -169,7 +169,7 @@ TABLE_6 = Table(
     _figures_6_and_7,
 )
 
-# A detector's command first trains the classifier that it starts from, if that is absent.
+# A detector's command first trains the classifier that it starts from, if its weights are absent.
 _MAP, _AP = "bbox/AP50", "bbox/AP"
 _SERVER = ", by the evaluation server"
 
@@ -234,13 +234,13 @@ _MULTI_SCALE = "configs/faster_rcnn_R101_coco_multiscale.yaml"
 
 
 def _test(config: str, name: str, *overrides: object) -> Step:
-    """Test the detector of the step before."""
+    """Test the previous step's detector."""
     overrides = (*_FROM_PREVIOUS, *overrides)
     return Step(TRAIN, config, name, overrides, test_only=True)
 
 
 def _trainval(suffix: str = "", *overrides: object) -> Step:
-    """Train on COCO's train and val, 120k images, for test-dev and for VOC."""
+    """Train on COCO's train and val sets (120k images), to test on test-dev or fine-tune on VOC."""
     data = ("DATASETS.TRAIN", "('coco_2014_train', 'coco_2014_val')", "DATASETS.TEST", "()")
     name = f"R101_coco_trainval{suffix}"
     return Step(TRAIN, _CONTEXT, name, (*data, *overrides))
@@ -260,7 +260,7 @@ def _appendix_b(
 
 
 _WITH_CONTEXT = Step(TRAIN, _CONTEXT, "R101_coco_context")
-# The year that COCO's server takes; the images are those of 2015's test-dev.
+# The year that COCO's server accepts; its test-dev images are those of 2015.
 _TEST_DEV = ("DATASETS.TEST", "('coco_2017_test-dev',)")
 
 TABLE_9 = Table(
@@ -322,7 +322,7 @@ TABLE_9 = Table(
 
 
 def _fine_tuned(suffix: str, data: str, number: Number) -> Cell:
-    """Baseline+++: the detector of COCO trainval, fine-tuned on VOC."""
+    """Baseline+++ (Appendix B): the detector trained on COCO trainval, fine-tuned on VOC."""
     name = f"R101_coco_voc{suffix}"
     fine = Step(TRAIN, f"configs/faster_rcnn_{name}.yaml", name, _FROM_PREVIOUS)
     return Cell(name, f"ResNet-101, baseline+++, COCO+{data}", (_trainval(), fine), (number,))

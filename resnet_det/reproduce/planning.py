@@ -1,4 +1,4 @@
-"""A table as a plan: which commands make each cell, and what their output folders hold so far."""
+"""Plan a table: the commands that produce each cell, and what their output folders hold so far."""
 
 import json
 import threading
@@ -23,16 +23,16 @@ class Run:
     """A step with a seed.
 
     Attributes:
-        step: what to run.
-        folder: where it writes.
-        overrides: KEY VALUE pairs, seed, schedule and ``OUTPUT_DIR`` included.
-        iterations: of its training.
-        full_iterations: of the training before it was shortened.
+        step: the step to run.
+        folder: the output folder.
+        overrides: KEY VALUE pairs, including seed, schedule and ``OUTPUT_DIR``.
+        iterations: number of training iterations.
+        full_iterations: number of iterations of the unshortened training.
         reads: the runs whose weights this one starts from or tests.
-        tested: the run whose net this one only tests, if it does.
-        pretrained: weights that the run makes first if they are absent.
-        keys: of the metrics that its last evaluation must have.
-        lock: held while it runs, since several cells may share it.
+        tested: the run whose net this one tests without training, or None.
+        pretrained: weights that the run first trains if they are absent, or None.
+        keys: keys of the metrics that its last evaluation must have.
+        lock: held while the run is in progress, because several cells may share it.
     """
 
     step: Step
@@ -63,12 +63,12 @@ class Run:
         """The final evaluation, or None if the run is not finished.
 
         Raises:
-            ConfigError: the folder holds a run of another length.
+            ConfigError: the folder holds a run with another number of iterations.
         """
         return self._test_metrics() if self.tested else self._training_metrics()
 
     def _test_metrics(self) -> dict[str, Any] | None:
-        """From the files of the test, if they are newer than the weights of each net it tests."""
+        """Read the test's result files, if they are newer than the weights of each tested net."""
         weights = [run.weights for run in self.reads]
         if not all(path.exists() for path in weights):
             return None
@@ -80,14 +80,14 @@ class Run:
         return found if files and all(key in found for key in self.keys) else None
 
     def _training_metrics(self) -> dict[str, Any] | None:
-        """From the last lines of metrics.json."""
+        """Read the metrics from the last lines of metrics.json."""
         try:
             length = yaml.safe_load((self.folder / "config.yaml").read_text())["SOLVER"]["MAX_ITER"]
         except FileNotFoundError:
             return None
         if length != self.iterations:
             raise ConfigError(
-                f"{self.folder}: holds a run of {length} iterations, not of {self.iterations}: "
+                f"{self.folder}: holds a run of {length} iterations, not {self.iterations}: "
                 "give another --output, or remove the folder"
             )
         if not self.weights.exists():
@@ -100,7 +100,7 @@ class Run:
         return None
 
     def commit(self) -> str:
-        """The git commit that the weights were trained at."""
+        """The git commit at which the weights were trained."""
         return load(self.weights).get("meta", {}).get("commit") or "unknown"
 
 
@@ -108,10 +108,10 @@ Plan = dict[tuple[Cell, int], list[Run]]  # (cell, seed) -> its runs, in order
 
 
 def shortened(cfg: CfgNode, fraction: Fraction) -> list[Any]:
-    """KEY VALUE pairs that cut a config's schedule to ``fraction`` of its iterations.
+    """KEY VALUE pairs that shorten a config's schedule to ``fraction`` of its iterations.
 
-    Steps and warm-up are cut alike. There are at least 4 checkpoints, and at least 5 evaluations if
-    the config evaluates during training.
+    Steps and warm-up are shortened by the same factor. A run saves at least 4 checkpoints, and
+    makes at least 5 evaluations if the config evaluates during training.
     """
     solver = cfg.SOLVER
     last = max(1, round(fraction * solver.MAX_ITER))
@@ -126,7 +126,8 @@ def shortened(cfg: CfgNode, fraction: Fraction) -> list[Any]:
 
 
 def plan(table: Table, seeds: Iterable[int], fraction: Fraction, output: str | Path) -> Plan:
-    """Plan a table's runs below the folder ``output``. A step that cells share is one Run."""
+    """Plan a table's runs under the folder ``output``. A step that several cells share is one
+    Run."""
     runs: dict[Path, Run] = {}
     plan: Plan = {}
     for cell in table.cells:
@@ -145,7 +146,7 @@ def plan(table: Table, seeds: Iterable[int], fraction: Fraction, output: str | P
 def _plan_run(
     step: Step, folder: Path, seed: int, fraction: Fraction, before: Sequence[Run]
 ) -> Run:
-    """Plan one run, after the runs of its cell that come ``before`` it."""
+    """Plan one run. ``before`` holds the earlier runs of its cell."""
     names: dict[str, object] = {run.step.name: run.weights for run in before} | {"seed": seed}
     if before:
         names["previous"] = before[-1].weights
@@ -166,7 +167,7 @@ def _plan_run(
 
 
 def chosen(table: Table, plan: Mapping[tuple[Cell, int], list[Run]], names: Sequence[str]) -> Plan:
-    """The part of a plan to run: the cells with these names or, without names, the default ones.
+    """Select the part of a plan to run: the cells ``names`` or, if empty, the default cells.
 
     Raises:
         ConfigError: the table has no such cell.
@@ -186,7 +187,7 @@ def parse_fraction(text: str) -> Fraction:
     """Read "1/32" or "0.05".
 
     Raises:
-        ConfigError: no number above 0 and up to 1.
+        ConfigError: the text is not a number above 0 and up to 1.
     """
     try:
         fraction = Fraction(text)

@@ -1,4 +1,4 @@
-"""A table's results, beside the paper's, as a Markdown page and an HTML page."""
+"""Write a table's results next to the paper's, as a Markdown page and an HTML page."""
 
 import json
 import statistics
@@ -21,7 +21,7 @@ HEADER = ["", "number", "paper", "ours", "difference", "iterations", "commit", "
 
 
 def table_rows(table: Table, plan: Plan, fraction: Fraction) -> Rows:
-    """The header and rows of a table, with every cell, whether it was run or not."""
+    """The header and the rows of a table, including the cells that were not run."""
     seeds = list(dict.fromkeys(seed for _, seed in plan))
     options = f" --fraction {fraction}" if fraction != 1 else ""
     options += f" --seeds {' '.join(map(str, seeds))}" if seeds != list(table.seeds) else ""
@@ -36,7 +36,7 @@ def table_rows(table: Table, plan: Plan, fraction: Fraction) -> Rows:
 
 
 def _measured(number: Number, runs: list[Run]) -> list[str]:
-    """The cells of one number, from "paper" to "commit"; ``runs`` are finished, one per seed."""
+    """The columns "paper" to "commit" of one number. ``runs`` are finished, one per seed."""
     paper = ("–" if number.paper is None else f"{number.paper:.2f}") + number.remark
     if not runs:
         return [paper, "not run", "–", "–", "–"]
@@ -56,7 +56,7 @@ def _measured(number: Number, runs: list[Run]) -> list[str]:
 
 
 def class_rows(finished: Plan) -> Rows:
-    """The AP50 of each class: one row per detector of the finished part of a plan."""
+    """The AP50 of each class, one row per detector in the finished part of a plan."""
     systems: dict[str, Mapping[str, float | None]] = {}
     for (cell, seed), chain in finished.items():
         for path in sorted(chain[-1].folder.glob("inference/*/results.json")):
@@ -68,7 +68,7 @@ def class_rows(finished: Plan) -> Rows:
 
 
 def data_remarks(finished: Plan) -> list[str]:
-    """One line per dataset that the finished runs used and that is not the published one."""
+    """One line per dataset that the finished runs used and that differs from the published one."""
     names: dict[str, None] = {}
     for path in (run.folder / "config.yaml" for chain in finished.values() for run in chain):
         if path.exists():
@@ -78,7 +78,8 @@ def data_remarks(finished: Plan) -> list[str]:
 
 
 def publish(table: Table, plan: Plan, fraction: Fraction, output: str | Path) -> Path:
-    """Write ``<table>.md`` and ``<table>.html`` with the figures; returns the Markdown's path."""
+    """Write ``<table>.md`` and ``<table>.html`` with the figures. Returns the Markdown file's
+    path."""
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     title = table.title
@@ -107,5 +108,5 @@ def publish(table: Table, plan: Plan, fraction: Fraction, output: str | Path) ->
 
 
 def as_time(seconds: float | None) -> str:
-    """Days, hours, minutes and seconds, or a dash for None."""
+    """Format a duration in days, hours, minutes and seconds; None as a dash."""
     return "–" if seconds is None else str(timedelta(seconds=round(seconds)))

@@ -1,4 +1,4 @@
-"""Run the commands of a plan, one after another or several at once."""
+"""Run the commands of a plan, one after another or several in parallel."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ class Runner:
     """Runs a plan's commands, ``jobs`` cells at a time.
 
     Args:
-        say: called with a line when a run starts or ends.
+        say: called with one line of text when a run starts or ends.
     """
 
     def __init__(self, jobs: int, say: Callable[[str], object] = print) -> None:
@@ -28,7 +28,7 @@ class Runner:
         self._pretrainings: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
 
     def run_all(self, plan: Plan) -> list[Path]:
-        """Run a plan; returns the logs of the runs that failed."""
+        """Run a plan. Returns the log files of the runs that failed."""
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
                 return [log for log in pool.map(self.run_chain, plan.values()) if log]
@@ -39,7 +39,7 @@ class Runner:
                 raise
 
     def run_chain(self, runs: Sequence[Run]) -> Path | None:
-        """Run what is not finished of a cell's runs; returns the log of one that failed, or None."""
+        """Run a cell's unfinished runs. Returns the log file of the one that failed, or None."""
         for run in runs:
             with run.lock:
                 if self.stopped:
@@ -57,7 +57,8 @@ class Runner:
         return None
 
     def _execute(self, command: Sequence[str], log: Path) -> bool:
-        """Run a module with its arguments, and append its output to ``log``; True if it succeeds."""
+        """Run a module with arguments and append its output to ``log``. Returns whether it
+        succeeds."""
         threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
         with open(log, "a") as file:
             file.write(f"$ {shlex.join(['python', '-m', *command])}\n")
@@ -76,7 +77,7 @@ class Runner:
 
     @contextlib.contextmanager
     def _pretraining(self, weights: Path | None) -> Iterator[None]:
-        """Enter when the weights exist, or when no other cell is making them in their folder."""
+        """Wait until the weights exist or no other cell is training them."""
         held = None
         while weights and not held and not weights.exists() and not self.stopped:
             if self._pretrainings[weights].acquire(timeout=1):

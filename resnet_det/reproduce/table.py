@@ -1,4 +1,4 @@
-"""What a table of the paper is: cells, which are chains of runs, and the numbers of the last run."""
+"""The parts of a paper's table: a cell is a chain of steps, and its numbers come from the last."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ class Step:
     Attributes:
         command: the module to run, such as ``PRETRAIN``.
         config: its ``--config-file``.
-        name: of the output folder, before the seed. A step that several cells share, such as a
-            pretraining, has one name and runs once.
-        overrides: KEY VALUE pairs. "{previous}" stands for the ``model_final.pth`` of the step
-            before, "{NAME}" for that of the step NAME of the cell, and "{seed}" for the seed.
-        test_only: test the net of the step before, and train nothing.
+        name: name of the output folder, without the seed. A step that several cells share, such as
+            a pretraining, has one name and runs once.
+        overrides: KEY VALUE pairs. "{previous}" stands for the previous step's ``model_final.pth``,
+            "{NAME}" for that of the cell's step NAME, and "{seed}" for the seed.
+        test_only: test the previous step's net without training.
     """
 
     command: str
@@ -35,11 +35,11 @@ class Number:
     """One number of a cell, to be compared with the paper's.
 
     Attributes:
-        key: of the metric of the cell's last step. None if only an evaluation server can compute
-            the number: the run then leaves the files to submit.
-        label: what the table calls it.
+        key: metric key of the cell's last step. None if only an evaluation server can compute the
+            number: the run then writes the files to submit.
+        label: name of the number in the table.
         paper: the paper's value.
-        remark: what follows the paper's value in the table.
+        remark: text after the paper's value in the table.
     """
 
     key: str | None
@@ -53,11 +53,11 @@ class Cell:
     """One row of a table.
 
     Attributes:
-        name: for ``--cells``.
-        label: what the table calls it.
-        steps: the runs that make its net, in order.
-        numbers: of the last step.
-        by_default: False if the cell runs only where ``--cells`` names it.
+        name: name for ``--cells``.
+        label: name of the row in the table.
+        steps: the steps that produce its net, in order.
+        numbers: the numbers of the last step.
+        by_default: False if the cell runs only if ``--cells`` names it.
     """
 
     name: str
@@ -67,8 +67,8 @@ class Cell:
     by_default: bool = True
 
 
-# Cell name -> output folders of its finished runs, one per seed; and a folder to draw to. Returns
-# caption -> path of a .png, which has a .svg beside it.
+# Takes {cell name: output folders of its finished runs, one per seed} and a folder to draw to.
+# Returns {caption: path of a .png, which has a .svg beside it}.
 Draw = Callable[[Mapping[str, Sequence[Path]], Path], Mapping[str, Path]]
 
 
@@ -77,13 +77,13 @@ class Table:
     """A table of the paper.
 
     Attributes:
-        name: for the command, and of the page that is written.
-        title: of the page.
-        cells: its rows.
-        figures: draws what belongs to the table.
-        seeds: that are run by default.
+        name: name for the command and of the page.
+        title: title of the page.
+        cells: the rows.
+        figures: draws the figures that belong to the table.
+        seeds: the default seeds.
         runs: name of the output folder, which tables with common runs share; by default ``name``.
-        per_class: whether the page has the AP50 of each class too.
+        per_class: whether the page also shows the AP50 of each class.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Training: the loop, schedules, checkpoints, processes, precise batch norm, the folder's lock."""
+"""Training: loop, schedules, checkpoints, processes, precise batch norm, output folder lock."""
 
 from .checkpoint import Checkpointer
 from .lock import FolderInUse, alone_in

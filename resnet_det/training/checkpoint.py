@@ -1,4 +1,4 @@
-"""Checkpoints that a crash, a full disk or a truncated file cannot turn into a lost run.
+"""Checkpoints that survive crashes, full disks and truncated files.
 
 A checkpoint is a dict of tensors and plain containers, read with ``weights_only=True``::
 
@@ -6,12 +6,12 @@ A checkpoint is a dict of tensors and plain containers, read with ``weights_only
     iteration                            the next iteration to run
     rng                                  one random state per process
     window                               the values since the last line of metrics.json
-    meta                                 plain facts: name of the net, pixel convention, ...
-    matching_heuristics                  True: Detectron2's own checkpointer then matches the names
-                                         of a classifier to the ends of a detector's names
+    meta                                 plain facts: name of the net, preprocessing, ...
+    matching_heuristics                  True, so that Detectron2's own checkpointer matches a
+                                         classifier's names to the ends of a detector's names
 
 Files have Detectron2's names: ``model_0000999.pth`` after iteration 999, and ``model_final.pth``.
-The text file ``last_checkpoint`` holds the name of the newest.
+The text file ``last_checkpoint`` holds the name of the newest one.
 """
 
 import logging
@@ -39,7 +39,7 @@ class Checkpointer:
     """Saves checkpoints to a folder, and finds the newest readable one.
 
     Args:
-        folder: made if absent. Every checkpoint stays in it, as in Detectron2.
+        folder: created if absent. All checkpoints are kept, as in Detectron2.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -48,13 +48,14 @@ class Checkpointer:
     def save(self, name: str, newest: bool = True, **state: Any) -> Path:
         """Write ``<name>.pth`` and, if ``newest``, name it in ``last_checkpoint``.
 
-        Whenever this is interrupted, ``last_checkpoint`` names a complete file.
+        Even if this is interrupted, ``last_checkpoint`` names a complete file.
 
         Returns:
             the path of the checkpoint.
 
         Raises:
-            OSError: the file cannot be written (disk full...); the previous checkpoint is intact.
+            OSError: the file cannot be written, for example because the disk is full. The previous
+                checkpoint is intact.
             TypeError: ``state`` holds an object that could not be read back.
         """
         _check_plain(state, "")
@@ -62,8 +63,8 @@ class Checkpointer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             content = {**state, "matching_heuristics": True}
-            # One name for the temporary files of all checkpoints: what a killed process left, which
-            # may be large, is replaced by the next.
+            # All checkpoints share the name of their temporary file, so that the next one replaces
+            # the possibly large file that a killed process left.
             with whole_file(path, ".checkpoint.tmp") as temporary, open(temporary, "wb") as file:
                 torch.save(content, file)
             if newest:
@@ -79,13 +80,15 @@ class Checkpointer:
         """Path of the newest readable checkpoint, or None if there is no checkpoint.
 
         Call it in every process: the main process chooses a file, and the others check that they
-        see the same one. It chooses the file that ``last_checkpoint`` names; if that is damaged,
-        the newest good one, with a warning.
+        see the same one. It chooses the file that ``last_checkpoint`` names. If that one is
+        damaged, it logs a warning and chooses the newest readable file.
 
-        Raises (the same in every process):
+        Raises:
             RuntimeError: every checkpoint is damaged.
-            ValueError: a process sees other files than the main one: the folder is not shared, or
-                not up to date.
+            ValueError: a process and the main process see different files, because the folder is
+                not shared or not up to date.
+
+        Every process raises the same error.
         """
         choice = self._newest() if distributed.is_main() else None
         choice = distributed.all_gather_objects(choice)[0]
@@ -103,9 +106,10 @@ class Checkpointer:
         return path
 
     def _newest(self):
-        """(path, checksums) of the newest readable checkpoint, or (None, None) without checkpoints.
+        """Find the newest readable checkpoint.
 
-        Returns the RuntimeError to raise if all are damaged.
+        Returns (path, checksums), (None, None) if there are no checkpoints, or the RuntimeError to
+        raise if all are damaged.
         """
         candidates = self._candidates()
         for path in candidates:
@@ -117,12 +121,13 @@ class Checkpointer:
             logger.warning("the checkpoint %s is unreadable (%s)", path, problem)
         if candidates:
             return RuntimeError(
-                f"no checkpoint in {self.folder} is readable; remove them to start anew"
+                f"no checkpoint in {self.folder} is readable: remove them to start from scratch"
             )
         return None, None
 
     def _difference(self, path, checksums):
-        """What this process sees instead of the main one's choice; None if it sees the same."""
+        """Describe what this process sees instead of the main process's choice; None if the
+        same."""
         where, own = f"on {socket.gethostname()}", [own.name for own in self._candidates()]
         if path is None:
             return f"{where} finds {own[0]}" if own else None
@@ -131,13 +136,15 @@ class Checkpointer:
         damage = _damage(path)
         if damage:
             return f"{where} cannot read that file ({damage})"
-        return None if _checksums(path) == checksums else f"{where} finds another file of that name"
+        return (
+            None if _checksums(path) == checksums else f"{where} finds another file with that name"
+        )
 
     def load_latest(self) -> dict[str, Any] | None:
         """Load the checkpoint of :meth:`latest`; None if there is no checkpoint.
 
         Raises:
-            RuntimeError, ValueError: as :meth:`latest`.
+            RuntimeError, ValueError: see :meth:`latest`.
         """
         path = self.latest()
         if path is None:
@@ -153,7 +160,8 @@ class Checkpointer:
         return self.folder / name if name else None
 
     def _candidates(self):
-        """The file that ``last_checkpoint`` names, then each ``model_<iteration>.pth``, newest first."""
+        """The file that ``last_checkpoint`` names, then all ``model_<iteration>.pth``, newest
+        first."""
         named = self._named()
         files = self.folder.iterdir() if self.folder.is_dir() else ()
         numbered = (re.fullmatch(r"model_(\d+)\.pth", path.name) for path in files)
@@ -167,19 +175,19 @@ def load(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        RuntimeError: the file is damaged or not a checkpoint; names it.
+        RuntimeError: the file is damaged or not a checkpoint. The message names it.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(path)
     try:
         check_torch(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the damage happens to trigger
+    except Exception as error:  # damage makes torch raise many types
         raise RuntimeError(f"cannot read the checkpoint {path}: {error}") from error
 
 
 def rng_state(device: str | torch.device | None = None) -> dict[str, Any]:
-    """States of the random generators of Python, numpy and torch (and of a CUDA ``device``)."""
+    """States of the random generators of Python, numpy, torch and, if given, a CUDA ``device``."""
     numpy_state: Any = np.random.get_state()
     kind, keys, *rest = numpy_state
     state: dict[str, Any] = {
@@ -203,7 +211,8 @@ def set_rng_state(state: Mapping[str, Any], device: str | torch.device | None = 
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-# What zipfile raises for a damaged file: unknown methods, passwords, bad names, bad offsets.
+# The errors that zipfile raises for damaged files: unknown methods, passwords, bad names or
+# offsets.
 _BROKEN_ZIP = (
     OSError, EOFError, RuntimeError, ValueError, LookupError, zipfile.BadZipFile, zlib.error,
     struct.error,
@@ -211,7 +220,8 @@ _BROKEN_ZIP = (
 
 
 def _damage(path):
-    """Read the whole file and compare its checksums; what is wrong with it, or None."""
+    """Read the whole file and verify its checksums. Returns a description of the damage, or
+    None."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
@@ -221,7 +231,7 @@ def _damage(path):
 
 
 def _checksums(path):
-    """(name, CRC) of every record of an undamaged file; two files are equal if these are."""
+    """(name, CRC) of every record in an undamaged file. Files with equal checksums are equal."""
     with zipfile.ZipFile(path) as archive:
         return [(record.filename, record.CRC) for record in archive.infolist()]
 

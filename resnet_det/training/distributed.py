@@ -1,6 +1,6 @@
-"""One process or several, started by ``torchrun`` or :func:`launch`.
+"""Distributed training: processes started by ``torchrun`` or :func:`launch`.
 
-Every function works in a single process too: it is rank 0 of 1.
+Every function also works in a single process, which is rank 0 of 1.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from torch import nn
 
 
 class Launch(NamedTuple):
-    """Who this process is: ``rank`` of ``world`` processes, ``local_rank`` on this machine."""
+    """This process's ``rank`` among ``world`` processes, and its ``local_rank`` on its machine."""
 
     rank: int
     world: int
@@ -27,7 +27,7 @@ class Launch(NamedTuple):
 
 
 def launch_info() -> Launch:
-    """Read torchrun's environment; ``Launch(0, 1, 0)`` without torchrun.
+    """Read torchrun's environment variables. Returns ``Launch(0, 1, 0)`` without torchrun.
 
     Raises:
         RuntimeError: only some of RANK, WORLD_SIZE and LOCAL_RANK are set.
@@ -38,14 +38,14 @@ def launch_info() -> Launch:
         return Launch(0, 1, 0)
     if missing:
         raise RuntimeError(
-            f"the environment sets some of {', '.join(names)} but not {', '.join(missing)}; "
-            "start several processes with torchrun, which sets them all"
+            f"the environment sets some of {', '.join(names)} but not {', '.join(missing)}: "
+            "start the processes with torchrun, which sets them all"
         )
     return Launch(*(int(os.environ[name]) for name in names))
 
 
-# What gloo and NCCL say when the other end of a connection is gone. NCCL's watchdog may say it, and
-# end the process, before Python gets an error.
+# Messages of gloo and NCCL when the other end of a connection is gone. NCCL's watchdog may print
+# one and end the process before Python gets an error.
 LOST = re.compile(
     "Connection (closed|reset|refused)|Broken pipe|Socket closed"
     "|ncclRemoteError|remote process exited|NCCL communicator was aborted"
@@ -63,19 +63,20 @@ def launch(
 ) -> Any:
     """Run ``main(*args)`` in several processes, with the options of Detectron2's ``launch``.
 
-    Under torchrun, or with one process, ``main`` is called in this process and its result is
-    returned. Otherwise new processes get torchrun's environment, and nothing is returned. A process
-    that fails ends the others and this one, with its exit code; if it was killed, with a message.
+    Under torchrun, or with one process, this process calls ``main`` and returns its result.
+    Otherwise ``main`` runs in new processes, with torchrun's environment variables, and nothing is
+    returned. If a process fails, the others are ended and this one exits with its exit code. If a
+    process was killed, a message says so.
 
     Args:
-        num_gpus: processes on this machine, with or without GPUs.
-        num_machines: machines, each with ``num_gpus`` processes.
-        machine_rank: number of this machine, from 0.
+        num_gpus: number of processes on this machine, with or without GPUs.
+        num_machines: number of machines, each with ``num_gpus`` processes.
+        machine_rank: index of this machine, from 0.
         dist_url: "tcp://HOST:PORT" of machine 0; "auto" picks a free port of this machine.
 
     Raises:
-        ValueError: names the command-line option of the argument that is out of range, or does not
-            fit the others.
+        ValueError: an argument is out of range or does not fit the others. The message names its
+            command-line option.
     """
     for option, value in (("--num-gpus", num_gpus), ("--num-machines", num_machines)):
         if value < 1:
@@ -93,9 +94,9 @@ def launch(
         except RuntimeError as error:
             if get_world_size() > 1 and LOST.search(str(error)):
                 sys.exit(
-                    f"error: process {get_rank()} of {get_world_size()} stops because another has ended "
-                    "or hangs: the other's message says why; --resume continues from the last "
-                    "checkpoint"
+                    f"error: process {get_rank()} of {get_world_size()} stops because another "
+                    "process ended or hangs: see its message for the cause; --resume continues "
+                    "from the last checkpoint"
                 )
             raise
         shutdown()
@@ -134,14 +135,14 @@ def _launched(local_rank, main, args, environment, first):
     os.environ |= environment | {"LOCAL_RANK": str(local_rank), "RANK": str(first + local_rank)}
     try:
         launch(main, *args)
-    except ValueError as error:  # a mistake of the user's: every process raises the same
+    except ValueError as error:  # a user's mistake: every process raises the same error
         sys.exit(f"error: {error}" if local_rank == 0 else 1)
 
 
 def init(device: str | torch.device = "cuda") -> torch.device:
     """Join the processes of this run and pick this process's device.
 
-    NCCL sends tensors on GPUs; gloo sends those on CPUs, and all Python objects.
+    NCCL communicates tensors on GPUs; gloo communicates tensors on CPUs and all Python objects.
 
     Args:
         device: "cuda", "cpu" or, in one process only, an explicit "cuda:1".
@@ -152,7 +153,7 @@ def init(device: str | torch.device = "cuda") -> torch.device:
     Raises:
         ValueError: no CUDA device, fewer devices than processes, one device for several processes,
             or GPUs for some processes and CPUs for others.
-        ConnectionError: the processes cannot meet.
+        ConnectionError: the processes cannot connect to each other.
     """
     rank, world, local_rank = launch_info()
     device = torch.device(device)
@@ -188,27 +189,27 @@ def init(device: str | torch.device = "cuda") -> torch.device:
             ) from error
         if len(set(kinds)) > 1:
             raise ValueError(
-                f"MODEL.DEVICE: processes 0 to {world - 1} would run on {', '.join(kinds)}: use no "
-                "machine without a usable GPU, or give cpu"
+                f"MODEL.DEVICE: processes 0 to {world - 1} would run on {', '.join(kinds)}: use "
+                "only machines with a usable GPU, or give cpu"
             )
     return device
 
 
 def _of_every_process(store, rank, world, kind):
-    """Every process's ``kind``, in rank order, before the processes form a group."""
+    """Collect every process's ``kind``, in rank order, before the processes form a group."""
     store.set(f"kind of {rank}", kind)
     return [store.get(f"kind of {other}").decode() for other in range(world)]
 
 
 def _store_of_this_attempt(rank, world):
-    """A store that only the processes of this attempt use: a part of torchrun's.
+    """A part of torchrun's store that only the processes of this attempt use.
 
-    torchrun keeps one store when it restarts processes, and in it the addresses of the dead ones
-    (pytorch issue 135712). Its count of restarts cannot name an attempt, because each machine
-    counts for itself. So process 0 draws a name and tells it to every process that is alive.
+    When torchrun restarts processes, it keeps its store, which still has the addresses of the dead
+    processes (pytorch issue 135712). Its restart count cannot identify an attempt, because each
+    machine counts separately. So process 0 draws a name and sends it to every living process.
 
     Raises:
-        RuntimeError: a process does not come within the store's timeout.
+        RuntimeError: a process does not respond within the store's timeout.
     """
     store = next(dist.rendezvous("env://", rank, world))[0]
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -222,7 +223,7 @@ def _store_of_this_attempt(rank, world):
     for other in range(1, world):
         while not store.check([f"{own} has {other}"]):
             if time.monotonic() > end:
-                raise RuntimeError(f"process {other} did not come")
+                raise RuntimeError(f"process {other} did not respond")
             alive_or_dead = store.get(f"process {other}").decode()
             store.set(f"attempt of {alive_or_dead}", own)
             time.sleep(0.02)
@@ -230,7 +231,7 @@ def _store_of_this_attempt(rank, world):
 
 
 def shutdown() -> None:
-    """Leave the group of processes, if there is one."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -246,18 +247,18 @@ def get_world_size() -> int:
 
 
 def is_main() -> bool:
-    """True in the one process that writes files and talks to the terminal."""
+    """Whether this is the one process that writes files and prints to the terminal."""
     return get_rank() == 0
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process calls this."""
     if get_world_size() > 1:
-        all_gather_objects(None)  # by gloo, so that no GPU is involved
+        all_gather_objects(None)  # through gloo, so that no GPU is involved
 
 
 def all_gather_objects(obj: Any) -> list[Any]:
-    """Every process's ``obj`` (anything that pickles), in rank order, in every process."""
+    """Gather every process's ``obj`` (any picklable object), in rank order, in every process."""
     if get_world_size() == 1:
         return [obj]
     objects: list[Any] = [None] * get_world_size()
@@ -266,7 +267,10 @@ def all_gather_objects(obj: Any) -> list[Any]:
 
 
 def gather_objects(obj: Any) -> list[Any]:
-    """Every process's ``obj`` (anything that pickles), in rank order, in the main process; else []."""
+    """Gather every process's ``obj`` (any picklable object), in rank order, in the main process.
+
+    The other processes get [].
+    """
     if get_world_size() == 1:
         return [obj]
     objects = [None] * get_world_size() if is_main() else None
@@ -275,7 +279,8 @@ def gather_objects(obj: Any) -> list[Any]:
 
 
 def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """Mean of a float tensor over the processes, of one shape in all. A NaN in one reaches all."""
+    """Mean over the processes of a float tensor, which has the same shape in each. A NaN in one
+    process makes the mean NaN."""
     if get_world_size() > 1:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
@@ -284,14 +289,14 @@ def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every process the main one's buffers: the running statistics that are saved."""
+    """Copy the main process's buffers, the running statistics that are saved, to every process."""
     if get_world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
 def wrap(model: nn.Module) -> nn.Module:
-    """The model as DistributedDataParallel if there are several processes, else itself.
+    """Wrap the model in DistributedDataParallel if there are several processes.
 
     Gradients are averaged over the processes. Buffers are not broadcast: batch normalisation is
     per process, as in the paper and in Detectron2.
@@ -309,5 +314,5 @@ def wrap(model: nn.Module) -> nn.Module:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model that :func:`wrap` was given."""
+    """The model that was passed to :func:`wrap`."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

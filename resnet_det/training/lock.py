@@ -1,4 +1,5 @@
-"""One run at a time in an output folder: a second one would delete the metrics of the first."""
+"""Allow one run at a time in an output folder: a second run would delete the first one's
+metrics."""
 
 import contextlib
 import fcntl
@@ -17,20 +18,22 @@ PATIENCE = 10.0  # seconds to wait for an earlier run that was told to stop
 
 
 class FolderInUse(ValueError):
-    """Another process runs in the folder."""
+    """Another process is running in the folder."""
 
 
 @contextlib.contextmanager
 def alone_in(folder: str | Path) -> Iterator[None]:
-    """Hold a folder for the run of these processes, by a lock on its file ``.lock``.
+    """Lock a folder for this run, through its file ``.lock``.
 
-    The main process holds the lock. The system drops it when that process ends, in whatever way,
-    even if its data workers outlive it. A file system without locks gets a warning in the log.
-    Do not nest it: leaving the inner block would free the folder.
+    The main process holds the lock. The system releases it when that process ends for any reason,
+    even if its data workers outlive it. On a file system without locks, a warning is logged
+    instead. Do not nest calls: leaving the inner block would release the folder.
 
-    Raises (the same in every process; the message names the folder):
-        FolderInUse: another process holds the folder; the message names it.
+    Raises:
+        FolderInUse: another process holds the folder.
         ValueError: the folder cannot be written to.
+
+    Every process raises the same error; the message names the folder.
     """
     file: int | None = None
     refusal: ValueError | None = None
@@ -56,10 +59,11 @@ def alone_in(folder: str | Path) -> Iterator[None]:
 
 
 def _lock(file, folder):
-    """Lock an open file, waiting up to PATIENCE; FolderInUse if another process keeps it, else None.
+    """Lock an open file, waiting up to PATIENCE seconds. Returns FolderInUse if another process
+    keeps it, otherwise None.
 
-    A record lock (``lockf``) belongs to this process alone. A lock of ``flock`` would live on in
-    the forked workers of a process that was killed.
+    A record lock (``lockf``) belongs to this process alone. An ``flock`` lock would persist in the
+    forked workers of a killed process.
     """
     end = time.monotonic() + PATIENCE
     waited = False

@@ -1,4 +1,4 @@
-"""The training loop of the embedded engine, for detectors and classifiers alike."""
+"""The training loop of the embedded engine, for both detectors and classifiers."""
 
 import contextlib
 import json
@@ -29,15 +29,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a run is, how often it does what (in iterations), and how it takes a step.
+    """The length of a run, its periods (in iterations), and the options of a step.
 
     Attributes:
-        max_iter: iterations of the whole run.
-        checkpoint_period: iterations from one checkpoint to the next.
-        eval_period: iterations from one evaluation to the next; 0 evaluates at the end only.
+        max_iter: number of iterations of the whole run.
+        checkpoint_period: iterations between checkpoints.
+        eval_period: iterations between evaluations; 0 evaluates only at the end.
         log_period: iterations per line of ``metrics.json``.
-        amp: mixed precision, in the type of :func:`.precision.amp_dtype`.
-        clip: called with the list of parameters after each backward pass.
+        amp: use mixed precision, in the type of :func:`.precision.amp_dtype`.
+        clip: clips the gradients; called with the list of parameters after each backward pass.
     """
 
     max_iter: int
@@ -58,29 +58,29 @@ class Trainer:
             trainer.resume(state)
         trainer.run(batches(trainer.iteration), test)
 
-    On CPUs, a run that was interrupted and resumed has the weights and the metrics (except for
-    times) of an uninterrupted one, bit for bit, provided that its batches are the same. On GPUs it
-    resumes from the same state, but some kernels add in any order.
+    On CPUs, a run that is interrupted and resumed reproduces the weights and the metrics (except
+    times) of an uninterrupted run bit for bit, provided that its batches are the same. On GPUs it
+    resumes from the same state, but some kernels sum in an arbitrary order.
 
     ``metrics.json`` holds one JSON object per line, with Detectron2's keys. Every ``log_period``
-    iterations a line gives ``iteration`` (the last one run, from 0), ``total_loss``, each value
+    iterations, a line reports ``iteration`` (the last one run, from 0), ``total_loss``, each value
     that the model returned, ``lr``, ``time`` and ``data_time`` (seconds per iteration) and
-    ``eta_seconds``. Each is the median (of an error: the mean) over the iterations since the
-    previous line, of the mean over the processes. Evaluations get lines of their own.
-    TensorBoard's event files hold the same.
+    ``eta_seconds``. Values are averaged over the processes; the line has their median (for errors,
+    their mean) over the iterations since the previous line. Evaluations have separate lines.
+    TensorBoard's event files hold the same values.
 
     Args:
-        model: on its device. In training mode, ``model(batch)`` returns a dict of scalar tensors,
-            with the same keys in every process. Those whose names start with "loss" are summed and
-            minimised; the others are only logged.
+        model: the model, on its device. In training mode, ``model(batch)`` returns a dict of scalar
+            tensors, with the same keys in every process. Values whose names start with "loss" are
+            summed and minimised; the others are only logged.
         optimizer: from :func:`.schedule.build_optimizer`.
         schedule: from :func:`.schedule.build_schedule`.
-        folder: of the checkpoints, ``metrics.json`` and the event files.
+        folder: folder of the checkpoints, ``metrics.json`` and the event files.
         meta: plain facts that every checkpoint carries.
 
     Attributes:
-        iteration: number of iterations done; also the number, from 0, of the next one.
-        results: metrics of the last evaluation of this process's run; empty before the first.
+        iteration: number of iterations done; also the index, from 0, of the next one.
+        results: metrics of the last evaluation in this run; empty before the first.
     """
 
     def __init__(
@@ -112,15 +112,15 @@ class Trainer:
         self.results: dict[str, float] = {}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Continue from the state of a checkpoint, as :meth:`save` wrote it.
+        """Continue from the state of a checkpoint that :meth:`save` wrote.
 
         Raises:
             ValueError: another engine wrote it.
         """
         if not {"optimizer", "schedule", "rng"} <= state.keys():
             raise ValueError(
-                f"{self.checkpointer.folder}: this engine cannot resume its last checkpoint, which "
-                "another one wrote: give it as MODEL.WEIGHTS, and another OUTPUT_DIR"
+                f"{self.checkpointer.folder}: its last checkpoint was written by another engine, "
+                "so it cannot be resumed here: give it as MODEL.WEIGHTS, and another OUTPUT_DIR"
             )
         self.iteration = state["iteration"]
         self.plain_model.load_state_dict(state["model"])
@@ -137,21 +137,21 @@ class Trainer:
         test: Callable[[nn.Module], dict[str, float]] | None = None,
         finish: Callable[[nn.Module], None] | None = None,
     ) -> None:
-        """Train up to iteration ``max_iter`` and leave ``model_final.pth``.
+        """Train up to iteration ``max_iter`` and save ``model_final.pth``.
 
         After SIGTERM, SIGUSR1 (Slurm's warning) or SIGINT (Ctrl-C) the process finishes the
         iteration in progress, saves a checkpoint and exits with 128 + the signal's number.
         A run that does not resume clears the metrics of an earlier one.
 
         Args:
-            batches: what the model takes, from iteration :attr:`iteration` on.
-            test: evaluates the unwrapped model, in every process; the main process's dict of
-                metrics is logged. Called every ``eval_period`` iterations and at the end.
-            finish: changes the unwrapped model after the last iteration, before it is saved, in
-                every process (precise BN).
+            batches: the model's inputs, from iteration :attr:`iteration` on.
+            test: evaluates the unwrapped model in every process, every ``eval_period`` iterations
+                and at the end. The main process logs the dict of metrics that it returns.
+            finish: changes the unwrapped model in every process after the last iteration, before it
+                is saved (precise BN).
 
         Raises:
-            FloatingPointError: as :meth:`step`.
+            FloatingPointError: see :meth:`step`.
             ValueError: the batches end before ``max_iter``.
         """
         if distributed.is_main():
@@ -174,13 +174,13 @@ class Trainer:
         """Run one iteration: forward pass, backward pass, update.
 
         Returns:
-            ``total_loss`` and what the model returned, means over the processes, and ``lr``.
+            ``total_loss`` and the model's values, averaged over the processes, and ``lr``.
 
         Raises:
             KeyError: no key that the model returned starts with "loss".
-            FloatingPointError: a loss is NaN or infinite. The error names the iteration, the
-                losses, the images and the file ``not_finite_<iteration>.pth``: a checkpoint from
-                just before this iteration, which ``last_checkpoint`` does not name.
+            FloatingPointError: a loss is NaN or infinite. The message names the iteration, the
+                losses, the images and the file ``not_finite_<iteration>.pth``. That file is a
+                checkpoint from just before this iteration, which ``last_checkpoint`` does not name.
         """
         before = rng_state(self.device)
         with self._autocast:
@@ -192,8 +192,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(total).backward()
 
-        # One transfer from the device and one exchange between the processes per iteration. A stop
-        # or a NaN in any process reaches all of them with it, so that all act alike.
+        # One transfer from the device and one exchange between the processes per iteration. It also
+        # carries a stop or a NaN in any process to all of them, so that they act together.
         scalars = [total, *outputs.values(), torch.tensor(float(bool(self._signals)))]
         packed = torch.stack([v.detach().to(self.device, torch.float64) for v in scalars])
         *means, stopping = distributed.mean_over_ranks(packed).tolist()
@@ -215,11 +215,11 @@ class Trainer:
         return values
 
     def save(self, name: str, failed_rng: dict[str, Any] | None = None) -> Path:
-        """Write the checkpoint ``<name>.pth``, from every process.
+        """Write the checkpoint ``<name>.pth``. Call this in every process.
 
         Args:
             failed_rng: random state from before an iteration that failed. The checkpoint then
-                starts with that iteration, and ``last_checkpoint`` keeps naming another one.
+                resumes with that iteration, and ``last_checkpoint`` does not change.
         """
         distributed.share_buffers(self.plain_model)
         states = distributed.all_gather_objects(failed_rng or rng_state(self.device))
@@ -243,8 +243,7 @@ class Trainer:
     def evaluate(self, test: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
         """Evaluate the model as it would be saved, and log its metrics.
 
-        Training goes on as if there had been no evaluation: the random states and the mode of each
-        module are put back.
+        Evaluation does not affect training: the random states and each module's mode are restored.
 
         Returns:
             the metrics, in the main process.
@@ -261,7 +260,7 @@ class Trainer:
         return self.results
 
     def _iterate(self, batches, test, finish):
-        """One iteration and all that is due after it."""
+        """Run one iteration and everything that is due after it."""
         begin = time.perf_counter()
         try:
             batch = next(batches)
@@ -284,7 +283,7 @@ class Trainer:
             self.save("model_final" if last else f"model_{self.iteration - 1:07d}")
         if self._stopping:
             logger.warning(
-                "stopped by a signal after iteration %d; --resume continues", self.iteration - 1
+                "stopped by a signal after iteration %d; continue with --resume", self.iteration - 1
             )
             raise SystemExit(exit_code(self._signals))
         if test is not None and self._evaluation_due():
@@ -300,10 +299,10 @@ class Trainer:
         if test is not None and self._evaluation_due() and last != self.iteration - 1:
             self.evaluate(test)
         elif self.iteration >= self.plan.max_iter:
-            logger.info("all %d iterations are done already", self.plan.max_iter)
+            logger.info("all %d iterations are already done", self.plan.max_iter)
 
     def _log(self):
-        """Write the line of the window that ends here, and begin the next window."""
+        """Write the line of the current window, and begin the next window."""
         line = {name: _summary(name, values) for name, values in self._window.items()}
         line["lr"] = self._window["lr"][-1]
         line["eta_seconds"] = line["time"] * (self.plan.max_iter - self.iteration)
@@ -317,8 +316,7 @@ class Metrics:
     """``metrics.json`` and TensorBoard's event files of an output folder.
 
     Opening them drops the lines from iteration ``start_iter`` on, which a run wrote after its last
-    checkpoint, and a line that was cut short. A resumed run then leaves neither gaps nor
-    duplicates.
+    checkpoint, and a truncated line. A resumed run therefore leaves neither gaps nor duplicates.
 
     Attributes:
         last_evaluation: iteration of the last evaluation that was kept, or None.
@@ -339,7 +337,7 @@ class Metrics:
         self._events = SummaryWriter(folder, purge_step=start_iter)
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Append one line, and the same values as TensorBoard's scalars."""
+        """Append one line, and write the same values as TensorBoard scalars."""
         values = {name: float(value) for name, value in values.items()}
         with open(self._path, "a") as file:
             file.write(json.dumps({"iteration": iteration, **values}) + "\n")
@@ -355,10 +353,10 @@ class Metrics:
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Read the lines of a ``metrics.json``, in order; [] if there is no file.
 
-    A last line that a killed process cut short is skipped.
+    A truncated last line, which a killed process may leave, is skipped.
 
     Raises:
-        ValueError: another line is damaged; names the file and the line.
+        ValueError: another line is damaged. The message names the file and the line.
     """
     try:
         lines = Path(path).read_text().splitlines()
@@ -376,7 +374,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put the random states and the training mode of every module back afterwards."""
+    """Restore the random states and the training mode of every module on exit."""
     state, modes = rng_state(device), [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -390,8 +388,8 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
 def stop_signals() -> Iterator[list[int]]:
     """Collect SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) instead of ending the process.
 
-    Gives a list to which each signal adds its number. The third SIGINT ends the process at once
-    (not the second: torchrun sends a terminal's Ctrl-C once more).
+    Yields a list to which each signal appends its number. The third SIGINT ends the process at once
+    (not the second, because torchrun forwards a terminal's Ctrl-C a second time).
     """
     received: list[int] = []
 
@@ -401,7 +399,7 @@ def stop_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield received  # Python delivers signals to the main thread only
+        yield received  # Python delivers signals only to the main thread
         return
     previous = {
         number: signal.signal(number, receive)
@@ -418,7 +416,7 @@ def exit_code(received: Sequence[int]) -> int:
     """Exit code of a process that stops because of :func:`stop_signals`.
 
     Args:
-        received: signals of this process; none if only another process received one.
+        received: signals of this process; empty if only another process received one.
     """
     return 128 + (received[0] if received else signal.SIGTERM)
 
@@ -427,8 +425,8 @@ def restore_rng(states: Sequence[dict[str, Any]], device: torch.device) -> None:
     """Restore this process's random state.
 
     Args:
-        states: one per process of the run that saved them. If this run has another number of
-            processes, none is restored, with a warning.
+        states: one state per process of the run that saved them. If this run has another number of
+            processes, no state is restored and a warning is logged.
     """
     if len(states) == distributed.get_world_size():
         set_rng_state(states[distributed.get_rank()], device)
@@ -444,14 +442,15 @@ def restore_rng(states: Sequence[dict[str, Any]], device: torch.device) -> None:
 def not_finite(
     iteration: int, losses: Mapping[str, torch.Tensor], batch: Any, path: str | Path
 ) -> str:
-    """Message for losses that are not finite; call it in every process.
+    """The error message for losses that are not finite. Call this in every process.
 
-    It names the losses and the images of the processes that found one.
+    It names the losses and the images of the processes with such a loss.
 
     Args:
-        losses: scalars, of this process.
-        batch: of this process; its images are named if it is a list of dicts with ``file_name``.
-        path: of the checkpoint from just before the iteration.
+        losses: this process's losses, scalars.
+        batch: this process's batch. Its images are named if it is a list of dicts with
+            ``file_name``.
+        path: the checkpoint from just before the iteration.
     """
     mine = ""
     if not all(math.isfinite(loss.item()) for loss in losses.values()):
@@ -485,5 +484,5 @@ def _progress(done, max_iter, line, device):
 
 
 def _brief(results):
-    """The metrics in words, without those of single classes ("AP-cat")."""
+    """Format the metrics, without those of single classes ("AP-cat")."""
     return ", ".join(f"{name} {value:.4g}" for name, value in results.items() if "-" not in name)

@@ -1,7 +1,7 @@
-"""Batch normalisation statistics as true averages, not moving ones (section 3 of the paper).
+"""Compute batch normalisation statistics as true averages, not moving ones (appendix A).
 
 The means and variances of the released models were computed after training, over many training
-images. The detectors freeze them.
+images. Detectors freeze them.
 """
 
 import warnings
@@ -25,14 +25,15 @@ def update(
 
     Calls ``model(batch)`` for ``num_batches`` batches, without gradients, and stores the mean and
     the (biased) variance of each layer's input over all of them. The mode of the model and of its
-    layers stays as it is.
+    layers does not change.
 
     Each process runs its own batches. The processes' statistics are averaged with equal weights,
     which is exact if every process sees equally many values.
 
     Args:
-        model: in training mode; layers in evaluation mode (frozen ones) keep their statistics.
-        batches: at least ``num_batches`` items that ``model`` takes.
+        model: a model in training mode. Layers in evaluation mode (frozen ones) keep their
+            statistics.
+        batches: at least ``num_batches`` inputs of ``model``.
         progress: show a progress bar in the main process.
 
     Raises:
@@ -56,5 +57,5 @@ def update(
             if distributed.get_world_size() > 1:
                 layer.running_mean.copy_(mean)
                 layer.running_var.copy_(square - mean**2)
-            # E[x^2] - E[x]^2 of a constant channel can round below zero, whose root is NaN.
+            # For a constant channel, E[x^2] - E[x]^2 can round below zero, whose root is NaN.
             layer.running_var.clamp_(min=0)

@@ -1,4 +1,4 @@
-"""Mixed precision (``SOLVER.AMP``), in the type that the device is fast in."""
+"""Mixed precision (``SOLVER.AMP``), in the data type that is fast on the device."""
 
 import logging
 
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 def has_bfloat16(device: str | torch.device) -> bool:
     """Whether the hardware computes in bfloat16.
 
-    A CPU without it emulates the type, many times slower than float32.
+    A CPU without bfloat16 emulates it, many times slower than float32.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -20,11 +20,12 @@ def has_bfloat16(device: str | torch.device) -> bool:
 
 
 def amp_dtype(device: str | torch.device) -> torch.dtype:
-    """The type of mixed precision: bfloat16 if the hardware has it, else float16 on a GPU.
+    """The data type of mixed precision: bfloat16 if the hardware supports it, else float16 on a
+    GPU.
 
     bfloat16 has the range of float32; float16 needs loss scaling. A CPU without bfloat16 trains in
-    float32, with a warning. Call this in every process: all get the type of the least capable
-    device.
+    float32, with a warning. Call this in every process: all of them use the type of the least
+    capable device.
     """
     if has_bfloat16(device):
         own = torch.bfloat16
@@ -36,9 +37,11 @@ def amp_dtype(device: str | torch.device) -> torch.dtype:
         ranks = [rank for rank, dtype in enumerate(types) if dtype is agreed]
         if len(ranks) < len(types):
             logger.warning(
-                "SOLVER.AMP.ENABLED: every process uses %s, because the devices of processes %s have "
-                "no bfloat16", agreed, ranks,
+                "SOLVER.AMP.ENABLED: every process uses %s, because the devices of processes %s do "
+                "not support bfloat16", agreed, ranks,
             )  # fmt: skip
         elif agreed is torch.float32:
-            logger.warning("SOLVER.AMP.ENABLED: this CPU has no bfloat16: training in float32")
+            logger.warning(
+                "SOLVER.AMP.ENABLED: this CPU does not support bfloat16: training in float32"
+            )
     return agreed

@@ -1,7 +1,7 @@
 """Optimizer, learning rate schedule and gradient clipping, as Detectron2 defines them.
 
-The trainer calls a schedule's ``observe(values)`` and ``step()`` after each iteration, and its
-``state_dict()`` and ``load_state_dict()``.
+The trainer calls a schedule's ``observe(values)`` and ``step()`` after each iteration. Checkpoints
+use its ``state_dict()`` and ``load_state_dict()``.
 """
 
 import functools
@@ -39,11 +39,11 @@ def parameter_groups(
     weight_decay_bias: float | None = None,
     bias_lr_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Group the trainable parameters of ``model`` for an optimizer, each exactly once.
+    """Group the trainable parameters of ``model`` for an optimizer. Each occurs exactly once.
 
-    As in Detectron2, the parameters of normalisation layers decay by ``weight_decay_norm``. Every
-    parameter named ``bias``, also of a normalisation layer, decays by ``weight_decay_bias`` unless
-    that is None, and its learning rate is ``lr * bias_lr_factor``.
+    As in Detectron2, the weight decay of normalisation layers is ``weight_decay_norm``. Every
+    parameter named ``bias``, including those of normalisation layers, has the weight decay
+    ``weight_decay_bias`` unless that is None, and the learning rate ``lr * bias_lr_factor``.
 
     Raises:
         ValueError: no parameter is trainable.
@@ -80,9 +80,9 @@ def build_optimizer(
     bias_lr_factor: float = 1.0,
     nesterov: bool = False,
 ) -> torch.optim.SGD:
-    """SGD over :func:`parameter_groups`: ``v <- momentum * v + g``, ``w <- w - lr * v``.
+    """Build SGD over :func:`parameter_groups`: ``v <- momentum * v + g``, ``w <- w - lr * v``.
 
-    ``fused`` makes one pass over the memory instead of five, with the same numbers.
+    ``fused`` gives the same numbers with one pass over the memory instead of five.
     """
     groups = parameter_groups(
         model,
@@ -98,12 +98,13 @@ def build_optimizer(
 
 
 class Schedule(torch.optim.lr_scheduler.LambdaLR):
-    """Learning rates by ``multiplier(iteration)``, optionally after the paper's warm-up by a rule.
+    """Multiply learning rates by ``multiplier(iteration)``, optionally after an error-based
+    warm-up.
 
-    The rule is that of the 110-layer net (section 4.2): every learning rate is multiplied by
+    This is the warm-up of the 110-layer net (section 4.2): every learning rate is multiplied by
     ``factor`` until the training error, here the mean over the last 20 batches, is below
-    ``until_error`` per cent. From the next iteration on, the schedule is as if there had been no
-    warm-up. An ``until_error`` of 0 leaves the warm-up out.
+    ``until_error`` per cent. From the next iteration on, the schedule continues as if there had
+    been no warm-up. An ``until_error`` of 0 disables the warm-up.
     """
 
     BATCHES = 20
@@ -120,7 +121,7 @@ class Schedule(torch.optim.lr_scheduler.LambdaLR):
         super().__init__(optimizer, lambda i: factor if self.until_error > 0 else multiplier(i))
 
     def observe(self, values: Mapping[str, float]) -> None:
-        """Take the values of the iteration that has just run; the rule reads ``top1_error``."""
+        """Record the values of the iteration that just ran; the warm-up reads ``top1_error``."""
         if self.until_error > 0:
             self.recent_errors = [*self.recent_errors, values["top1_error"]][-self.BATCHES :]
             enough = len(self.recent_errors) == self.BATCHES
@@ -136,10 +137,10 @@ def multi_step(*, steps: Sequence[int], gamma: float, max_iter: int) -> Decay:
     """``gamma ** (number of steps <= iteration)``. Steps from ``max_iter`` on have no effect.
 
     Raises:
-        ValueError: the steps do not rise from 1 on.
+        ValueError: the steps are not ascending iterations from 1.
     """
     if any(later <= earlier for earlier, later in pairwise((0, *steps))):
-        raise ValueError(f"SOLVER.STEPS: {steps}: give iterations from 1 that rise")
+        raise ValueError(f"SOLVER.STEPS: {steps}: give ascending iterations from 1")
     if steps and steps[-1] >= max_iter:
         _warn_of_late_steps(tuple(step for step in steps if step >= max_iter), max_iter)
     return lambda iteration: gamma ** bisect_right(steps, iteration)
@@ -210,11 +211,11 @@ def build_schedule(
 def clip_gradients(
     parameters: Iterable[nn.Parameter], *, kind: str, value: float, norm_type: float = 2.0
 ) -> None:
-    """Clip the gradient of each parameter by itself, as Detectron2's CLIP_GRADIENTS does.
+    """Clip the gradient of each parameter separately, as Detectron2's CLIP_GRADIENTS does.
 
     Args:
         kind: "value" clamps every element to [-value, value]; "norm" scales a gradient whose
-            ``norm_type`` norm exceeds ``value`` down to it.
+            ``norm_type`` norm exceeds ``value`` down to that norm.
     """
     if kind not in ("value", "norm"):
         raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE: {kind!r}: give 'value' or 'norm'")

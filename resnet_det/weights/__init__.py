@@ -1,7 +1,8 @@
-"""Weight files of every format into nets and back, by name, with every miss reported.
+"""Load weight files of every format into nets and write them. Parameters are matched by name.
 
-``load(net, path)`` is all that most callers need. Otherwise ``state, facts = read(path)``, checks
-of the facts, and ``fit(net, state, facts, path)``.
+Every missing or mismatched parameter is reported. Most callers only need ``load(net, path)``.
+Others call ``state, facts = read(path)``, check the facts, and call ``fit(net, state, facts,
+path)``.
 """
 
 from .loading import Match, fit, load, read

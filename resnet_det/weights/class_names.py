@@ -1,4 +1,4 @@
-"""The class names of published weights whose files do not carry them, in the order of their rows."""
+"""Class names, in row order, of published weights whose files do not contain them."""
 
 VOC = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

@@ -19,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 class Converted(NamedTuple):
-    """What :func:`convert` wrote.
+    """The result of :func:`convert`.
 
     Attributes:
         kind: "a detector" or "a classifier".
         nets: names of the nets that the tensors fit.
-        facts: that were known of them.
+        facts: the known facts about the weights.
     """
 
     kind: str
@@ -43,22 +43,23 @@ def convert(
     """Convert a weight file.
 
     Args:
-        source, target: paths. The suffix of the target decides on the kind of file.
-        format: of :data:`resnet_det.weights.formats.FORMATS`, whose names the target gets.
+        source, target: paths. The suffix of the target determines the kind of file.
+        format: naming scheme of the target, one of :data:`resnet_det.weights.formats.FORMATS`.
         pairs: KEY, VALUE, ... that the source was trained with.
-        net: the net that the source holds; by default its tensors tell.
-        zeros: where option A of the source pads its zeros, "both" sides of the channels or "end".
+        net: name of the source's net; by default it is identified from the tensors.
+        zeros: where option A of the source pads zeros: on "both" sides of the channels or at the
+            "end".
 
     Raises:
-        WeightsError, ConfigError: the source is unreadable or holds no whole net, it contradicts
-            what was stated, or the target cannot hold it.
+        WeightsError, ConfigError: the source is unreadable, does not hold a complete net or
+            contradicts the arguments, or the target cannot hold it.
     """
     state, facts = read(source)
     nets = _check_net(state, facts, source, net)
     state, facts = _move_zeros(state, facts, nets, source, zeros)
     if zeros:
         nets = [name for name in nets if meta_net(name).has_padded_shortcuts]
-    if net or zeros:  # this rules out the plain net with the same tensors
+    if net or zeros:  # excludes the plain net with the same tensors
         facts.setdefault("net", nets[0])
     stated = _stated_facts(list(pairs), facts, source)
     guessed = [fact for fact in facts.pop("guessed", ()) if fact not in stated]
@@ -72,7 +73,7 @@ def convert(
         needed.remove("stride_in_1x1")
     unknown = [key for fact, key in FACT_KEYS.items() if fact in needed - set(facts)]
     if unknown:
-        message = f"{source}: does not say {', '.join(unknown)}: give it as KEY VALUE"
+        message = f"{source}: does not state {', '.join(unknown)}: give it as KEY VALUE"
         if foreign:
             raise WeightsError(message)
         logger.warning("%s", message)
@@ -83,10 +84,10 @@ def convert(
 
 
 def _stated_facts(pairs: list[str], facts: Facts, path) -> Facts:
-    """The facts that KEY, VALUE, ... state about a file.
+    """Parse the facts that KEY, VALUE, ... state about a file.
 
     Raises:
-        ConfigError: a key is not in ``FACT_KEYS``, a value is bad, or the file states another one.
+        ConfigError: a key is not in ``FACT_KEYS``, or its value is invalid or contradicts the file.
     """
     keys = pairs[::2]
     for key in keys:
@@ -104,38 +105,38 @@ def _stated_facts(pairs: list[str], facts: Facts, path) -> Facts:
 
 
 def _check_net(state: State, facts: Facts, path, net: str | None) -> list[str]:
-    """Names of the nets that a file may hold; two if only the zeros of option A tell them apart.
+    """Names of the nets that a file may hold. There are two if only option A distinguishes them.
 
     Raises:
-        WeightsError: it holds none, or not ``net``; names the tensors that are missing or too many.
+        WeightsError: it holds none, or not ``net``. The message names missing and unknown tensors.
         ConfigError: there is no such net.
     """
     stored = facts.get("net", "").removesuffix("_fpn")
     if net is None and stored not in NETS:
         return fitting_nets(state, path)
     if net is not None and stored in NETS and stored != net:
-        raise WeightsError(f"{path}: says that it holds {stored}, not {net}")
+        raise WeightsError(f"{path}: states that it holds {stored}, not {net}")
     name = net or stored
     try:
         faults = misfits(state, name)
     except ValueError as error:
         raise ConfigError(f"--net: {error}") from error
     if any(faults):
-        raise WeightsError(f"{path}: is no {name}: {faults}")
+        raise WeightsError(f"{path}: is not a {name}: {faults}")
     return [name]
 
 
 def _move_zeros(
     state: State, facts: Facts, nets: list[str], path, zeros: str | None
 ) -> tuple[State, Facts]:
-    """Let option A pad its zeros behind the channels, as our nets do.
+    """Convert a net so that option A pads zeros after the channels, as in our nets.
 
     Args:
-        nets: of :func:`_check_net`.
-        zeros: where the file has them, "both" sides or "end", or None if nothing was stated.
+        nets: from :func:`_check_net`.
+        zeros: where the file's net pads zeros: on "both" sides or at the "end"; None if not stated.
 
     Raises:
-        WeightsError: it is not known where the file has them, or the file contradicts ``zeros``.
+        WeightsError: it is not known where the net pads zeros, or the file contradicts ``zeros``.
     """
     plain = [n for n in nets if not meta_net(n).has_padded_shortcuts]
     if len(plain) == len(nets):
@@ -147,7 +148,7 @@ def _move_zeros(
         others = "".join(f". If its net has no shortcuts: --net {n}" for n in plain)
         raise WeightsError(f"{zeros_unknown(path)}{others}")
     if zeros == "both" and ours and (facts or is_detector(state)):
-        raise WeightsError(f"--zeros both: {path} is a file of ours, with the zeros at the end")
+        raise WeightsError(f"--zeros both: {path} is this project's file, which pads at the end")
     if zeros == "both":
         state = zeros_to_end(state)
     return state, facts | ({"zeros": "end"} if zeros else {})

@@ -1,17 +1,17 @@
-"""Facts: what a weight file says about its tensors, and what a config says about the same.
+"""Facts about weights, such as their preprocessing: stored in files and compared with configs.
 
 A checkpoint stores its facts under the key "meta"; :mod:`resnet_det.engines.provenance` makes them.
 
     net                    name of the net, such as paper_resnet50
     stride_in_1x1          whether a bottleneck has its stride on the first 1x1 convolution
     format                 order of the channels, BGR or RGB
-    pixel_mean, pixel_std  of the normalisation, per channel in that order, for pixels in 0-255
+    pixel_mean, pixel_std  mean and standard deviation per channel, in that order, for pixels 0-255
     mean_image             (3, H, W), subtracted instead of pixel_mean (RESNET_DET.PER_PIXEL_MEAN)
     global_context         whether a detector has the paper's global context
-    classes                names, in the order of the rows of the class layer
-    config, seed, commit   of the training run; config is YAML
-    zeros                  "end": shortcuts of option A pad their zeros behind the channels
-    guessed                names of the facts that the file does not state, but that its format implies
+    classes                class names, in the order of the rows of the class layer
+    config, seed, commit   config (as YAML), seed and git commit of the training run
+    zeros                  "end": shortcuts of option A pad zeros after the channels
+    guessed                names of the facts that the file does not state but its format implies
 """
 
 import logging
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 State = dict[str, Tensor]  # tensors by name
 Facts = dict[str, Any]
 
-# The facts that the weights of every net depend on, and the config keys that state them.
+# The facts that affect the weights of every net, and the corresponding config keys.
 FACT_KEYS = {
     "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
     "format": "INPUT.FORMAT",
@@ -41,7 +41,7 @@ FACT_KEYS = {
 
 
 def config_facts(cfg) -> Facts:
-    """The facts of :data:`FACT_KEYS` as a config states them."""
+    """The config's values for the facts in :data:`FACT_KEYS`."""
     return {
         "stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1,
         "format": cfg.INPUT.FORMAT,
@@ -53,14 +53,14 @@ def config_facts(cfg) -> Facts:
 # ---- the facts that a file stores
 
 
-Check = tuple[Callable[[Any], bool], str]  # and what it asks for
+Check = tuple[Callable[[Any], bool], str]  # the check, and a description of valid values
 _TEXT: Check = (lambda v: type(v) is str, "a string")
 _TEXTS: Check = (lambda v: type(v) is list and all(type(x) is str for x in v), "a list of strings")
 _NUMBERS: Check = (
     lambda v: type(v) is list and all(type(x) in (int, float) and math.isfinite(x) for x in v),
     "a list of finite numbers",
 )
-# Further facts may be stored, but nothing is computed with them.
+# A file may store further facts, which are not used in computations.
 _CHECKS: dict[str, Check] = {
     "net": _TEXT,
     "format": _TEXT,
@@ -76,10 +76,10 @@ _CHECKS: dict[str, Check] = {
 
 
 def check_stored(facts: Any, path) -> Facts:
-    """Return the facts that a file stores.
+    """Check and return the facts that a file stores.
 
     Raises:
-        WeightsError: they are no dictionary, or a fact has another type than it should.
+        WeightsError: they are not a dictionary, or a fact has the wrong type.
     """
     if not isinstance(facts, dict):
         raise WeightsError(f"{path}: its 'meta' must be a dictionary of facts")
@@ -93,28 +93,30 @@ def check_stored(facts: Any, path) -> Facts:
 
 
 def same_mean(a: list[float], b: list[float]) -> bool:
-    """Whether two means per channel are less than one of 255 grey levels apart.
+    """Whether two per-channel means differ by less than one of 255 grey levels.
 
-    MSRA's nets were trained with a mean image, and each project replaces it by a slightly different
-    mean per channel.
+    MSRA's nets were trained with a mean image, which each project replaces by a slightly different
+    per-channel mean.
     """
     return len(a) == len(b) and all(abs(x - y) < 1 for x, y in zip(a, b))
 
 
 def check_facts(facts: Facts, cfg, path, trained: str = "was trained") -> None:
-    """Raise if the preprocessing, the stride or the global context of weights is not the config's.
+    """Raise if the preprocessing, the stride placement or the global context of the weights differ
+    from the config.
 
-    Such weights may load without an error and lose accuracy silently. For facts that are not known,
-    a warning names the config's values.
+    Such weights may load without an error and silently lose accuracy. For unknown facts, a warning
+    lists the config's values.
 
     Args:
-        facts: of the file, as :func:`resnet_det.weights.loading.read` returns them.
-        path: of the file, for the messages.
-        trained: verb of the error, "trains" where the training is still to come.
+        facts: the file's facts, from :func:`resnet_det.weights.loading.read`.
+        path: path of the file, for the messages.
+        trained: verb of the error message; "trains" if the training is yet to come.
 
     Raises:
-        ConfigError: names the file, the key and both values. If the facts were guessed from the
-            format, it says so and gives the command that overrules them.
+        ConfigError: a fact differs. The message names the file, the key and both values. If the
+            facts were guessed from the format, it says so and names the command that overrides
+            them.
     """
     keys = FACT_KEYS | {"global_context": "RESNET_DET.GLOBAL_CONTEXT"}
     wanted = config_facts(cfg) | {"global_context": cfg.RESNET_DET.GLOBAL_CONTEXT}
@@ -129,8 +131,8 @@ def check_facts(facts: Facts, cfg, path, trained: str = "was trained") -> None:
         values = (f"{keys[f]} {facts[f]}, but the config says {wanted[f]}" for f in wrong)
         words = [str(path), "OUT.pth", *(str(w) for f in wrong for w in (keys[f], wanted[f]))]
         raise ConfigError(
-            f"{path}: by the names of its tensors it was trained with {'; '.join(values)}. That is "
-            "a guess. If the config is right, convert the file and state so: "
+            f"{path}: the names of its tensors suggest that it was trained with {'; '.join(values)}. "
+            "That is a guess. If the config is right, convert the file and state so: "
             f"tools/convert_weights.py {shlex.join(words)}"
         )
     unknown = [fact for fact in FACT_KEYS if fact not in facts]
@@ -139,7 +141,7 @@ def check_facts(facts: Facts, cfg, path, trained: str = "was trained") -> None:
         unknown = [fact for fact in unknown if fact != "stride_in_1x1"]
     if unknown:
         logger.warning(
-            "%s does not say what it was trained with. Using the config's values: %s",
+            "%s does not state its preprocessing or stride. Assuming the config's values: %s",
             path,
             ", ".join(f"{keys[fact]} {wanted[fact]}" for fact in unknown),
         )

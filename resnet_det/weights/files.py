@@ -1,4 +1,4 @@
-"""Weight files on disk: ``.pth``, ``.pkl`` and ``.safetensors``. Reading them runs no code."""
+"""Read and write ``.pth``, ``.pkl`` and ``.safetensors`` files. Reading them runs no code."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from .pickles import WeightsError, read_pickle, reason
 
 # ---- torch's files
 
-# What weight files of torch call. torch's own weights_only allows more, and some of that allocates
-# as much memory as a file asks for.
+# The functions that torch's weight files call. torch's own weights_only allows more, and some of
+# these allocate as much memory as a file requests.
 _TORCH_CALLS = frozenset({
     "collections OrderedDict", "collections Counter", "_codecs encode", "torch Size",
     "torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2",
@@ -32,7 +32,7 @@ def _check_calls(file) -> None:
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "STACK_GLOBAL":
             raise pickle.UnpicklingError(
-                "it would call a function by a computed name, which is refused"
+                "it would call a function by a computed name, which is not allowed"
             )
         if opcode.name in ("GLOBAL", "INST"):
             plain = argument.startswith("torch ") and (
@@ -41,14 +41,14 @@ def _check_calls(file) -> None:
             )
             if not plain and argument not in _TORCH_CALLS:
                 name = argument.replace(" ", ".")
-                raise pickle.UnpicklingError(f"it would call {name}, which is refused")
+                raise pickle.UnpicklingError(f"it would call {name}, which is not allowed")
 
 
 def check_torch(path) -> None:
-    """Check that a ``.pth`` calls nothing but constructors of tensors, and is not compressed.
+    """Check that a ``.pth`` file calls only constructors of tensors, and is not compressed.
 
     Raises:
-        WeightsError: it would call something else, would grow when it is read, or is broken.
+        WeightsError: it would call other functions, is compressed, or is damaged.
     """
     try:
         with open(path, "rb") as file:
@@ -64,24 +64,24 @@ def check_torch(path) -> None:
                         if name.endswith(".pkl"):
                             with archive.open(name) as content:
                                 _check_calls(content)
-            else:  # before torch 1.6: five pickles, then the bytes of the tensors
+            else:  # the format before torch 1.6: five pickles, then the bytes of the tensors
                 file.seek(0)
                 for _ in range(5):
                     _check_calls(file)
-    except Exception as error:  # a damaged file raises anything
+    except Exception as error:  # a damaged file raises many types
         raise WeightsError(f"{path}: not a readable weight file: {reason(error)}") from error
 
 
 def read_torch(path) -> Any:
-    """Read a ``.pth`` to the CPU.
+    """Read a ``.pth`` file to the CPU.
 
     Raises:
-        WeightsError: the file is broken, or would run code.
+        WeightsError: the file is damaged, or would run code.
     """
     check_torch(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises anything from EOFError to RuntimeError here
+    except Exception as error:  # torch raises many types here, from EOFError to RuntimeError
         raise WeightsError(f"{path}: not a readable weight file: {reason(error)}") from error
 
 
@@ -92,16 +92,17 @@ def read_safetensors(path) -> dict[str, dict]:
     """Read a ``.safetensors`` file.
 
     Returns:
-        dict of "model": tensors by name, and "meta": facts, empty if the file is not one of ours.
+        dict with "model", the tensors by name, and "meta", the facts; they are empty unless this
+        project wrote the file.
 
     Raises:
-        WeightsError: the file is broken.
+        WeightsError: the file is damaged.
     """
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             meta = json.loads((file.metadata() or {}).get("meta", "{}"))
-    except Exception as error:  # safetensors and json have errors of their own
+    except Exception as error:  # safetensors and json raise their own types
         raise WeightsError(f"{path}: not a readable safetensors file: {reason(error)}") from error
     return {"model": tensors, "meta": meta}
 
@@ -113,13 +114,13 @@ SUFFIXES = tuple(_READERS)
 
 
 def read_file(path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a weight file. The suffix decides how; without a known one, it is read as a ``.pth``.
+    """Read a weight file. Its suffix determines the format; an unknown suffix is read as ``.pth``.
 
     Returns:
-        (tensors by the names in the file, what else the file stores: ``meta``, ``__author__``...)
+        (tensors by the names in the file, the file's other content: ``meta``, ``__author__``, ...).
 
     Raises:
-        WeightsError: the file is missing, broken or hostile, or holds no dictionary of tensors.
+        WeightsError: the file is missing, damaged or malicious, or holds no dictionary of tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -140,7 +141,7 @@ def read_file(path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     for name, value in tensors.items():
         plain = value.layout is torch.strided and value.device.type == "cpu"
         if not plain or value.is_complex() or value.is_quantized:
-            raise WeightsError(f"{path}: {name} is no dense tensor of real numbers")
+            raise WeightsError(f"{path}: {name} is not a dense tensor of real numbers")
         if value.untyped_storage().nbytes() > size:
             raise WeightsError(f"{path}: {name} claims more bytes than the file has")
     for name in [k for k in tensors if k.startswith("meta.")]:  # see write_file
@@ -149,24 +150,24 @@ def read_file(path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return tensors, stored
 
 
-# What Detectron2's checkpointer reads beside the tensors. The first matches names by their ends, so
-# that a classifier's "res2.0..." fills "backbone.res2.0...". It takes a .pkl without an author for
-# Caffe2's.
+# Entries that Detectron2's checkpointer reads besides the tensors. The first one makes it match
+# names by their ends, so that a classifier's "res2.0..." is loaded into "backbone.res2.0...". The
+# second one is needed because it treats a .pkl without an author as Caffe2's.
 _DETECTRON2 = {"matching_heuristics": True, "__author__": "resnet_det"}
 
 
 def write_file(
     path, tensors: dict[str, torch.Tensor], facts: dict[str, Any], *, bare: bool = False
 ) -> None:
-    """Write tensors and the facts about them. The suffix decides on the kind of file.
+    """Write tensors and the facts about them. The suffix determines the format.
 
-    Detectron2's own checkpointer loads a ``.pth`` or a ``.pkl`` into any project, unless it is
-    ``bare``, but it cannot read a ``.safetensors``. An interruption leaves no partial file.
+    Detectron2's own checkpointer loads a ``.pth`` or ``.pkl`` file into any project, unless it is
+    ``bare``, but it cannot read ``.safetensors``. An interruption leaves no partial file.
 
     Args:
-        facts: plain values and tensors, stored as "meta". Except in a ``.pth``, such a tensor is
-            stored among the others, as ``meta.<name>``.
-        bare: write the tensors only, as torchvision does.
+        facts: plain values and tensors, stored as "meta". Outside of ``.pth`` files, these tensors
+            are stored among the others, as ``meta.<name>``.
+        bare: write only the tensors, as torchvision does.
 
     Raises:
         WeightsError: the suffix is unknown, or the file cannot hold a value.

@@ -1,6 +1,6 @@
-"""The names that other projects give to the same tensors, and what their weights were trained on.
+"""Tensor names and preprocessing of other projects' weights.
 
-Each kind of file is one :class:`Format`: a table of names, read in both directions.
+Each kind of file is one :class:`Format`: a table of names that is used in both directions.
 """
 
 import re
@@ -25,11 +25,10 @@ class Format:
     """One kind of file.
 
     Attributes:
-        marks: a file that has a tensor of one of these names is of this format.
-        names: pairs of a part of their names and of ours, replaced in this order, so that a longer
-            part precedes one that it contains. "^" marks a part at the start of a name, "$" one at
-            the end.
-        facts: what the weights were trained on.
+        marks: a file that has a tensor with one of these names has this format.
+        names: pairs (part of their names, part of our names), replaced in this order, so that a
+            longer part precedes one that it contains. "^" marks the start of a name, "$" the end.
+        facts: facts about the weights, such as their preprocessing.
     """
 
     marks: tuple[str, ...]
@@ -37,8 +36,8 @@ class Format:
     facts: Facts
 
 
-# Pixels in Detectron2's scale, 0-255: ImageNet weights of torchvision and timm, and everything that
-# was trained in Caffe (the nets of MSRA, VGG-16).
+# Preprocessing for pixels 0-255: ImageNet weights from torchvision and timm, and all weights that
+# were trained in Caffe (MSRA's nets, VGG-16).
 TORCHVISION_FACTS: Facts = {
     "format": "RGB",
     "pixel_mean": [123.675, 116.28, 103.53],
@@ -64,7 +63,7 @@ TORCHVISION_RESNET = Format(  # timm's names are the same
     ),
     facts=TORCHVISION_FACTS,
 )
-TIMM_VGG = Format(  # with its convolutions as in _vgg_convolutions
+TIMM_VGG = Format(  # _vgg_convolutions adds the names of the convolutions
     marks=("pre_logits.fc1.weight",),
     names=(
         ("^pre_logits.fc1.", "^fc6."),
@@ -82,7 +81,7 @@ TORCHVISION_VGG = Format(  # likewise
     ),
     facts=TORCHVISION_FACTS,
 )
-CAFFE = Format(  # Caffe2's blobs: R-50.pkl and R-101.pkl of MSRA, nets of Detectron, and VGG-16
+CAFFE = Format(  # Caffe2's blobs: MSRA's R-50.pkl and R-101.pkl, Detectron's nets, and VGG-16
     marks=("conv1_w", "conv1_1_w"),
     names=(
         *((f"^{name}_", "^linear_") for name in ("pred", "fc1000", "fc8")),
@@ -102,12 +101,12 @@ CAFFE = Format(  # Caffe2's blobs: R-50.pkl and R-101.pkl of MSRA, nets of Detec
     ),
     facts=CAFFE_FACTS,
 )
-# In the order in which they are tried: timm's VGG has torchvision's mark too.
+# They are tried in this order, because timm's VGG has torchvision's mark too.
 _FORMATS = (CAFFE, TIMM_VGG, TORCHVISION_VGG, TORCHVISION_RESNET)
 
 
 def _rename(state: State, names: Names, to_ours: bool = True) -> State:
-    """Replace the parts of names: theirs become ours, or the reverse."""
+    """Replace parts of names: other projects' by ours, or the reverse."""
     patterns = [
         ("^" * old.startswith("^") + re.escape(old.strip("^$")) + "$" * old.endswith("$"), new)
         for old, new in (pair if to_ours else pair[::-1] for pair in names)
@@ -123,12 +122,13 @@ def _rename(state: State, names: Names, to_ours: bool = True) -> State:
 
 
 def _vgg_convolutions(state: Iterable[str], side: int) -> Names:
-    """The names of the VGG that has all convolutions of ``state``; none if there is no such net.
+    """Convolution names of the VGG net that ``state`` holds; empty if it holds none.
 
-    In torchvision and timm each convolution has a ReLU behind it, and each stage a pooling layer.
+    In torchvision and timm, a ReLU follows each convolution, and a pooling layer each stage. Both
+    count in the index.
 
     Args:
-        side: 0 if ``state`` has their names, 1 if it has ours.
+        side: 0 if ``state`` has the other projects' names, 1 if it has ours.
     """
     start = (r"features\.\d+\.", r"conv\d\.\d+\.")[side]
     held = {f"^{m[0]}" for m in (re.match(start, key) for key in state) if m}
@@ -146,19 +146,19 @@ def _vgg_convolutions(state: Iterable[str], side: int) -> Names:
 
 # ---- to our names
 
-BN_EPS = 1e-5  # of our batch norms
+BN_EPS = 1e-5  # eps of our batch norms
 
 
 def to_our_names(state: State, author: str = "") -> tuple[State, Facts]:
-    """Rename the tensors of a known format; other names stay.
+    """Rename the tensors of a known format. Other names do not change.
 
     Args:
         state: tensors by the names in the file.
         author: Detectron2's ``__author__``.
 
     Returns:
-        (tensors by our names, the facts that the format suggests. These are a guess: a net that was
-        trained in Caffe may have torchvision's names).
+        (tensors by our names, facts that the format suggests). The facts are a guess: a net that
+        was trained in Caffe may have torchvision's names.
     """
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
@@ -171,7 +171,7 @@ def to_our_names(state: State, author: str = "") -> tuple[State, Facts]:
         return _from_caffe(state)
     if format is TORCHVISION_RESNET:
         state = _rename(state, format.names)
-        # In a bottleneck, the 3x3 convolution has the stride.
+        # In these bottlenecks, the 3x3 convolution has the stride.
         stride = {"stride_in_1x1": False} if "res2.0.conv3.weight" in state else {}
         return state, format.facts | stride
     state = _rename(state, (*_vgg_convolutions(state, 0), *format.names))
@@ -179,7 +179,8 @@ def to_our_names(state: State, author: str = "") -> tuple[State, Facts]:
 
 
 def _from_caffe(state: State) -> tuple[State, Facts]:
-    """A batch norm there is an affine map, s * x + b. MSRA's R-50 has a bias before its first."""
+    """Convert Caffe's batch norms, which are affine maps s * x + b. MSRA's R-50 also has a bias
+    before the first one."""
     group_norm = any(key.endswith("_gn_s") for key in state)
     state = {k: v for k, v in state.items() if not k.endswith("_momentum")}
     state = _rename(state, CAFFE.names)
@@ -194,12 +195,12 @@ def _from_caffe(state: State) -> tuple[State, Facts]:
         return state, dict(CAFFE.facts)
     if conv2.shape[:1] != conv2.shape[1:2]:  # ResNeXt: neither MSRA's stride nor its deviation
         return state, {"format": "BGR"}
-    # MSRA has the stride on the 1x1. Nets with group norm were trained elsewhere, later.
+    # MSRA's nets have the stride on the 1x1. Nets with group norm were trained elsewhere, later.
     return state, CAFFE.facts | {"stride_in_1x1": not group_norm}
 
 
-# Rows of the class layer in Detectron2's published detectors: with background, or RetinaNet's for
-# its 9 anchors.
+# Number of rows in the class layer of Detectron2's published detectors: with the background, or for
+# RetinaNet's 9 anchors.
 _ZOO_CLASSES = {len(COCO) + 1: COCO, 9 * len(COCO): COCO, len(VOC) + 1: VOC}
 
 
@@ -212,7 +213,7 @@ def _zoo_facts(state: State) -> Facts:
 # ---- to their names
 
 FORMATS = ("own", "torchvision", "timm")
-# The nets that torchvision and timm have too.
+# The nets that torchvision and timm also have.
 SHARED_NETS = tuple(name for name, spec in NETS.items() if spec.torchvision)
 _TIMM_FC = {"fc6.weight": (4096, 512, 7, 7), "fc7.weight": (4096, 4096, 1, 1)}  # convolutions there
 
@@ -220,23 +221,23 @@ _TIMM_FC = {"fc6.weight": (4096, 512, 7, 7), "fc7.weight": (4096, 4096, 1, 1)}  
 def to_their_names(state: State, facts: Facts, format: str, path) -> State:
     """Convert to the names and the preprocessing of torchvision or timm.
 
-    Their files carry no facts, so the net must take the pixels that those projects feed: BGR becomes
-    RGB in the first convolution, and the deviation is multiplied into it. Neither a mean nor a
-    stride can be converted.
+    Their files carry no facts, so the net must work with the preprocessing of those projects. The
+    first convolution is converted from BGR to RGB and scaled to their standard deviation. A
+    different mean or stride placement cannot be converted.
 
     Args:
         state: tensors by our names.
         facts: ``format``, ``pixel_mean`` and ``pixel_std`` are needed, and ``stride_in_1x1`` for
             bottlenecks.
         format: "torchvision" or "timm".
-        path: of the file, for the errors.
+        path: path of the file, for the error messages.
 
     Raises:
-        WeightsError: they have no such net, or not with this mean or stride.
+        WeightsError: that project has no such net, or its mean or stride placement differs.
     """
     if not any(_has_tensors_of(name, state) for name in SHARED_NETS):
         raise WeightsError(
-            f"{path}: {format} has no such net. It has the classifiers {', '.join(SHARED_NETS)}"
+            f"{path}: {format} has no such net. It shares the classifiers {', '.join(SHARED_NETS)}"
         )
     if "res2.0.conv3.weight" in state and facts["stride_in_1x1"]:
         raise WeightsError(
@@ -255,7 +256,7 @@ def to_their_names(state: State, facts: Facts, format: str, path) -> State:
 
 
 def _has_tensors_of(name: str, state: State) -> bool:
-    """Whether ``state`` has the tensors of a net, with any number of classes."""
+    """Whether ``state`` holds a net's tensors, with any number of classes."""
 
     def shapes(tensors: State) -> dict[str, torch.Size]:
         return {
@@ -268,19 +269,20 @@ def _has_tensors_of(name: str, state: State) -> bool:
 
 
 def _for_their_pixels(weight: Tensor, facts: Facts, format: str, path) -> Tensor:
-    """The first convolution (out, 3, kH, kW) for RGB pixels with torchvision's deviation."""
+    """Convert the first convolution (out, 3, kH, kW) to RGB and torchvision's standard
+    deviation."""
     mean, std = facts["pixel_mean"], facts["pixel_std"]
     if facts["format"] != TORCHVISION_FACTS["format"]:
         weight, mean, std = weight.flip(1), mean[::-1], std[::-1]
     if "mean_image" in facts:
         raise WeightsError(
-            f"{path}: was trained with RESNET_DET.PER_PIXEL_MEAN, but {format} subtracts a mean "
-            "per channel"
+            f"{path}: was trained with RESNET_DET.PER_PIXEL_MEAN, but {format} subtracts a "
+            "per-channel mean"
         )
     if not same_mean(mean, TORCHVISION_FACTS["pixel_mean"]):
         raise WeightsError(
             f"{path}: was trained with MODEL.PIXEL_MEAN {facts['pixel_mean']} ({facts['format']}), "
-            f"and {format}'s is {TORCHVISION_FACTS['pixel_mean']} (RGB)"
+            f"but {format}'s is {TORCHVISION_FACTS['pixel_mean']} (RGB)"
         )
     if std == TORCHVISION_FACTS["pixel_std"]:
         return weight

@@ -1,4 +1,4 @@
-"""Which net of the catalog the tensors of a file are, by their names and shapes."""
+"""Identify the net that a file holds from the names and shapes of its tensors."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -9,13 +9,13 @@ from torch import Tensor
 from ..nets.catalog import NETS, meta_net
 from .pickles import WeightsError
 
-# A detector's parameter names, stripped of these, are the classifier's.
+# Without these prefixes, a detector's parameter names are the classifier's.
 DETECTOR_PREFIXES = ("backbone.bottom_up.", "backbone.", "roi_heads.")
-_PYRAMID = ("fpn_", "top_block.")  # parts of a detector's backbone that are no stages of the net
+_PYRAMID = ("fpn_", "top_block.")  # parts of a detector's backbone that are not stages of the net
 
 
 def classifier_name(key: str) -> str:
-    """The name that a detector's parameter has in the classifier."""
+    """The classifier's name for a detector's parameter."""
     return next((key[len(p) :] for p in DETECTOR_PREFIXES if key.startswith(p)), key)
 
 
@@ -30,18 +30,18 @@ def is_counter(key: str) -> bool:
 
 
 def some(names: Sequence[str], limit: int = 5) -> str:
-    """The first names of a list and the number of the others, for a message."""
+    """Format the first names of a list and the number of the others, for a message."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
 class Differences(NamedTuple):
-    """How the tensors of a file differ from those of a net.
+    """The differences between the tensors of a file and those of a net.
 
     Attributes:
         missing: names that the file lacks.
         unknown: names that the net lacks.
-        wrong: names and both shapes of tensors whose shapes differ.
+        wrong: descriptions of the tensors whose shapes differ.
     """
 
     missing: list[str]
@@ -63,21 +63,21 @@ def _stage(name: str) -> str:
 
 @cache
 def _layout(name: str) -> tuple[dict[str, tuple], tuple, tuple]:
-    """Shapes of a net's tensors by name, the stages of its head, and all its stages."""
+    """(shapes of a net's tensors by name, the stages of its head, all its stages)."""
     net = meta_net(name)
     shapes = {k: tuple(v.shape) for k, v in net.state_dict().items() if not is_counter(k)}
     return shapes, net.head_names, (*net.stage_names, "linear")
 
 
 def misfits(state: dict[str, Tensor], name: str) -> Differences:
-    """Compare the tensors of a file with those of a net; all lists are empty if they are the net.
+    """Compare the tensors of a file with those of a net. All lists are empty if they match.
 
-    The number of classes is free, and ``linear`` may be absent. A detector's file may lack whole
-    stages behind the trunk, and its own layers (proposals, pyramid, predictors) are ignored.
+    The number of classes may differ, and ``linear`` may be absent. A detector's file may lack whole
+    stages after the trunk, and its own layers (RPN, pyramid, predictors) are ignored.
 
     Args:
         state: tensors by our names.
-        name: of a net in ``NETS``.
+        name: name of a net in ``NETS``.
 
     Raises:
         ValueError: there is no such net.
@@ -115,12 +115,12 @@ def misfits(state: dict[str, Tensor], name: str) -> Differences:
 
 
 def fitting_nets(state: dict[str, Tensor], path) -> list[str]:
-    """Names of the nets that have the tensors of a file.
+    """Names of the nets whose tensors match a file.
 
     There may be two: a net with option A and the plain net have the same names and shapes.
 
     Raises:
-        WeightsError: no net has them. It says how they differ from the nearest one.
+        WeightsError: no net matches. The message describes the differences from the nearest one.
     """
     faults = {name: misfits(state, name) for name in NETS}
     fits = [name for name in NETS if not any(faults[name])]

@@ -1,4 +1,4 @@
-"""Read a weight file of any format, and fit it into a net, by name, with every miss reported."""
+"""Read a weight file of any format and load it into a net by name. Every mismatch is reported."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ from .shortcuts import check_shortcuts
 def read(path) -> tuple[State, Facts]:
     """Read a weight file of any known format, without running code from it.
 
-    The file is a ``.pth``, ``.safetensors`` or ``.pkl``, with the names of torchvision, timm,
-    Detectron2, Detectron and MSRA (Caffe2's blobs), VGG-16 in Caffe, or our own.
+    The file is a ``.pth``, ``.safetensors`` or ``.pkl``. Its tensors have the names of torchvision,
+    timm, Detectron2, Detectron and MSRA (Caffe2's blobs), Caffe's VGG-16, or our own.
 
     Returns:
-        (tensors by our names, the facts that the file stores and those that its format suggests,
-        see :mod:`resnet_det.weights.facts`).
+        (tensors by our names, facts that the file stores or that its format suggests). For the
+        facts see :mod:`resnet_det.weights.facts`.
 
     Raises:
-        WeightsError: the file is missing, cut short, hostile, or holds no tensors.
+        WeightsError: the file is missing, truncated or malicious, or holds no tensors.
     """
     tensors, stored = read_file(path)
     return interpret(tensors, stored, path)
 
 
 def interpret(tensors: State, stored: dict[str, Any], path) -> tuple[State, Facts]:
-    """What :func:`read` returns, of a file that :func:`resnet_det.weights.files.read_file` read."""
+    """Convert the result of :func:`resnet_det.weights.files.read_file` to that of :func:`read`."""
     try:
         state, guesses = to_our_names(tensors, stored.get("__author__", ""))
     except WeightsError as error:
@@ -44,10 +44,10 @@ def interpret(tensors: State, stored: dict[str, Any], path) -> tuple[State, Fact
 
 @dataclass(frozen=True)
 class Match:
-    """What became of the tensors of a file: names in the net, and in ``unused`` names in the file.
+    """The outcome of :func:`fit`, as lists of names in the net (``unused``: names in the file).
 
     Attributes:
-        facts: of the file.
+        facts: the file's facts.
     """
 
     loaded: tuple[str, ...]
@@ -59,12 +59,13 @@ class Match:
     def __str__(self) -> str:
         return (
             f"{len(self.loaded)} tensors loaded, {len(self.missing)} missing, "
-            f"{len(self.unused)} unused, {len(self.mismatched)} of another shape"
+            f"{len(self.unused)} unused, {len(self.mismatched)} with another shape"
         )
 
 
 def load(net: nn.Module, path, **options) -> Match:
-    """:func:`read` a weight file and :func:`fit` it, with the options of the latter."""
+    """:func:`read` a weight file and :func:`fit` it to a net. ``options`` are those of
+    :func:`fit`."""
     return fit(net, *read(path), path, **options)
 
 
@@ -79,22 +80,22 @@ def fit(
     fresh: Collection[str] = (),
     partial: bool = False,
 ) -> Match:
-    """Fill a classifier or a detector with the tensors of a file.
+    """Load the tensors of a file into a classifier or a detector.
 
-    A classifier's file fills a detector's trunk and head by their common names.
+    A classifier's file is loaded into a detector's trunk and head by their common names.
 
     Args:
         net: module with Detectron2's parameter names.
-        state, facts: of the file, as :func:`read` returns them.
-        path: of the file, for the errors.
+        state, facts: content of the file, from :func:`read`.
+        path: path of the file, for the error messages.
         new: prefixes of the net's parameters that the file may lack or hold in another shape.
         drop: prefixes of the file's parameters that the net may lack.
-        fresh: names of the net's parameters that keep their values, whatever the file holds.
-        partial: accept any other miss too, as long as one tensor fits.
+        fresh: names of the net's parameters that are never loaded.
+        partial: accept any other mismatch too, as long as one tensor fits.
 
     Raises:
-        WeightsError: a tensor is missing, unknown, of another shape or not finite, or the
-            shortcuts are not the net's (:func:`resnet_det.weights.shortcuts.check_shortcuts`).
+        WeightsError: a tensor is missing, unknown, not finite or has another shape, or the
+            shortcuts differ (:func:`resnet_det.weights.shortcuts.check_shortcuts`).
     """
     own, detector = net.state_dict(), is_detector(state)
     names = {key: key if detector else classifier_name(key) for key in own}  # in the file

@@ -1,4 +1,4 @@
-"""Arrays from pickle files, running no code."""
+"""Read arrays from pickle files without running code."""
 
 import io
 import pickle
@@ -9,11 +9,12 @@ import torch
 
 
 class WeightsError(ValueError):
-    """A weight file that cannot be read, or that does not fit the net."""
+    """A weight file cannot be read or written, or does not fit the net."""
 
 
 def reason(error: Exception) -> str:
-    """The type of an error and its first line; torch adds advice on how to let a file run code."""
+    """The type and the first line of an error. torch's other lines explain how to let a file run
+    code."""
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first[:300]}"
 
@@ -29,7 +30,7 @@ class _Dtype:
 
     def __init__(self, code, *_):
         if code not in _DTYPES:
-            raise pickle.UnpicklingError(f"arrays of type {code!r} are no weights")
+            raise pickle.UnpicklingError(f"arrays of type {code!r} are not supported")
         self.torch = _DTYPES[code]
 
     def __setstate__(self, state):
@@ -38,7 +39,7 @@ class _Dtype:
 
 
 class _Array:
-    """Replaces ``numpy.ndarray``: becomes a tensor of exactly the bytes in the file."""
+    """Replaces ``numpy.ndarray``. It becomes a tensor with exactly the bytes in the file."""
 
     tensor = None
 
@@ -88,16 +89,16 @@ for _core in ("numpy.core", "numpy._core"):
 
 
 class _ArraysOnly(pickle._Unpickler):  # type: ignore
-    """Reads plain containers and numpy arrays, and refuses everything else that a pickle may call.
+    """Reads plain containers and numpy arrays, and rejects all other calls in a pickle.
 
-    Nothing of numpy is called, because its constructors allocate what a file asks for and trust the
-    states that it gives. This is Python's own unpickler, because the one in C allocates what a memo
-    index asks for.
+    It does not call numpy's constructors, because they allocate as much memory as a file requests
+    and trust the states in it. It derives from the unpickler in Python, because the one in C
+    allocates as much memory as a memo index requests.
     """
 
     def find_class(self, module, name):
         if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it would call {module}.{name}, which is refused")
+            raise pickle.UnpicklingError(f"it would call {module}.{name}, which is not allowed")
         return _STAND_INS[module, name]
 
     def load_bytearray8(self):  # Python's own allocates the size before it reads
@@ -110,7 +111,7 @@ class _ArraysOnly(pickle._Unpickler):  # type: ignore
 
 
 def _finished(value, done):
-    """Replace the arrays in ``value`` by their tensors; ``done`` maps id -> result, for sharing."""
+    """Replace the arrays in ``value`` by tensors. ``done`` maps ids to results, to keep sharing."""
     if isinstance(value, _Array):
         return value.tensor
     if not isinstance(value, dict | list | tuple):
@@ -129,17 +130,17 @@ def read_pickle(path, content: bytes | None = None) -> Any:
     """Read a pickle of numpy arrays, such as Detectron's and Detectron2's, running no code.
 
     Args:
-        path: of the file.
-        content: its bytes, if they were read from elsewhere (an archive).
+        path: path of the file.
+        content: the file's bytes, if they were read from elsewhere, such as an archive.
 
     Returns:
-        Its plain containers, with a tensor for each array.
+        The plain containers, with a tensor for each array.
 
     Raises:
-        WeightsError: the file is broken, or holds anything but arrays in plain containers.
+        WeightsError: the file is damaged, or holds anything but arrays in plain containers.
     """
     try:
         content = Path(path).read_bytes() if content is None else content
         return _finished(_ArraysOnly(io.BytesIO(content), encoding="latin1").load(), {})
-    except Exception as error:  # a damaged pickle raises anything
+    except Exception as error:  # a damaged pickle raises many types
         raise WeightsError(f"{path}: not a readable pickle of arrays: {reason(error)}") from error

@@ -199,7 +199,8 @@ def test_classification_set(imagenet, check):
     Image.fromarray(np.zeros((6, 8), np.int32)).save(imagenet / "n01/a.JPEG", "TIFF")
     assert f"{imagenet}/n01/a.JPEG: pixel mode I " in check(root, "imagenet_val")[1][1]
     status, lines = check(root, "imagenet_train")
-    assert status == 1 and lines[0] == f"{root}/imagenet/train: no such folder of classes"
+    missing = "does not exist: it should hold one folder per class"
+    assert status == 1 and lines[0] == f"{root}/imagenet/train: {missing}"
 
 
 def test_shards(tmp_path, check):
@@ -220,10 +221,10 @@ def test_shards(tmp_path, check):
     assert status == 1 and lines[-1] == "5 faults"
     assert f"{folder}/val-1.tar: a: " in lines[0] and "truncated" in lines[0].lower()
     assert lines[1:] == [
-        f"{folder}/val-1.tar: a: its .cls is 7: 2 classes",
+        f"{folder}/val-1.tar: a: its .cls is 7, not 0 to 1",
         f"{folder}/val-2.tar: only: lacks its .jpg or its .cls",
         f"{folder}: holds 2 images of 2 classes, the published set 50,000 of 1,000",
-        f"{folder}: n02: its label, 1, is on no image",
+        f"{folder}: n02: no image has this class (label 1)",
         "imagenet_val_shards: 2 images, 2 classes",
         "5 faults",
     ]
@@ -244,8 +245,8 @@ def test_cifar10(tmp_path, check, monkeypatch):
     (folder / "test_batch.bin").write_bytes(rows.tobytes())
     status, lines = check(tmp_path, "cifar10_test")
     assert status == 1 and lines[:2] == [
-        f"{tmp_path}: CIFAR-10: 1 images of 20 are of airplane",
-        f"{tmp_path}: CIFAR-10: 3 images of 20 are of automobile",
+        f"{tmp_path}: CIFAR-10: 1 of 20 images have the class airplane",
+        f"{tmp_path}: CIFAR-10: 3 of 20 images have the class automobile",
     ]
     (folder / "test_batch.bin").write_bytes(b"short")
     status, lines = check(tmp_path, "cifar10_test")

@@ -1,4 +1,4 @@
-"""All commands: their help, their one name, and how bad input ends."""
+"""All commands: their help, their names, and their errors for invalid input."""
 
 import importlib
 import os
@@ -51,12 +51,12 @@ def test_the_console_script_runs_the_command(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="error: .*cifar_resnet21.*cifar_resnet20"):
         console.main()
     monkeypatch.setattr(sys, "argv", ["resnet-det", "trian"])
-    with pytest.raises(SystemExit, match="'trian' is no command"):
+    with pytest.raises(SystemExit, match="'trian' is not a command"):
         console.main()
 
 
 def test_the_console_script_sets_how_threads_wait_before_torch_is_loaded():
-    """Where `import resnet_det` has loaded torch, it starts again, as the same process."""
+    """If `import resnet_det` has loaded torch, the script restarts itself in the same process."""
     code = (
         "import os, sys\n"
         "print(os.getpid(), os.environ.get('OMP_WAIT_POLICY'), flush=True)\n"
@@ -76,8 +76,8 @@ def test_the_console_script_sets_how_threads_wait_before_torch_is_loaded():
 
 @pytest.mark.parametrize("command", [train_net, train_alternating, pretrain])
 @pytest.mark.parametrize("words, reason", [
-    (["--num-gpus", "0"], "--num-gpus: '0': give a whole number from 1"),
-    (["--num-gpus", "-1"], "--num-gpus: '-1': give a whole number from 1"),
+    (["--num-gpus", "0"], "--num-gpus: '0': give a whole number of at least 1"),
+    (["--num-gpus", "-1"], "--num-gpus: '-1': give a whole number of at least 1"),
     (["SEED", "1", "--resume"], "go before the KEY VALUE pairs"),
 ])  # fmt: skip
 def test_wrong_options_end_before_anything_starts(command, words, reason, capsys):

@@ -1,4 +1,5 @@
-"""The command `convert-weights`: nothing changes on the way, and what would change in silence is refused."""
+"""The command `convert-weights`: it preserves tensors and facts; a silent change would be an
+error."""
 
 import shlex
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_what_a_file_does_not_say_is_asked_for(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     state = build_net("paper_resnet50", 11, stride_in_1x1=False).state_dict()
     torch.save(state, "bare.pth")
-    with pytest.raises(WeightsError, match=r"bare.pth: does not say MODEL.RESNETS.STRIDE_IN_1X1"):
+    with pytest.raises(WeightsError, match=r"bare.pth: does not state MODEL.RESNETS.STRIDE_IN_1X1"):
         tool.convert("bare.pth", "no.pth", "torchvision")
     tool.convert("bare.pth", "own.pth")
     assert "INPUT.FORMAT" in caplog.text
@@ -123,10 +124,12 @@ def test_a_guess_from_names_is_overruled_by_what_is_said(suffix, tmp_path, monke
     with pytest.raises(ConfigError) as error:
         check_facts(read("r50 caffe.pth")[1], cfg, "r50 caffe.pth")
     message, command = str(error.value).split("tools/convert_weights.py ")
-    assert "r50 caffe.pth: by the names" in message and "a guess" in message
+    assert "r50 caffe.pth: the names of its tensors suggest" in message and "a guess" in message
     assert "MODEL.RESNETS.STRIDE_IN_1X1 False, but the config says True" in message
     tool.convert("r50 caffe.pth", "guess.pth")  # stays one
-    with pytest.raises(ConfigError, match="guess.pth: by the names .*INPUT.FORMAT RGB"):
+    with pytest.raises(
+        ConfigError, match="guess.pth: the names of its tensors suggest .*INPUT.FORMAT RGB"
+    ):
         check_facts(read("guess.pth")[1], cfg, "guess.pth")
 
     target = f"OUT.{suffix}"
@@ -183,7 +186,7 @@ def foreign_resnet20():
 
 
 def test_zeros_on_both_sides(tmp_path, monkeypatch, capsys):
-    """Refused until they are stated; then our net gives the other net's logits."""
+    """Without --zeros it is an error; with it, our net computes the other net's logits."""
     monkeypatch.chdir(tmp_path)
     theirs = foreign_resnet20()
     torch.save({"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}}, "t.pth")
@@ -217,7 +220,7 @@ def test_zeros_that_a_file_contradicts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save("own.pth", "cifar_resnet20", TORCHVISIONS)
     save("b.pth", "paper_resnet34_b", TORCHVISIONS)
-    with pytest.raises(WeightsError, match="--zeros both: own.pth is a file of ours"):
+    with pytest.raises(WeightsError, match="--zeros both: own.pth is this project's file"):
         tool.convert("own.pth", "no.pth", zeros="both")
     with pytest.raises(WeightsError, match="--zeros: b.pth holds paper_resnet34, .*no option A"):
         tool.convert("b.pth", "no.pth", zeros="end")
@@ -292,10 +295,12 @@ def test_a_stated_net_is_checked(tmp_path, monkeypatch):
     torch.save(torchvision.models.resnet18().state_dict(), "it.pth")
     with pytest.raises(ConfigError, match="--net: .*'paper_resnet81'.*paper_resnet18"):
         tool.convert("it.pth", "no.pth", net="paper_resnet81")
-    with pytest.raises(WeightsError, match="it.pth: is no paper_resnet34: the file lacks res2.2.c"):
+    with pytest.raises(
+        WeightsError, match="it.pth: is not a paper_resnet34: the file lacks res2.2.c"
+    ):
         tool.convert("it.pth", "no.pth", net="paper_resnet34")
     assert tool.convert("it.pth", "own.pth", net="paper_resnet18").facts["net"] == "paper_resnet18"
-    with pytest.raises(WeightsError, match="own.pth: says that it holds paper_resnet18, not"):
+    with pytest.raises(WeightsError, match="own.pth: states that it holds paper_resnet18, not"):
         tool.convert("own.pth", "no.pth", net="paper_resnet34")
 
 

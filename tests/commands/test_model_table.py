@@ -1,4 +1,5 @@
-"""The command `model-table` against exact arithmetic and the paper's figures; the lists of all nets."""
+"""The command `model-table` against exact arithmetic and the paper's figures; the lists of all
+nets."""
 
 import re
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_the_papers_digits_are_compared_not_trusted():
 
 
 def rows_of(markdown):
-    """Its header and rows, each a list of cells."""
+    """Parse a Markdown table: its header and rows, each a list of cells."""
     lines = [line for line in markdown.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
 
@@ -64,7 +65,8 @@ def test_command(capsys):
 
 
 def test_published_table_is_what_the_tool_prints(capsys):
-    """Each net's name, and the rows of all nets but the deepest, which take long to count."""
+    """Compares all names, and all rows except those of the deepest nets, which take long to
+    count."""
     rows = {row[0]: row for row in rows_of((ROOT / "results/model_table.md").read_text())}
     assert list(rows) == ["net", *NETS]
     shallow = [name for name in NETS if not name.endswith(("101", "110", "152", "1202"))]
@@ -73,7 +75,8 @@ def test_published_table_is_what_the_tool_prints(capsys):
 
 
 def expand(word):
-    """ "paper_plain18|34" -> paper_plain18, paper_plain34: what follows "|" replaces the last part."""
+    """ "paper_plain18|34" -> paper_plain18, paper_plain34: what follows "|" replaces the last
+    part."""
     start, last, others = re.fullmatch(r"(.*?)(\d+|[a-z])((?:\|\w+)*)", word).groups()
     return [start + part for part in (last, *others.split("|")[1:])]
 

@@ -35,7 +35,7 @@ def test_errors_of_two_runs_side_by_side(tmp_path, capsys):
 
 
 def test_a_run_of_one_point_is_seen(tmp_path):
-    """In the colour of its line, above the legend's: compared with a run that has two."""
+    """Compares a run of one point with a run of two: a marker in the line's colour is visible."""
     colour = tuple(int(COLORS[0][i : i + 2], 16) for i in (1, 3, 5))
     inked = []
     for count in (1, 2):

@@ -1,4 +1,4 @@
-"""The configuration language: what is read, and what is refused by name."""
+"""The config format: what is accepted, and the errors that name the key and value."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_keys_of_heads_that_are_switched_off_are_accepted(write):
         ("INPUT: {MIN_SIZE_TRAIN_SAMPLING: range}", ["INPUT.MIN_SIZE_TRAIN", "range"]),
         (
             "INPUT: {MIN_SIZE_TRAIN_SAMPLING: range, MIN_SIZE_TRAIN: [480, 256]}",
-            ["INPUT.MIN_SIZE_TRAIN", "the smallest and the greatest"],
+            ["INPUT.MIN_SIZE_TRAIN", "the smallest and the largest"],
         ),
         ("SOLVER: {MAX_ITER: }", ["SOLVER.MAX_ITER", "no value"]),
         ("SOLVER: {BASE_LR: -0.1}", ["SOLVER.BASE_LR", "at least 0"]),
@@ -126,7 +126,7 @@ def test_a_value_of_another_type_is_told_what_to_write(write, engine, key, value
     "engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 )
 @pytest.mark.parametrize("device, words", [
-    ("mps", "'mps' has no float64.*; use cuda, cuda:0 .* or cpu"),
+    ("mps", "'mps' does not support float64.*; use cuda, cuda:0 .* or cpu"),
     ("cuda0", "'cuda0' is not supported; use cuda, cuda:0"),
 ])  # fmt: skip
 def test_a_device_that_no_engine_runs_on(write, engine, device, words):

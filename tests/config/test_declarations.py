@@ -1,4 +1,4 @@
-"""The declarations of the keys, and what follows from them."""
+"""The declarations of the config keys, and the documentation and checks derived from them."""
 
 import re
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_every_key_has_a_row_that_fits_the_table():
 
 
 def test_every_key_that_can_be_set_is_read_outside_of_the_config():
-    """The other keys have one value only."""
+    """The other keys accept only one value."""
     package = ROOT / "resnet_det"
     files = [path for path in package.rglob("*.py") if path.parent.name != "config"]
     words = set(re.findall(r"[A-Z][A-Z0-9_]+[0-9A-Za-z_]*", "\n".join(map(Path.read_text, files))))
@@ -67,7 +67,7 @@ def test_configs_do_not_share_lists():
 
 @pytest.mark.parametrize("user", [DETECTOR, SMALL, LARGE])
 def test_a_key_of_other_users_keeps_its_default(user):
-    """Each key, set to something else, alone and with its node switched on."""
+    """Sets each key to another value, alone and with its node enabled."""
     check_users(get_cfg(), user)
     refused = set()
     for name in KEYS:

@@ -1,4 +1,4 @@
-"""Where configs are found, what they inherit, and the device that they run on."""
+"""How configs are found and inherited, and the device they choose."""
 
 from pathlib import Path
 
@@ -61,12 +61,13 @@ def test_a_later_base_and_the_file_itself_win(elsewhere):
     cfg = load_config("c.yaml")
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SEED) == (0.1, 2, 3)
     Path("d.yaml").write_text("_BASE_: c.yaml\nSEED: {X: 1}")
-    with pytest.raises(ConfigError, match="d.yaml: SEED: is a single value"):
+    with pytest.raises(ConfigError, match="d.yaml: SEED: holds keys here, but is a single value"):
         load_config("d.yaml")
 
 
 def test_yaml_anchors_do_not_tie_keys_together(elsewhere):
-    """What inherits one of two nodes written as one changes that one alone."""
+    """If two nodes share a YAML anchor, overriding one in a child config does not change the
+    other."""
     Path("a.yaml").write_text(
         "MODEL: {RPN: &same {SMOOTH_L1_BETA: 0.5, BBOX_REG_LOSS_WEIGHT: 2.0}, ROI_BOX_HEAD: *same}"
     )

@@ -51,7 +51,8 @@ def test_a_dataset_for_another_task_is_refused():
 
 @pytest.mark.parametrize("task", ["detection", "classification"])
 def test_every_dataset_answers_what_a_kind_must(tmp_path, task):
-    """On an empty folder: what it lacks, and one fault; a check of it does not raise."""
+    """In an empty folder, ``missing`` names a path, and a check reports one fault without
+    raising."""
     for name in dataset_names(task):
         spec = DATASETS[name]
         assert spec.paths() and all(not os.path.isabs(path) for path in spec.paths())
@@ -63,7 +64,8 @@ def test_every_dataset_answers_what_a_kind_must(tmp_path, task):
 
 
 def test_a_further_kind_is_one_class(tmp_path, monkeypatch):
-    """Labels in a format of its own: loaded, checked and counted without another change."""
+    """A new kind with its own label format is loaded, checked and counted without further
+    changes."""
 
     class Points(DetectionSpec):
         def paths(self):
@@ -90,7 +92,7 @@ def test_a_further_kind_is_one_class(tmp_path, monkeypatch):
     dataset = load_dataset("points", tmp_path)
     assert [record["image_id"] for record in dataset.records] == [0, 1]
     assert dataset.metadata.evaluation in EVALUATIONS
-    assert shortfall("points", tmp_path) == "points has 2 images, the published set 3"
+    assert shortfall("points", tmp_path) == "points has 2 images, but the published set has 3"
     report = check_dataset("points", tmp_path)
     assert (report.images, report.units, report.faults) == (
         2,
@@ -150,7 +152,7 @@ def test_union(voc_folder):
 
 @pytest.mark.real_data
 def test_union_of_different_classes_is_refused(real_data):
-    with pytest.raises(ValueError, match="differ in classes"):
+    with pytest.raises(ValueError, match="their classes differ"):
         load_datasets(("voc_2007_test", "coco_2017_val"), real_data)
 
 

@@ -1,4 +1,5 @@
-"""Images decoded ahead of their use: once for each version of a file, and every bad one named."""
+"""Checking images before use: each version of a file is decoded once, and every bad one is
+named."""
 
 import os
 

@@ -129,7 +129,7 @@ def photo(tmp_path):
 
 
 def generator_that_flips(flip):
-    """A Generator whose next draws of a size and of a flip give ``flip``."""
+    """A Generator whose next draws of a size and a flip result in ``flip``."""
     for seed in range(100):
         rng = np.random.default_rng(seed)
         rng.integers(1)
@@ -201,7 +201,7 @@ def test_filter_leaves_what_has_something_to_learn():
 
 @pytest.fixture
 def album(photo, tmp_path):
-    """Six records: numbers 2 and 3 truncated and missing, number 5 of another size than said."""
+    """Six records: file 2 is truncated, 3 is missing, and 5 differs in size from its record."""
     records = []
     content = Path(photo["file_name"]).read_bytes()
     for i in range(6):

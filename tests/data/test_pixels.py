@@ -181,14 +181,15 @@ def test_integers_without_a_declared_range_are_refused(tmp_path, dtype):
 
 
 def test_every_mode_of_pillow_is_known():
-    """A mode that a later Pillow adds fails here, and is refused by name until it is decided on."""
+    """A mode that a later Pillow adds fails here; until it is handled, reading it is an error."""
     deep = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
     assert {*pixels.EIGHT_BIT_MODES, *pixels.ALPHA_MODES, *deep} == set(Image.MODES)
 
 
 @pytest.mark.parametrize("mode", pixels.ALPHA_MODES)
 def test_alpha_modes_are_shown_over_white(mode):
-    """No common file gives some of these: a transparent pixel is white, an opaque one itself."""
+    """Includes modes that no common file has: a transparent pixel becomes white, an opaque one is
+    kept."""
     opaque = {"LA": (90, 255), "La": (90, 255), "PA": (0, 255)}.get(mode, (90, 90, 90, 255))
     image = Image.new(mode, (2, 1), (0,) * len(opaque))
     if mode == "PA":
@@ -316,7 +317,8 @@ def test_resized_shape_against_fractions():
 
 
 def test_resize_of_a_ramp_and_of_a_constant():
-    """Bilinear interpolation of a ramp is the ramp at the new pixel centres (away from the ends)."""
+    """Bilinear interpolation of a ramp is the ramp at the new pixel centres (away from the
+    ends)."""
     ramp = np.repeat(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], 8, 0).repeat(3, 2)
     got = pixels.resize(ramp, 16, 120)
     assert got.shape == (16, 120, 3) and got.dtype == np.uint8

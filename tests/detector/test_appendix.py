@@ -29,7 +29,8 @@ def sample(sides=(), seed=0):
 
 @pytest.fixture
 def detector(config):
-    """``detector(KEY, VALUE, ...)`` -> (model, config): of few regions, all far from their boxes."""
+    """``detector(KEY, VALUE, ...)`` -> (model, config): of few regions, all far from their
+    boxes."""
 
     def build(*overrides):
         cfg = config(
@@ -181,7 +182,7 @@ def test_refinement_scores_600_regions_of_300_proposals(detector, monkeypatch):
 
 @torch.no_grad()
 def test_an_ensemble_equals_the_direct_computation(detector):
-    """Of two nets, one of them with context: union of the proposals, means of scores and boxes."""
+    """Two nets, one with context: the proposals are united, scores and boxes are averaged."""
     one, cfg = detector()
     two, _ = detector("MODEL.BACKBONE.NAME", "cifar_plain20", "RESNET_DET.GLOBAL_CONTEXT", True)
     found = build_improved([one, two], cfg)([sample()])[0]

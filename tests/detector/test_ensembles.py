@@ -14,7 +14,8 @@ from resnet_det.engines.provenance import checkpoint_facts
 
 @pytest.fixture
 def checkpoint(config, tmp_path):
-    """``checkpoint(name, KEY, VALUE, ...)``: the file of a detector as tools/train_net.py writes it."""
+    """``checkpoint(name, KEY, VALUE, ...)``: the file of a detector as tools/train_net.py writes
+    it."""
 
     def write(name, *overrides, classes=("a", "b", "c")):
         cfg = config("MODEL.ROI_HEADS.NAME", "PaperROIHeads", "INPUT.MIN_SIZE_TEST", 48,
@@ -112,7 +113,7 @@ def test_members_that_do_not_fit_are_refused(checkpoint, config, tmp_path):
     one = checkpoint("one")
     for other, words in (
         (checkpoint("two", classes=("a", "b", "d")), "two.pth: has other classes than MODEL.WEIGHTS: only .*two.pth has d; only MODEL.WEIGHTS has c"),
-        (checkpoint("rgb", "INPUT.FORMAT", "RGB"), "rgb.pth: was trained with the format RGB"),
+        (checkpoint("rgb", "INPUT.FORMAT", "RGB"), "rgb.pth: was trained with INPUT.FORMAT RGB"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"RESNET_DET.ENSEMBLE: .*{words}"):
             embedded.predictor(one, ["RESNET_DET.ENSEMBLE", (other,)])
@@ -120,5 +121,5 @@ def test_members_that_do_not_fit_are_refused(checkpoint, config, tmp_path):
     torch.save(torch.load(one, weights_only=True)["model"], bare)
     with pytest.raises(ConfigError, match="bare.pth: carries no config"):
         embedded.predictor(one, ["RESNET_DET.ENSEMBLE", (str(bare),)])
-    with pytest.raises(ConfigError, match="RESNET_DET.ENSEMBLE: is for tests"):
+    with pytest.raises(ConfigError, match="RESNET_DET.ENSEMBLE: is only for testing"):
         embedded.train(config("RESNET_DET.ENSEMBLE", (one,)))

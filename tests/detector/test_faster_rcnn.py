@@ -156,7 +156,8 @@ FAR = torch.tensor([[1283.3, 700.7, 1301.9, 741.2], [5.1, 6.2, 1300.6, 780.9]])
     [("ROIPool", [16], 1), ("ROIAlign", [16], 1), ("ROIAlignV2", [16], 2), ("ROIAlignV2", [8, 16], 1)],
 )  # fmt: skip
 def test_bfloat16_maps_leave_regions_where_they_are(kind, strides, step):
-    """Against torchvision in float64; a corner at 1,300 pixels would move by up to 4."""
+    """Compares with torchvision in float64; in bfloat16 a corner at 1,300 pixels moves by up to
+    4."""
     torch.manual_seed(0)
     maps = [torch.randn(1, 3, 800 // s, 1344 // s).bfloat16() for s in strides]
     with torch.autocast("cpu", torch.bfloat16):
@@ -370,7 +371,8 @@ def test_preprocess_pads_after_normalising(config):
 
 
 def test_a_diverged_rpn_shows_in_its_loss(config):
-    """Whatever anchors were drawn, so that the loop stops all processes together."""
+    """Its loss is not finite for any sampled anchors, so that the loop stops all processes
+    together."""
     model = build_model(config())
     model.proposal_generator.head.anchor_deltas.bias.data[-1] = float("inf")
     losses = model([sample()])
@@ -458,7 +460,8 @@ def test_only_a_grid_that_is_read_in_part_is_pooled_in_part(config, key, value, 
 def test_fast_has_the_same_loss_curve(config, monkeypatch, half, rate):
     """Fifty iterations of SGD in float32: the losses agree within 1e-4, relative to the first.
 
-    RPN and Fast R-CNN each alone: between them NMS turns a difference of rounding into other regions.
+    RPN and Fast R-CNN each alone: between them NMS turns a difference of rounding into other
+    regions.
     """
     monkeypatch.setitem(resnet.DEPTHS, 50, ((1, 2, 1, 1), True))  # of the usual widths
     curves, sizes = [], torch.linspace(0.1, 1, 30)[:, None]

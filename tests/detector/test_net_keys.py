@@ -1,4 +1,4 @@
-"""Keys whose value is not what a net is built with are refused, without Detectron2."""
+"""Keys that contradict a net are errors, without Detectron2 too."""
 
 import pytest
 import torch

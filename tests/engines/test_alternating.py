@@ -125,7 +125,7 @@ def test_a_spoilt_image_is_left_out_of_every_step(folder, ready, monkeypatch, na
 
 @pytest.mark.parametrize("stop", [(0, 2), (3, 1)], ids=str)
 def test_a_killed_run_goes_on_to_the_same_detector(folder, monkeypatch, stop):
-    """Killed in the first step after a checkpoint, in the last before one: bit for bit the same."""
+    """A kill after a checkpoint in the first step, or before one in the last, changes no bit."""
     run("torchvision", "OUTPUT_DIR", "output/whole", "DATASETS.TEST", ())
     whole = torch.load("output/whole/model_final.pth", weights_only=True)["model"]
     step, iterations = stop
@@ -238,7 +238,7 @@ def test_a_file_of_proposals_comes_back_and_is_checked(folder):
         with pytest.raises(DatasetError, match=f"odd.pkl: .*{words}"):
             proposals.read("odd.pkl")
     for path, words in (("nan.pkl", "not finite"), ("short.pkl", "logits"),
-                        ("code.pkl", "refused"), ("list.pkl", "dictionary")):  # fmt: skip
+                        ("code.pkl", "not allowed"), ("list.pkl", "dictionary")):  # fmt: skip
         with pytest.raises(ValueError, match=f"{path}.*{words}"):
             proposals.read(path)
     assert not Path("ran").exists()
@@ -284,5 +284,5 @@ def test_keys_that_do_not_fit_are_refused(folder, overrides, words):
 def test_a_proposal_network_is_not_evaluated(folder, name):
     engine = pick(name)
     cfg = engine.load_config("detector.yaml", ["MODEL.META_ARCHITECTURE", "ProposalNetwork"])
-    with pytest.raises(ConfigError, match="DATASETS.TEST.*detects no objects"):
+    with pytest.raises(ConfigError, match="DATASETS.TEST.*makes no detections"):
         engine.train(cfg)

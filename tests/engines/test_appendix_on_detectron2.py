@@ -36,7 +36,7 @@ def config(tmp_path, monkeypatch):
 
 
 def test_train_and_evaluate_with_all_of_them(config, tmp_path):
-    """As the embedded engine does from the same checkpoint and files."""
+    """The results equal the embedded engine's with the same checkpoint and files."""
     context = ["RESNET_DET.GLOBAL_CONTEXT", "True", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
     engine.train(config(*context, "SOLVER.MAX_ITER", "2"))
     weights = str(tmp_path / "out/model_final.pth")
@@ -58,7 +58,7 @@ def test_train_and_evaluate_with_all_of_them(config, tmp_path):
         ValueError, match="RESNET_DET.GLOBAL_CONTEXT True, but the config says False"
     ):
         engine.evaluate(config("MODEL.WEIGHTS", weights))
-    with pytest.raises(ValueError, match="RESNET_DET.ENSEMBLE: is for tests"):
+    with pytest.raises(ValueError, match="RESNET_DET.ENSEMBLE: is only for testing"):
         engine.train(config("RESNET_DET.ENSEMBLE", f"('{weights}',)", "OUTPUT_DIR", "new"))
 
 
@@ -85,7 +85,7 @@ def own_cfg(**keys):
 
 
 def test_context_equals_two_runs_of_the_head():
-    """In a foreign project with the node RESNET_DET: vectors, losses and gradients."""
+    """Compares vectors, losses and gradients in another project with the node RESNET_DET."""
     model = build_model(own_cfg(GLOBAL_CONTEXT=True))
     heads, seen, vectors = model.roi_heads, [], []
     channels = heads.box_predictor.cls_score.in_features // 2
@@ -132,9 +132,9 @@ def test_off_is_the_very_model(config):
 
 
 def test_a_lazy_head_with_context_has_no_masks():
-    """A yaml is refused sooner; this head would leave the masks out in silence."""
+    """A YAML config raises earlier; without the error, this head would silently skip masks."""
     cfg = own_cfg()
     cfg.MODEL.MASK_ON = True
     parts = PaperROIHeads.from_config(cfg, {"res4": ShapeSpec(channels=256, stride=16)})
-    with pytest.raises(ValueError, match="mask_head: .*boxes alone"):
+    with pytest.raises(ValueError, match="mask_head: .*only predict boxes"):
         PaperROIHeads(**parts | {"context": True})

@@ -191,7 +191,7 @@ def rename(content):
 
 
 def halve(content):
-    """Every other category, and its objects."""
+    """Keep every second category and its objects."""
     content["categories"] = content["categories"][1::2]
     kept = {entry["id"] for entry in content["categories"]}
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] in kept]
@@ -245,7 +245,7 @@ def evaluate(request, scenes, tmp_path, monkeypatch):
 
 
 def test_the_same_classes_in_another_order_score_the_same(evaluate):
-    """To the last bit; and the server's file has the set's own ids."""
+    """The scores are equal to the last bit, and the server's file has the dataset's own ids."""
     expected = evaluate()
     assert 20 < expected["bbox/AP"] < 80
     plain = json.loads((evaluate.output / "inference/scenes_coco_test/detections.json").read_text())

@@ -1,4 +1,5 @@
-"""A classifier of large images from end to end: processes, workers, resume, every way of testing."""
+"""A classifier of large images from end to end: processes, workers, resume, every way of
+testing."""
 
 import json
 import os
@@ -53,7 +54,8 @@ WEIGHTS = "output/a/model_final.pth"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three classes of one colour each, 8 training and 3 test images of differing sizes; trained."""
+    """Three classes of one colour each, 8 training and 3 test images of differing sizes;
+    trained."""
     folder = tmp_path_factory.mktemp("large")
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 3)):
@@ -103,7 +105,7 @@ def test_it_learns_and_the_results_are_written():
 
 
 def test_resumed_is_uninterrupted_with_other_workers(folder):
-    """From the checkpoint of iteration 10, as if it had been stopped there; it carries the seed."""
+    """Resumes from the checkpoint of iteration 10, which carries the seed."""
     name = "model_0000009.pth"
     (folder / "output/b").mkdir()
     (folder / "output/b" / name).write_bytes((folder / "output/a" / name).read_bytes())
@@ -116,7 +118,7 @@ def test_resumed_is_uninterrupted_with_other_workers(folder):
 
 
 def test_mixed_precision(monkeypatch):
-    """In bfloat16: another loss than float32's, but close to it; the weights stay float32."""
+    """In bfloat16, the loss is close to float32's but not equal, and the weights stay float32."""
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     losses = []
     for amp in (False, True):
@@ -184,7 +186,7 @@ def scales(image):
     [([], centre), (["RESNET_DET.TEST_CROPS", 10], ten), (["TEST.AUG.ENABLED", True], scales)],
 )
 def test_every_way_of_testing_is_what_it_is_by_hand(overrides, see, members, monkeypatch):
-    """On random nets, which are not sure of anything."""
+    """Uses random nets, whose predictions are not confident."""
     meta = torch.load(WEIGHTS, weights_only=True)["meta"]
     nets, files = [], []
     for seed in range(members):
@@ -217,7 +219,7 @@ def test_every_way_of_testing_is_what_it_is_by_hand(overrides, see, members, mon
             "CROP_PADDING: 4: .* only for classifiers of small images",
         ),
         (["INPUT.MAX_SIZE_TRAIN", 500], "MAX_SIZE_TRAIN: 500: .* only for detectors"),
-        (["DATASETS.TEST", ["scenes_classification_val"]], "some are of small images"),
+        (["DATASETS.TEST", ["scenes_classification_val"]], "only datasets of small images"),
         (["DATASETS.TEST", ["imagenet_va"]], "'imagenet_va'; did you mean imagenet_val"),
         (
             ["DATASETS.PROPOSAL_FILES_TRAIN", ("a.pkl",)],
@@ -225,7 +227,10 @@ def test_every_way_of_testing_is_what_it_is_by_hand(overrides, see, members, mon
         ),
         (["INPUT.CROP.SIZE", (32.5, 32.5)], "INPUT.CROP: .*a size in pixels"),
         (["RESNET_DET.TEST_CROPS", 5], "TEST_CROPS: 5 .*use 1 or 10"),
-        (["RESNET_DET.TEST_CROPS", 10, "TEST.AUG.ENABLED", True], "whole images or crops"),
+        (
+            ["RESNET_DET.TEST_CROPS", 10, "TEST.AUG.ENABLED", True],
+            "whole images and RESNET_DET.TEST_CROPS crops",
+        ),
         (["RESNET_DET.PER_PIXEL_MEAN", True, "TEST.AUG.ENABLED", True], "PER_PIXEL_MEAN"),
         (["RESNET_DET.ENSEMBLE", (WEIGHTS,)], "ENSEMBLE.*--eval-only"),
         (["INPUT.MIN_SIZE_TRAIN", (30, 40)], "crop of 32 pixels.*MIN_SIZE_TRAIN"),
@@ -271,7 +276,8 @@ def top1(tmp_path, *overrides):
 
 
 def test_classes_are_matched_by_name(tmp_path):
-    """In another order, alone and in an ensemble; other names are an error, or overruled."""
+    """In another order, alone and in an ensemble; other names are an error unless matched by
+    order."""
     expected = top1(tmp_path, "MODEL.WEIGHTS", WEIGHTS)
     assert expected < 50
     other = turned(tmp_path / "x.pth", [2, 0, 1])
@@ -287,7 +293,7 @@ def test_classes_are_matched_by_name(tmp_path):
 
 
 def test_a_subset_of_the_classes_is_scored_on_the_subset(folder, tmp_path, monkeypatch):
-    """Among two of the three classes, whose order differs from the net's."""
+    """Tests on two of the three classes, in another order than the net's."""
     for name in ("n0", "n1"):
         (tmp_path / "imagenet/val").mkdir(parents=True, exist_ok=True)
         (tmp_path / "imagenet/val" / name).symlink_to(folder / "imagenet/val" / name)
@@ -312,7 +318,7 @@ def test_a_subset_of_the_classes_is_scored_on_the_subset(folder, tmp_path, monke
     ["n0", "n1", "n2"], None, ["n2", "n1", "n0"], ["n2", "a"], ["a", "b", "c"],
 ])  # fmt: skip
 def test_shared_classes_keep_their_rows(classes, tmp_path, monkeypatch, caplog):
-    """By name where the file says names, wherever they stand; else by order."""
+    """Matched by name if the file names its classes, otherwise by order."""
     file = torch.load(WEIGHTS, weights_only=True)
     trained = dict(file["model"])
     file["meta"].pop("classes")
@@ -366,7 +372,7 @@ def test_members_that_do_not_fit_are_named(tmp_path):
     for change, words in (
         ({"classes": ["cat"]}, "has other classes than MODEL.WEIGHTS: only .* has cat"),
         ({"format": "RGB"}, "INPUT.FORMAT RGB"),
-        ({"mean_image": torch.zeros(3, 32, 32)}, "another mean image"),
+        ({"mean_image": torch.zeros(3, 32, 32)}, "its mean image differs"),
         (None, "carries no config"),
     ):
         meta = {} if change is None else ours["meta"] | change

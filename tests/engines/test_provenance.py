@@ -1,4 +1,4 @@
-"""What a checkpoint says about its origin, and that no weight file is read twice."""
+"""The facts about a checkpoint's origin, and that no weight file is read twice."""
 
 import shutil
 import subprocess

@@ -26,7 +26,8 @@ def boxes(draw):
 
 @st.composite
 def scenes(draw):
-    """{image: [(class, box, flag)]} and {image: [(class, box, score)]}; some detections are exact."""
+    """{image: [(class, box, flag)]} and {image: [(class, box, score)]}; some detections are
+    exact."""
     truth, found = {}, {}
     for image in draw(st.lists(st.integers(0, 10**6), min_size=1, max_size=3, unique=True)):
         truth[image] = draw(st.lists(st.tuples(LABEL, boxes(), st.booleans()), max_size=4))

@@ -30,7 +30,7 @@ def test_k_beyond_the_classes_is_never_wrong():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_image_whose_logits_are_not_finite_is_wrong(value):
-    """Not class 0, where sorting leaves the first of equals."""
+    """Non-finite scores must not count as class 0, which sorting would choose among equals."""
     logits = torch.eye(7)
     logits[0], logits[1, 6] = value, value
     batches = [([logits], torch.arange(7))]
@@ -55,7 +55,7 @@ def test_softmax_is_averaged_over_models_and_views_not_logits():
 
 
 def test_low_scores_keep_their_order():
-    """In single precision the softmax of the last three is 0, and the fourth class would win."""
+    """In float32, the softmax of the last three classes is 0, and the fourth class would win."""
     logits = torch.tensor([[300.0, 299.0, 298.0, 297.0, 10.0, 11.0, 12.0]])
     assert errors_at(mean_softmax([lambda x: x], [logits]), torch.tensor([6])) == {1: 1, 5: 0}
 

@@ -153,7 +153,7 @@ def test_equals_pycocotools_on_files(seed, tmp_path, capsys):
 
 
 def test_a_metric_has_one_definition(monkeypatch, tmp_path):
-    """Of a new one, AP90, the value is pycocotools'; json, tables and page show it."""
+    """A new metric, AP90, equals pycocotools'; JSON, tables and page show it."""
     monkeypatch.setitem(coco_ap.COCO_METRICS, "AP90", Metric(iou=0.9))
     monkeypatch.setattr(coco_ap, "PER_CLASS_METRICS", ("AP", "AP90"))
     data, found = scenes(0)

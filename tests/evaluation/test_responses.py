@@ -20,7 +20,8 @@ def norm(x, n):
 
 
 def direct(net, x, residual):
-    """Outputs of the 3x3 layers after BN, layer by layer, written out for option A and plain nets."""
+    """Outputs of the 3x3 layers after BN, layer by layer, written out for option A and plain
+    nets."""
     outputs = []
 
     def layer(x, conv):
@@ -91,7 +92,7 @@ def test_error_curves_show_the_metrics(tmp_path, monkeypatch):
     figures.error_curves({"": {"long": lines(errors, {})}}, "f")
     points = drawn[1].axes[0].lines[0].get_xydata()
     assert len(points) == figures.MAX_POINTS and points[0, 1] == pytest.approx(errors[:20].mean())
-    with pytest.raises(ValueError, match="empty: .*no top1_error"):
+    with pytest.raises(ValueError, match="empty: .*no training error"):
         figures.error_curves({"": {"empty": []}}, "f")
 
 

@@ -64,7 +64,7 @@ def test_markdown_table():
     # Text that looks like a number is shown as it is, and a table may be empty.
     assert read(tables.markdown_table([["007", "1e5"]], ["commit", "size"]))[1] == ["007", "1e5"]
     assert read(tables.markdown_table([], ["class", "AP"])) == [["class", "AP"]]
-    with pytest.raises(ValueError, match=r"\['only'\] has 1 cells, the header 2"):
+    with pytest.raises(ValueError, match=r"\['only'\] has 1 cells, but the header 2"):
         tables.markdown_table([["only"]], ["a", "b"])
 
 

@@ -62,7 +62,7 @@ def images():
     ):  # fmt: skip
         image = picture("L").convert("I").convert(mode) if mode == "I;16" else picture(mode)
         yield f"{mode} {kind}", encoded(image, kind), OK
-    for mode, what in (("I", "declares no range"), ("F", "values from")):
+    for mode, what in (("I", "does not declare its range"), ("F", "values from")):
         yield f"{mode} TIFF of levels to 255", encoded(picture(mode), "TIFF"), what
     frames = [picture(seed=seed) for seed in range(3)]
     for kind in ("GIF", "PNG", "WEBP"):

@@ -1,4 +1,4 @@
-"""Networks of other projects with weights and statistics by chance, and Caffe2's blobs."""
+"""Networks of other projects with random weights and statistics, and Caffe2's blobs."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def fill(module, seed=1):
-    """Weights, batch norms and their statistics by chance, so that nothing is trivial."""
+    """Fill weights, batch norms and statistics with random values, so that nothing is trivial."""
     module.to_empty(device="cpu")
     g = torch.Generator().manual_seed(seed)
     for name, value in module.state_dict().items():

@@ -303,7 +303,8 @@ KINDS = {
 
 
 def fault_of(read, error, path):
-    """What is wrong in how a file was received, or None. (Returns also whether it was read.)"""
+    """Open a file. Returns what was wrong with the reaction, or None, and whether the file was
+    read."""
     begin = time.process_time()
     faulthandler.dump_traceback_later(10 * SECONDS, exit=True)  # a hang in C, too, ends here
     try:

@@ -3,10 +3,11 @@
     python kill_and_resume.py ENGINE CONFIG FOLDER PROCESSES SEED SIGNAL...
 
 ENGINE is classifier, torchvision or detectron2. PROCESSES: 2, or 2,1 for 2 and 1 in turn. SIGKILL
-goes to every process, DEATH is SIGKILL to the last one alone, as are the other signals. FOLDER gets ``whole`` and ``parts0``, ``parts1``...:
-a run that ends before the next signal makes room for another. Prints one JSON object a line: the
-signal, after how many seconds, the exit statuses, whether a write of a checkpoint was cut, whether
-all iterations were done, and the folder. Everything is imported once, and each attempt is a fork of this process, which runs nothing.
+goes to every process, DEATH is SIGKILL to the last one alone, as are the other signals. FOLDER gets
+``whole`` and ``parts0``, ``parts1``...: a run that ends before the next signal makes room for
+another. Prints one JSON object a line: the signal, after how many seconds, the exit statuses,
+whether a write of a checkpoint was cut, whether all iterations were done, and the folder.
+Everything is imported once, and each attempt is a fork of this process, which runs nothing.
 """
 
 import itertools

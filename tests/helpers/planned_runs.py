@@ -38,7 +38,7 @@ def command(folder, monkeypatch, does):
 
 
 def environment():
-    """Of a command of this checkout, in another folder and on one core."""
+    """The environment of a command of this checkout, run in another folder and on one core."""
     path = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     path = os.pathsep.join(filter(None, path))
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

@@ -37,7 +37,7 @@ class Toy(nn.Module):
 
 
 def batches(*, rank=0, world=1, start=0):
-    """Four samples a batch, shared by the processes; a function of the iteration alone."""
+    """Four samples per batch, shared by the processes; they depend only on the iteration."""
     i = start
     while True:
         g = torch.Generator().manual_seed(i)

@@ -1,4 +1,4 @@
-"""A small folder in VOC's layout, to be spoilt one file at a time."""
+"""A small folder in VOC's layout, whose files tests damage one at a time."""
 
 import numpy as np
 from PIL import Image

@@ -1,4 +1,5 @@
-"""Fully convolutional testing (checklist item 9): the ordinary forward, and windows one by one."""
+"""Fully convolutional testing (section 4.1, Table 4) against the ordinary forward pass per
+window."""
 
 import pytest
 import torch

@@ -41,7 +41,7 @@ def pair(name, freeze_at=0, out=None, **options):
 
 
 def close(ours, theirs):
-    """Within 1e-5 of the greatest value, in double precision 1e-10."""
+    """Equal within 1e-5 of the maximum, or 1e-10 in float64."""
     scale = theirs.abs().max().item()
     assert scale > 0
     relative = 1e-10 if theirs.dtype == torch.float64 else 1e-5
@@ -157,7 +157,8 @@ class NormBeforeConv1(Block):
 @pytest.mark.parametrize("block, norm", [(PreActivation, "BN"), (PreActivation, "FrozenBN"),
                                          (NormBeforeConv1, "BN")])  # fmt: skip
 def test_blocks_with_norms_elsewhere_are_left_alone(block, norm):
-    """Their norms see the cells that a stride in conv1 drops: training with less is another net."""
+    """Their norms use the cells that a stride in conv1 would drop, so skipping cells changes the
+    net."""
     torch.manual_seed(0)
     net = fill(imagenet_resnet(50, block=block, norm=norm)).double()
     twin = copy.deepcopy(net)

@@ -1,4 +1,4 @@
-"""The networks against the paper's tables and exact arithmetic (checklist items 1-5)."""
+"""The networks against the paper (Tables 1 and 6, sections 3.3 and 4.2) and exact arithmetic."""
 
 import math
 
@@ -115,7 +115,7 @@ def test_catalog_has_the_papers_figures(name):
 
 @pytest.mark.parametrize("name", ["cifar_plain20", "paper_resnet18", "paper_vgg16", "paper_vgg19"])
 def test_a_net_says_what_it_is(name):
-    """Each answer against what the net holds, and against what its head does."""
+    """Compares each property with the net's modules and with the behaviour of its head."""
     net = meta_net(name).eval()
     assert net.has_batch_norm == any(k.endswith("running_var") for k in net.state_dict())
     assert not meta_net(name, norm="FrozenBN").has_batch_norm

@@ -1,4 +1,4 @@
-"""What we rely on in Detectron2, compared with the real one."""
+"""Our assumptions about Detectron2, checked against the real one."""
 
 import inspect
 

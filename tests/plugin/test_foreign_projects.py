@@ -1,4 +1,4 @@
-"""Our files in a stock Detectron2 project, which only imports ``resnet_det``: every tensor arrives."""
+"""Our files in a stock Detectron2 project that imports ``resnet_det``: every tensor is loaded."""
 
 import subprocess
 import sys
@@ -61,7 +61,8 @@ def folder(tmp_path_factory):
 
 
 def stock_config():
-    """Detectron2's own keys alone, with the backbone and the RoI heads that the plugin registers."""
+    """Detectron2's own keys alone, with the backbone and the RoI heads that the plugin
+    registers."""
     cfg = get_cfg()
     cfg.merge_from_other_cfg(CfgNode(DETECTOR))
     return cfg
@@ -122,7 +123,7 @@ def test_a_detector_is_whole(engine, converted, folder, tmp_path):
     "paper_resnet18_a", "paper_resnet34_c", "paper_resnet50", "paper_vgg16", "cifar_plain20",
 ])  # fmt: skip
 def test_each_kind_of_net_is_matched_by_name(name):
-    """By Detectron2's own function, on the shapes alone."""
+    """Uses Detectron2's own matching function, on shapes only."""
     with torch.device("meta"):
         state = build_net(name).state_dict()
         detector = torch.nn.ModuleDict({"backbone": PaperBackbone(name)})

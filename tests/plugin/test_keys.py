@@ -65,7 +65,7 @@ def stock(*keys):
 
 
 def another(value):
-    """A value of the same kind that says something else."""
+    """Another value of the same type."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
@@ -93,7 +93,7 @@ def describe(thing, depth=0):
 
 
 def without_effect(keys, cfg, build):
-    """Of ``keys`` those that change nothing in what ``build(cfg)`` gives, without an error."""
+    """Those of ``keys`` that neither change the result of ``build(cfg)`` nor raise an error."""
     before, silent = describe(build(cfg)), []
     assert describe(build(cfg)) == before
     for key in sorted(keys):
@@ -172,7 +172,7 @@ def heads(name):
 
 
 def test_every_key_of_stock_roi_heads(recorded):
-    """Those of Res5ROIHeads, and of StandardROIHeads, most of which have no part here."""
+    """The keys of Res5ROIHeads and of StandardROIHeads; most of the latter have no effect here."""
     masks = ["MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead",
              "MODEL.ROI_MASK_HEAD.NUM_CONV", 1]  # fmt: skip
     cfg = stock(*masks)
@@ -207,7 +207,8 @@ C4 = ["MODEL.BACKBONE.NAME", "cifar_resnet20", "MODEL.RESNETS.OUT_FEATURES", ["r
     ids=["C4", "pyramid"],
 )
 def test_every_key_of_a_stock_detector_in_the_embedded_engine(recorded, settings, small):
-    """Of those that the embedded engine knows: it refuses the others by their names."""
+    """Tests the keys that the embedded engine knows; for the others it raises an error that names
+    them."""
     keys = recorded(stock(*settings), build_model)
     if not settings:  # keys of the head that has no part here
         standard = stock(*FC_HEAD, "MODEL.ROI_HEADS.NAME", "StandardROIHeads")

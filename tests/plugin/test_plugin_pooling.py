@@ -26,7 +26,7 @@ pytestmark = pytest.mark.detectron2
     ],
 )
 def test_fast_gives_the_same_regions(key, value, step):
-    """On in a foreign project, off by ``RESNET_DET.FAST``; parameters and regions stay."""
+    """FAST is on by default in other projects; it does not change parameters or regions."""
     from resnet_det.config.defaults import add_resnet_det_config
     from resnet_det.plugin.roi_heads import StridedROIAlign
 
@@ -56,7 +56,8 @@ def test_fast_gives_the_same_regions(key, value, step):
 @pytest.mark.parametrize("kind", ["ROIPool", "ROIAlign", "ROIAlignV2"])
 @pytest.mark.parametrize("heads", ["PaperROIHeads", "StandardROIHeads"])
 def test_bfloat16_maps_leave_regions_where_they_are(heads, kind):
-    """Against torchvision in float64; Detectron2's own ROIAlign moves corners by up to 4 pixels."""
+    """Compares with torchvision in float64; Detectron2's own ROIAlign moves corners by up to 4
+    pixels."""
     cfg = small_cfg("paper_resnet50") if heads == "PaperROIHeads" else fpn_cfg("paper_resnet50")
     cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = kind
     model = skeleton(cfg)

@@ -14,7 +14,7 @@ from resnet_det.data.detection.mapper import DetectionMapper
 
 
 def read_image(root, content):
-    """As a training image of a detector."""
+    """Read a file like a detector's training image."""
     (root / "spoilt.jpg").write_bytes(content)
     mapper = DetectionMapper(16, 32, train=True)
     record = {"file_name": str(root / "spoilt.jpg"), "image_id": 1, "annotations": []}
@@ -73,7 +73,7 @@ def test_the_corpus_is_large():
 
 @pytest.mark.parametrize("kind", READERS)
 def test_each_gives_its_error_or_its_handling(kind, tmp_path, monkeypatch):
-    """In one test a kind, with the names of all that go wrong."""
+    """One test per kind of file; the failure lists all cases with a wrong outcome."""
     monkeypatch.setitem(DATASETS, "spoilt_classes", ImageFolder("spoilt_classes", "classes"))
     monkeypatch.setattr(socket, "socket", lambda *a, **k: pytest.fail("opens a connection"))
     wrong = []

@@ -71,7 +71,7 @@ def test_a_mistake_in_launched_processes_is_one_line(monkeypatch, rank, code):
     ],
 )
 def test_a_dead_peer_is_known_by_the_words_of_gloo_and_nccl(words):
-    """As torch 2.14 words them; NCCL's are from bug reports, without a GPU here."""
+    """The messages are torch 2.14's; NCCL's are from bug reports, not tested on a GPU."""
     assert distributed.LOST.search(words)
     assert not distributed.LOST.search("NCCL error: invalid usage, ncclInvalidUsage")
 
@@ -191,6 +191,6 @@ def test_torchrun_restarts_from_the_checkpoint(configs, engine):
     os.kill(int(ranks[-1]), signal.SIGKILL)
     output = run.communicate(timeout=600)[0]
     assert run.returncode == 0, output[-3000:]
-    assert "stops because another has ended" in output or "exitcode: -9" in output
+    assert "stops because another process ended" in output or "exitcode: -9" in output
     assert_same_runs(configs / "whole", configs / "parts")
     print(json.dumps(timeless(configs / "parts")[-1]))

@@ -1,4 +1,4 @@
-"""A second run in the folder of a running one is refused, and the kernel frees that of a killed one."""
+"""A second run in a running one's folder is an error; the kernel releases a killed run's lock."""
 
 import errno
 import json

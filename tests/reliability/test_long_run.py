@@ -1,4 +1,5 @@
-"""Two thousand iterations of the smallest configs: what a run holds does not grow with its length."""
+"""Two thousand iterations of the smallest configs: what a run holds does not grow with its
+length."""
 
 import resource
 import subprocess

@@ -58,7 +58,7 @@ def check(configs, engine, world, signals, seed=0):
             assert status == hit and set(others) <= {other}, report
         if report["signal"] == "DEATH" and not report["finished"]:
             log = (configs / f"{report['folder']}.log").read_text()
-            assert "stops because another has ended" in log
+            assert "stops because another process ended" in log
     assert not all(r["finished"] for r in reports)
     finished = sorted(configs.glob("parts*/model_final.pth"))
     assert finished

@@ -1,4 +1,5 @@
-"""Files from strangers are read or refused by name; the page of a run shows them, and runs nothing."""
+"""Files from strangers are read or refused by name; the page of a run shows them, and runs
+nothing."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What a table would cost: the dry run and its measurements."""
+"""The predicted cost of a table: the dry run and its measurements."""
 
 import re
 import signal
@@ -36,7 +36,8 @@ def test_a_dry_run_knows_what_the_steps_before_make(tmp_path, monkeypatch):
 
 
 def test_a_dry_run_gives_each_row_when_it_is_measured(tmp_path, monkeypatch, capsys):
-    """The pretraining of a detector, at its full length and once; what cannot be measured; a total."""
+    """The pretraining of a detector, at its full length and once; what cannot be measured; a
+    total."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     seen = []

@@ -95,7 +95,7 @@ def chains():
 
 
 def test_every_table_is_the_papers(chains):
-    """Its numbers; and every cell's config loads, with what the cell changes in it."""
+    """The numbers are the paper's, and every cell's config loads with the cell's overrides."""
     for name, published in PUBLISHED.items():
         cells = {cell.name: [n.paper for n in cell.numbers] for cell in paper.TABLES[name].cells}
         assert cells == published, name

@@ -105,7 +105,8 @@ def test_every_cell_of_tables_7_and_8_has_its_config():
 
 
 def test_the_rows_of_table_9():
-    """Each adds one improvement; those of the test alone take the detector of the row above."""
+    """Each row adds one improvement; test-time improvements use the detector of the previous
+    row."""
     rows = ["", "_refine", "_context", "_multiscale"]
     paths = [ROOT / f"configs/faster_rcnn_R101_coco{row}.yaml" for row in rows]
     baseline, refine, context, multiscale = map(load_config, paths)
@@ -188,7 +189,7 @@ def test_beta_is_caffes_sigma(beta):
 
 
 def test_min_size_is_exclusive_at_the_scale_of_the_input():
-    """As in Detectron2; the released code keeps the equal, and measures in the original image."""
+    """As in Detectron2; the released code includes equality and measures in the original image."""
     cfg = load_config(ROOT / "configs/faster_rcnn_R18.yaml")
     with torch.device("meta"):
         rpn = build.build_model(cfg).proposal_generator

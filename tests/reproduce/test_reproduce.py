@@ -1,4 +1,4 @@
-"""A table by one command: the plan, what is read from runs, and runs that are shared and resumed."""
+"""A table by one command: the plan, the metrics read from runs, shared and resumed runs."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_the_table_tells_what_the_runs_say(tmp_path, table):
     assert "&lt;b&gt;" in page and "<b>" not in page and f"{mean:.2f} ± {spread:.2f}" in page
 
     finished(tmp_path / "c-seed1", 7.0, iterations=300)
-    with pytest.raises(ConfigError, match="c-seed1: holds a run of 300 iterations, not of 10"):
+    with pytest.raises(ConfigError, match="c-seed1: holds a run of 300 iterations, not 10"):
         publish.table_rows(table, plan, fraction)
 
 
@@ -230,9 +230,9 @@ def test_a_table_of_classes_and_what_its_data_lack(tmp_path, monkeypatch):
     classes = {"cat": {"AP50": 10.0}, "dog": {"AP50": 20.0}, "cow": {"AP50": None}}
     (results / "results.json").write_text(json.dumps({"AP50": 15.0, "classes": classes}))
     text = publish.publish(table, plan, Fraction(1), tmp_path).read_text()
-    assert "voc_2007_test has 2 images, the published set 4,952." in text
+    assert "voc_2007_test has 2 images, but the published set has 4,952." in text
     (row,) = [line for line in text.splitlines() if "seed 1, voc_2007_test" in line]
     assert [cell.strip() for cell in row.split("|")[2:-1]] == ["15.0", "10.0", "20.0", "–"]
     assert "<td>20.0</td>" in (tmp_path / "table10.html").read_text()
     cfg = load_config("faster_rcnn_R101.yaml")
-    assert "voc_2007_test has 2 images, the published set 4,952" in cost.needs(cfg)
+    assert "voc_2007_test has 2 images, but the published set has 4,952" in cost.needs(cfg)

@@ -97,7 +97,7 @@ def test_the_main_process_chooses_the_checkpoint(two, case, iteration):
         ("stale disk", "from model_2.pth, but process 1 on .* not find that file, but model_1.pth"),
         ("nothing on one", "from model_2.pth, but process 1 on .* not find that file, but nothing"),
         ("nothing on the main one", "from nothing, but process 1 on .* finds model_1.pth"),
-        ("other content", "process 1 on .* finds another file of that name"),
+        ("other content", "process 1 on .* finds another file with that name"),
         ("cut short", "process 1 on .* cannot read that file"),
     ],
 )

@@ -37,7 +37,7 @@ def seeded():
 
 
 def greedy(model):
-    """An evaluation that disturbs all it can."""
+    """An evaluation that changes all random states and modes."""
     random.random(), np.random.rand(), torch.rand(7)
     model.eval()
     return {"bbox/AP": model(next(batches())).mean().item(), "bbox/AP-cat": float("nan")}
@@ -74,7 +74,7 @@ def test_one_iteration_is_one_step_of_sgd(tmp_path):
 
 
 def test_a_line_has_the_median_of_losses_and_the_mean_of_errors(tmp_path):
-    """Over its iterations, here three with a rate of 0, each computed alone."""
+    """Compares a line with its three iterations, computed separately with a learning rate of 0."""
     model, seen = Toy(), []
     stream = batches()
     for _ in range(3):
@@ -313,7 +313,7 @@ def test_mixed_precision_trains_and_resumes(tmp_path):
 
 
 def test_finish_runs_once_before_the_last_checkpoint_and_its_evaluation(tmp_path):
-    """As precise BN needs it: what it changes is saved and evaluated."""
+    """Precise BN needs this: the model that ``finish`` changed is saved and evaluated."""
     seen = []
 
     def finish(model):

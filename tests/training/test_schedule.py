@@ -49,7 +49,8 @@ def test_constant_warmup():
 
 
 def by_rule(errors, until=None):
-    """Learning rates of the paper's 110 layers under the given training errors, and the schedule."""
+    """Learning rates of the paper's 110 layers under the given training errors, and the
+    schedule."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     options = {"steps": [60], "gamma": 0.1, "max_iter": 80}
     schedule = build_schedule(optimizer, **options, warmup_factor=0.1, until_error=80.0)

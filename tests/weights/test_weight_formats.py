@@ -24,7 +24,7 @@ def empty(name, *classes, **options):
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
 def test_equals_torchvision_and_timm(depth, tmp_path):
-    """With their weights our net gives their output, bit for bit in float64."""
+    """With their weights, our net computes their output, bit for bit in float64."""
     name = f"resnet{depth}"
     with torch.device("meta"):
         theirs, timms = getattr(torchvision.models, name)(), timm.create_model(name)
@@ -86,7 +86,7 @@ def test_no_other_vgg_is_taken_for_ours(name, tmp_path):
 
 
 def test_the_catalog_names_torchvisions_architectures():
-    """The same shapes, whatever the names, for every net that says so."""
+    """Nets with an entry ``torchvision`` have the same shapes there, under other names."""
     for name, spec in NETS.items():
         if spec.torchvision:
             with torch.device("meta"):
@@ -97,7 +97,8 @@ def test_the_catalog_names_torchvisions_architectures():
 
 @pytest.mark.parametrize("depth", [50, 101])
 def test_msra_equals_its_own_blobs(depth, tmp_path):
-    """Affine channels, the stride in the 1x1, and R-50's bias in conv1: against the blobs' forward."""
+    """Affine channels, the stride in the 1x1, and R-50's bias in conv1: against the blobs'
+    forward."""
     blobs = msra_blobs(DEPTHS[depth], conv1_bias=depth == 50)
     path = tmp_path / f"R-{depth}.pkl"
     momentum = {"conv1_w_momentum": blobs["conv1_w"]}
@@ -161,7 +162,7 @@ def test_each_format_tells_its_conventions(tmp_path):
 
 
 def test_detectron2s_conversion_of_torchvision_is_known(tmp_path):
-    """Its tools/convert-torchvision-to-d2.py leaves stem.fc, and names the author."""
+    """Detectron2's tools/convert-torchvision-to-d2.py keeps stem.fc and names the author."""
     state = build_net("paper_resnet50", 11).state_dict()
     arrays = {k.replace("linear", "stem.fc"): v.numpy() for k, v in state.items()}
     content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}

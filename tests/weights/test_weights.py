@@ -157,7 +157,7 @@ def test_torchs_files_are_refused_what_weights_do_not_need(tmp_path):
     _refused(tmp_path / "sparse.pth")
     _refused(tmp_path / "bomb.pth", "compressed")
     torch.save({"a": torch.zeros(2) + 1j}, tmp_path / "complex.pth")
-    _refused(tmp_path / "complex.pth", "no dense tensor")
+    _refused(tmp_path / "complex.pth", "not a dense tensor")
     torch.save({"a": torch.ones(9)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert read(tmp_path / "old.pth")[0]["a"].tolist() == [1] * 9
 
@@ -191,7 +191,7 @@ def test_weights_that_are_not_finite_are_refused(checkpoint):
 
 
 def test_option_a_of_another_project_must_say_where_its_zeros_stand(tmp_path, checkpoint, caplog):
-    """A file with other names than ours is refused, converted or not, unless it says "end"."""
+    """A file with other names, converted or not, is an error unless it states zeros "end"."""
     net, own = checkpoint
     foreign, path = to_their_names(net), tmp_path / "it.pth"
     torch.save(foreign, path)
@@ -221,16 +221,16 @@ def test_option_a_of_another_project_must_say_where_its_zeros_stand(tmp_path, ch
     ("cifar_resnet20", "cifar_plain20"), ("cifar_plain20", "cifar_resnet20"),
 ])  # fmt: skip
 def test_a_plain_nets_weights_are_no_residual_nets(held, net, tmp_path):
-    """Their tensors have the same names and shapes."""
+    """A plain net's and a residual net's tensors have the same names and shapes."""
     meta = {"net": held, "format": "BGR"}
     write_file(tmp_path / "it.pth", build_net(held).state_dict(), meta)
     load(build_net(held), tmp_path / "it.pth")
-    with pytest.raises(WeightsError, match=f"it.pth: holds {held}, .*something else"):
+    with pytest.raises(WeightsError, match=f"it.pth: holds {held}, .*different outputs"):
         load(build_net(net), tmp_path / "it.pth")
 
 
 def test_a_shortcut_that_only_subsamples_is_no_option_a(tmp_path):
-    """As the last blocks of a fast trunk have them."""
+    """The last blocks of a fast trunk have such shortcuts."""
     net = build_net("paper_resnet50", 11, norm="FrozenBN")
     write_file(tmp_path / "it.pth", net.state_dict(), {"net": "paper_resnet50", "format": "BGR"})
     trunk = speed_up(net.split()[0])

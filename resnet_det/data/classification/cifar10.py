@@ -18,10 +18,10 @@ CLASSES = (
 )  # fmt: skip
 PER_FILE = 10_000  # images per file of the archive
 PIXELS = 3 * 32 * 32
-MAX_BYTES = 2**27  # read from a file; a sound one has 31 MB, a longer one is cut and refused
+MAX_BYTES = 2**27  # to read per file: a valid file has 31 MB, so a longer one raises an error
 
 TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
-# name -> (files, begin and end of its images, counted in files). The paper's 45k/5k split is not
+# Split -> (files, begin and end of its images in units of files). The paper's 45k/5k split is not
 # published; ours holds out the last 5,000 images of data_batch_5 (the archive's order is random).
 SPLITS = {
     "cifar10_train": (TRAIN, 0, 5),
@@ -35,7 +35,7 @@ class Cifar10(ClassificationSpec):
     """A split of CIFAR-10, named in ``SPLITS``."""
 
     def paths(self) -> list[str]:
-        """The places where CIFAR-10 may lie. One of them is enough."""
+        """The paths at which CIFAR-10 may be found. One of them is enough."""
         return _places()
 
     def missing(self, root: str) -> str | None:
@@ -50,9 +50,9 @@ class Cifar10(ClassificationSpec):
         counts = Counter(read(self.name, root)[1].tolist())
         report = self.report(root, CLASSES, counts, [])
         _, begin, end = SPLITS[self.name]
-        if (begin, end) == (int(begin), int(end)):  # whole files hold as many images of every class
+        if (begin, end) == (int(begin), int(end)):  # whole files have balanced classes
             report.faults += [
-                f"{root}: CIFAR-10: {counts[label]} images of {report.images} are of {name}"
+                f"{root}: CIFAR-10: {counts[label]} of {report.images} images have the class {name}"
                 for label, name in enumerate(CLASSES)
                 if counts[label] != report.images / len(CLASSES)
             ]
@@ -60,7 +60,7 @@ class Cifar10(ClassificationSpec):
 
 
 def missing(root: str) -> str | None:
-    """The first place where CIFAR-10 may lie, if it is in none of them."""
+    """The first path at which CIFAR-10 is looked for, if it is at none of them; otherwise None."""
     places = [os.path.join(root, place) for place in _places()]
     return None if any(map(os.path.exists, places)) else places[0]
 
@@ -70,7 +70,7 @@ def _places() -> list[str]:
 
 
 def read(name: str, root: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read a split of ``SPLITS`` from the first of these that exists under ``root``:
+    """Read a split in ``SPLITS`` from the first of these that exists under ``root``:
 
     ``cifar-10-batches-py/``, ``cifar-10-python.tar.gz``, ``cifar-10-batches-bin/``,
     ``cifar-10-binary.tar.gz``. An archive is read without unpacking it to disk.
@@ -79,7 +79,7 @@ def read(name: str, root: str) -> tuple[np.ndarray, np.ndarray]:
         (uint8 array (N, 3, 32, 32) in RGB, int64 array (N,)), in the archive's order.
 
     Raises:
-        DatasetError: names the file that is missing, truncated or malformed.
+        DatasetError: a file is missing, truncated or malformed. The message names it.
     """
     files, begin, end = SPLITS[name]
     for folder, archive, suffix, parse in _LAYOUTS:
@@ -112,7 +112,7 @@ def _from_folder(folder: str, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def _from_archive(path: str, folder: str, names: Sequence[str]) -> dict[str, bytes]:
-    """Read the files in one pass, because a compressed archive cannot be read backwards."""
+    """Read the files in one pass, because a compressed archive can only be read sequentially."""
     wanted = {f"{folder}/{name}": name for name in names}
     content = {}
     try:
@@ -124,7 +124,7 @@ def _from_archive(path: str, folder: str, names: Sequence[str]) -> dict[str, byt
                 if len(content) == len(names):
                     break
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise DatasetError(path, f"not a whole .tar.gz: {error}") from error
+        raise DatasetError(path, f"is not a complete .tar.gz: {error}") from error
     missing = [member for member, name in wanted.items() if name not in content]
     if missing:
         raise DatasetError(path, f"lacks {', '.join(missing)}")
@@ -132,7 +132,7 @@ def _from_archive(path: str, folder: str, names: Sequence[str]) -> dict[str, byt
 
 
 def _parse_binary(content: bytes, path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Each record has a label byte and 3,072 bytes: the red, the green and the blue map."""
+    """Parse records of one label byte and 3,072 pixel bytes: the red, green and blue planes."""
     if len(content) != PER_FILE * (1 + PIXELS):
         raise DatasetError(
             path, f"has {len(content):,} bytes instead of {PER_FILE * (1 + PIXELS):,}"
@@ -142,7 +142,8 @@ def _parse_binary(content: bytes, path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _parse_python(content: bytes, path: str) -> tuple[np.ndarray, np.ndarray]:
-    """A pickle of ``{"data": uint8 (10000, 3072), "labels": list, ...}``. Runs no code from it."""
+    """Read a pickled ``{"data": uint8 (10000, 3072), "labels": list, ...}`` without running code
+    from the pickle."""
     try:
         batch = read_pickle(path, content)
     except WeightsError as error:
@@ -152,9 +153,9 @@ def _parse_python(content: bytes, path: str) -> tuple[np.ndarray, np.ndarray]:
     data, labels = batch["data"], batch["labels"]
     data = data.numpy() if hasattr(data, "numpy") else data
     if getattr(data, "shape", None) != (PER_FILE, PIXELS) or data.dtype != np.uint8:
-        raise DatasetError(path, f"'data' is no uint8 array of {PER_FILE} x {PIXELS}")
+        raise DatasetError(path, f"'data' is not a uint8 array of {PER_FILE} x {PIXELS}")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-        raise DatasetError(path, "'labels' is no list of integers")
+        raise DatasetError(path, "'labels' is not a list of integers")
     return data, _checked(np.array(labels), path)
 
 

@@ -54,10 +54,12 @@ def list_folder(folder: str) -> list[tuple[str, list[str]]]:
         DatasetError: no such folder, or no classes.
     """
     if not os.path.isdir(folder):
-        raise DatasetError(folder, "no such folder of classes")
+        raise DatasetError(folder, "does not exist: it should hold one folder per class")
     classes = sorted(e.name for e in os.scandir(folder) if e.is_dir())
     if not classes:
-        raise DatasetError(folder, "holds no class folders")
+        raise DatasetError(
+            folder, "holds no class folders: put one folder of images per class in it"
+        )
     listed = []
     for path in (os.path.join(folder, name) for name in classes):
         found = [f for f in sorted(os.listdir(path)) if f.lower().endswith(EXTENSIONS)]
@@ -89,7 +91,7 @@ def read_folder(folder: str) -> tuple[list[str], list[int], tuple[str, ...]]:
 def read_images(
     folder: str, skip_bad: bool = False
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Decode every image of :func:`read_folder`, all of one size.
+    """Decode every image of :func:`read_folder`. All must have the same size.
 
     Args:
         skip_bad: skip an unusable image, with a warning that counts them, instead of raising.

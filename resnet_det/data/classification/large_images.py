@@ -1,4 +1,4 @@
-"""A dataset of large images of any size (ImageNet), which are read when a batch needs them.
+"""A dataset of large images of any size (ImageNet), each read when a batch needs it.
 
 Worker processes decode and crop. Pixels stay uint8 until they are on the device, where the batch is
 normalised. A training sample is one crop; a test image is seen in one or several views.
@@ -19,22 +19,23 @@ from ..catalog import Root, classification_spec, datasets_root
 from ..pixels import draw_size
 from . import shards
 
-# The principal components of ImageNet's RGB values in [0, 1] (rows R, G, B; one column per component)
-# as published by fb.resnet.torch (datasets/imagenet.lua), and AlexNet's standard deviation.
+# The principal components of ImageNet's RGB values in [0, 1] (rows R, G, B; one column per
+# component) as published by fb.resnet.torch (datasets/imagenet.lua), and AlexNet's standard
+# deviation.
 EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
 EIGENVECTORS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 )
 _ALPHA = 0.1
 
-MEAN_IMAGES = 10_000  # a mean image is made of at most so many
+MEAN_IMAGES = 10_000  # at most so many images contribute to a mean image
 
 Record = tuple[pixels.Source, int]  # image, label
 
 
 def color_shift(rng: np.random.Generator) -> np.ndarray:
-    """AlexNet's colour augmentation: what to add to the R, G and B of every pixel of an image, on
-    the scale 0-255. Float32 (3,), with standard deviations 3.2, 3.2 and 3.3."""
+    """AlexNet's colour augmentation: the random offsets added to R, G and B of every pixel of an
+    image, on the scale 0-255. Float32 (3,), with standard deviations 3.2, 3.2 and 3.3."""
     return (255 * EIGENVECTORS @ (rng.normal(0, _ALPHA, 3) * EIGENVALUES)).astype(np.float32)
 
 
@@ -47,7 +48,7 @@ class RandomCrop:
     ``color_pca``.
 
     Args:
-        short_sizes, sampling: as :func:`~resnet_det.data.pixels.draw_size` takes them.
+        short_sizes, sampling: see :func:`~resnet_det.data.pixels.draw_size`.
         format: order of the channels, "BGR" or "RGB".
     """
 
@@ -108,8 +109,8 @@ class Crops:
 
 @dataclass(frozen=True)
 class Scales:
-    """The views of fully convolutional testing: the whole image with each of several ``sizes`` of its
-    shorter side and, with ``flip``, their mirror images."""
+    """The views of fully convolutional testing: the whole image, resized so that its shorter side
+    has each of the ``sizes``, and the mirror images if ``flip``."""
 
     sizes: tuple[int, ...]
     flip: bool
@@ -139,10 +140,11 @@ class LargeImages:
     """A dataset of image files, and how its images are cropped.
 
     Attributes:
-        records: list of ``(file, label)``, or :class:`.shards.Shards`. classes: names.
+        records: list of ``(file, label)``, or :class:`.shards.Shards`.
+        classes: the class names.
         format: order of the channels, "BGR" or "RGB".
-        short_sizes, sampling, color_pca: of training images, see :class:`RandomCrop`.
-        views: of test images, :class:`Crops` or :class:`Scales`.
+        short_sizes, sampling, color_pca: how training images are cropped; see :class:`RandomCrop`.
+        views: how test images are cropped: :class:`Crops` or :class:`Scales`.
         num_workers: number of processes that decode; 0 decodes in this process.
         skip_bad: replace an unreadable training image by the next good one, with a warning that
             counts them, instead of raising.
@@ -169,7 +171,7 @@ class LargeImages:
             options: the other attributes.
 
         Raises:
-            UnknownDataset.
+            UnknownDataset: no dataset has this name.
             DatasetError: no such folder, no classes, a class without images, or no shards.
         """
         records, classes = classification_spec(name).list_images(datasets_root(root))
@@ -182,7 +184,7 @@ class LargeImages:
 
     @property
     def _reader(self) -> tuple[ModuleType, dict[str, int]]:
-        """The module that makes batches from the records, and its additional options."""
+        """The module that makes batches from the records, and its extra keyword arguments."""
         sharded = isinstance(self.records, shards.Shards)
         return (shards, {"classes": len(self.classes)}) if sharded else (loader, {})
 
@@ -190,8 +192,8 @@ class LargeImages:
         return len(self.records)
 
     def image_records(self) -> list[dict[str, Any]]:
-        """The files, for :func:`.image_check.unusable`. Empty for shards, which would have to be read
-        from end to end."""
+        """The files, for :func:`.image_check.unusable`. Empty for shards, because checking them
+        would mean reading them from end to end."""
         if self._reader[0] is shards:
             return []
         return [{"file_name": file} for file, _ in self.records]
@@ -210,10 +212,11 @@ class LargeImages:
     def mean_image(self, size: int) -> torch.Tensor:
         """The mean of the central ``size`` pixels of up to 10,000 images: float32 (3, H, W).
 
-        The images are taken evenly over the dataset and resized to the middle of ``short_sizes``.
+        The images are spread evenly over the dataset, and their shorter side is resized to the
+        middle of ``short_sizes``.
         """
         if self._reader[0] is shards:
-            raise ValueError("RESNET_DET.PER_PIXEL_MEAN: is not supported for shards")
+            raise ValueError("RESNET_DET.PER_PIXEL_MEAN: True is not supported for tar shards")
         step = -(-len(self) // MEAN_IMAGES)
         short = (min(self.short_sizes) + max(self.short_sizes)) // 2
         part = replace(self, records=self.records[::step], views=Crops(short)).to(self.device)
@@ -279,10 +282,11 @@ class LargeImages:
     def test_batches(
         self, *, size: int, rank: int = 0, world: int = 1, skip_bad: bool = False
     ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
-        """Yield ``(views, labels)``, every image once over all processes.
+        """Yield ``(views, labels)``. Each image is yielded once, by one of the processes.
 
-        ``views`` is a list of float (N, 3, h, w): the same N images in each view. ``skip_bad`` skips
-        an unreadable image, with a warning, instead of raising; do not use it to measure accuracy.
+        ``views`` is a list of float (N, 3, h, w): the same N images in each view. ``skip_bad``
+        skips an unreadable image, with a warning, instead of raising; do not use it to measure
+        accuracy.
         """
         self._check_sizes(size, self.views.sizes, "INPUT.MIN_SIZE_TEST or TEST.AUG.MIN_SIZES")
         reader, known = self._reader

@@ -36,7 +36,7 @@ class Shards(tuple):
 
 @dataclass(frozen=True)
 class ImageShards(ClassificationSpec):
-    """A dataset of the shards of one split in ``folder``; see :func:`find`."""
+    """A dataset that consists of one split's shards in ``folder``; see :func:`find`."""
 
     folder: str
     split: str
@@ -55,7 +55,7 @@ class ImageShards(ClassificationSpec):
         counts = sum((count for _, count in parts), Counter())
         report = self.report(where, classes, counts, faults)
         report.faults += [
-            f"{where}: {name}: its label, {label}, is on no image"
+            f"{where}: {name}: no image has this class (label {label})"
             for label, name in enumerate(classes)
             if not counts[label]
         ]
@@ -78,14 +78,15 @@ def _check_shard(url: str, classes: int) -> tuple[list[str], Counter[int]]:
 
 
 def _label_fault(image: pixels.ImageBytes, label: int, classes: int) -> DatasetError:
-    return DatasetError(image.name, f"its .cls is {label}: {classes} classes")
+    return DatasetError(image.name, f"its .cls is {label}, not 0 to {classes - 1}")
 
 
 def find(folder: str, split: str) -> tuple[Shards, tuple[str, ...]]:
     """The shards of a split in ``folder``, and its classes.
 
-    The shards are the lines of ``<split>.txt`` (a path or an http(s) URL each) or, without that
-    file, ``<split>-*.tar``. The classes are the lines of ``classes.txt``, in the order of the labels.
+    ``<split>.txt`` lists the shards, one path or http(s) URL per line. Without that file, the
+    shards are ``<split>-*.tar``. ``classes.txt`` lists the classes, one per line, in the order of
+    the labels.
 
     Raises:
         DatasetError: one of these is missing, or a line is neither a path nor an http(s) URL.
@@ -154,7 +155,8 @@ def read_shard(url: str) -> Iterator[tuple[pixels.ImageBytes, int]]:
                 yield pixels.ImageBytes(sample["jpg"], name), int(sample["cls"])
             while tail.read(1 << 20):
                 pass
-            # An archive ends with a block of zeros, but tarfile also accepts a cut between two files.
+            # An archive ends with a block of zeros, but tarfile also accepts a cut between two
+            # files.
             if len(tail.last) < 512 or any(tail.last):
                 raise DatasetError(url, "is cut short: no end of the archive")
     except DatasetError:
@@ -164,8 +166,8 @@ def read_shard(url: str) -> Iterator[tuple[pixels.ImageBytes, int]]:
 
 
 class _Samples(IterableDataset):
-    """Yields (sample, faults) like the loader's datasets. A sample of None ends the iteration: its
-    last fault is the reason."""
+    """Yields (sample, faults) like the loader's datasets. A sample of None ends the iteration; the
+    last of its faults is the reason."""
 
     def __init__(self, shards, classes, mapper, rank, world, seed=None, skip_bad=False):
         self.shards, self.classes, self.mapper = shards, classes, mapper
@@ -209,7 +211,7 @@ class _Samples(IterableDataset):
                     faults = []
                 if self.seed and not good:
                     raise DatasetError(self.shards[0], "no image of a worker's shards is usable")
-        except DatasetError as error:  # an exception would lose its type on the way from a worker
+        except DatasetError as error:  # an exception raised in a worker would lose its type
             yield None, [*faults, (error.file, error.what)]
 
 
@@ -237,11 +239,13 @@ def training_batches(
     skip_bad: bool,
     collate: Callable,
 ) -> Iterator[Any]:
-    """Yield batches without end, like :func:`.loader.training_batches`. Each is made by one worker.
+    """Yield batches without end, like :func:`.loader.training_batches`. One worker makes each
+    batch.
 
     Raises:
         ValueError: ``total_batch`` is not divisible by ``world``.
-        DatasetError: there are fewer shards than workers; while reading, see :func:`read_shard`.
+        DatasetError: there are fewer shards than workers, or a shard is unusable; see
+            :func:`read_shard`.
     """
     loader.check_share(total_batch, world)
     consumers = world * max(num_workers, 1)
@@ -268,7 +272,8 @@ def test_batches(
     skip_bad: bool,
     collate: Callable,
 ) -> Iterator[Any]:
-    """Yield batches of every image once over all processes. Each process reads whole shards."""
+    """Yield batches in which each image occurs once, in one of the processes. Each process reads
+    whole shards."""
     samples = _Samples(shards, classes, mapper, rank, world, skip_bad=skip_bad)
     return loader.good_samples(_batches(samples, batch, num_workers, collate), skip_bad)
 

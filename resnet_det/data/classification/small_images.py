@@ -1,4 +1,4 @@
-"""A dataset of small images of one size, held in one tensor, where whole batches are augmented."""
+"""A dataset of small images of one size, held in one tensor and augmented by whole batches."""
 
 from collections.abc import Iterator
 
@@ -41,7 +41,8 @@ class SmallImages:
             skip_bad: skip an unreadable image, with a warning that counts them, instead of raising.
 
         Raises:
-            UnknownDataset, DatasetError, ImageError.
+            UnknownDataset: no dataset has this name.
+            DatasetError, ImageError: the files are missing or damaged.
         """
         spec = classification_spec(name)
         root = datasets_root(root)
@@ -63,20 +64,21 @@ class SmallImages:
         return SmallImages(images, labels, self.classes, self.mean, self.std)
 
     def mean_image(self) -> torch.Tensor:
-        """The per-pixel mean of section 4.2: the mean of each pixel over the set, float32 (3, H, W)."""
+        """The per-pixel mean (section 4.2): each pixel's mean over the dataset, float32 (3, H,
+        W)."""
         return (self.images.sum(0, dtype=torch.int64).double() / len(self)).float()
 
     def normalise_by(self, mean: ArrayLike, std: ArrayLike) -> None:
         """Set ``mean`` and ``std``: one number per channel, or a mean image (3, H, W).
 
         Raises:
-            ValueError: the mean image has another size than the images.
+            ValueError: the mean image and the dataset's images differ in size.
         """
         mean, std = (torch.as_tensor(x, dtype=torch.float32) for x in (mean, std))
         mean, std = (x.view(-1, 1, 1) if x.ndim < 3 else x for x in (mean, std))
         if mean.shape[1:] not in ((1, 1), self.images.shape[2:]):
             raise ValueError(
-                f"the mean image has {tuple(mean.shape[1:])} pixels, the images "
+                f"the mean image has {tuple(mean.shape[1:])} pixels, but the images have "
                 f"{tuple(self.images.shape[2:])}"
             )
         self.mean, self.std = (x.to(self.images.device) for x in (mean, std))
@@ -128,8 +130,8 @@ class SmallImages:
     def test_batches(
         self, *, size: int, batch: int = 256, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
-        """Yield ``([images], labels)``: every image once over all processes, in one view, the central
-        ``size`` pixels."""
+        """Yield ``([images], labels)``: one view, the central ``size`` pixels. Each image is
+        yielded once, by one of the processes."""
         h, w = self.images.shape[2:]
         _check_crop(size, h, w)
         top, left = (h - size) // 2, (w - size) // 2
@@ -137,7 +139,7 @@ class SmallImages:
         for i in range(begin, end, batch):
             part = slice(i, min(i + batch, end))
             images = self._normalised(part)[:, :, top : top + size, left : left + size]
-            # Channels last, like the training batches: saves a fifth of a small net's time on a CPU.
+            # Channels last, like the training batches: a fifth faster for a small net on a CPU.
             yield [images.contiguous(memory_format=torch.channels_last)], self.labels[part]
 
 

@@ -1,4 +1,4 @@
-"""COCO instances json as Detectron2's standard dicts."""
+"""Read COCO instances JSON as Detectron2's standard dicts."""
 
 import json
 import os
@@ -9,17 +9,18 @@ from typing import Any
 from ...records import LONGEST_SIDE, BoxMode, DatasetError, box_fault, name_fault
 from ..specs import DetectionSpec, Metadata, Record, Scan
 
-# train2014 and train2017 hold one object of no height in each of these two images
-# (github.com/cocodataset/cocoapi issue 355): the only such boxes in the official files.
+# In train2014 and train2017, each of these two images has one object whose box has no height
+# (github.com/cocodataset/cocoapi issue 355). These are the only such boxes in the official files.
 _KNOWN_EMPTY = {200365, 550395}
 
 
 @dataclass(frozen=True)
 class CocoJson(DetectionSpec):
-    """A dataset in COCO's format: a folder of images and a json.
+    """A dataset in COCO's format: a folder of images and a JSON file.
 
-    annotated: False for an image_info json, which has no annotations.
-    official, repeated_ids: see :func:`read`.
+    Attributes:
+        annotated: False for an image_info file, which has no annotations.
+        official, repeated_ids: see :func:`read`.
     """
 
     image_root: str
@@ -32,7 +33,7 @@ class CocoJson(DetectionSpec):
         return [self.image_root, self.json_file]
 
     def count(self, root: str) -> int:
-        """Number of JPEG files in the folder of images."""
+        """Number of JPEG files in the image folder."""
         files = os.listdir(os.path.join(root, self.image_root))
         return sum(file.endswith(".jpg") for file in files)
 
@@ -59,22 +60,22 @@ class CocoJson(DetectionSpec):
 def read(
     json_file: str, image_root: str, official: bool = False, repeated_ids: bool = False
 ) -> tuple[tuple[str, ...], tuple[int, ...], Scan]:
-    """Read an instances (or image_info) json.
+    """Read an instances or image_info JSON file.
 
     Args:
-        json_file: path of the json.
+        json_file: path of the file.
         image_root: folder of the images.
         official: whether this is COCO's own file, whose two published faults are known.
-        repeated_ids: allow repeated annotation ids (the minival files of 2014 have them).
+        repeated_ids: allow repeated annotation ids, which the minival files of 2014 have.
 
     Returns:
-        ``(classes, category_ids, scan)``: the names in the order of their ids, the original ids,
-        and an iterator of ``(record, faults)`` in the order of the image ids. Boxes are XYWH.
+        ``(classes, category_ids, scan)``: the class names in the order of their ids, the original
+        ids, and an iterator of ``(record, faults)`` in the order of the image ids. Boxes are XYWH.
         ``category_id`` is contiguous. ``area`` is the file's, or width times height if the file has
         none. ``record`` is None for a fault that belongs to no image.
 
     Raises:
-        DatasetError: the file is missing, not json, or lacks images or categories.
+        DatasetError: the file is missing, is not JSON, or lacks images or categories.
     """
     data = _load(json_file)
     categories = {}
@@ -83,7 +84,7 @@ def read(
         if not fault and category["id"] in categories:
             fault = f"duplicate category id {category['id']}"
         if fault:
-            raise DatasetError(json_file, f"category: {fault}")
+            raise DatasetError(json_file, f"'categories' has an invalid entry: {fault}")
         categories[category["id"]] = category["name"]
     if not categories:
         raise DatasetError(json_file, "'categories' is empty")
@@ -132,7 +133,7 @@ def _scan(
     repeated_ids: bool,
 ) -> Scan:
     found: dict[int, tuple[Record, list[DatasetError]]] = {}  # by image id
-    stray: list[DatasetError] = []  # faults of no image in particular
+    stray: list[DatasetError] = []  # faults that belong to no image
     for image in data["images"]:
         if fault := _image_fault(image):
             stray.append(DatasetError(json_file, f"image {_name(image)}: {fault}"))
@@ -217,18 +218,19 @@ def _object_fault(
     if annotation.get("ignore", 0):
         return "'ignore' is not supported; mark a region to be ignored with iscrowd 1"
     x, y, w, h = bbox
-    # COCO's boxes have fractions of a pixel and may cross the border by less than one pixel.
+    # COCO's boxes have fractional coordinates and may cross the border by less than one pixel.
     fault = box_fault((x, y, x + w, y + h), record["width"], record["height"], slack=1.0)
     return f"bbox {bbox} {fault}" if fault else None
 
 
 def _is_number(value: object) -> bool:
-    # JSON's integers have any length; the longest do not fit into a float.
+    # JSON integers have any length; the longest do not fit into a float.
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def _missing(entry: Any, keys: Mapping[str, type]) -> str | None:
-    """Say which of ``keys`` (name -> type) ``entry`` lacks or holds as another type, or None."""
+    """Describe the first of ``keys`` (name -> type) that ``entry`` lacks or holds in another
+    type."""
     if not isinstance(entry, dict):
         return f"is not an object: {entry!r}"
     for key, kind in keys.items():

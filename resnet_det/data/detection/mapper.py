@@ -1,4 +1,4 @@
-"""From a record of a detection dataset to a sample of a batch."""
+"""Map a detection dataset's record to a training or test sample."""
 
 import logging
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ _EMPTY = 1e-5  # boxes at most this wide or high are dropped, as in Detectron2
 def with_usable_annotations(
     records: Sequence[dict[str, Any]], *, use_difficult: bool = True
 ) -> list[dict[str, Any]]:
-    """The records with at least one annotation to train on (FILTER_EMPTY_ANNOTATIONS).
+    """Keep the records with at least one annotation to train on (FILTER_EMPTY_ANNOTATIONS).
 
-    An annotation counts unless it is a crowd or, with ``use_difficult`` False, difficult.
+    An annotation counts unless it is a crowd or, if ``use_difficult`` is False, difficult.
 
     Raises:
         ValueError: no record is left.
@@ -43,25 +43,27 @@ def with_usable_annotations(
 
 
 class DetectionMapper:
-    """Record -> sample: reads the image, resizes it, and mirrors it and its boxes at random.
+    """Maps a record to a sample: reads the image, resizes it, and randomly mirrors it and its
+    boxes.
 
-    Pixels and boxes are exactly those of Detectron2's DatasetMapper.
+    Pixels and boxes equal those of Detectron2's DatasetMapper.
 
     Args:
-        short_sizes, sampling: of the shorter edge, see :func:`draw_size`. 0 keeps the image's size.
+        short_sizes, sampling: lengths of the shorter edge, see :func:`draw_size`; 0 keeps the size.
         max_size: upper limit of the longer edge.
-        flip: "horizontal" (half of the images) or "none".
+        flip: "horizontal", to mirror each image with probability 0.5, or "none".
         format: order of the channels, "BGR" or "RGB".
         train: whether the sample has annotations.
         use_difficult: train on objects that VOC marks difficult, as Detectron2 does.
-        proposals: number of precomputed proposals per image, those with the highest scores. None if
+        proposals: number of precomputed proposals to use per image, by descending score; None if
             the records have none.
         scales: further lengths of the shorter edge, for multi-scale testing.
 
     A sample has ``file_name``, ``image_id``, ``height`` and ``width`` (of the original image), and
-    ``image`` (uint8 tensor (3, h, w)). In training it also has ``boxes`` (float32 (N, 4), XYXY in the
-    resized image) and ``classes`` (int64 (N,)). With ``proposals`` it has these (float32 (N, 4)),
-    with ``scales`` a list of images. Boxes are clipped; crowds and empty boxes are dropped.
+    ``image`` (uint8 tensor (3, h, w)). In training it also has ``boxes`` (float32 (N, 4), XYXY in
+    the resized image) and ``classes`` (int64 (N,)). If ``proposals`` is set, it has ``proposals``
+    (float32 (N, 4)); if ``scales`` is set, it has ``scales``, a list of images. Boxes are clipped;
+    crowds and empty boxes are dropped.
     """
 
     def __init__(
@@ -79,13 +81,13 @@ class DetectionMapper:
     ) -> None:
         short_sizes = [short_sizes] if isinstance(short_sizes, int) else list(short_sizes)
         if sampling not in ("choice", "range"):
-            raise ValueError(f"sampling of sizes {sampling!r} is not one of 'choice', 'range'")
+            raise ValueError(f"size sampling {sampling!r} is not one of 'choice', 'range'")
         if flip not in ("horizontal", "none"):
             raise ValueError(f"random flip {flip!r} is not one of 'horizontal', 'none'")
         if sampling == "range" and len(short_sizes) == 1:
             short_sizes *= 2
         if not short_sizes or (sampling == "range" and len(short_sizes) != 2):
-            raise ValueError(f"sampling of sizes {sampling!r} cannot use the sizes {short_sizes}")
+            raise ValueError(f"size sampling {sampling!r} cannot use the sizes {short_sizes}")
         self.short_sizes = short_sizes
         self.max_size = max_size
         self.sampling = sampling
@@ -118,7 +120,8 @@ class DetectionMapper:
             sample["scales"] = [_channels_first(other) for other in others]
 
         def moved(boxes: np.ndarray, min_side: float) -> tuple[np.ndarray, np.ndarray]:
-            """The boxes in the sample's image, and which of them are not empty."""
+            """Transform boxes to the sample's image. Returns them, and a mask of the non-empty
+            ones."""
             boxes = boxes * np.tile([new_width / width, new_height / height], 2)
             if mirror:
                 boxes = pixels.flip_boxes(boxes, new_width)
@@ -148,18 +151,19 @@ def _usable(annotation: dict[str, Any], use_difficult: bool) -> bool:
 
 
 def _xyxy(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
-    """The boxes as XYXY, float64 (N, 4)."""
+    """The boxes of the annotations as XYXY, float64 (N, 4)."""
     boxes = np.zeros((len(annotations), 4))
     for box, annotation in zip(boxes, annotations):
         box[:] = annotation["bbox"]
         if annotation["bbox_mode"] == BoxMode.XYWH_ABS:
-            box[:] = box.astype(np.float32)  # Detectron2 adds in single precision
+            box[:] = box.astype(np.float32)  # Detectron2 adds in float32
             box[2:] = (box[2:] + box[:2]).astype(np.float32)
     return boxes
 
 
 def _proposals(record: dict[str, Any]) -> np.ndarray:
-    """The boxes (N, 4) that :func:`resnet_det.data.detection.proposals.attach` put into a record."""
+    """The boxes (N, 4) that :func:`resnet_det.data.detection.proposals.attach` put into a
+    record."""
     boxes = record["proposal_boxes"].astype(np.float64)
     if record["proposal_bbox_mode"] == BoxMode.XYWH_ABS:
         boxes[:, 2:] += boxes[:, :2]

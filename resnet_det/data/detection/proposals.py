@@ -1,7 +1,7 @@
-"""Files of precomputed proposals, in Detectron2's format.
+"""Read and write precomputed proposals in Detectron2's format.
 
-A pickle of ``{"ids": [image_id], "boxes": [float32 (N, 4)], "objectness_logits": [float32 (N,)],
-"bbox_mode": 0}``, with one entry per image. Boxes are in pixels of the original image.
+A file is a pickle of ``{"ids": [image_id], "boxes": [float32 (N, 4)], "objectness_logits": [float32
+(N,)], "bbox_mode": 0}``, with one entry per image. Boxes are in pixels of the original image.
 """
 
 import os
@@ -18,7 +18,7 @@ from ...weights.pickles import WeightsError, read_pickle
 
 
 def write(path: str, proposals: Iterable[tuple[Any, Any, Any]]) -> None:
-    """Write proposals, a tuple (image_id, boxes, logits) per image. Leaves no partial file."""
+    """Write proposals, one tuple (image_id, boxes, logits) per image. Leaves no partial file."""
     ids, boxes, logits = zip(*proposals)
     content = {
         "ids": list(ids),
@@ -32,19 +32,20 @@ def write(path: str, proposals: Iterable[tuple[Any, Any, Any]]) -> None:
 
 
 def read(path: str) -> dict[str, tuple[np.ndarray, np.ndarray, BoxMode]]:
-    """Read a file: image_id as text -> (boxes (N, 4), logits (N,), mode), the highest logit first.
+    """Read a proposal file: str(image_id) -> (boxes (N, 4), logits (N,), mode), by descending
+    logit.
 
-    The older field names of Detectron are accepted too. Runs no code from the file.
+    Detectron's older field names are accepted too. No code from the file is run.
 
     Raises:
-        DatasetError: names the file and what is wrong with it.
+        DatasetError: the file is missing or invalid. The message names the file and the fault.
     """
     if not os.path.isfile(path):
-        raise DatasetError(path, "no such file of proposals (DATASETS.PROPOSAL_FILES_*)")
+        raise DatasetError(path, "no such proposal file (DATASETS.PROPOSAL_FILES_*)")
     try:
         content = read_pickle(path)
     except WeightsError as error:
-        raise DatasetError(path, f"not a file of proposals: {error}") from error
+        raise DatasetError(path, f"not a proposal file: {error}") from error
     if not isinstance(content, dict):
         raise DatasetError(path, "does not hold a dictionary")
     content = {{"indexes": "ids", "scores": "objectness_logits"}.get(k, k): v
@@ -58,7 +59,7 @@ def read(path: str) -> dict[str, tuple[np.ndarray, np.ndarray, BoxMode]]:
     ids = [i.item() if isinstance(i, torch.Tensor) and not i.ndim else i for i in ids]
     if not len(ids) == len(boxes) == len(logits):
         raise DatasetError(
-            path, f"has {len(ids)} ids, {len(boxes)} arrays of boxes, {len(logits)} of logits"
+            path, f"has {len(ids)} ids, {len(boxes)} box arrays and {len(logits)} logit arrays"
         )
     mode = content.get("bbox_mode", BoxMode.XYXY_ABS)
     if np.ndim(mode) or mode not in list(BoxMode):
@@ -68,7 +69,9 @@ def read(path: str) -> dict[str, tuple[np.ndarray, np.ndarray, BoxMode]]:
         box, logit = _numbers(path, image_id, box), _numbers(path, image_id, logit)
         if box.ndim != 2 or box.shape[1] != 4 or logit.shape != box.shape[:1]:
             raise DatasetError(
-                path, f"image {image_id!r}: boxes {box.shape} and logits {logit.shape}"
+                path,
+                f"image {image_id!r}: boxes have shape {box.shape} and logits {logit.shape}, "
+                "expected (N, 4) and (N,)",
             )
         if not (np.isfinite(box).all() and np.isfinite(logit).all()):
             raise DatasetError(path, f"image {image_id!r}: a number is not finite")
@@ -88,10 +91,10 @@ def _numbers(path: str, image_id: Any, values: Any) -> np.ndarray:
 
 
 def attach(records: Sequence[dict[str, Any]], path: str) -> list[dict[str, Any]]:
-    """Copies of the records with the file's proposals, in the fields that Detectron2's mapper reads.
+    """Copy the records and add the file's proposals, in the fields that Detectron2's mapper reads.
 
     Raises:
-        DatasetError: see :func:`read`; or an image has no entry in the file.
+        DatasetError: see :func:`read`; or the file has no entry for an image.
     """
     found = read(path)
     missing = [r["image_id"] for r in records if str(r["image_id"]) not in found]

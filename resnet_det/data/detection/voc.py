@@ -1,4 +1,4 @@
-"""PASCAL VOC annotations (the XML of VOC2007 and VOC2012) as Detectron2's standard dicts."""
+"""Read PASCAL VOC annotations (the XML of VOC2007 and VOC2012) as Detectron2's standard dicts."""
 
 import math
 import os
@@ -19,9 +19,10 @@ CLASSES = VOC  # in alphabetical order, as in the devkit; the index of a class i
 class VocFolder(DetectionSpec):
     """A dataset in VOC's layout.
 
-    folder: holds ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
-    split: name of a list in ``ImageSets/Main``, without ``.txt``.
-    year: of the challenge, which decides the metric.
+    Attributes:
+        folder: folder that holds ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
+        split: name of a list in ``ImageSets/Main``, without ``.txt``.
+        year: year of the challenge, which determines the metric.
     """
 
     folder: str
@@ -61,8 +62,8 @@ class VocFolder(DetectionSpec):
 
 
 def evaluation(year: int | None) -> str:
-    """The protocol of a challenge: VOC 2007 uses the 11-point AP, later years the area under the
-    curve."""
+    """The evaluation protocol of a challenge: 11-point AP for VOC 2007, area under the curve for
+    later years."""
     return "voc_2007" if year == 2007 else "voc"
 
 
@@ -81,7 +82,7 @@ def scan(
     Yields:
         ``(record, faults)``: a standard dict with boxes in continuous coordinates (1 is subtracted
         from xmin and ymin only, as in Detectron2), and the list of the faults found in it.
-        With faults the record may lack its size or some objects.
+        A record with faults may lack its size or some objects.
 
     Raises:
         DatasetError: the list of images is missing, empty, or has more than one name per line.
@@ -128,14 +129,14 @@ def _read_list(path: str) -> list[str]:
 
 
 class _NoDoctype(ET.TreeBuilder):
-    """Refuses a DOCTYPE, which could declare entities. VOC's files have none."""
+    """Raises an error for a DOCTYPE, which could declare entities. VOC's files have none."""
 
     def doctype(self, name, pubid, system):
         raise ValueError("has a DOCTYPE, which is refused because it can declare entities")
 
 
 def _read_annotation(path: str, class_ids: Mapping[str, int], record: Record) -> list[DatasetError]:
-    """Read height, width and annotations of ``record`` from the XML. Returns the faults."""
+    """Read height, width and annotations from the XML into ``record``. Returns the faults."""
     try:
         root = ET.parse(path, ET.XMLParser(target=_NoDoctype())).getroot()
     except FileNotFoundError:
@@ -182,7 +183,7 @@ def _read_object(
             f"{shown} starts at 0, but VOC counts pixels from 1: "
             "if the file was written 0-based, add 1 to every coordinate"
         )
-    # The pixels xmin..xmax, counted from 1 and inclusive, cover [xmin - 1, xmax].
+    # The 1-based inclusive pixels xmin..xmax cover [xmin - 1, xmax].
     bbox = [xmin - 1, ymin - 1, xmax, ymax]
     fault = box_fault(bbox, width, height)
     if fault:
@@ -202,7 +203,7 @@ def _number(node: ET.Element, key: str) -> float:
     if text is None:
         raise ValueError(f"no <{key.rpartition('/')[2]}> in its <bndbox>")
     try:
-        value = float(text)  # VOC2012 has a file with fractions
+        value = float(text)  # one file of VOC2012 has fractional numbers
     except ValueError:
         raise ValueError(f"{key} is {text!r}, not a number") from None
     if not math.isfinite(value):
@@ -224,7 +225,7 @@ def voc_xml(
     objects: Sequence[Mapping[str, Any]],
     classes: Sequence[str],
 ) -> str:
-    """The XML of the image ``name``.jpg.
+    """Format the XML annotation of the image ``name``.jpg.
 
     Args:
         objects: dicts with "class" (an index into ``classes``), "box" (x0, y0, x1, y1; continuous,

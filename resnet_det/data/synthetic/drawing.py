@@ -11,7 +11,8 @@ CLASSES = ("ball", "crate", "fish", "flower", "leaf", "mug", "star", "wheel")
 
 
 def _colour(rng, low=0.08, high=0.95, vivid=0.85):
-    """A random colour (3, 1, 1) in [0, 1]: any hue, grey to ``vivid``, ``low`` to ``high``."""
+    """A random colour (3, 1, 1) in [0, 1] of any hue: saturation up to ``vivid``, brightness from
+    ``low`` to ``high``."""
     hue, saturation, value = rng.uniform(), rng.uniform(0.05, vivid), rng.uniform(low, high)
     wheel = np.clip(np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
     return (value * (1 - saturation + saturation * wheel)).astype(np.float32)[:, None, None]
@@ -30,9 +31,10 @@ def _two_colours(rng, contrast=0.35):
 
 
 def _noise(rng, height, width, cell, octaves=3, stretch=1.0):
-    """Smooth noise in [0, 1]: random grids of halving cell size, enlarged bicubically and added.
+    """Smooth noise in [0, 1]: the sum of bicubically enlarged random grids, each with half the cell
+    size of the one before.
 
-    ``cell`` is the size of the coarsest grain in pixels, ``stretch`` its width over its height.
+    ``cell`` is the coarsest cell size in pixels, ``stretch`` the ratio of its width to its height.
     """
     total = np.zeros((height, width), np.float32)
     for octave in range(octaves):
@@ -96,12 +98,12 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _blurred(image, radius):
-    """Gaussian blur, in 8 bits, of an image in about [0, 1]."""
+    """Blur an image with values in about [0, 1], at 8 bits."""
     return _from_pil(_to_pil(image).filter(ImageFilter.GaussianBlur(radius)))
 
 
 def _to_pil(image):
-    """(3, h, w) or (h, w) in [0, 1] to 8 bits."""
+    """Convert an array (3, h, w) or (h, w) in [0, 1] to an 8-bit image."""
     levels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
     return Image.fromarray(
         np.ascontiguousarray(np.moveaxis(levels, 0, -1)) if levels.ndim == 3 else levels
@@ -129,8 +131,8 @@ def finish(rng: np.random.Generator, canvas: np.ndarray) -> Image.Image:
 
 
 # Each object is a function of (rng, u, v), where u and v are coordinates in which the object fills
-# about [-1, 1] (v points down). It returns (f, paint): f is continuous and negative inside the object,
-# paint is (3, h, w) in about [0, 1].
+# about [-1, 1] (v points down). It returns (f, paint): f is continuous and negative inside the
+# object, paint is (3, h, w) in about [0, 1].
 
 
 def _ball(rng, u, v):
@@ -271,8 +273,8 @@ def _wheel(rng, u, v):
 def draw_clutter(
     rng: np.random.Generator, u: np.ndarray, v: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clutter, drawn like an object: an outline (disc, bar, box, triangle, blob, ring) in a plain
-    texture."""
+    """Draw clutter, called like an object's function: a disc, bar, box, triangle, blob or ring with
+    a plain texture."""
     r, angle = np.hypot(u, v), np.arctan2(v, u)
     kind = int(rng.integers(6))
     if kind == 0:
@@ -353,7 +355,7 @@ def _halve(image):
 def part_in_view(
     sprite: Sprite, height: int, width: int, dx: int = 0, dy: int = 0
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The slices of the canvas and of the sprite where the sprite, moved by (dx, dy), is in view."""
+    """The slices of the canvas and of the sprite that overlap when the sprite moves by (dx, dy)."""
     left, top = sprite.left + dx, sprite.top + dy
     rows, columns = sprite.alpha.shape
     y0, y1 = max(top, 0), max(min(top + rows, height), 0)

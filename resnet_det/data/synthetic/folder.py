@@ -1,4 +1,4 @@
-"""A folder of synthetic data: drawn as a whole, with a version."""
+"""Folders of synthetic data, each drawn as a whole and marked with the version of its drawing."""
 
 import json
 import os
@@ -10,13 +10,14 @@ from ...records import DatasetError
 
 @dataclass(frozen=True)
 class DrawnFolder:
-    """A folder that a program of ours draws, and ``about.json`` in it, which holds the version.
+    """A folder that this package draws. Its ``about.json`` holds the version of the drawing.
 
-    name: of the folder, under the datasets' folder.
-    version: of the drawing; results on folders of different versions do not compare.
-    draw: ``draw(root, workers)`` draws ``<root>/<name>``, complete or not at all.
-    source_missing: ``source_missing(root)`` is the first absent path of what is needed to draw, or
-        None.
+    Attributes:
+        name: the folder's name under the datasets' folder.
+        version: version of the drawing; results on different versions are not comparable.
+        draw: ``draw(root, workers)`` draws ``<root>/<name>``, completely or not at all.
+        source_missing: ``source_missing(root)`` returns the first absent path among those needed
+            to draw the folder, or None.
     """
 
     name: str
@@ -32,19 +33,20 @@ class DrawnFolder:
             workers: number of processes; see :func:`resnet_det.data.parallel.parallel_map`.
 
         Raises:
-            DatasetError: the folder is of another version, or its source is absent or damaged.
+            DatasetError: the folder has another version, or its source is absent or damaged.
         """
         if not os.path.isdir(os.path.join(root, self.name)):
             self.draw(root, workers)
         self.check_version(root)
 
     def check_drawn(self, root: str) -> None:
-        """Raise unless the folder is there, in this version.
+        """Raise unless the folder exists in this version.
 
-        Reading never draws: another project may have asked for a dataset by its name only.
+        Reading a dataset never draws it: another project may only look the dataset up by name.
 
         Raises:
-            DatasetError: names the command that draws the folder.
+            DatasetError: the folder is absent or has another version. The message names the command
+                that draws it.
         """
         target = os.path.join(root, self.name)
         if not os.path.isdir(target):
@@ -70,7 +72,7 @@ class DrawnFolder:
             )
 
     def missing(self, root: str) -> str | None:
-        """The first absent path of what the folder is drawn from, or None if it can be drawn or is
-        drawn already."""
+        """The first absent path among the folder's sources. None if the folder is already drawn or
+        nothing is absent."""
         there = os.path.isdir(os.path.join(root, self.name))
         return None if there else self.source_missing(root)

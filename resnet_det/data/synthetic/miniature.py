@@ -1,16 +1,17 @@
-"""A detection dataset composed of CIFAR-10's photographs, to test the claim of Tables 7 and 8 in
-miniature.
+"""A detection dataset composed from CIFAR-10's photographs, to test the claim of Tables 7 and 8 on
+a small scale.
 
-Each image is a textured background with some photographs of the user's CIFAR-10 on it, at one to two
-times their size; half of them have soft edges. Among them is clutter: other photographs whose 16
-tiles are shuffled, pasted in the same way. Edges and grain of a photograph therefore carry no
-information, and a detector has to recognise the content. Training images contain photographs of
-CIFAR-10's training set only, test images of its test set only. No photograph is an object twice.
+Each image is a textured background with photographs from the user's CIFAR-10 pasted on it, at one
+to two times their size. Half of them have soft edges. Clutter is pasted in the same way: other
+photographs, whose 16 tiles are shuffled. The edges and the grain of a photograph therefore carry no
+information, and a detector has to recognise the content. Training images use photographs from
+CIFAR-10's training set only, test images from its test set only. Each photograph is an object at
+most once.
 
     <root>/miniature/voc/{Annotations,ImageSets/Main,JPEGImages}    trainval.txt, test.txt
     <root>/miniature/about.json                                     how it was made
 
-An image depends on the seed, its split and its number only.
+An image depends only on the seed, its split and its number.
 """
 
 import json
@@ -29,10 +30,10 @@ from .drawing import background
 from .folder import DrawnFolder
 
 CLASSES = cifar10.CLASSES
-VERSION = 1  # of the drawing; results on datasets of different versions do not compare
-SPLITS = {"trainval": "cifar10_train", "test": "cifar10_test"}  # split -> its source
+VERSION = 1  # of the drawing; results on different versions are not comparable
+SPLITS = {"trainval": "cifar10_train", "test": "cifar10_test"}  # split -> source of its photographs
 MAX_OBJECTS, MAX_CLUTTER = 4, 4  # per image
-SIDE = 32  # of a photograph, in pixels
+SIDE = 32  # pixels per side of a photograph
 TRIES = 20  # to find a free place for an object
 
 
@@ -45,7 +46,7 @@ def shuffle_tiles(rng: np.random.Generator, photograph: np.ndarray) -> np.ndarra
 
 
 def _enlarged(rng: np.random.Generator, photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The photograph at one to two times its size, float (side, side, 3), and its opacity
+    """Enlarge a photograph one to two times. Returns float (side, side, 3) and its opacity
     (side, side, 1)."""
     side = round(SIDE * rng.uniform(1, 2))
     image = Image.fromarray(photograph).resize((side, side), Image.Resampling.BICUBIC)
@@ -82,8 +83,8 @@ def compose(
         clutter: list of photographs.
 
     Returns:
-        The image, uint8 (height, width, 3), and the objects as ``voc.voc_xml`` takes them. An object
-        is skipped if every place that was tried overlaps another object by a tenth or more.
+        The image, uint8 (height, width, 3), and the objects in the form that ``voc.voc_xml`` takes.
+        An object is skipped if it overlaps another by a tenth or more at every place tried.
     """
     canvas = np.moveaxis(background(rng, height, width), 0, -1) * 255
     for photograph in clutter:
@@ -110,15 +111,15 @@ def write(
     size: tuple[int, int] = (96, 128),
     seed: int = 0,
 ) -> str:
-    """Compose the dataset into ``root``/miniature, which appears when it is complete.
+    """Compose the dataset in ``root``/miniature. The folder appears only when it is complete.
 
     Args:
         root: the datasets' folder, which holds CIFAR-10.
         trainval, test: number of images.
-        size: (height, width). Four in ten are portraits, (width, height).
+        size: (height, width). Four images in ten are portraits: (width, height).
 
     Returns:
-        The folder.
+        The folder's path.
 
     Raises:
         DatasetError: CIFAR-10 is absent or damaged.

@@ -1,8 +1,9 @@
 """The embedded dataset: annotated scenes of eight kinds of objects, drawn with numpy.
 
-A scene is a textured background under uneven light with one to five objects, each of its own
-scale, rotation, slant, colours and shadow. They occlude each other and leave the frame, and lie
-among clutter that imitates their outlines without their texture. Colours do not depend on the class.
+A scene is a textured background under uneven light with one to five objects, each with its own
+scale, rotation, slant, colours and shadow. Objects may occlude each other and extend beyond the
+frame. They lie among clutter that imitates their outlines but not their texture. Colours do not
+depend on the class.
 The same JPEGs are annotated as PASCAL VOC and as COCO:
 
     <root>/scenes/voc/{Annotations,ImageSets/Main,JPEGImages}     trainval.txt, test.txt
@@ -10,13 +11,13 @@ The same JPEGs are annotated as PASCAL VOC and as COCO:
     <root>/scenes/classification/{train,val}/<class>/*.jpg        single objects, 36 x 36
     <root>/scenes/about.json                                      how they were made
 
-A box encloses the VISIBLE pixels of its object tightly (as in VOC and COCO). An object is
-"difficult" if the longer side of its box is under 16 pixels or less than half of it is visible. In
-COCO it is marked ``iscrowd``, so that both protocols ignore it. At least a quarter of each object is
-visible, and each is at least 6 pixels wide and high.
+A box tightly encloses the visible pixels of its object, as in VOC and COCO. An object is
+"difficult" if the longer side of its box is under 16 pixels or less than half of it is visible. The
+COCO annotations mark it as ``iscrowd``, so that both protocols ignore it. At least a quarter of
+each object is visible, and each is at least 6 pixels wide and high.
 
-An image depends on the seed, its split and its number only, not on the number of workers or images.
-Another build of numpy or Pillow may change single grey levels.
+An image depends only on the seed, its split and its number, not on the number of workers or images.
+Another build of numpy or Pillow may change some pixels by one grey level.
 """
 
 import json
@@ -43,8 +44,8 @@ from .drawing import (
 )
 from .folder import DrawnFolder
 
-VERSION = 2  # of the drawing; results on scenes of different versions do not compare
-CROP = 36  # side of a classification image, in pixels
+VERSION = 2  # of the drawing; results on different versions are not comparable
+CROP = 36  # pixels per side of a classification image
 _STREAMS = {"trainval": 0, "test": 1, "train": 2, "val": 3}  # independent random streams
 
 
@@ -56,10 +57,10 @@ def compose_scene(
     counts: tuple[int, int] = (1, 5),
     clutter: tuple[int, int] = (1, 5),
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Compose one scene: ``(canvas, objects)``.
+    """Compose one scene. Returns ``(canvas, objects)``.
 
-    An object is a dict: "class" (an index), "box" (x0, y0, x1, y1) and "area" of the visible pixels,
-    "difficult" and "truncated" (0 or 1).
+    An object is a dict with "class" (an index), "box" (x0, y0, x1, y1) and "area" of the visible
+    pixels, "difficult" and "truncated" (0 or 1).
     """
     canvas = background(rng, height, width)
     for _ in range(rng.integers(clutter[0], clutter[1])):
@@ -108,7 +109,7 @@ def compose_scene(
 
 
 def _acceptable(mask: np.ndarray, total: int) -> bool:
-    """Whether enough of an object of ``total`` pixels is visible."""
+    """Whether the visible part of an object with ``total`` pixels is large enough."""
     if mask.sum() < 0.25 * total:
         return False
     x0, y0, x1, y1 = _bounds(mask)
@@ -116,7 +117,7 @@ def _acceptable(mask: np.ndarray, total: int) -> bool:
 
 
 def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """The tight box (x0, y0, x1, y1), in continuous coordinates, of a mask that is not empty."""
+    """The tight box (x0, y0, x1, y1) of a non-empty mask, in continuous coordinates."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
@@ -128,7 +129,7 @@ def _save(rng: np.random.Generator, canvas: np.ndarray, path: str) -> None:
 def _write_scene(
     folder: str, seed: int, size: tuple[int, int], job: tuple[str, int]
 ) -> dict[str, Any]:
-    """Draw the scene of ``job`` (split, number). Writes the JPEG and the XML; returns the objects."""
+    """Draw the scene ``job`` (split, number). Writes its JPEG and XML; returns the objects."""
     split, number = job
     rng = np.random.default_rng([seed, VERSION, _STREAMS[split], number])
     height, width = size if rng.random() < 0.6 else size[::-1]
@@ -193,18 +194,18 @@ def write_scenes(
     seed: int = 0,
     workers: int = 1,
 ) -> str:
-    """Draw the dataset into ``root``/scenes, which appears when it is complete.
+    """Draw the dataset in ``root``/scenes. The folder appears only when it is complete.
 
     Args:
         root: the datasets' folder.
         trainval, test: number of scenes.
-        train_crops, val_crops: number of classification images, the same for each class.
-        size: (height, width) of a scene. Four in ten are portraits, (width, height).
-        seed: of all the drawing.
+        train_crops, val_crops: total number of classification images, equally many per class.
+        size: (height, width) of a scene. Four scenes in ten are portraits: (width, height).
+        seed: random seed of the whole dataset.
         workers: number of processes. The files do not depend on it.
 
     Returns:
-        The folder. If another process finished it first, that one's is kept.
+        The folder's path. If another process finished the folder first, its folder is kept.
     """
     with whole_folder(os.path.join(root, "scenes")) as folder:
         for part in ("Annotations", "ImageSets/Main", "JPEGImages"):

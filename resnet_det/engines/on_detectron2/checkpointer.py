@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer for weight files of every format, and checkpoints that survive crashes."""
+"""Detectron2's checkpointer, extended to weight files of every format and to atomic writes."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -24,20 +24,20 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which also reads classifiers of any format.
+    """Detectron2's checkpointer, which also reads classifiers in any format.
 
-    A classifier's file must fill the trunk and the head of the detector. Any other file is matched
-    by Detectron2, and refused if no tensor of it fits.
+    A classifier's file must hold the whole trunk and head of the detector. Detectron2 matches the
+    names of any other file; a file without any matching tensor is an error.
 
     Args:
-        facts: saved with each checkpoint.
-        fresh: names of the tensors that keep their values when weights alone are loaded.
-        classes: of the training set. From weights alone, the rows of shared classes are loaded; a
-            run with other classes is not resumed.
-        cfg: weights that were trained with other facts are refused.
+        facts: facts to save with each checkpoint.
+        fresh: names of the tensors that are not loaded from a weight file.
+        classes: class names of the training set. The rows of shared classes are loaded from a
+            weight file; resuming a run with other classes is an error.
+        cfg: the config. Weights whose facts differ from it are an error.
 
     Attributes:
-        misfits: names of the tensors that the last file did not give.
+        misfits: names of the tensors that the last file lacked.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Checkpointer(DetectionCheckpointer):
         """Load a whole checkpoint, or weights alone (``checkpointables=[]``).
 
         Returns:
-            What else the file holds: of weights alone, their facts as "meta".
+            The file's other content; for weights alone, their facts as "meta".
 
         Raises:
             WeightsError, ConfigError: the file is unreadable, or does not fit the model or config.
@@ -77,7 +77,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_weights(self, path: str) -> Facts:
         address, _, query = path.partition("?")
-        if query not in ("", "matching_heuristics=True"):  # what Detectron2 knows
+        if query not in ("", "matching_heuristics=True"):  # the queries that Detectron2 knows
             raise ConfigError(f"MODEL.WEIGHTS: {path}: use ?matching_heuristics=True or no query")
         tensors, stored = read_file(self.path_manager.get_local_path(address))
         state, facts = interpret(tensors, stored, path)
@@ -87,7 +87,7 @@ class Checkpointer(DetectionCheckpointer):
         if own_names and "://" not in path:
             match = fit_detector(self.model, state, facts, path, self.fresh)
             self.misfits = list(match.missing)
-            logger.info("%s, a classifier's: %s", path, match)
+            logger.info("%s: weights of a classifier: %s", path, match)
             return facts
         check_shortcuts(self.model, facts, path)
         own = self.model.state_dict()
@@ -102,7 +102,7 @@ class Checkpointer(DetectionCheckpointer):
         return facts
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """Read a whole checkpoint, of the classes of this run."""
+        """Read a whole checkpoint and check that its classes are those of this run."""
         checkpoint = load(filename)
         if self.classes:
             check_resumed(checkpoint.get("meta", {}), self.classes, self.save_dir, self.by_order)
@@ -115,7 +115,7 @@ class Checkpointer(DetectionCheckpointer):
         own = [key for key in self.model.state_dict() if not is_counter(key)]
         self.misfits = [key for key in own if key in {*found.missing_keys, *wrong}]
         if self.misfits == own:
-            raise WeightsError("no tensor of the file fits the model: the log names them")
+            raise WeightsError("no tensor in the file fits the model: see the log for their names")
         return found
 
     def save(self, name: str, **others) -> None:
@@ -128,7 +128,7 @@ class Checkpointer(DetectionCheckpointer):
 
 
 def trained(cfg) -> tuple[nn.Module, Facts]:
-    """The detector of MODEL.WEIGHTS, which must hold every tensor, and the facts of the file."""
+    """Load the detector MODEL.WEIGHTS, which must hold every tensor. Returns (model, facts)."""
     model = build_model(cfg)
     checkpointer = Checkpointer(model, cfg=cfg)
     facts = checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])["meta"]

@@ -38,18 +38,18 @@ logger = logging.getLogger(__name__)
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise UnknownDataset, with the nearest names, unless all are in Detectron2's catalog."""
+    """Raise UnknownDataset, with similar names, unless all are in Detectron2's catalog."""
     data.check_names(name for name in names if name not in DatasetCatalog)
 
 
 def load_any(names: Sequence[str], skip_bad: bool = False, files: Sequence[str] = ()) -> Dataset:
     """Read a union of datasets.
 
-    Our own readers read the datasets of our catalog, with "difficult" and errors that name the file.
-    Detectron2's catalog reads all others.
+    Our readers load the datasets in our catalog; they keep "difficult" and name the file in errors.
+    Detectron2's catalog loads all others.
 
     Args:
-        files: one file of precomputed proposals per dataset, which the records then carry.
+        files: one file of precomputed proposals per dataset; the records then carry the proposals.
     """
     check_names(names)
     if set(names) <= set(dataset_names()):
@@ -66,15 +66,15 @@ def load_any(names: Sequence[str], skip_bad: bool = False, files: Sequence[str] 
 
 
 def load_test_sets(cfg: Any) -> dict[str, Dataset]:
-    """Read DATASETS.TEST, by name."""
+    """Read DATASETS.TEST. Returns name -> dataset."""
     return {name: load_any([name], files=files) for name, files in test_files(cfg)}
 
 
 def training_records(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
-    """The records that a config trains on, as Detectron2's standard dicts, and the class names.
+    """Read the training records, as Detectron2's standard dicts, and the class names.
 
     Raises:
-        ConfigError: a key that is only for detectors of boxes.
+        ConfigError: a key is set that is only for box detectors.
         DatasetError: a dataset cannot be read.
         ValueError: no record has a usable annotation.
     """
@@ -86,7 +86,7 @@ def training_records(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
     if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
         for key, default in (("USE_DIFFICULT", True), ("SKIP_BAD_DATA", False)):
             if cfg.RESNET_DET[key] != default:
-                raise ConfigError(f"RESNET_DET.{key}: is only for detectors of boxes")
+                raise ConfigError(f"RESNET_DET.{key}: is only for box detectors")
         least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
         records = get_detection_dataset_dicts(  # our readers read boxes only
             cfg.DATASETS.TRAIN,
@@ -105,7 +105,7 @@ def training_records(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
 
 
 def _foreign(names: Sequence[str]) -> Dataset:
-    """Read a union of datasets that somebody else has registered in Detectron2's catalog."""
+    """Read a union of datasets that other code registered in Detectron2's catalog."""
     records = get_detection_dataset_dicts(list(names), filter_empty=False)
     known = MetadataCatalog.get(names[0])
     classes = tuple(known.get("thing_classes", ()))
@@ -122,10 +122,10 @@ def _foreign(names: Sequence[str]) -> Dataset:
 
 
 class Mapper(DatasetMapper):
-    """Detectron2's mapper, but images are read by :func:`resnet_det.data.pixels.read_image`.
+    """Detectron2's mapper, but :func:`resnet_det.data.pixels.read_image` reads the images.
 
-    Errors therefore name a broken image, and grey levels of more than 8 bits are scaled, not clipped.
-    In testing with RESNET_DET.MULTI_SCALE_TEST, a sample also has ``scales``, a list of images.
+    Errors therefore name a broken image, and images with more than 8 bits are scaled, not clipped.
+    When testing with RESNET_DET.MULTI_SCALE_TEST, a sample also has ``scales``, a list of images.
     """
 
     def __init__(self, cfg: Any, is_train: bool) -> None:
@@ -134,7 +134,7 @@ class Mapper(DatasetMapper):
         self.size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Follows Detectron2's method, except for reading the image and for ``scales``."""
+        """Do as Detectron2's method does, except for reading the image and for ``scales``."""
         sample = copy.deepcopy(dataset_dict)
         image = read(sample["file_name"], self.image_format)
         try:
@@ -163,7 +163,8 @@ class Mapper(DatasetMapper):
 
 
 def read(file_name: str, format: str) -> np.ndarray:
-    """Read an image of a Detectron2 dataset, whose path may be one of Detectron2's PathManager.
+    """Read an image of a Detectron2 dataset. Its path may be any that Detectron2's PathManager
+    reads.
 
     Args:
         format: any value of INPUT.FORMAT that Detectron2 accepts.
@@ -178,6 +179,6 @@ def read(file_name: str, format: str) -> np.ndarray:
 
 
 def local_records(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records whose images are on this machine, with their local paths."""
+    """The records whose images are files on this machine, with their local paths."""
     here = (record for record in records if "://" not in record["file_name"])
     return [r | {"file_name": PathManager.get_local_path(r["file_name"])} for r in here]

@@ -56,7 +56,7 @@ __all__ = ["check", "check_schedule", "evaluate", "launch", "load_config", "trai
 
 logger = logging.getLogger(__name__)
 
-# The keys that name an entry of a registry in every model.
+# The keys that name a registry entry in every model.
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
@@ -65,7 +65,7 @@ REGISTRIES = {
 
 
 class _File(CfgNode):
-    """A config of Detectron2 whose files are read as the embedded engine reads them."""
+    """A Detectron2 config whose files are read by the embedded engine's reader."""
 
     @classmethod
     def load_yaml_with_base(cls, filename, allow_unsafe=False):
@@ -75,14 +75,14 @@ class _File(CfgNode):
 def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     """Read a YAML file with its ``_BASE_`` chain and trailing ``KEY VALUE`` overrides.
 
-    It may hold all of Detectron2's keys, and the node ``RESNET_DET``. YAML that runs code is an
-    error.
+    The file may hold all of Detectron2's keys and the node ``RESNET_DET``. YAML that runs code is
+    an error.
 
     Returns:
         Detectron2's CfgNode, frozen; ``MODEL.DEVICE`` is "cpu" if no CUDA device is available.
 
     Raises:
-        ConfigError: names the file or the key, and the nearest valid keys.
+        ConfigError: a file, key or value is invalid. The message names it, and similar valid keys.
     """
     cfg = _File(get_cfg())
     add_resnet_det_config(cfg)
@@ -108,7 +108,7 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     check_lengths(cfg)
     check_batch(cfg, images, overrides)
     if cfg.MODEL.META_ARCHITECTURE == "Classifier":
-        raise ConfigError("MODEL.META_ARCHITECTURE: Classifier: Detectron2 trains detectors only")
+        raise ConfigError("MODEL.META_ARCHITECTURE: Classifier: Detectron2 trains only detectors")
     check_users(cfg, DETECTOR, "RESNET_DET.")
     check_ranges(cfg, "RESNET_DET.")
     cfg.freeze()
@@ -116,11 +116,11 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
 
 
 def _check_lists(cfg: CfgNode, known: dict[str, Any]) -> None:
-    """Check the items of lists, which yacs does not; ValueError names the key."""
+    """Check the items of lists, which yacs does not check. The ValueError names the key."""
     anchors = cfg.MODEL.ANCHOR_GENERATOR
     for key in ("SIZES", "ASPECT_RATIOS", "ANGLES"):
         if anchors[key] and not isinstance(anchors[key][0], list | tuple):
-            anchors[key] = [anchors[key]]  # Detectron2 takes a flat list too, for all levels
+            anchors[key] = [anchors[key]]  # Detectron2 also takes a flat list, for all levels
     for key, value in flatten(cfg).items():
         default = known.get(key)
         if isinstance(default, list | tuple) and not fits(value, default):
@@ -128,7 +128,7 @@ def _check_lists(cfg: CfgNode, known: dict[str, Any]) -> None:
 
 
 def _explained(message: str, known: dict[str, Any]) -> str:
-    """The error of yacs in our words, with the nearest key."""
+    """Rewrite an error message from yacs, and name similar keys."""
     unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if not unknown:
         return explained(message, known)
@@ -139,7 +139,8 @@ def check_schedule(cfg: CfgNode) -> None:
     """Check that Detectron2 can build the schedule, and that the processes can share a batch.
 
     Raises:
-        ConfigError, ValueError
+        ConfigError: Detectron2 cannot build the schedule.
+        ValueError: the processes cannot share a batch equally.
     """
     world, solver = distributed.launch_info().world, cfg.SOLVER
     try:
@@ -148,18 +149,18 @@ def check_schedule(cfg: CfgNode) -> None:
         Trainer.build_lr_scheduler(scaled, torch.optim.SGD([torch.zeros(1)], solver.BASE_LR))
     except (ValueError, AssertionError) as error:
         raise ConfigError(
-            f"SOLVER: Detectron2 cannot build a schedule of BASE_LR {solver.BASE_LR}, STEPS "
+            f"SOLVER: Detectron2 cannot build a schedule from BASE_LR {solver.BASE_LR}, STEPS "
             f"{solver.STEPS}, MAX_ITER {solver.MAX_ITER}, LR_SCHEDULER_NAME "
-            f"{solver.LR_SCHEDULER_NAME} and the keys that go with them: {error}"
+            f"{solver.LR_SCHEDULER_NAME} and related keys: {error}"
         ) from error
     check_share(solver.IMS_PER_BATCH, world)
 
 
 def check(cfg: CfgNode, resume: bool = False) -> None:
-    """Check config and data before weights exist, so that mistakes surface before pretraining.
+    """Validate config and data before weights exist, so that mistakes surface before pretraining.
 
     Raises:
-        ConfigError, DatasetError, ValueError: as :func:`train`.
+        ConfigError, DatasetError, ValueError: see :func:`train`.
     """
     check_config(cfg, resume)
     prepare(cfg)
@@ -174,12 +175,13 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         resume: continue from the last checkpoint in OUTPUT_DIR, if there is one.
 
     Returns:
-        the final metrics in the main process: ``bbox/AP``, 0-100; else ``{}``.
+        dict of the final metrics in the main process: ``bbox/AP``, ..., 0-100; {} in the others.
 
     Raises:
-        ConfigError, DatasetError, WeightsError: a key, a dataset or a file is wrong; names it.
+        ConfigError, DatasetError, WeightsError: a key, a dataset or a file is wrong. The message
+            names it.
         FolderInUse: another run uses OUTPUT_DIR.
-        RuntimeError: a metric lies outside TEST.EXPECTED_RESULTS.
+        RuntimeError: a metric is outside TEST.EXPECTED_RESULTS.
     """
     check_config(cfg, resume)
     with running(cfg, resume):
@@ -199,10 +201,11 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
     """Evaluate the detector MODEL.WEIGHTS on DATASETS.TEST and write ``report.html``.
 
     Returns:
-        as :func:`train`.
+        dict of metrics, see :func:`train`.
 
     Raises:
-        as :func:`train`, and WeightsError if the file lacks a tensor of the detector.
+        ConfigError, DatasetError, FolderInUse, RuntimeError: see :func:`train`.
+        WeightsError: the file lacks a tensor of the detector.
     """
     check_model(cfg)
     if not cfg.DATASETS.TEST:
@@ -223,7 +226,7 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
 
 
 class Data(NamedTuple):
-    """What a training reads: Detectron2's records, the names of their classes, the test sets."""
+    """The datasets of a training run: Detectron2's records, their class names, the test sets."""
 
     records: list[dict[str, Any]]
     classes: tuple[str, ...]
@@ -234,7 +237,7 @@ def prepare(cfg: CfgNode) -> Data:
     """Make, read and check the datasets that a config trains and tests on.
 
     Raises:
-        ConfigError, DatasetError, ValueError: as :func:`train`.
+        ConfigError, DatasetError, ValueError: a key or a dataset is wrong. The message names it.
     """
     make_datasets(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     records, classes = training_records(cfg)
@@ -246,10 +249,10 @@ def prepare(cfg: CfgNode) -> Data:
 
 
 def check_config(cfg: CfgNode, resume: bool) -> None:
-    """Check what a config says about a training, without reading data.
+    """Check a config's keys for training, without reading data.
 
     Raises:
-        ConfigError, UnknownDataset, ValueError
+        ConfigError, UnknownDataset, ValueError: a key or a dataset's name is wrong.
     """
     check_model(cfg)
     check_trainable(cfg, resume)
@@ -258,11 +261,7 @@ def check_config(cfg: CfgNode, resume: bool) -> None:
 
 
 def check_model(cfg: CfgNode) -> None:
-    """Check what a config says about the detector and its test.
-
-    Raises:
-        ConfigError
-    """
+    """Raise ConfigError if a config's keys for the detector or its test are wrong."""
     check_testable(cfg)
     flat = flatten(cfg)
     for key, registry in REGISTRIES.items():
@@ -272,26 +271,26 @@ def check_model(cfg: CfgNode) -> None:
             raise ConfigError(f"{key}: Detectron2 has no {name!r}{hint}")
     if cfg.TEST.AUG.ENABLED:
         raise ConfigError(
-            "TEST.AUG.ENABLED: this engine does not augment tests: set it False; for several "
-            "scales use RESNET_DET.MULTI_SCALE_TEST"
+            "TEST.AUG.ENABLED: this engine does not support it: set it to False; to test at "
+            "several scales, use RESNET_DET.MULTI_SCALE_TEST"
         )
     check_appendix(cfg)
 
 
 @contextlib.contextmanager
 def running(cfg: CfgNode, resume: bool = True) -> Iterator[None]:
-    """Join all processes, hold OUTPUT_DIR, and set up logs and seeds as Detectron2 does.
+    """Join all processes, lock OUTPUT_DIR, and set up logs and seeds as Detectron2 does.
 
     Args:
         resume: whether OUTPUT_DIR may already hold checkpoints.
 
     Raises:
         FolderInUse: another run uses OUTPUT_DIR.
-        ConfigError: it holds checkpoints and may not.
+        ConfigError: OUTPUT_DIR holds checkpoints, and ``resume`` is False.
     """
     distributed.init(cfg.MODEL.DEVICE)
     world = distributed.get_world_size()
-    if world > 1:  # Detectron2 wants a group for the processes of this machine
+    if world > 1:  # Detectron2 needs a group for the processes on this machine
         comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
     with alone_in(cfg.OUTPUT_DIR):
         check_output(cfg, resume)  # again: a run that we waited for may have saved checkpoints
@@ -300,8 +299,9 @@ def running(cfg: CfgNode, resume: bool = True) -> Iterator[None]:
 
 
 def _setup(cfg: CfgNode) -> None:
-    """Detectron2's ``default_setup``; our logger shares the handlers of Detectron2's."""
-    # Each run adds a terminal and a file to Detectron2's loggers: remove those of earlier runs.
+    """Run Detectron2's ``default_setup``, and share its logger's handlers with our logger."""
+    # Each run adds terminal and file handlers to Detectron2's loggers: remove those of earlier
+    # runs.
     setup_logger.cache_clear()
     for name in ("detectron2", "fvcore"):
         log = logging.getLogger(name)

@@ -1,4 +1,4 @@
-"""Evaluate a Detectron2 model by our evaluators, with the improvements of Appendix B."""
+"""Evaluate a Detectron2 model with our evaluators and the improvements of Appendix B."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,14 +29,14 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluator(DatasetEvaluator):
-    """VOC's or COCO's average precision on a dataset, by our evaluators.
+    """Computes VOC's or COCO's average precision on a dataset, with our evaluators.
 
     Args:
-        test: the dataset, with the detector's numbers of its classes.
-        folder: where the results are written, and the files for the devkit or the test server.
+        test: the dataset, with the detector's index of each of its classes.
+        folder: folder for the results and for the files to submit to the devkit or the test server.
 
     Attributes:
-        scored: (Evaluation, Dataset, predictions) in the main process, once evaluated.
+        scored: (Evaluation, Dataset, predictions) in the main process, after :meth:`evaluate`.
     """
 
     def __init__(self, test: TestSet, folder: str) -> None:
@@ -60,14 +60,18 @@ class Evaluator(DatasetEvaluator):
             )
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """-> ``{"bbox": metrics}``; ``{}`` without annotations, and outside the main process."""
+        """Returns ``{"bbox": metrics}``; ``{}`` without annotations or outside the main process."""
         predictions = list(chain.from_iterable(comm.gather(self.predictions)))
         if not comm.is_main_process():
             return {}
         predictions = self.test.select(predictions)
         evaluation = score(self.dataset, predictions, self.folder)
         if evaluation is None:
-            logger.info("%s has no annotations: wrote %s", self.dataset.name, self.folder)
+            logger.info(
+                "%s has no annotations: wrote submission files to %s",
+                self.dataset.name,
+                self.folder,
+            )
             return {}
         self.scored = evaluation, self.dataset, predictions
         return {"bbox": evaluation.metrics}
@@ -84,10 +88,10 @@ def evaluate_model(
     Args:
         model: from :func:`as_tested`.
         tests: from :func:`.class_matching.match_test_sets`.
-        weights: as for :func:`.results.publish`.
+        weights: see :func:`.results.publish`.
 
     Returns:
-        flat metrics in the main process, else ``{}``.
+        dict of metrics in the main process, {} in the others.
     """
     scored = {}
     for name, test in tests.items():
@@ -105,7 +109,8 @@ def evaluate_model(
 
 
 class Parts(nn.Module):
-    """A ``GeneralizedRCNN`` with ``PaperROIHeads``, as a :class:`...detector.appendix.Detector`."""
+    """Adapts a ``GeneralizedRCNN`` with ``PaperROIHeads`` to
+    :class:`...detector.appendix.Detector`."""
 
     def __init__(self, model: GeneralizedRCNN) -> None:
         super().__init__()
@@ -137,13 +142,13 @@ class Parts(nn.Module):
 
 
 def as_tested(model: nn.Module, cfg: CfgNode, classes: Sequence[str] | None = None) -> nn.Module:
-    """The model as the config tests it: itself, or with the improvements of Appendix B.
+    """The model in the form that the config tests: unchanged, or with Appendix B's improvements.
 
-    With MULTI_SCALE_TEST each sample needs ``scales`` beside ``image``, which :class:`.data.Mapper`
-    adds.
+    With MULTI_SCALE_TEST each sample needs ``scales`` in addition to ``image``;
+    :class:`.data.Mapper` adds it.
 
     Args:
-        classes: the names that it was trained on, if they are known.
+        classes: names of the classes that the model was trained on, if known.
 
     Raises:
         ConfigError, WeightsError: a member of RESNET_DET.ENSEMBLE does not fit.

@@ -1,7 +1,7 @@
-"""Exact resuming for Detectron2's trainer: batches by their number, random states, metrics.
+"""Exact resuming for Detectron2's trainer: batches by index, random states, metrics.
 
-Detectron2 saves the model, the optimizer and the schedule. A run that it resumes starts the sampler
-from its beginning, draws other random numbers, and writes lines to ``metrics.json`` twice.
+Detectron2 saves only the model, the optimizer and the schedule. A run that it resumes restarts the
+sampler, draws different random numbers, and writes some lines of ``metrics.json`` twice.
 """
 
 import contextlib
@@ -22,22 +22,22 @@ from ...training import distributed, read_metrics
 from ...training.checkpoint import rng_state
 from ...training.loop import exit_code, not_finite, restore_rng, stop_signals
 
-# Scalars that the clock decides: a resumed run measures them itself.
+# Scalars that depend on the clock: a resumed run measures them itself.
 TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
 
 
 class Batches:
-    """Training batches, each of which depends on ``trainer.seed`` and its number alone.
+    """Training batches, each of which depends only on ``trainer.seed`` and its index.
 
     Args:
-        trainer: its ``seed`` and ``start_iter`` are read when the first batch is asked for.
+        trainer: its ``seed`` and ``start_iter`` are read when the first batch is requested.
         records: Detectron2's standard dicts.
         mapper: Detectron2's mapper, which takes one of them.
-        options: as for :func:`resnet_det.data.loader.training_batches`.
+        options: see :func:`resnet_det.data.loader.training_batches`.
 
     Attributes:
-        first: function that returns the number of the first batch.
-        current: the batch given last.
+        first: function that returns the index of the first batch.
+        current: the batch that was yielded last.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class Batches:
 
 
 class Seeded:
-    """Detectron2's mapper with an explicit generator, as :func:`training_batches` calls it."""
+    """Adapts Detectron2's mapper to take a random generator, which :func:`training_batches`
+    passes."""
 
     def __init__(self, mapper: Callable[[dict], dict]) -> None:
         self.mapper = mapper
@@ -83,10 +84,10 @@ class Seeded:
 
 
 class Simple(SimpleTrainer):
-    """Detectron2's SimpleTrainer; if a loss is not finite it stops all processes together.
+    """Detectron2's SimpleTrainer, but a loss that is not finite stops all processes together.
 
-    It does so before any weight has changed. Detectron2's own check of the RPN's proposals runs
-    first, and raises in one process alone. If that is the only process, it leaves the same file.
+    They stop before any weight changes. Detectron2's own check of the RPN's proposals runs earlier
+    and raises in one process alone. If that is the only process, it saves the same file.
     """
 
     resumable: "Resumable"  # the trainer's
@@ -118,11 +119,12 @@ class AMP(Simple, AMPTrainer):
 
 
 class Resumable(HookBase):
-    """Replaces Detectron2's PeriodicCheckpointer, in every process: same files, exact resuming.
+    """Replaces Detectron2's PeriodicCheckpointer in every process. The files are the same, but runs
+    resume exactly.
 
     A checkpoint also holds the random state of every process, the seed, and the scalars that
     ``metrics.json`` does not have yet. A resumed run restores them, drops the lines of iterations
-    that it will run again, and catches up on the evaluation that was due with the checkpoint.
+    that it will run again, and makes up for the evaluation that was due with the checkpoint.
     SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) save a checkpoint and end the run with exit code 128 + the
     signal's number.
 
@@ -130,7 +132,7 @@ class Resumable(HookBase):
         owner: the :class:`.trainer.Trainer`, with ``checkpointer`` and ``seed``.
 
     Attributes:
-        received: the signals that arrived, once training has begun.
+        received: the signals received since training began.
         before: this process's random state before the current iteration.
     """
 
@@ -149,14 +151,14 @@ class Resumable(HookBase):
         """Write the checkpoint after ``iteration``; call it in every process.
 
         Args:
-            name: of the file, without ".pth".
+            name: name of the file, without ".pth".
             state: this process's random state before an iteration that failed. Such a checkpoint
-                does not become the run's newest. By default the present state is saved.
+                does not become the run's newest. By default the current state is saved.
 
         Returns:
-            its path.
+            The path of the checkpoint.
         """
-        self.trainer.iter = iteration  # the file says it
+        self.trainer.iter = iteration  # the file stores it
         distributed.share_buffers(self.checkpointer.model)
         self.states = distributed.all_gather_objects(state or rng_state(self.device))
         self.checkpointer.save(name, newest=state is None, iteration=iteration)
@@ -190,14 +192,14 @@ class Resumable(HookBase):
         restore_rng(self.loaded["rng"], self.device)
         start = self.trainer.start_iter
         if self.loaded["max_iter"] == start < self.trainer.max_iter:
-            return  # a finished run is extended: its metrics stay
+            return  # a finished run is extended, so its metrics stay
         storage = self.trainer.storage
         if distributed.is_main():
             cut(self.metrics, self.loaded["written"])
             for name, (smooth, values) in self.loaded["scalars"].items():
                 for value, iteration in values:
                     storage.put_scalar(name, value, smoothing_hint=smooth, cur_iter=iteration)
-        # The checkpoint was written by one of that iteration's hooks: run those after it.
+        # One of that iteration's hooks wrote the checkpoint: run the hooks after it.
         self.trainer.iter = storage.iter = start - 1
         all_hooks = self.trainer._hooks
         for hook in all_hooks[all_hooks.index(self) + 1 :]:
@@ -221,7 +223,8 @@ class Resumable(HookBase):
 
 
 def cut(path: Path, last: int) -> None:
-    """Truncate a ``metrics.json`` after iteration ``last``, in place: Detectron2 has it open."""
+    """Truncate a ``metrics.json`` after iteration ``last``, in place, because Detectron2 has it
+    open."""
     kept, size = len([o for o in read_metrics(path) if o["iteration"] <= last]), 0
     with open(path, "rb") as file:
         for _ in range(kept):

@@ -29,14 +29,14 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's trainer on our datasets and evaluators; it runs on the CPU too.
+    """Detectron2's trainer on our datasets and evaluators. It also runs on the CPU.
 
-    ``SOLVER.AMP`` uses the type that :func:`..training.precision.amp_dtype` chooses: float16 by
+    ``SOLVER.AMP`` uses the type that :func:`..training.precision.amp_dtype` chooses: float16 with
     Detectron2's AMPTrainer, or bfloat16.
 
     Args:
-        records: Detectron2's standard dicts to train on.
-        classes: their names, in the order of ``category_id``.
+        records: the records to train on, Detectron2's standard dicts.
+        classes: class names, in the order of ``category_id``.
         tests: the test sets by name, from :func:`.class_matching.match_test_sets`.
     """
 
@@ -47,7 +47,7 @@ class Trainer(DefaultTrainer):
         classes: tuple[str, ...],
         tests: dict[str, TestSet],
     ) -> None:
-        TrainerBase.__init__(self)  # DefaultTrainer's asks DistributedDataParallel for a GPU
+        TrainerBase.__init__(self)  # DefaultTrainer's needs a GPU for DistributedDataParallel
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.records, self.tests = records, tests
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
@@ -91,26 +91,26 @@ class Trainer(DefaultTrainer):
         check_statistics(self.checkpointer.model)
 
     def train(self) -> dict[str, float]:
-        """Run the remaining iterations; returns the last evaluation's metrics.
+        """Run the remaining iterations. Returns the last evaluation's metrics.
 
         Raises:
-            SystemExit: the run was asked to stop; its checkpoint is saved.
+            SystemExit: a signal stopped the run. Its checkpoint is saved.
         """
         TrainerBase.train(self, self.start_iter, self.max_iter)
         stop = self.resumable.received
-        if stop:  # it arrived while the last iteration was saved or evaluated
+        if stop:  # a signal arrived during the last save or evaluation
             raise SystemExit(exit_code(stop))
         return getattr(self, "_last_eval_results", {})
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = super().build_optimizer(cfg, model)
-        for group in optimizer.param_groups:  # the same numbers, sooner
+        for group in optimizer.param_groups:  # same numbers, faster
             group["fused"] = cfg.RESNET_DET.FAST
         return optimizer
 
     def build_train_loader(self, cfg: CfgNode) -> Iterable[list[dict]]:
-        """:class:`.resume.Batches`, or Detectron2's own loader for another sampler."""
+        """Build :class:`.resume.Batches`, or Detectron2's own loader for another sampler."""
         mapper = Mapper(cfg, True)
         if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
             logger.warning(
@@ -129,7 +129,7 @@ class Trainer(DefaultTrainer):
         )
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, with :class:`.resume.Resumable` in place of its checkpointer."""
+        """Build Detectron2's hooks, with :class:`.resume.Resumable` instead of its checkpointer."""
         built = [h for h in super().build_hooks() if not isinstance(h, hooks.PeriodicCheckpointer)]
         self.resumable = Resumable(self, self.cfg)
         at = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
@@ -144,14 +144,14 @@ class Trainer(DefaultTrainer):
         return built
 
     def test(self, cfg: CfgNode, model: nn.Module) -> dict[str, float]:
-        """Evaluate on the test sets, as the config tests the model."""
+        """Evaluate the model on the test sets, with the improvements that the config enables."""
         distributed.share_buffers(model)  # evaluate the buffers that are saved
         with undisturbed(model, torch.device(cfg.MODEL.DEVICE)):
             return evaluate_model(cfg, as_tested(model, cfg), self.tests)
 
 
 def _autocast_in_training(model: nn.Module, dtype: torch.dtype) -> None:
-    """Run the forward pass in ``dtype``; bfloat16 has float32's range and needs no loss scaling."""
+    """Run the forward pass in ``dtype``. bfloat16 has float32's range and needs no loss scaling."""
     forward, device = model.forward, next(model.parameters()).device.type
 
     def run(*args):

@@ -1,4 +1,5 @@
-"""CIFAR-10's two archive layouts, written here from their description; and what is refused."""
+"""CIFAR-10's two archive layouts, written here from their description, and errors for bad
+archives."""
 
 import io
 import pickle
@@ -38,7 +39,7 @@ def binary(images, labels):
 
 
 def python2(images, labels):
-    """As numpy under Python 2 pickled it: byte strings where Python 3 has text."""
+    """Pickle the data as numpy under Python 2 did: byte strings instead of text."""
     data = images.transpose(0, 3, 1, 2).reshape(COUNT, 3072)
     return _Python2.dumps({"batch_label": "batch", "labels": labels.tolist(), "data": data})
 
@@ -127,7 +128,7 @@ def test_faults_of_archives_are_named(tmp_path, truth):
     whole = archive.read_bytes()
     for cut in (0, 10, len(whole) // 2):
         archive.write_bytes(whole[:cut])
-        refused(tmp_path, "cifar-10-python.tar.gz: not a whole .tar.gz")
+        refused(tmp_path, "cifar-10-python.tar.gz: is not a complete .tar.gz")
     with tarfile.open(archive, "w:gz"):
         pass
     refused(tmp_path, "lacks cifar-10-batches-py/data_batch_1")
@@ -143,13 +144,13 @@ class Hostile:
 @pytest.mark.parametrize(
     "content, words",
     [
-        (pickle.dumps({"data": Hostile(), "labels": []}), "would call .*system.* refused"),
+        (pickle.dumps({"data": Hostile(), "labels": []}), "would call .*system.* not allowed"),
         (pickle.dumps([1, 2]), "holds no 'data' and 'labels'"),
-        (pickle.dumps({"data": np.zeros((3, 3072), np.uint8), "labels": [0]}), "no uint8 array"),
-        (pickle.dumps({"data": np.zeros((COUNT, 3072)), "labels": [0]}), "no uint8 array"),
+        (pickle.dumps({"data": np.zeros((3, 3072), np.uint8), "labels": [0]}), "not a uint8 array"),
+        (pickle.dumps({"data": np.zeros((COUNT, 3072)), "labels": [0]}), "not a uint8 array"),
         (
             pickle.dumps({"data": np.zeros((COUNT, 3072), np.uint8), "labels": ["a"] * COUNT}),
-            "no list of integers",
+            "not a list of integers",
         ),
         (
             pickle.dumps({"data": np.zeros((COUNT, 3072), np.uint8), "labels": [0]}),

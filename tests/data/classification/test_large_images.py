@@ -1,4 +1,5 @@
-"""Large images: crops against reading, resizing and slicing by hand; views against torchvision's."""
+"""Large images: crops against reading, resizing and slicing by hand; views against
+torchvision's."""
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ MEAN, STD = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
 
 
 def picture(height, width, seed=0):
-    """Smooth, so that a JPEG of it is close to it, with some noise."""
+    """A smooth image with some noise, so that its JPEG is close to it."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     smooth = np.array(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=float)
@@ -120,7 +121,7 @@ def test_scaled_decoding_changes_little_on_photographs(real_data):
 
 
 def test_training_images_are_normalised_crops_of_the_resized_files(root):
-    """Each is found again, place and mirror, in its file resized to the drawn length."""
+    """Finds each crop, its position and mirroring in its file resized to the drawn length."""
     data = read(root)
     data.short_sizes = (40, 40)  # a single length: each crop can be looked for
     windows = []
@@ -181,7 +182,7 @@ def test_colour_shift_is_along_the_principal_components():
 
 
 def test_colour_shift_is_added_to_the_pixels(root):
-    """The same to every pixel of an image, in the order of the channels."""
+    """The shift is the same for every pixel of an image and follows the channel order."""
 
     def shift(format):
         plain, shifted = (
@@ -267,7 +268,8 @@ def test_broken_images_are_named_or_left_out_and_counted(root, tmp_path, caplog)
 
 
 def test_mean_image(root, monkeypatch):
-    """Of the centres at the middle length (48), of every second image; then it is subtracted."""
+    """The mean over the centres of every second image at the middle length (48); then it is
+    subtracted."""
     monkeypatch.setattr(large_images, "MEAN_IMAGES", 6)
     data = LargeImages.read("imagenet_train", "RGB", root, short_sizes=(36, 60), views=Crops(40))
     image = data.mean_image(32)

@@ -130,7 +130,7 @@ def test_missing_key_is_named(tmp_path, part, key):
         ({**SOUND, "categories": []}, "'categories' is empty"),
         ({"images": SOUND["images"]}, "no list 'categories'"),
         ({**SOUND, "annotations": {}}, "no list 'annotations'"),
-        ({**SOUND, "categories": [{"id": 1}]}, "category: missing key 'name'"),
+        ({**SOUND, "categories": [{"id": 1}]}, "invalid entry: missing key 'name'"),
         ({**SOUND, "categories": SOUND["categories"] * 2}, "duplicate category id 90"),
     ],
 )
@@ -152,7 +152,8 @@ def test_repeated_annotation_ids_of_minival(tmp_path):
 
 
 def test_known_fault_of_the_official_file(tmp_path):
-    """The object without height in image 200365 is left out and listed; elsewhere it is a fault."""
+    """The object without height in image 200365 is skipped and listed; in other images it is a
+    fault."""
     data = copy.deepcopy(SOUND)
     data["images"][0]["id"] = 200365
     for annotation in data["annotations"]:

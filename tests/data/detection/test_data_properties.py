@@ -1,4 +1,4 @@
-"""Whatever sound annotations a file holds are read as they are; boxes move with their image."""
+"""All valid annotations are read as written, and boxes move with their image."""
 
 import json
 from types import SimpleNamespace
@@ -90,7 +90,7 @@ ID = st.integers(-(2**53), 2**53)
 
 @given(st.data())
 def test_coco_reads_what_was_written(tmp_path_factory, data):
-    """In any order of images, annotations and categories, and of the keys of each."""
+    """Holds for any order of images, annotations, categories and keys."""
     folder = tmp_path_factory.mktemp("coco")
     categories = data.draw(st.dictionaries(ID, st.text(max_size=5), min_size=1, max_size=4))
     ids = sorted(categories)
@@ -175,7 +175,8 @@ def test_a_resized_image_keeps_its_limits_and_its_shape(height, width, short, lo
 
 @given(boxes_in_image(slack=3), st.integers(8, 40), st.booleans())
 def test_boxes_move_with_the_image(case, short, mirrored):
-    """To the same fractions of its sides, mirrored or not; what lies outside is cut off."""
+    """Boxes move to the same fractions of the image's sides, mirrored or not, and are clipped to
+    it."""
     height, width, boxes = case
     record = {
         "file_name": "it.jpg", "image_id": 1, "height": height, "width": width,

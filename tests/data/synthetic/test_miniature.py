@@ -1,4 +1,4 @@
-"""The detection set of CIFAR-10's photographs: what is in it, and where it comes from."""
+"""The detection dataset made from CIFAR-10's photographs: its content and its sources."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SIZE = 96, 128
 
 
 def photographs(name):
-    """Photographs of one colour: red says which, green its label, blue the split."""
+    """Photographs of one colour: red encodes the index, green the label, blue the split."""
     index = np.arange(COUNT)
     rows = np.stack([4 * index + 4, 25 * (index % 10), np.full(COUNT, 250 * ("test" in name))])
     images = np.broadcast_to(rows.T[:, :, None, None], (COUNT, 3, 32, 32)).astype(np.uint8)

@@ -114,7 +114,8 @@ def test_boxes_are_what_shows(monkeypatch):
 
 
 def test_occlusion_makes_difficult():
-    """Over many scenes: what shows is never under a quarter, and small or covered is difficult."""
+    """In many scenes, at least a quarter of each object is visible; small or occluded ones are
+    difficult."""
     difficult = easy = 0
     for seed in range(12):
         rng = np.random.default_rng(seed)

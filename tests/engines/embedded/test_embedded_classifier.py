@@ -25,7 +25,7 @@ PER_PIXEL = ["RESNET_DET.PER_PIXEL_MEAN", True, "RESNET_DET.CROP_PADDING", 4]
 
 @pytest.fixture
 def mean_image(folder):
-    """Of the training crops (3, 36, 36), by a direct mean over the files."""
+    """The mean image of the training crops (3, 36, 36), computed directly from the files."""
     import numpy as np
     from PIL import Image
 
@@ -69,7 +69,8 @@ def test_the_mean_image_travels_with_the_checkpoint(folder, mean_image, monkeypa
     os.utime("output/classifier/model_final.pth")
     assert classifier.layer_responses("output/classifier") == responses
 
-    # One line of config makes it a detector's backbone; the detector subtracts the mean of the mean.
+    # One line of config makes it a detector's backbone; the detector subtracts the mean of the
+    # mean.
     mean = [round(x, 3) for x in mean_image.mean((1, 2)).tolist()]
     with pytest.raises(ConfigError, match="was trained with MODEL.PIXEL_MEAN"):
         embedded.train(load_config("detector.yaml"))
@@ -89,7 +90,8 @@ def test_pixel_mean_must_be_the_mean_images(folder, mean_image):
 
 
 def test_warmup_by_the_training_error_resumes_exactly(folder):
-    """Killed inside the rule's warm-up, the run ends in the same bits and the same rates."""
+    """A run killed during the warm-up resumes to the same weights and learning rates, bit for
+    bit."""
     rule = [
         "RESNET_DET.WARMUP_UNTIL_ERROR", 101.0, "SOLVER.WARMUP_FACTOR", 0.1, "SOLVER.MAX_ITER", 24,
         "SOLVER.STEPS", (23,), "SOLVER.CHECKPOINT_PERIOD", 10, "TEST.PRECISE_BN.ENABLED", False,

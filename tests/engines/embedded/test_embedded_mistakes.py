@@ -50,8 +50,8 @@ LATE = [
     (["MODEL.PIXEL_STD", "[58.0, 57.0, 57.0]"], "yaml: trains with .*PIXEL_STD .*1.0.* says .*58"),
     (["OUTPUT_DIR", "output/classifier"], "OUTPUT_DIR: output/classifier: .*PRETRAIN"),
     (["RESNET_DET.NEW_LAYERS", "('fc6',)"], "NEW_LAYERS: fc6"),
-    (["RESNET_DET.ENSEMBLE", "('x.pth',)"], "ENSEMBLE: is for tests"),
-    (["SOLVER.STEPS", "(3, 2)"], r"SOLVER.STEPS: \(3, 2\): give iterations from 1 that rise"),
+    (["RESNET_DET.ENSEMBLE", "('x.pth',)"], "ENSEMBLE: is only for testing"),
+    (["SOLVER.STEPS", "(3, 2)"], r"SOLVER.STEPS: \(3, 2\): give ascending iterations from 1"),
 ]
 
 

@@ -93,7 +93,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("how", ["torchrun", "num_gpus", "machines"])
 def test_two_processes_on_the_cpu(how, config, tmp_path):
-    """By torchrun, as two of one machine, and as two machines (on the loopback device)."""
+    """Started by torchrun, as two processes on one machine and as two machines (on loopback)."""
     script = tmp_path / "main.py"
     script.write_text(MAIN)
     start, processes = [sys.executable, "-W", "ignore"], [{"num_gpus": 2}]

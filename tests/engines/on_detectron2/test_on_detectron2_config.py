@@ -87,13 +87,13 @@ def test_wrong_class_count_and_names_are_refused(config):
         (["MODEL.ROI_HEADS.NUM_CLASSES", "20"], "NUM_CLASSES: 20, but scenes_voc_trainval"),
         (["MODEL.BACKBONE.NAME", "cifar_resnet32"], "cifar_resnet32, but .* trains cifar_resnet20"),
         (["RESNET_DET.NEW_LAYERS", "('fc6',)"], "NEW_LAYERS: fc6"),
-        (["SOLVER.STEPS", "(3, 2)"], r"schedule of .*STEPS \(3, 2\)"),
+        (["SOLVER.STEPS", "(3, 2)"], r"schedule from .*STEPS \(3, 2\)"),
         (["SOLVER.LR_SCHEDULER_NAME", "Foo"], "Unknown LR scheduler: Foo"),
         (
             ["SOLVER.REFERENCE_WORLD_SIZE", "3", "SOLVER.IMS_PER_BATCH", "16"],
             "REFERENCE_WORLD_SIZE",
         ),
-        (["SOLVER.STEPS", "(1, 4)"], r"schedule of .*STEPS \(1, 4\), MAX_ITER 4"),
+        (["SOLVER.STEPS", "(1, 4)"], r"schedule from .*STEPS \(1, 4\), MAX_ITER 4"),
         (["MODEL.MASK_ON", "True", "RESNET_DET.SKIP_BAD_DATA", "True"], "SKIP_BAD_DATA: .*boxes"),
     ],
 )
@@ -133,7 +133,7 @@ def test_a_batch_that_cannot_be_shared_is_known_before(config, tmp_path, monkeyp
 def test_schedules_that_do_not_read_the_steps(config):
     steps = ["SOLVER.STEPS", "(3, 2)"]
     engine.check_schedule(config(*steps, "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"))
-    with pytest.raises(ValueError, match=r"schedule of .*STEPS \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"schedule from .*STEPS \(3, 2\)"):
         engine.check_schedule(config(*steps))
 
 

@@ -105,7 +105,7 @@ def test_an_evaluation_makes_no_training_set(config, monkeypatch):
 
 
 class Perfect(torch.nn.Module):
-    """Detects what the records say, in the original image."""
+    """A model that detects the records' objects, in the original image."""
 
     def __init__(self, records):
         super().__init__()
@@ -137,7 +137,7 @@ def test_a_perfect_detector_scores_100(config):
 
 
 def test_detectron2s_own_evaluator_agrees(config, tmp_path):
-    """On boxes with a decimal and scores with three, which is what it keeps."""
+    """Uses boxes with one decimal and scores with three, the precision that it keeps."""
     records = data.load_dataset("scenes_voc_test").records
     rng = np.random.default_rng(0)
 

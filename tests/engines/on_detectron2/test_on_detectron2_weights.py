@@ -1,4 +1,4 @@
-"""The engine on Detectron2: the weights that it starts from, takes over and refuses."""
+"""The engine on Detectron2: the weights that it starts from, loads and rejects."""
 
 import os
 import pickle
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.detectron2
 
 
 def test_new_layers_start_fresh(config, tmp_path):
-    """Of a detector's file and of a classifier's; all the rest comes from the file."""
+    """With a detector's and a classifier's file; all other layers are loaded."""
     source = detector(config)
     torch.save({"model": source.state_dict()}, tmp_path / "detector.pth")
     net = build_net("cifar_resnet20", 10, norm="FrozenBN").state_dict()
@@ -46,7 +46,8 @@ def test_new_layers_start_fresh(config, tmp_path):
 
 
 def test_fine_tuning_keeps_the_rows_of_shared_classes(config, tmp_path, caplog):
-    """Wherever they stand; the other rows start fresh. A file that says no names is believed."""
+    """Rows are kept in any order, other rows start fresh. Without names, the order is assumed to
+    match."""
     still = ["SOLVER.BASE_LR", "0.0", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"]
     engine.train(config(*still))
     content = torch.load(tmp_path / "out/model_final.pth", weights_only=True)
@@ -109,7 +110,7 @@ def test_a_plain_nets_file_is_refused_by_a_residual_net(prefixed, config, tmp_pa
     file = tmp_path / "net.pth"
     torch.save({"model": state, "meta": {"net": "cifar_plain20"}}, file)
     Checkpointer(source).load(str(file), checkpointables=[])
-    with pytest.raises(WeightsError, match="net.pth: holds cifar_plain20, .*something else"):
+    with pytest.raises(WeightsError, match="net.pth: holds cifar_plain20, .*different outputs"):
         Checkpointer(detector(config)).load(str(file), checkpointables=[])
 
 
@@ -140,7 +141,7 @@ def test_torchvisions_file_fills_a_pyramid(config, tmp_path):
     "content, named",
     [
         (lambda: build_net("cifar_resnet32").state_dict(), "res2.3"),
-        (lambda: {"backbone.foo": torch.zeros(1)}, "no tensor of the file fits"),
+        (lambda: {"backbone.foo": torch.zeros(1)}, "no tensor in the file fits"),
         (lambda: {"model": 1}, "no dictionary of tensors"),
     ],
 )
