@@ -9,6 +9,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .layers import FrozenBatchNorm2d, freeze
 
 
+def unchanged(x: Tensor) -> Tensor:
+    """Return ``x``."""
+    return x
+
+
 class Stages(nn.Module):
     """Named stages in sequence. A parameter's name starts with the name of its stage.
 
@@ -17,11 +22,9 @@ class Stages(nn.Module):
         out_features: the stages whose output ``forward`` returns. The default is the last one.
 
     Attributes:
-        layout: if set, a function that ``forward`` applies to its input, such as one that changes
-            the memory format.
+        layout: a function that ``forward`` applies to its input, such as one that changes the
+            memory format.
     """
-
-    layout: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
         self, stages: Mapping[str, nn.Module], out_features: Iterable[str] | None = None
@@ -29,16 +32,16 @@ class Stages(nn.Module):
         super().__init__()
         self.names = tuple(stages)
         self.out_features = tuple(out_features or self.names[-1:])
+        self.layout: Callable[[Tensor], Tensor] = unchanged
         for name, stage in stages.items():
             self.add_module(name, stage)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Run all stages and return the outputs of ``out_features`` by name."""
-        if self.layout is not None:
-            x = self.layout(x)
-        features = {}
-        for name in self.names:
-            x = getattr(self, name)(x)
+        x = self.layout(x)
+        features: dict[str, Tensor] = {}
+        for name, stage in self.named_children():
+            x = stage(x)
             if name in self.out_features:
                 features[name] = x
         return features

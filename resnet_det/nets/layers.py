@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +94,8 @@ class Conv2d(nn.Conv2d):
     into the convolution's weight. This saves one pass over the map and gives the same gradients.
     While the weight needs no gradient, the folded weight is cached until one of its tensors
     changes. A change in place through ``.data`` goes unnoticed: make it under ``torch.no_grad()``
-    instead, or call ``train()`` or ``eval()`` afterwards.
+    instead, or call ``train()`` or ``eval()`` afterwards. A trace and an export compute the folded
+    weight in their graph; TorchScript by ``torch.jit.script`` keeps the norm apart.
 
     Args:
         cin, cout: input and output channels.
@@ -103,8 +104,10 @@ class Conv2d(nn.Conv2d):
     """
 
     fold = False
-    norm: Any  # a module of NORMS, or None
-    _folded: Any = None  # ((address and version of each source), sources, weight, bias)
+    _folded = None  # ((address and version of each source), sources, weight, bias)
+    if TYPE_CHECKING:  # TorchScript would take an annotation at its word
+        norm: Any  # a module of NORMS, or None
+        _folded: Any
 
     def __init__(
         self, cin: int, cout: int, kernel: int, stride: int = 1, norm: str = "", dilation: int = 1
@@ -117,14 +120,19 @@ class Conv2d(nn.Conv2d):
         self.norm = NORMS[norm](cout) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fold and self._norm_is_constant():
-            return self._conv_forward(x, *self._fold_or_reuse())
-        x = super().forward(x)
-        return x if self.norm is None else self.norm(x)
+        if not torch.jit.is_scripting():
+            if self.fold and self._norm_is_constant():
+                return self._conv_forward(x, *self._fold_or_reuse())
+        x = self._conv_forward(x, self.weight, self.bias)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x
 
     def _norm_is_constant(self) -> bool:
         if isinstance(self.norm, _BatchNorm):
-            return not (self.norm.training or torch.is_grad_enabled())
+            # A trace is checked without gradients, even if it was made with them.
+            with_grad = torch.is_grad_enabled() and not torch.jit.is_tracing()
+            return not (self.norm.training or with_grad)
         return isinstance(self.norm, FrozenBatchNorm2d)
 
     def _fold(self) -> tuple[Tensor, Tensor]:
@@ -137,7 +145,8 @@ class Conv2d(nn.Conv2d):
         sources = (self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
         if (
             (torch.is_grad_enabled() and self.weight.requires_grad)
-            or torch.compiler.is_compiling()
+            or torch.compiler.is_compiling()  # which torch.export does too
+            or torch.jit.is_tracing()
             or any(t.is_inference() for t in sources)  # inference tensors have no version counter
         ):
             return self._fold()

@@ -5,7 +5,7 @@ The parameter names are Detectron2's: ``stem.conv1.weight``, ``res2.0.conv1.norm
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,6 +63,8 @@ class Block(nn.Module):
         stride_in_1x1: False puts a bottleneck's stride on its 3x3, as torchvision does.
         dilation: of the 3x3 convolution (of two, the first).
     """
+
+    bottleneck: Final[bool]  # TorchScript compiles only the branch that this selects
 
     def __init__(
         self,

@@ -141,8 +141,7 @@ class PaperROIHeads(Res5ROIHeads):
         return net.split()[1], net.channels[net.stage_names[-1]]
 
     def _shared_roi_transform(self, features, boxes):
-        x = self.pooler(features, boxes)
-        x = x if self.layout is None else self.layout(x)
+        x = self.layout(self.pooler(features, boxes))
         for name in self.stage_names:
             x = getattr(self, name)(x)
         return x if x.dim() == 4 else x[:, :, None, None]  # vectors: maps of one cell
