@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .layers import FrozenBatchNorm2d, freeze
+from .layers import freeze
 
 
 def unchanged(x: Tensor) -> Tensor:
@@ -89,8 +89,7 @@ class Classifier(nn.Module):
     @property
     def has_norm(self) -> bool:
         """Whether the net has normalisation layers of any kind. VGG has none."""
-        kinds = (_BatchNorm, FrozenBatchNorm2d, nn.GroupNorm)
-        return any(isinstance(m, kinds) for m in self.modules())
+        return any(getattr(m, "norm", None) is not None for m in self.modules())
 
     @property
     def has_batch_norm(self) -> bool:

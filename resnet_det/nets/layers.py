@@ -47,9 +47,24 @@ class FrozenBatchNorm2d(nn.Module):
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
+    "nnSyncBN": nn.SyncBatchNorm,  # Detectron2 has both names
     "FrozenBN": FrozenBatchNorm2d,
     "GN": partial(nn.GroupNorm, 32),
 }
+Norm = str | Callable[[int], nn.Module]  # a key of NORMS, or channels -> layer
+
+
+def build_norm(norm: Norm, channels: int) -> nn.Module:
+    """Build a normalisation layer for so many channels.
+
+    Raises:
+        ValueError: there is no norm of this name.
+    """
+    if not isinstance(norm, str):
+        return norm(channels)
+    if norm not in NORMS:
+        raise ValueError(f"norm {norm!r}: use one of {', '.join(NORMS)}, or a callable")
+    return NORMS[norm](channels)
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -60,8 +75,8 @@ def freeze(module: nn.Module) -> nn.Module:
     """
     if isinstance(module, _BatchNorm):
         frozen = FrozenBatchNorm2d(module.num_features, module.eps)
-        frozen.load_state_dict(module.state_dict())
-        return frozen.to(module.weight.device)
+        frozen.load_state_dict(module.state_dict(), strict=module.affine)
+        return frozen.to(module.running_mean.device)
     for name, child in module.named_children():
         setattr(module, name, freeze(child))
     for parameter in module.parameters(recurse=False):
@@ -100,7 +115,8 @@ class Conv2d(nn.Conv2d):
     Args:
         cin, cout: input and output channels.
         kernel: side of the kernel, an odd number. The padding keeps the size of the map.
-        norm: a key of ``NORMS``, or "" for none.
+        norm: a key of ``NORMS``, a callable that builds a norm for a number of channels, or ""
+            for none.
     """
 
     fold = False
@@ -110,14 +126,12 @@ class Conv2d(nn.Conv2d):
         _folded: Any
 
     def __init__(
-        self, cin: int, cout: int, kernel: int, stride: int = 1, norm: str = "", dilation: int = 1
+        self, cin: int, cout: int, kernel: int, stride: int = 1, norm: Norm = "", dilation: int = 1
     ) -> None:
-        if norm and norm not in NORMS:
-            raise ValueError(f"norm {norm!r}: use one of {', '.join(NORMS)}")
         super().__init__(
             cin, cout, kernel, stride, dilation * (kernel // 2), dilation, bias=not norm
         )
-        self.norm = NORMS[norm](cout) if norm else None
+        self.norm = build_norm(norm, cout) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
@@ -129,7 +143,9 @@ class Conv2d(nn.Conv2d):
         return x
 
     def _norm_is_constant(self) -> bool:
-        if isinstance(self.norm, _BatchNorm):
+        if type(self.norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):  # a subclass may compute more
+            if not (self.norm.affine and self.norm.track_running_stats):
+                return False
             # A trace is checked without gradients, even if it was made with them.
             with_grad = torch.is_grad_enabled() and not torch.jit.is_tracing()
             return not (self.norm.training or with_grad)
