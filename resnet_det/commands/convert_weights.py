@@ -13,6 +13,10 @@ from the names of the tensors (a net trained in Caffe may have torchvision's), g
 A CIFAR net of another project whose option A pads half of its zeros on each side of the channels:
 
     resnet-det convert-weights --zeros both theirs.pth resnet20.pth
+
+A net of colour images becomes one of grey images, whose first weights are the sums over the channels:
+
+    resnet-det convert-weights --channels 1 r50.pth r50_grey.pth
 """
 
 import argparse
@@ -60,6 +64,14 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
         help="where option A of IN pads zeros: half on each side of the channels, or all behind "
         "them, as here. Channels are reordered accordingly",
     )
+    parser.add_argument(
+        "--channels",
+        type=int,
+        default=3,
+        metavar="N",
+        help="channels of the images that OUT takes, if not 3: 1 sums the weights of the first "
+        "convolution, for grey images (INPUT.FORMAT L); another number repeats them",
+    )
     args = parser.parse_args(argv)
     if any(word.startswith("--") for word in args.stated):
         parser.error("options go first")
@@ -69,7 +81,7 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
 def main(argv: cli.Words = None) -> None:
     args = parse(argv)
     kind, nets, facts = convert(
-        args.source, args.target, args.to, args.stated, args.net, args.zeros
+        args.source, args.target, args.to, args.stated, args.net, args.zeros, args.channels
     )
     print(f"wrote {args.target}: {kind}, {' or '.join(nets)}")
     if args.to == "own" and args.target.endswith(".safetensors"):

@@ -1,6 +1,7 @@
 """Which net of the catalog the tensors of a file are, by their names and shapes."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from .pickles import WeightsError
 
 # A detector's parameter names, stripped of these, are the classifier's.
 DETECTOR_PREFIXES = ("backbone.bottom_up.", "backbone.", "roi_heads.")
+FIRST_CONVOLUTIONS = ("stem.conv1.weight", "conv1.1.weight")  # of residual nets, of VGG
 _PYRAMID = ("fpn_", "top_block.")  # parts of a detector's backbone that are no stages of the net
 
 
@@ -27,6 +29,25 @@ def is_detector(state: dict[str, Tensor]) -> bool:
 def is_counter(key: str) -> bool:
     """Whether a tensor counts the batches of a batch norm. Frozen norms have no such tensor."""
     return key.endswith("num_batches_tracked")
+
+
+def image_channels(state: Mapping[str, Tensor]) -> int | None:
+    """Channels of the images that a net takes, by its tensors; None if they lack the first layer."""
+    first = [v for k, v in state.items() if classifier_name(k) in FIRST_CONVOLUTIONS]
+    return first[0].shape[1] if first and first[0].dim() == 4 else None
+
+
+def channels_fault(given: int, wanted: int, path) -> str:
+    """The message that a file's net takes images of ``given`` channels instead of ``wanted``."""
+    fault = f"{path}: takes images of {given} channels, and the config has {wanted} (INPUT.FORMAT, "
+    fault += "MODEL.PIXEL_MEAN)"
+    if given != 3:
+        return fault
+    how = "sum" if wanted == 1 else "repeat"
+    return (
+        f"{fault}. To {how} its first weights over the channels, convert it: "
+        f"tools/convert_weights.py --channels {wanted} {shlex.quote(str(path))} OUT.pth"
+    )
 
 
 def some(names: Sequence[str], limit: int = 5) -> str:
@@ -72,7 +93,7 @@ def _layout(name: str) -> tuple[dict[str, tuple], tuple, tuple]:
 def misfits(state: dict[str, Tensor], name: str) -> Differences:
     """Compare the tensors of a file with those of a net; all lists are empty if they are the net.
 
-    The number of classes is free, and ``linear`` may be absent. A detector's file may lack whole
+    The numbers of classes and of the image's channels are free, and ``linear`` may be absent. A detector's file may lack whole
     stages behind the trunk, and its own layers (proposals, pyramid, predictors) are ignored.
 
     Args:
@@ -108,8 +129,14 @@ def misfits(state: dict[str, Tensor], name: str) -> Differences:
     wrong = []
     for key, n in found.items():
         shape, expected = tuple(state[key].shape), own.get(n)
-        classes_free = n.startswith("linear.") and expected and len(shape) == len(expected)
-        if expected and (shape[1:] != expected[1:] if classes_free else shape != expected):
+        if not expected:
+            continue
+        if len(shape) == len(expected):
+            if n.startswith("linear."):  # any number of classes
+                expected = (shape[0], *expected[1:])
+            elif n in FIRST_CONVOLUTIONS:  # any number of channels
+                expected = (expected[0], shape[1], *expected[2:])
+        if shape != expected:
             wrong.append(f"{key} {shape}, in the net {expected}")
     return Differences(missing, unknown, wrong)
 
