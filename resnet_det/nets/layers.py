@@ -73,7 +73,7 @@ def freeze(module: nn.Module) -> nn.Module:
     Returns:
         The module, or its replacement if the module itself is a batch norm.
     """
-    if isinstance(module, _BatchNorm):
+    if isinstance(module, _BatchNorm) and module.running_mean is not None:
         frozen = FrozenBatchNorm2d(module.num_features, module.eps)
         frozen.load_state_dict(module.state_dict(), strict=module.affine)
         return frozen.to(module.running_mean.device)
@@ -120,10 +120,11 @@ class Conv2d(nn.Conv2d):
     """
 
     fold = False
-    _folded = None  # ((address and version of each source), sources, weight, bias)
-    if TYPE_CHECKING:  # TorchScript would take an annotation at its word
-        norm: Any  # a module of NORMS, or None
-        _folded: Any
+    if TYPE_CHECKING:  # TorchScript would take these annotations at their word
+        norm: Any  # a module, or None
+        _folded: Any  # ((address and version of each source), sources, weight, bias), or None
+    else:
+        _folded = None
 
     def __init__(
         self, cin: int, cout: int, kernel: int, stride: int = 1, norm: Norm = "", dilation: int = 1

@@ -39,8 +39,10 @@ def image_channels(state: Mapping[str, Tensor]) -> int | None:
 
 def channels_fault(given: int, wanted: int, path) -> str:
     """The message that a file's net takes images of ``given`` channels instead of ``wanted``."""
-    fault = f"{path}: takes images of {given} channels, and the config has {wanted} (INPUT.FORMAT, "
-    fault += "MODEL.PIXEL_MEAN)"
+    fault = (
+        f"{path}: takes images of {given} channels, but the net is to take {wanted} "
+        "(MODEL.PIXEL_MEAN, INPUT.FORMAT)"
+    )
     if given != 3:
         return fault
     how = "sum" if wanted == 1 else "repeat"

@@ -115,9 +115,9 @@ def fit(
     mismatched = [key for key in given if given[key].shape != own[key].shape]
     missing = [key for key in own if key not in given and not is_counter(key)]
     unused = [name for name in state if name not in known and not is_counter(name)]
-    channels = image_channels(state), image_channels(own)
-    if None not in channels and channels[0] != channels[1]:
-        raise WeightsError(channels_fault(*channels, path))
+    given_channels, channels = image_channels(state), image_channels(own)
+    if given_channels and channels and given_channels != channels:
+        raise WeightsError(channels_fault(given_channels, channels, path))
     match = Match(tuple(loaded), tuple(missing), tuple(unused), tuple(mismatched), facts)
 
     may_lack = tuple(new)

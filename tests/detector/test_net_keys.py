@@ -19,7 +19,9 @@ AS_BUILT = {
 
 def resnets(**keys):
     defaults = RESNETS_DEFAULTS | {"STRIDE_IN_1X1": True, "RES5_DILATION": 1}
-    cfg = CfgNode({"MODEL": {"RESNETS": {}, "PIXEL_MEAN": [0.0] * 3, "BACKBONE": {"NAME": "paper_resnet5"}}})
+    cfg = CfgNode(
+        {"MODEL": {"RESNETS": {}, "PIXEL_MEAN": [0.0] * 3, "BACKBONE": {"NAME": "paper_resnet5"}}}
+    )
     cfg.MODEL.RESNETS.update(defaults | AS_BUILT | keys)
     return cfg
 
