@@ -135,7 +135,7 @@ class Conv2d(nn.Conv2d):
         self.norm = build_norm(norm, cout) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript does not compile this branch)
             if self.fold and self._norm_is_constant():
                 return self._conv_forward(x, *self._fold_or_reuse())
         x = self._conv_forward(x, self.weight, self.bias)
