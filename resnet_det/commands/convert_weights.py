@@ -15,6 +15,10 @@ To convert another project's CIFAR net whose option A pads half of the zeros on 
 channels:
 
     resnet-det convert-weights --zeros both theirs.pth resnet20.pth
+
+A net of colour images becomes one of grey images, whose first weights are the sums over the channels:
+
+    resnet-det convert-weights --channels 1 r50.pth r50_grey.pth
 """
 
 import argparse
@@ -62,6 +66,14 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
         help="where option A of IN pads zeros: half on each side of the channels (both), or all "
         "after them, as in resnet_det (end). Channels are reordered accordingly",
     )
+    parser.add_argument(
+        "--channels",
+        type=int,
+        default=3,
+        metavar="N",
+        help="channels of the images that OUT takes, if not 3: 1 sums the weights of the first "
+        "convolution, for grey images (INPUT.FORMAT L); another number repeats them",
+    )
     args = parser.parse_args(argv)
     if any(word.startswith("--") for word in args.stated):
         parser.error("options must come before IN, OUT and the KEY VALUE pairs")
@@ -71,7 +83,7 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
 def main(argv: cli.Words = None) -> None:
     args = parse(argv)
     kind, nets, facts = convert(
-        args.source, args.target, args.to, args.stated, args.net, args.zeros
+        args.source, args.target, args.to, args.stated, args.net, args.zeros, args.channels
     )
     print(f"wrote {args.target}: {kind}, {' or '.join(nets)}")
     if args.to == "own" and args.target.endswith(".safetensors"):

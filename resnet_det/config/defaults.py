@@ -157,8 +157,8 @@ KEYS: dict[str, Key] = {
     "MODEL.RESNETS.DEPTH": Key(50, DETECTOR, "Depth of Detectron2's `build_resnet_*backbone`."),
     "MODEL.RESNETS.OUT_FEATURES": Key(["res4"], DETECTOR, "Stages whose output the trunk returns."),
     "MODEL.RESNETS.NORM": Key("FrozenBN", ALL,
-        'Kind of normalisation layers; `""` for VGG.',
-        choices=("FrozenBN", "BN", "SyncBN", "GN", "")),
+        'Normalisation layers of the net; `""` for VGG.',
+        choices=("FrozenBN", "BN", "SyncBN", "nnSyncBN", "GN", "")),
     "MODEL.RESNETS.STRIDE_IN_1X1": Key(True, ALL,
         "Put a bottleneck's stride on the first 1x1 convolution (the paper) instead of the 3x3 "
         "convolution (torchvision)."),
@@ -268,7 +268,8 @@ KEYS: dict[str, Key] = {
         "Train other heads on predicted boxes (Detectron2 only).", choices=(False,)),
 
     # ---- images and data
-    "INPUT.FORMAT": Key("BGR", ALL, "Order of the channels.", choices=("BGR", "RGB")),
+    "INPUT.FORMAT": Key("BGR", ALL, "Order of the channels; L is grey, one channel.",
+        choices=("BGR", "RGB", "L")),
     "INPUT.MIN_SIZE_TRAIN": Key((800,), DETECTOR | LARGE,
         "Shorter side of training images, in pixels."),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": Key("choice", DETECTOR | LARGE,

@@ -38,6 +38,7 @@ class ImageBytes:
 
 
 Source = str | os.PathLike | ImageBytes
+FORMATS = ("BGR", "RGB", "L")  # of INPUT.FORMAT: the order of the channels; L is grey, one channel
 
 
 def read_image(path: Source, format: str = "BGR", stored_upright: bool = False) -> np.ndarray:
@@ -45,19 +46,19 @@ def read_image(path: Source, format: str = "BGR", stored_upright: bool = False) 
 
     Args:
         path: the file, or an :class:`ImageBytes`.
-        format: "BGR" or "RGB", the order of the channels.
-        stored_upright: raise if the EXIF orientation would turn the image, because its boxes may
-            refer to the stored or to the upright image.
+        format: one of ``FORMATS``.
+        stored_upright: refuse an image that its EXIF orientation would turn, because its boxes may
+            be those of the stored or those of the upright image.
 
     Returns:
-        uint8 array (height, width, 3), contiguous and writable.
+        uint8 array (height, width, 3), or (height, width, 1) for "L", contiguous and writable.
 
     Raises:
         ImageError: the file is missing, empty, truncated, not an image, larger than Pillow's
             ``Image.MAX_IMAGE_PIXELS``, or has a mode or values that :func:`upright_rgb` rejects.
     """
-    if format not in ("BGR", "RGB"):
-        raise ValueError(f"INPUT.FORMAT must be 'BGR' or 'RGB', not {format!r}")
+    if format not in FORMATS:
+        raise ValueError(f"INPUT.FORMAT: {format!r}: use one of {', '.join(FORMATS)}")
     with _opened(path) as image:
         orientation = _orientation(image)
         if stored_upright and orientation != 1:
@@ -164,7 +165,7 @@ def read_crop(
         mirror: mirror the crop horizontally.
 
     Returns:
-        uint8 array (size, size, 3), contiguous and writable.
+        uint8 array (size, size, 3), or (size, size, 1) for "L", contiguous and writable.
 
     Raises:
         ImageError: see :func:`read_image`.
@@ -184,9 +185,11 @@ def read_crop(
 
 
 def _as_array(image: Image.Image, format: str) -> np.ndarray:
-    """Convert to an array. Pillow reorders the channels several times faster than numpy."""
+    """An RGB image as an array. Pillow reorders channels several times faster than numpy."""
+    if format == "L":
+        image = image.convert("L")
     content = bytearray(image.tobytes("raw", format))
-    return np.frombuffer(content, np.uint8).reshape(image.height, image.width, 3)
+    return np.frombuffer(content, np.uint8).reshape(image.height, image.width, -1)
 
 
 def image_header(path: Source) -> tuple[int, int, int]:
@@ -262,11 +265,13 @@ def resized_shape(height: int, width: int, short: int, longest: float) -> tuple[
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize a uint8 array (h, w, 3) with Pillow's antialiased bilinear filter, as in
-    Detectron2."""
+    """Bilinear (antialiased) resize of a uint8 array (h, w, 3 or 1) by Pillow, as Detectron2."""
     if image.shape[:2] == (height, width):
         return image
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    grey = image.shape[2] == 1
+    pillow = Image.fromarray(image[:, :, 0] if grey else image)
+    resized = np.array(pillow.resize((width, height), Image.Resampling.BILINEAR))
+    return resized[:, :, None] if grey else resized
 
 
 def at_scales(
@@ -280,6 +285,13 @@ def at_scales(
     height, width = image.shape[:2]
     shapes = (resized_shape(height, width, s, longest * s / short) for s in shorts)
     return [resize(image, *shape) for shape in shapes]
+
+
+def grey(images: np.ndarray) -> np.ndarray:
+    """The grey levels of RGB images, uint8 (N, 3, H, W) -> (N, 1, H, W), by Pillow's rule."""
+    weights = np.array([19595, 38470, 7471], np.uint32)  # of 65536
+    levels = np.tensordot(images.astype(np.uint32), weights, (1, 0)) + 2**15
+    return (levels >> 16).astype(np.uint8)[:, None]
 
 
 def flip_image(image: np.ndarray) -> np.ndarray:

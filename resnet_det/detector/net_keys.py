@@ -6,7 +6,7 @@ nets has (groups, deformable convolutions, DeepLab's stem) must be off. A test c
 below with the keys that Detectron2's own builders read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fvcore.common.config import CfgNode
@@ -33,8 +33,11 @@ def own_key(cfg: CfgNode, key: str, default: Any) -> Any:
     return cfg.get("RESNET_DET", {}).get(key, default)
 
 
-def net_options(cfg: CfgNode, name: str) -> dict[str, Any]:
-    """The options of ``build_net`` that ``MODEL.RESNETS`` sets for the net ``name``.
+def net_options(cfg: CfgNode, name: str, norms: Collection[str] = tuple(NORMS)) -> dict[str, Any]:
+    """The options of ``build_net`` that ``MODEL`` states for the net ``name``.
+
+    Args:
+        norms: the accepted values of ``MODEL.RESNETS.NORM``; the plugin has more than ``NORMS``.
 
     Raises:
         ConfigError: there is no such net, or the net does not support the value of a key. The
@@ -52,7 +55,7 @@ def net_options(cfg: CfgNode, name: str) -> dict[str, Any]:
     choices: dict[str, tuple] = {"RES5_DILATION": (1, 2) if "res5" in net.stage_names else (1,)}
     if net.has_norm:
         narrow = min(net.channels.values()) < 32  # too few channels for GN's 32 groups
-        choices["NORM"] = tuple(norm for norm in NORMS if not (narrow and norm == "GN"))
+        choices["NORM"] = tuple(norm for norm in norms if not (narrow and norm == "GN"))
     for key, values in choices.items():
         if resnets[key] not in values:
             raise ConfigError(
@@ -63,6 +66,7 @@ def net_options(cfg: CfgNode, name: str) -> dict[str, Any]:
         "norm": resnets.NORM,
         "stride_in_1x1": resnets.STRIDE_IN_1X1,
         "res5_dilation": resnets.RES5_DILATION,
+        "in_channels": len(cfg.MODEL.PIXEL_MEAN),
     }
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ..hints import did_you_mean
 from .classifier import Classifier
+from .layers import Norm
 from .resnet import DEPTHS, cifar_resnet, imagenet_resnet
 from .vgg import CONVOLUTIONS, VGG
 
@@ -84,19 +85,22 @@ def build_net(
     name: str,
     num_classes: int | None = None,
     *,
-    norm: str = "BN",
+    norm: Norm = "BN",
     stride_in_1x1: bool = True,
     res5_dilation: int = 1,
+    in_channels: int = 3,
 ) -> Classifier:
     """Build the net ``name`` of ``NETS`` with He-initialised weights.
 
     Args:
-        num_classes: number of outputs of ``linear``. The default is 1000, or 10 for a CIFAR net.
-        norm: "BN", "SyncBN", "FrozenBN" or "GN". Ignored by VGG, which has no normalisation.
+        num_classes: outputs of ``linear``. The default is 1000, or 10 for a CIFAR net.
+        norm: "BN", "SyncBN", "nnSyncBN" (the same), "FrozenBN", "GN", or a callable that builds a
+            layer for a number of channels. Ignored by VGG, which has no normalisation.
         stride_in_1x1: whether a bottleneck has its stride on the first 1x1 convolution (the
             paper) or on the 3x3 (torchvision). Ignored by nets without bottlenecks.
         res5_dilation: 2 keeps conv5_x at stride 16 and dilates it. Only the ImageNet residual and
             plain nets have this option.
+        in_channels: channels of the images: 1 for grey ones.
 
     Raises:
         ValueError: the name is unknown, or the net does not support an option.
@@ -107,6 +111,7 @@ def build_net(
         "norm": norm,
         "stride_in_1x1": stride_in_1x1,
         "res5_dilation": res5_dilation,
+        "in_channels": in_channels,
     }
     if num_classes is not None:
         options["num_classes"] = num_classes
@@ -115,6 +120,8 @@ def build_net(
         return build(**options)  # passed on to a function that raises for unknown options
     if res5_dilation != 1 and "res5_dilation" not in parameters:
         raise ValueError(f"res5_dilation {res5_dilation}: {name} has no conv5_x to dilate")
+    if in_channels != 3 and "in_channels" not in parameters:
+        raise ValueError(f"in_channels {in_channels}: {name} takes images of 3 channels")
     return build(**{k: v for k, v in options.items() if k in parameters})
 
 

@@ -7,7 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .layers import FrozenBatchNorm2d, freeze
+from .layers import freeze
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """Return ``x``."""
+    return x
 
 
 class Stages(nn.Module):
@@ -22,24 +27,22 @@ class Stages(nn.Module):
             format, or None.
     """
 
-    layout: Callable[[Tensor], Tensor] | None = None
-
     def __init__(
         self, stages: Mapping[str, nn.Module], out_features: Iterable[str] | None = None
     ) -> None:
         super().__init__()
         self.names = tuple(stages)
         self.out_features = tuple(out_features or self.names[-1:])
+        self.layout: Callable[[Tensor], Tensor] = unchanged
         for name, stage in stages.items():
             self.add_module(name, stage)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Run all stages and return the outputs of ``out_features`` by name."""
-        if self.layout is not None:
-            x = self.layout(x)
-        features = {}
-        for name in self.names:
-            x = getattr(self, name)(x)
+        x = self.layout(x)
+        features: dict[str, Tensor] = {}
+        for name, stage in self.named_children():
+            x = stage(x)
             if name in self.out_features:
                 features[name] = x
         return features
@@ -87,8 +90,7 @@ class Classifier(nn.Module):
     @property
     def has_norm(self) -> bool:
         """Whether the net has normalisation layers of any kind. VGG has none."""
-        kinds = (_BatchNorm, FrozenBatchNorm2d, nn.GroupNorm)
-        return any(isinstance(m, kinds) for m in self.modules())
+        return any(getattr(m, "norm", None) is not None for m in self.modules())
 
     @property
     def has_batch_norm(self) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -47,9 +47,24 @@ class FrozenBatchNorm2d(nn.Module):
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
+    "nnSyncBN": nn.SyncBatchNorm,  # Detectron2 has both names
     "FrozenBN": FrozenBatchNorm2d,
     "GN": partial(nn.GroupNorm, 32),
 }
+Norm = str | Callable[[int], nn.Module]  # a key of NORMS, or channels -> layer
+
+
+def build_norm(norm: Norm, channels: int) -> nn.Module:
+    """Build a normalisation layer for so many channels.
+
+    Raises:
+        ValueError: there is no norm of this name.
+    """
+    if not isinstance(norm, str):
+        return norm(channels)
+    if norm not in NORMS:
+        raise ValueError(f"norm {norm!r}: use one of {', '.join(NORMS)}, or a callable")
+    return NORMS[norm](channels)
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -58,10 +73,10 @@ def freeze(module: nn.Module) -> nn.Module:
     Returns:
         The module, or its replacement if the module itself is a batch norm.
     """
-    if isinstance(module, _BatchNorm):
+    if isinstance(module, _BatchNorm) and module.running_mean is not None:
         frozen = FrozenBatchNorm2d(module.num_features, module.eps)
-        frozen.load_state_dict(module.state_dict())
-        return frozen.to(module.weight.device)
+        frozen.load_state_dict(module.state_dict(), strict=module.affine)
+        return frozen.to(module.running_mean.device)
     for name, child in module.named_children():
         setattr(module, name, freeze(child))
     for parameter in module.parameters(recurse=False):
@@ -93,38 +108,48 @@ class Conv2d(nn.Conv2d):
     If ``fold`` is set (see :mod:`.fast`), a batch norm that is a constant affine map is multiplied
     into the convolution's weight. This saves one pass over the map and gives the same gradients.
     While the weight needs no gradient, the folded weight is cached until one of its tensors
-    changes. In-place changes through ``.data`` are not noticed: make them under
-    ``torch.no_grad()`` instead, or call ``train()`` or ``eval()`` afterwards.
+    changes. A change in place through ``.data`` goes unnoticed: make it under ``torch.no_grad()``
+    instead, or call ``train()`` or ``eval()`` afterwards. A trace and an export compute the folded
+    weight in their graph; TorchScript by ``torch.jit.script`` keeps the norm apart.
 
     Args:
         cin, cout: input and output channels.
-        kernel: kernel size, an odd number. The padding keeps the size of the map.
-        norm: a key of ``NORMS``, or "" for none.
+        kernel: side of the kernel, an odd number. The padding keeps the size of the map.
+        norm: a key of ``NORMS``, a callable that builds a norm for a number of channels, or ""
+            for none.
     """
 
     fold = False
-    norm: Any  # a module of NORMS, or None
-    _folded: Any = None  # ((address and version of each source), sources, weight, bias)
+    if TYPE_CHECKING:  # TorchScript would take these annotations at their word
+        norm: Any  # a module, or None
+        _folded: Any  # ((address and version of each source), sources, weight, bias), or None
+    else:
+        _folded = None
 
     def __init__(
-        self, cin: int, cout: int, kernel: int, stride: int = 1, norm: str = "", dilation: int = 1
+        self, cin: int, cout: int, kernel: int, stride: int = 1, norm: Norm = "", dilation: int = 1
     ) -> None:
-        if norm and norm not in NORMS:
-            raise ValueError(f"norm {norm!r}: use one of {', '.join(NORMS)}")
         super().__init__(
             cin, cout, kernel, stride, dilation * (kernel // 2), dilation, bias=not norm
         )
-        self.norm = NORMS[norm](cout) if norm else None
+        self.norm = build_norm(norm, cout) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fold and self._norm_is_constant():
-            return self._conv_forward(x, *self._fold_or_reuse())
-        x = super().forward(x)
-        return x if self.norm is None else self.norm(x)
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript does not compile this branch)
+            if self.fold and self._norm_is_constant():
+                return self._conv_forward(x, *self._fold_or_reuse())
+        x = self._conv_forward(x, self.weight, self.bias)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x
 
     def _norm_is_constant(self) -> bool:
-        if isinstance(self.norm, _BatchNorm):
-            return not (self.norm.training or torch.is_grad_enabled())
+        if type(self.norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):  # a subclass may compute more
+            if not (self.norm.affine and self.norm.track_running_stats):
+                return False
+            # A trace is checked without gradients, even if it was made with them.
+            with_grad = torch.is_grad_enabled() and not torch.jit.is_tracing()
+            return not (self.norm.training or with_grad)
         return isinstance(self.norm, FrozenBatchNorm2d)
 
     def _fold(self) -> tuple[Tensor, Tensor]:
@@ -137,7 +162,8 @@ class Conv2d(nn.Conv2d):
         sources = (self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
         if (
             (torch.is_grad_enabled() and self.weight.requires_grad)
-            or torch.compiler.is_compiling()
+            or torch.compiler.is_compiling()  # which torch.export does too
+            or torch.jit.is_tracing()
             or any(t.is_inference() for t in sources)  # inference tensors have no version counter
         ):
             return self._fold()

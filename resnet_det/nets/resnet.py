@@ -5,13 +5,13 @@ The parameter names are Detectron2's: ``stem.conv1.weight``, ``res2.0.conv1.norm
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .classifier import Classifier
-from .layers import Conv2d, init_weights
+from .layers import Conv2d, Norm, init_weights
 
 # Table 1: the number of blocks in conv2_x .. conv5_x, and whether they are bottlenecks.
 DEPTHS = {
@@ -39,7 +39,7 @@ class PadShortcut(nn.Module):
         return f"new_channels={self.new_channels}, stride={self.stride}"
 
 
-def build_shortcut(option: str, cin: int, cout: int, stride: int, norm: str) -> nn.Module | None:
+def build_shortcut(option: str, cin: int, cout: int, stride: int, norm: Norm) -> nn.Module | None:
     """Build the shortcut of section 3.3: option "A", "B" or "C", or None for a plain net."""
     if option == "none":
         return None
@@ -59,10 +59,12 @@ class Block(nn.Module):
         stride: stride of the block, on its first convolution as in the authors' networks.
         bottleneck: whether ``F`` is a bottleneck.
         shortcut: one of ``SHORTCUTS``.
-        norm: a key of :data:`.layers.NORMS`.
+        norm: as for :class:`.layers.Conv2d`.
         stride_in_1x1: False puts a bottleneck's stride on its 3x3, as torchvision does.
         dilation: dilation of the 3x3 convolution, or of the first if there are two.
     """
+
+    bottleneck: Final[bool]  # TorchScript compiles only the branch that this selects
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class Block(nn.Module):
         *,
         bottleneck: bool,
         shortcut: str,
-        norm: str,
+        norm: Norm,
         stride_in_1x1: bool = True,
         dilation: int = 1,
     ) -> None:
@@ -102,9 +104,9 @@ class ImageNetStem(nn.Module):
     """conv1 (7x7, stride 2) and max pooling (3x3, stride 2, padding 1), with a total stride of
     4."""
 
-    def __init__(self, channels: int, norm: str) -> None:
+    def __init__(self, channels: int, norm: Norm, in_channels: int = 3) -> None:
         super().__init__()
-        self.conv1 = Conv2d(3, channels, 7, 2, norm)
+        self.conv1 = Conv2d(in_channels, channels, 7, 2, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.max_pool2d(F.relu_(self.conv1(x)), 3, 2, 1)
@@ -113,9 +115,9 @@ class ImageNetStem(nn.Module):
 class CifarStem(nn.Module):
     """The first layer of section 4.2: 3x3, stride 1."""
 
-    def __init__(self, channels: int, norm: str) -> None:
+    def __init__(self, channels: int, norm: Norm, in_channels: int = 3) -> None:
         super().__init__()
-        self.conv1 = Conv2d(3, channels, 3, 1, norm)
+        self.conv1 = Conv2d(in_channels, channels, 3, 1, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu_(self.conv1(x))
@@ -183,9 +185,10 @@ def imagenet_resnet(
     shortcut: str = "B",
     *,
     num_classes: int = 1000,
-    norm: str = "BN",
+    norm: Norm = "BN",
     stride_in_1x1: bool = True,
     res5_dilation: int = 1,
+    in_channels: int = 3,
     block: type[Block] = Block,
 ) -> Classifier:
     """Build a net of Table 1. The trunk is conv1 .. conv4_x (stride 16), the head conv5_x.
@@ -193,11 +196,12 @@ def imagenet_resnet(
     Args:
         depth: 18, 34, 50, 101 or 152.
         shortcut: "A", "B", "C", or "none" for a plain net.
-        num_classes: number of outputs of ``linear``.
-        norm: "BN", "SyncBN", "FrozenBN" or "GN".
-        stride_in_1x1: whether a bottleneck has its stride on the first 1x1 or on the 3x3. It has no
-            effect on nets with 18 or 34 layers.
+        num_classes: outputs of ``linear``.
+        norm: as for :func:`.catalog.build_net`.
+        stride_in_1x1: whether a bottleneck has its stride on the first 1x1 or on the 3x3. Without
+            effect in nets of 18 and 34 layers.
         res5_dilation: 2 keeps conv5_x at stride 16 and dilates its 3x3 convolutions.
+        in_channels: channels of the images.
         block: class of the blocks; a subclass may change their ``forward``.
 
     Raises:
@@ -213,14 +217,19 @@ def imagenet_resnet(
     blocks, bottleneck = DEPTHS[depth]
     widths = [w * (4 if bottleneck else 1) for w in (64, 128, 256, 512)]
     return build_resnet(
-        ImageNetStem(64, norm), 4, blocks, widths, cut="res4", pooled=14,
+        ImageNetStem(64, norm, in_channels), 4, blocks, widths, cut="res4", pooled=14,
         num_classes=num_classes, bottleneck=bottleneck, shortcut=shortcut, norm=norm,
         stride_in_1x1=stride_in_1x1, res5_dilation=res5_dilation, block=block,
     )  # fmt: skip
 
 
 def cifar_resnet(
-    depth: int, shortcut: str = "A", *, num_classes: int = 10, norm: str = "BN"
+    depth: int,
+    shortcut: str = "A",
+    *,
+    num_classes: int = 10,
+    norm: Norm = "BN",
+    in_channels: int = 3,
 ) -> Classifier:
     """Build a net of section 4.2 with 6n+2 layers. The trunk ends with ``res3`` (stride 2).
 
@@ -228,7 +237,8 @@ def cifar_resnet(
         depth: 6n+2: 20, 32, 44, 56, 110, 1202, ...
         shortcut: "A", as in all of the paper's residual nets on CIFAR-10; "none" for a plain net.
         num_classes: outputs of ``linear``.
-        norm: "BN", "SyncBN" or "FrozenBN".
+        norm: as for :func:`.catalog.build_net`; 16 channels are too few for "GN".
+        in_channels: channels of the images.
 
     Raises:
         ValueError: the depth or shortcut does not exist.
@@ -239,6 +249,6 @@ def cifar_resnet(
             f"depth {depth}, shortcut {shortcut!r}: use a depth of 6n+2 and one of {SHORTCUTS}"
         )
     return build_resnet(
-        CifarStem(16, norm), 1, (n, n, n), (16, 32, 64), cut="res3", pooled=16,
+        CifarStem(16, norm, in_channels), 1, (n, n, n), (16, 32, 64), cut="res3", pooled=16,
         num_classes=num_classes, bottleneck=False, shortcut=shortcut, norm=norm,
     )  # fmt: skip

@@ -37,13 +37,14 @@ class VGG(Classifier):
     Args:
         depth: a key of ``CONVOLUTIONS``.
         num_classes: outputs of ``linear``.
+        in_channels: channels of the images.
     """
 
-    def __init__(self, depth: int, *, num_classes: int = 1000) -> None:
+    def __init__(self, depth: int, *, num_classes: int = 1000, in_channels: int = 3) -> None:
         if depth not in CONVOLUTIONS:
             raise ValueError(f"VGG depth {depth}: use one of {tuple(CONVOLUTIONS)}")
         stages: dict[str, nn.Module] = {}
-        channels, strides, cin = {}, {}, 3
+        channels, strides, cin = {}, {}, in_channels
         for i, (convolutions, cout) in enumerate(zip(CONVOLUTIONS[depth], CHANNELS)):
             name = f"conv{i + 1}"
             stages[name] = build_stage(convolutions, cin, cout, pool=i > 0)

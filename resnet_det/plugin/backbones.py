@@ -12,10 +12,11 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.roi_heads import Res5ROIHeads
 
 from ..config.defaults import ConfigError
-from ..detector.net_keys import check_appendix, net_options, own_key
-from ..nets import NETS, Stages, build_net, meta_net
+from ..detector.net_keys import check_appendix, own_key
+from ..nets import NETS, Stages
 from ..nets.fast import speed_up
 from ..nets.resnet import Block
+from .norms import build_with_norm, net_options
 
 
 class PaperBackbone(Stages, Backbone):
@@ -26,7 +27,7 @@ class PaperBackbone(Stages, Backbone):
         out_features: stages to return; by default the one that the RoI heads read.
         freeze_at: number of stages to freeze, counted from the stem.
         fast: apply :func:`resnet_det.nets.fast.speed_up`.
-        options: options of :func:`resnet_det.build_net`.
+        options: as for :func:`resnet_det.build_net`; ``norm`` may be any of Detectron2's.
 
     Raises:
         ValueError: the trunk has no such stage.
@@ -40,7 +41,7 @@ class PaperBackbone(Stages, Backbone):
         fast: bool = True,
         **options: Any,
     ) -> None:
-        net = build_net(name, **options)
+        net = build_with_norm(name, **options)
         trunk, _ = net.split(out_features)
         super().__init__(dict(trunk.named_children()), trunk.out_features)
         self.freeze(freeze_at)
@@ -62,9 +63,8 @@ def build_c4(cfg: CfgNode, name: str, input_shape: ShapeSpec) -> PaperBackbone:
         ConfigError: a key does not fit the net. The message names the key.
     """
     check_appendix(cfg)
-    if input_shape.channels != 3:
-        raise ConfigError(f"MODEL.PIXEL_MEAN: {name} takes 3 channels, not {input_shape.channels}")
-    features, options = cfg.MODEL.RESNETS.OUT_FEATURES, net_options(cfg, name)
+    features = cfg.MODEL.RESNETS.OUT_FEATURES
+    options = net_options(cfg, name) | {"in_channels": input_shape.channels}
     fast = own_key(cfg, "FAST", True)
     try:
         return PaperBackbone(name, features, cfg.MODEL.BACKBONE.FREEZE_AT, fast, **options)
@@ -109,8 +109,8 @@ def check_stock_heads(cfg: CfgNode, name: str) -> None:
         return
     if cfg.MODEL.ROI_HEADS.NAME != "Res5ROIHeads":
         return
-    _, head = meta_net(name, **net_options(cfg, name)).split()
     with torch.device("meta"):
+        _, head = build_with_norm(name, **net_options(cfg, name)).split()
         stock, _ = Res5ROIHeads._build_res5_block(cfg)
     own = {k: v.shape for k, v in head.state_dict().items()}
     same = own == {f"res5.{k}": v.shape for k, v in stock.state_dict().items()}

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 from ..config.defaults import ConfigError
 from ..detector.appendix import with_context
-from ..detector.net_keys import check_appendix, check_head, net_options, own_key
-from ..nets import NETS, Stages, build_net, meta_net
+from ..detector.net_keys import check_appendix, check_head, own_key
+from ..nets import NETS, Stages, meta_net
 from ..nets.fast import channels_last_on_gpu, speed_up, take_stride
 from ..nets.roi_align import pool_exactly, strided_roi_align
+from .norms import build_with_norm, net_options
 
 
 def build_head(name: str, **options: Any) -> Stages:
-    """Build the head of the net ``name``, a key of ``NETS``, with the options of ``build_net``."""
-    return build_net(name, **options).split()[1]
+    """The head of the net ``name`` (a key of ``NETS``); options as for :class:`PaperBackbone`."""
+    return build_with_norm(name, **options).split()[1]
 
 
 class ExactPool(nn.Module):
@@ -110,7 +111,7 @@ class PaperROIHeads(Res5ROIHeads):
         name = cls._net_name(cfg)
         check_head(cfg, name)
         check_appendix(cfg)
-        net = meta_net(name, **net_options(cfg, name))
+        net = meta_net(name)
         if net.trunk_names[-1] not in input_shape:
             raise ConfigError(
                 f"MODEL.RESNETS.OUT_FEATURES: the backbone returns {', '.join(input_shape)}, but "
@@ -137,12 +138,11 @@ class PaperROIHeads(Res5ROIHeads):
     @classmethod
     def _build_res5_block(cls, cfg: CfgNode) -> tuple[Stages, int]:
         name = cls._net_name(cfg)
-        net = build_net(name, **net_options(cfg, name))
+        net = build_with_norm(name, **net_options(cfg, name))
         return net.split()[1], net.channels[net.stage_names[-1]]
 
     def _shared_roi_transform(self, features, boxes):
-        x = self.pooler(features, boxes)
-        x = x if self.layout is None else self.layout(x)
+        x = self.layout(self.pooler(features, boxes))
         for name in self.stage_names:
             x = getattr(self, name)(x)
         return x if x.dim() == 4 else x[:, :, None, None]  # vectors become maps with one cell

@@ -5,12 +5,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from ..config.defaults import ConfigError, flatten, get_cfg
 from ..nets.catalog import NETS, meta_net
 from .facts import FACT_KEYS, Facts, State, check_facts, config_facts
 from .files import write_file
 from .formats import to_their_names
-from .identify import fitting_nets, is_detector, misfits
+from .identify import (
+    FIRST_CONVOLUTIONS,
+    classifier_name,
+    fitting_nets,
+    image_channels,
+    is_detector,
+    misfits,
+)
 from .loading import read
 from .pickles import WeightsError
 from .shortcuts import zeros_at_end, zeros_to_end, zeros_unknown
@@ -39,6 +48,7 @@ def convert(
     pairs: Sequence[str] = (),
     net: str | None = None,
     zeros: str | None = None,
+    channels: int = 3,
 ) -> Converted:
     """Convert a weight file.
 
@@ -46,9 +56,9 @@ def convert(
         source, target: paths. The suffix of the target determines the kind of file.
         format: naming scheme of the target, one of :data:`resnet_det.weights.formats.FORMATS`.
         pairs: KEY, VALUE, ... that the source was trained with.
-        net: name of the source's net; by default it is identified from the tensors.
-        zeros: where option A of the source pads zeros: on "both" sides of the channels or at the
-            "end".
+        net: the net that the source holds; by default its tensors tell.
+        zeros: where option A of the source pads its zeros, "both" sides of the channels or "end".
+        channels: of the images that the target takes; see :func:`change_channels`.
 
     Raises:
         WeightsError, ConfigError: the source is unreadable, does not hold a complete net or
@@ -64,6 +74,8 @@ def convert(
     stated = _stated_facts(list(pairs), facts, source)
     guessed = [fact for fact in facts.pop("guessed", ()) if fact not in stated]
     facts |= stated | ({"guessed": guessed} if guessed else {})  # a guess remains one
+    if channels != 3:
+        state, facts = change_channels(state, facts, channels, source)
     kind = "a detector" if is_detector(state) else "a classifier"
     foreign = format != "own"
     if foreign and Path(target).suffix == ".pkl":
@@ -81,6 +93,48 @@ def convert(
         state = to_their_names(state, facts, format, source)
     write_file(target, state, facts, bare=foreign)
     return Converted(kind, nets, facts)
+
+
+def change_channels(state: State, facts: Facts, channels: int, path) -> tuple[State, Facts]:
+    """Let a net of colour images take images of another number of channels.
+
+    For grey images, the weights of the first convolution are summed over the three channels, for
+    one deviation: a grey image gives what it gave as a colour image, except for the differences
+    between the three means. For another number, the weights are repeated in turn, and scaled so that
+    the responses keep their size.
+
+    Args:
+    Raises:
+        WeightsError: no such number, the net takes other than 3 channels, or it subtracts a mean
+            image.
+    """
+    if channels < 1:
+        raise WeightsError(f"--channels {channels}: give at least 1")
+    given = image_channels(state)
+    if given != 3:
+        raise WeightsError(f"--channels: {path} takes images of {given} channels, not of 3")
+    if "mean_image" in facts:
+        raise WeightsError(f"--channels: {path} subtracts a mean image of 3 channels")
+    first = next(key for key in state if classifier_name(key) in FIRST_CONVOLUTIONS)
+    weight, facts = state[first], dict(facts)
+    mean, std = facts.get("pixel_mean"), facts.get("pixel_std")
+    if channels == 1:
+        scale = torch.ones(3, dtype=torch.float64)
+        if std:
+            scale = sum(std) / 3 / torch.tensor(std, dtype=torch.float64)
+            facts["pixel_std"] = [sum(std) / 3]
+        if mean:
+            facts["pixel_mean"] = [sum(mean) / 3]
+        facts["format"] = "L"
+        changed = (weight * scale[:, None, None]).sum(1, keepdim=True)
+    else:
+        order = [i % 3 for i in range(channels)]
+        if std:
+            facts["pixel_std"] = [std[i] for i in order]
+        if mean:
+            facts["pixel_mean"] = [mean[i] for i in order]
+        changed = weight[:, order] * (3 / channels)
+    return state | {first: changed.to(weight.dtype)}, facts
 
 
 def _stated_facts(pairs: list[str], facts: Facts, path) -> Facts:

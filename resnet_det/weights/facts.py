@@ -4,9 +4,9 @@ A checkpoint stores its facts under the key "meta"; :mod:`resnet_det.engines.pro
 
     net                    name of the net, such as paper_resnet50
     stride_in_1x1          whether a bottleneck has its stride on the first 1x1 convolution
-    format                 order of the channels, BGR or RGB
-    pixel_mean, pixel_std  mean and standard deviation per channel, in that order, for pixels 0-255
-    mean_image             (3, H, W), subtracted instead of pixel_mean (RESNET_DET.PER_PIXEL_MEAN)
+    format                 order of the channels, BGR or RGB; L if they are grey
+    pixel_mean, pixel_std  of the normalisation, per channel in that order, for pixels in 0-255
+    mean_image             (C, H, W), subtracted instead of pixel_mean (RESNET_DET.PER_PIXEL_MEAN)
     global_context         whether a detector has the paper's global context
     classes                class names, in the order of the rows of the class layer
     config, seed, commit   config (as YAML), seed and git commit of the training run
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..config.defaults import ConfigError
 from ..nets.catalog import NETS, meta_net
+from .identify import channels_fault
 from .pickles import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ FACT_KEYS = {
     "pixel_mean": "MODEL.PIXEL_MEAN",
     "pixel_std": "MODEL.PIXEL_STD",
 }
+
+PIXEL_FACTS = ("format", "pixel_mean", "pixel_std")
 
 
 def config_facts(cfg) -> Facts:
@@ -70,7 +73,7 @@ _CHECKS: dict[str, Check] = {
     "pixel_mean": _NUMBERS,
     "pixel_std": _NUMBERS,
     "stride_in_1x1": (lambda v: type(v) is bool, "True or False"),
-    "mean_image": (lambda v: type(v) is Tensor and v.dim() == 3 == len(v), "a tensor (3, H, W)"),
+    "mean_image": (lambda v: type(v) is Tensor and v.dim() == 3, "a tensor (C, H, W)"),
     "zeros": (lambda v: v == "end", "'end'"),
 }
 
@@ -119,7 +122,11 @@ def check_facts(facts: Facts, cfg, path, trained: str = "was trained") -> None:
             them.
     """
     keys = FACT_KEYS | {"global_context": "RESNET_DET.GLOBAL_CONTEXT"}
-    wanted = config_facts(cfg) | {"global_context": cfg.RESNET_DET.GLOBAL_CONTEXT}
+    wanted = config_facts(cfg)
+    given, channels = (len(f.get("pixel_mean", ())) for f in (facts, wanted))
+    if given and given != channels:
+        raise ConfigError(channels_fault(given, channels, path))
+    wanted |= {"global_context": cfg.RESNET_DET.GLOBAL_CONTEXT}
     wrong = [fact for fact in keys if fact in facts and not _agree(fact, facts, wanted)]
     for fact in wrong:
         if fact not in facts.get("guessed", ()):

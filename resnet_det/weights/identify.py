@@ -1,6 +1,7 @@
 """Identify the net that a file holds from the names and shapes of its tensors."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ from .pickles import WeightsError
 
 # Without these prefixes, a detector's parameter names are the classifier's.
 DETECTOR_PREFIXES = ("backbone.bottom_up.", "backbone.", "roi_heads.")
-_PYRAMID = ("fpn_", "top_block.")  # parts of a detector's backbone that are not stages of the net
+FIRST_CONVOLUTIONS = ("stem.conv1.weight", "conv1.1.weight")  # of residual nets, of VGG
+_PYRAMID = ("fpn_", "top_block.")  # parts of a detector's backbone that are no stages of the net
 
 
 def classifier_name(key: str) -> str:
@@ -27,6 +29,27 @@ def is_detector(state: dict[str, Tensor]) -> bool:
 def is_counter(key: str) -> bool:
     """Whether a tensor counts the batches of a batch norm. Frozen norms have no such tensor."""
     return key.endswith("num_batches_tracked")
+
+
+def image_channels(state: Mapping[str, Tensor]) -> int | None:
+    """Channels of the images that a net takes, by its tensors; None if they lack the first layer."""
+    first = [v for k, v in state.items() if classifier_name(k) in FIRST_CONVOLUTIONS]
+    return first[0].shape[1] if first and first[0].dim() == 4 else None
+
+
+def channels_fault(given: int, wanted: int, path) -> str:
+    """The message that a file's net takes images of ``given`` channels instead of ``wanted``."""
+    fault = (
+        f"{path}: takes images of {given} channels, but the net is to take {wanted} "
+        "(MODEL.PIXEL_MEAN, INPUT.FORMAT)"
+    )
+    if given != 3:
+        return fault
+    how = "sum" if wanted == 1 else "repeat"
+    return (
+        f"{fault}. To {how} its first weights over the channels, convert it: "
+        f"tools/convert_weights.py --channels {wanted} {shlex.quote(str(path))} OUT.pth"
+    )
 
 
 def some(names: Sequence[str], limit: int = 5) -> str:
@@ -72,8 +95,9 @@ def _layout(name: str) -> tuple[dict[str, tuple], tuple, tuple]:
 def misfits(state: dict[str, Tensor], name: str) -> Differences:
     """Compare the tensors of a file with those of a net. All lists are empty if they match.
 
-    The number of classes may differ, and ``linear`` may be absent. A detector's file may lack whole
-    stages after the trunk, and its own layers (RPN, pyramid, predictors) are ignored.
+    The numbers of classes and of input channels may differ, and ``linear`` may be absent. A
+    detector's file may lack whole stages after the trunk, and its own layers (RPN, pyramid,
+    predictors) are ignored.
 
     Args:
         state: tensors by our names.
@@ -108,8 +132,14 @@ def misfits(state: dict[str, Tensor], name: str) -> Differences:
     wrong = []
     for key, n in found.items():
         shape, expected = tuple(state[key].shape), own.get(n)
-        classes_free = n.startswith("linear.") and expected and len(shape) == len(expected)
-        if expected and (shape[1:] != expected[1:] if classes_free else shape != expected):
+        if not expected:
+            continue
+        if len(shape) == len(expected):
+            if n.startswith("linear."):  # any number of classes
+                expected = (shape[0], *expected[1:])
+            elif n in FIRST_CONVOLUTIONS:  # any number of channels
+                expected = (expected[0], shape[1], *expected[2:])
+        if shape != expected:
             wrong.append(f"{key} {shape}, in the net {expected}")
     return Differences(missing, unknown, wrong)
 

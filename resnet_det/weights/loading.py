@@ -6,10 +6,17 @@ from typing import Any
 
 from torch import nn
 
-from .facts import Facts, State, check_stored
+from .facts import PIXEL_FACTS, Facts, State, check_stored
 from .files import read_file
 from .formats import to_our_names
-from .identify import Differences, classifier_name, is_counter, is_detector
+from .identify import (
+    Differences,
+    channels_fault,
+    classifier_name,
+    image_channels,
+    is_counter,
+    is_detector,
+)
 from .pickles import WeightsError
 from .shortcuts import check_shortcuts
 
@@ -38,6 +45,8 @@ def interpret(tensors: State, stored: dict[str, Any], path) -> tuple[State, Fact
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     facts = check_stored(stored.get("meta", {}), path)
+    if image_channels(state) not in (None, 3):  # its format implies the pixels of 3 channels
+        guesses = {k: v for k, v in guesses.items() if k not in PIXEL_FACTS}
     guessed = [fact for fact in guesses if fact not in facts] + facts.get("guessed", [])
     return state, guesses | facts | ({"guessed": guessed} if guessed else {})
 
@@ -94,8 +103,9 @@ def fit(
         partial: accept any other mismatch too, as long as one tensor fits.
 
     Raises:
-        WeightsError: a tensor is missing, unknown, not finite or has another shape, or the
-            shortcuts differ (:func:`resnet_det.weights.shortcuts.check_shortcuts`).
+        WeightsError: a tensor is missing, unknown, not finite or has another shape, the file's net
+            has another number of input channels, or the shortcuts differ
+            (:func:`resnet_det.weights.shortcuts.check_shortcuts`).
     """
     own, detector = net.state_dict(), is_detector(state)
     names = {key: key if detector else classifier_name(key) for key in own}  # in the file
@@ -107,6 +117,9 @@ def fit(
     mismatched = [key for key in given if given[key].shape != own[key].shape]
     missing = [key for key in own if key not in given and not is_counter(key)]
     unused = [name for name in state if name not in known and not is_counter(name)]
+    given_channels, channels = image_channels(state), image_channels(own)
+    if given_channels and channels and given_channels != channels:
+        raise WeightsError(channels_fault(given_channels, channels, path))
     match = Match(tuple(loaded), tuple(missing), tuple(unused), tuple(mismatched), facts)
 
     may_lack = tuple(new)

@@ -310,3 +310,63 @@ def test_safetensors_say_that_detectron2_cannot_read_them(tmp_path, monkeypatch,
     for suffix in ("pth", "pkl", "safetensors"):
         tool.main(["own.pth", f"it.{suffix}"])
         assert ("Detectron2's own" in capsys.readouterr().out) == (suffix == "safetensors")
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "paper_resnet18"])
+def test_a_grey_net_sees_what_the_colour_net_saw(name, tmp_path, monkeypatch):
+    """A grey image, as three equal channels or as one; the three means must be equal for that."""
+    monkeypatch.chdir(tmp_path)
+    mean, std = [110.0] * 3, [50.0, 60.0, 40.0]
+    save("own.pth", name, {"format": "BGR", "pixel_mean": mean, "pixel_std": std, "net": name})
+    tool.main(["--channels", "1", "own.pth", "grey.pth"])
+    colour, grey = build_net(name, 11).eval(), build_net(name, 11, in_channels=1).eval()
+    load(colour, "own.pth")
+    facts = load(grey, "grey.pth").facts
+    assert facts["format"] == "L"
+    cfg = config(name, facts)
+    assert cfg.MODEL.PIXEL_MEAN == [110.0] and cfg.MODEL.PIXEL_STD == [50.0]
+    check_facts(facts, cfg, "grey.pth")
+    image = torch.rand(1, 1, 64, 64) * 255
+    theirs = (image.expand(-1, 3, -1, -1) - 110) / torch.tensor(std)[:, None, None]
+    with torch.no_grad():
+        torch.testing.assert_close(grey((image - 110) / 50), colour(theirs), rtol=1e-3, atol=1e-4)
+    tool.main(["grey.pth", "again.pkl"])
+    assert same(read("again.pkl")[0], read("grey.pth")[0])
+
+
+def test_more_channels_repeat_the_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = save("own.pth", "paper_resnet18", TORCHVISIONS)["stem.conv1.weight"]
+    tool.main(["--channels", "6", "own.pth", "six.pth"])
+    state, facts = read("six.pth")
+    assert facts["pixel_mean"] == 2 * TORCHVISIONS["pixel_mean"]
+    pixels = torch.rand(1, 3, 32, 32)
+    conv = torch.nn.functional.conv2d
+    twice = conv(pixels.repeat(1, 2, 1, 1), state["stem.conv1.weight"])
+    torch.testing.assert_close(twice, conv(pixels, first))
+
+
+@pytest.mark.parametrize("facts", [TORCHVISIONS, {}])
+@pytest.mark.parametrize("channels, word", [(1, "sum"), (4, "repeat")])
+def test_colour_weights_do_not_fill_a_net_of_other_channels(channels, word, facts, tmp_path):
+    path = tmp_path / "own.pth"
+    save(path, "cifar_resnet20", facts)
+    offer = f"To {word} .*tools/convert_weights.py --channels {channels} .*own.pth OUT.pth"
+    net = build_net("cifar_resnet20", 11, in_channels=channels)
+    for options in ({}, {"partial": True}):
+        with pytest.raises(WeightsError, match=f"own.pth: takes images of 3 channels.*{offer}"):
+            load(net, path, **options)
+    if facts:
+        cfg = config("cifar_resnet20", facts)
+        cfg.MODEL.PIXEL_MEAN = [100.0] * channels
+        with pytest.raises(ConfigError, match=offer):
+            check_facts(read(path)[1], cfg, path)
+
+
+@pytest.mark.parametrize("words", [["--channels", "0"], ["--channels", "1"]])
+def test_channels_that_cannot_be_converted(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save("grey.pth", "cifar_resnet20", {}, in_channels=1)
+    with pytest.raises(WeightsError, match="^--channels"):
+        tool.main([*words, "grey.pth", "no.pth"])
+    assert not Path("no.pth").exists()

@@ -26,6 +26,20 @@ def test_read_image_and_channel_order(tmp_path):
         pixels.read_image(tmp_path / "a.png", "HSV")
 
 
+def test_grey_images_have_one_channel_as_in_detectron2(tmp_path):
+    """Its ``convert_PIL_to_numpy`` and ``ResizeTransform`` let Pillow convert and resize."""
+    image = Image.fromarray(photograph())
+    image.save(tmp_path / "a.png")
+    grey = pixels.read_image(tmp_path / "a.png", "L")
+    np.testing.assert_array_equal(grey, np.array(image.convert("L"))[:, :, None])
+    resized = image.convert("L").resize((80, 60), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(pixels.resize(grey, 60, 80), np.array(resized)[:, :, None])
+    crop = pixels.read_crop(tmp_path / "a.png", lambda h, w: (h, w, 3, 4), 16, "L")
+    np.testing.assert_array_equal(crop, grey[3:19, 4:20])
+    batch = photograph().transpose(2, 0, 1)[None]
+    np.testing.assert_array_equal(pixels.grey(batch), grey.transpose(2, 0, 1)[None])
+
+
 def saved(tmp_path, image, kind, **options):
     path = tmp_path / f"a.{kind}"
     image.save(path, **options)

@@ -19,7 +19,9 @@ AS_BUILT = {
 
 def resnets(**keys):
     defaults = RESNETS_DEFAULTS | {"STRIDE_IN_1X1": True, "RES5_DILATION": 1}
-    cfg = CfgNode({"MODEL": {"RESNETS": {}, "BACKBONE": {"NAME": "paper_resnet5"}}})
+    cfg = CfgNode(
+        {"MODEL": {"RESNETS": {}, "PIXEL_MEAN": [0.0] * 3, "BACKBONE": {"NAME": "paper_resnet5"}}}
+    )
     cfg.MODEL.RESNETS.update(defaults | AS_BUILT | keys)
     return cfg
 
@@ -57,9 +59,9 @@ def test_defaults_pass_and_so_do_the_nets_own_numbers(name):
         ("paper_resnet50", "RES4_DILATION", 2, "1"),
         ("paper_resnet50", "RES5_DILATION", 4, "1 or 2"),
         ("paper_resnet50", "RES5_MULTI_GRID", [1, 2, 4], r"\[1, 1, 1\]"),
-        ("paper_resnet50", "NORM", "LN", "'BN' or 'SyncBN' or 'FrozenBN' or 'GN'"),
-        ("paper_resnet50", "NORM", "", "'BN' or 'SyncBN' or 'FrozenBN' or 'GN'"),
-        ("cifar_resnet20", "NORM", "GN", "'BN' or 'SyncBN' or 'FrozenBN'"),
+        ("paper_resnet50", "NORM", "LN", "'BN' or 'SyncBN' or 'nnSyncBN' or 'FrozenBN' or 'GN'"),
+        ("paper_resnet50", "NORM", "", "'BN' or 'SyncBN' or 'nnSyncBN' or 'FrozenBN' or 'GN'"),
+        ("cifar_resnet20", "NORM", "GN", "'BN' or 'SyncBN' or 'nnSyncBN' or 'FrozenBN'"),
         ("paper_vgg16", "NORM", "BN", "''"),
     ],
 )  # fmt: skip

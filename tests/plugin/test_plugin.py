@@ -15,7 +15,8 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
-from detectron2.layers import ShapeSpec
+from detectron2.layers import NaiveSyncBatchNorm, ShapeSpec, get_norm
+from detectron2.layers.batch_norm import LayerNorm
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, build_backbone, build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
@@ -254,6 +255,10 @@ def test_freeze_at(freeze_at):
     [
         ("BN", torch.nn.BatchNorm2d),
         ("SyncBN", torch.nn.SyncBatchNorm),
+        ("nnSyncBN", torch.nn.SyncBatchNorm),
+        ("naiveSyncBN", NaiveSyncBatchNorm),
+        ("naiveSyncBN_N", NaiveSyncBatchNorm),
+        ("LN", LayerNorm),
         ("FrozenBN", FrozenBatchNorm2d),
         ("GN", torch.nn.GroupNorm),
     ],
@@ -264,6 +269,56 @@ def test_norm(norm, kind):
     model = build_model(cfg)
     assert type(model.backbone.res3[0].conv1.norm) is kind
     assert type(model.roi_heads.res5[0].conv1.norm) is kind
+    stock = get_norm(norm, 128)
+    same = kind is FrozenBatchNorm2d or type(stock) is kind
+    assert same and model.backbone.res3[0].conv1.norm.state_dict().keys() == {
+        k for k in stock.state_dict() if kind is not FrozenBatchNorm2d or "tracked" not in k
+    }
+
+
+def test_naive_sync_bn_n_weighs_by_the_images():
+    modes = {norm: PaperBackbone("cifar_resnet20", norm=norm).stem.conv1.norm._stats_mode
+             for norm in ("naiveSyncBN", "naiveSyncBN_N")}  # fmt: skip
+    assert modes == {"naiveSyncBN": "", "naiveSyncBN_N": "N"}
+
+
+def test_a_callable_is_a_norm_and_runs_as_it_is():
+    class Doubled(torch.nn.BatchNorm2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    norms = (Doubled, lambda n: torch.nn.InstanceNorm2d(n, affine=True), torch.nn.Identity,
+             lambda n: torch.nn.BatchNorm2d(n, affine=False))  # fmt: skip
+    x = torch.rand(1, 3, 32, 32, dtype=torch.float64)
+    for norm in norms:
+        torch.manual_seed(0)
+        fast = PaperBackbone("cifar_resnet20", norm=norm, freeze_at=0).double().eval()
+        torch.manual_seed(0)
+        plain = PaperBackbone("cifar_resnet20", norm=norm, freeze_at=0, fast=False)
+        plain.double().eval()
+        conv = fast.stem.conv1
+        with torch.no_grad():
+            expected = conv.norm(torch.nn.functional.conv2d(x, conv.weight, padding=1))
+            torch.testing.assert_close(conv(x), expected)
+            torch.testing.assert_close(fast(x), plain(x))
+    assert isinstance(build_head("paper_resnet18", norm=Doubled).res5[0].conv1.norm, Doubled)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_images_may_have_any_number_of_channels(channels):
+    """As stock: their number is that of MODEL.PIXEL_MEAN."""
+    settings = {"MODEL.PIXEL_MEAN": [100.0] * channels, "MODEL.PIXEL_STD": [50.0] * channels}
+    if channels == 1:
+        settings["INPUT.FORMAT"] = "L"
+    sample = picture(image=torch.rand(channels, 64, 96) * 255)
+    model = build_model(small_cfg("cifar_resnet20", **settings))
+    assert all(loss.isfinite() for loss in losses(model, sample).values())
+    assert len(model.backbone.stem.conv1.weight[0]) == channels
+    stock = skeleton(small_cfg("build_resnet_backbone", **settings))
+    ours = skeleton(small_cfg("paper_resnet50", **settings))
+    assert shapes(ours) == shapes(stock)
+    vgg = PaperBackbone("paper_vgg16", in_channels=channels)
+    assert len(vgg.conv1[0].weight[0]) == channels
 
 
 @pytest.mark.parametrize(
@@ -273,7 +328,8 @@ def test_norm(norm, kind):
         ("paper_plain18", "ROI_HEADS.NAME", "Res5ROIHeads", "PaperROIHeads"),
         ("paper_vgg16", "ROI_HEADS.NAME", "Res5ROIHeads", "PaperROIHeads"),
         ("paper_resnet18", "RESNETS.OUT_FEATURES", ["res6"], "res6"),
-        ("paper_resnet18", "RESNETS.NORM", "LN", "LN"),
+        ("paper_resnet18", "RESNETS.NORM", "LayerNorm", "'GN' or 'naiveSyncBN' or .* or 'LN'"),
+        ("cifar_resnet20", "RESNETS.NORM", "GN", "'FrozenBN' or 'naiveSyncBN' or .* or 'LN'"),
         ("paper_resnet50", "RESNETS.NUM_GROUPS", 32, "NUM_GROUPS"),
         ("paper_resnet50", "RESNETS.DEFORM_ON_PER_STAGE", [False, False, True, True], "DEFORM"),
         ("cifar_resnet20", "RESNETS.RES5_DILATION", 2, "RES5_DILATION: 2: .* takes 1"),
@@ -281,7 +337,6 @@ def test_norm(norm, kind):
         ("paper_vgg16", "MASK_ON", True, "MASK_ON"),
         ("paper_resnet18", "ROI_HEADS.IN_FEATURES", ["res5"], "IN_FEATURES"),
         ("paper_resnet18_fpn", "ROI_HEADS.IN_FEATURES", ["res4"], "FPN.IN_FEATURES"),
-        ("paper_resnet18", "PIXEL_MEAN", [100.0], "PIXEL_MEAN"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(name, key, value, named):

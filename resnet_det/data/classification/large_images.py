@@ -48,8 +48,8 @@ class RandomCrop:
     ``color_pca``.
 
     Args:
-        short_sizes, sampling: see :func:`~resnet_det.data.pixels.draw_size`.
-        format: order of the channels, "BGR" or "RGB".
+        short_sizes, sampling: as :func:`~resnet_det.data.pixels.draw_size` takes them.
+        format: one of :data:`~resnet_det.data.pixels.FORMATS`. "L" has no colours to shift.
     """
 
     short_sizes: tuple[int, ...]
@@ -72,7 +72,9 @@ class RandomCrop:
             return height, width, top, int(rng.integers(width - self.size + 1))
 
         image = pixels.read_crop(file, place, self.size, self.format, mirror=mirror)
-        shift = color_shift(rng) if self.color_pca else np.zeros(3, np.float32)
+        if not self.color_pca:
+            return image, label, np.zeros(image.shape[2], np.float32)
+        shift = color_shift(rng)
         return image, label, shift if self.format == "RGB" else shift[::-1].copy()
 
 
@@ -140,11 +142,10 @@ class LargeImages:
     """A dataset of image files, and how its images are cropped.
 
     Attributes:
-        records: list of ``(file, label)``, or :class:`.shards.Shards`.
-        classes: the class names.
-        format: order of the channels, "BGR" or "RGB".
-        short_sizes, sampling, color_pca: how training images are cropped; see :class:`RandomCrop`.
-        views: how test images are cropped: :class:`Crops` or :class:`Scales`.
+        records: list of ``(file, label)``, or :class:`.shards.Shards`. classes: names.
+        format: one of :data:`~resnet_det.data.pixels.FORMATS`.
+        short_sizes, sampling, color_pca: of training images, see :class:`RandomCrop`.
+        views: of test images, :class:`Crops` or :class:`Scales`.
         num_workers: number of processes that decode; 0 decodes in this process.
         skip_bad: replace an unreadable training image by the next good one, with a warning that
             counts them, instead of raising.
@@ -180,7 +181,9 @@ class LargeImages:
     def __post_init__(self) -> None:
         self.mean: torch.Tensor
         self.std: torch.Tensor
-        self.normalise_by([0.0] * 3, [1.0] * 3)
+        if self.color_pca and self.format == "L":
+            raise ValueError("RESNET_DET.COLOR_PCA: True: images of INPUT.FORMAT L have no colours")
+        self.normalise_by(0.0, 1.0)
 
     @property
     def _reader(self) -> tuple[ModuleType, dict[str, int]]:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 
+from .. import pixels
 from ..catalog import Root, classification_spec, datasets_root
 from ..loader import check_share, global_batches
 
@@ -37,7 +38,7 @@ class SmallImages:
         """Read a dataset by its name.
 
         Args:
-            format: order of the channels, "BGR" or "RGB".
+            format: one of :data:`~resnet_det.data.pixels.FORMATS`.
             skip_bad: skip an unreadable image, with a warning that counts them, instead of raising.
 
         Raises:
@@ -51,6 +52,8 @@ class SmallImages:
         images, labels, classes = spec.read_images(root, skip_bad)
         if format == "BGR":
             images = images[:, ::-1]
+        elif format == "L":
+            images = pixels.grey(images)
         return cls(
             torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels), classes
         )

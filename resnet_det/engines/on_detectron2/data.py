@@ -30,7 +30,7 @@ from ...config.defaults import ConfigError
 from ...data import Dataset, ImageError, Metadata, dataset_names, load_datasets
 from ...data.detection import proposals, voc
 from ...data.detection.mapper import with_usable_annotations
-from ...data.pixels import at_scales, read_image
+from ...data.pixels import FORMATS, at_scales, read_image
 from ..checks import proposal_files, test_files
 from ..class_matching import check_number
 
@@ -173,7 +173,7 @@ def read(file_name: str, format: str) -> np.ndarray:
         ImageError: see :func:`resnet_det.data.pixels.read_image`.
     """
     path = PathManager.get_local_path(file_name)
-    if format in ("BGR", "RGB"):
+    if format in FORMATS:
         return read_image(path, format)
     return convert_PIL_to_numpy(Image.fromarray(read_image(path, "RGB")), format)
 

@@ -16,6 +16,7 @@ from resnet_det.config.loading import load_config
 from resnet_det.engines import Engine, classifier, embedded, pick, run
 from resnet_det.nets import build_net
 from resnet_det.training import distributed, precision
+from resnet_det.weights.loading import read
 
 
 def facts_shown(page):
@@ -242,3 +243,20 @@ def test_a_test_set_without_annotations_gets_a_submission_only(folder, tmp_path)
     text = (tmp_path / "out/comp4_det_test_car.txt").read_text().split()
     assert [text[0], *map(float, text[1:])] == ["2008_000001", 0.5, 2.0, 3.0, 8.0, 9.0]
     assert not (tmp_path / "out/results.json").exists()
+
+
+GREY = ["INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", [117.0], "MODEL.PIXEL_STD", [57.0]]
+
+
+def test_grey_images_from_pretraining_to_the_report(pretrained):
+    keys = [*GREY, "OUTPUT_DIR", "output/grey", "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ()]
+    with pytest.raises(ConfigError, match="model_final.pth: takes images of 3 .*--channels 1"):
+        embedded.train(load_config("detector.yaml", keys))
+    classifier.train(load_config("classifier.yaml", [*keys, "OUTPUT_DIR", "output/grey_net"]))
+    keys += ["MODEL.WEIGHTS", "output/grey_net/model_final.pth"]
+    embedded.train(load_config("detector.yaml", keys))
+    model = "output/grey/model_final.pth"
+    state, facts = read(model)
+    assert facts["format"] == "L" and facts["pixel_mean"] == [117.0]
+    assert state["backbone.stem.conv1.weight"].shape == (16, 1, 3, 3)
+    assert "data:image/jpeg" in Path("output/grey/report.html").read_text()
