@@ -72,7 +72,7 @@ class ProposalNetwork(nn.Module):
             {"boxes": x["boxes"].to(device), "labels": x["classes"].to(device) + 1} for x in batch
         ]
 
-    def forward(self, batch: Batch):
+    def forward(self, batch: Batch) -> Any:
         images, targets = self.preprocess([x["image"] for x in batch]), self.targets(batch)
         features = self.backbone(images.tensors)
         assert self.proposal_generator is not None
@@ -113,7 +113,7 @@ class FasterRCNN(ProposalNetwork):
         super().__init__(backbone, proposal_generator, **others)
         self.roi_heads, self.roi_in = roi_heads, roi_in
 
-    def forward(self, batch: Batch):
+    def forward(self, batch: Batch) -> Any:
         images, targets = self.preprocess([x["image"] for x in batch]), self.targets(batch)
         features = self.backbone(images.tensors)
         proposals, rpn_losses = self._propose(images, features, batch, targets)

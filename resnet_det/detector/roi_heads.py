@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -158,11 +159,11 @@ class RoIHeads(TorchvisionRoIHeads):
         self.context, self.sampling, self.thresholds = context, sampling, thresholds
         self.regression = regression
 
-    def add_gt_proposals(self, proposals, gt_boxes):
+    def add_gt_proposals(self, proposals: Any, gt_boxes: Any) -> Any:
         append = self.sampling.append_gt
         return super().add_gt_proposals(proposals, gt_boxes) if append else proposals
 
-    def assign_targets_to_proposals(self, proposals, gt_boxes, gt_labels):
+    def assign_targets_to_proposals(self, proposals: Any, gt_boxes: Any, gt_labels: Any) -> Any:
         matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
         if self.sampling.ignore_low_overlaps:
             # Swap 0 (below both thresholds) and -1 (between them).

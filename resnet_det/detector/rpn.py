@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,9 @@ class Anchors(AnchorGenerator):
         self.strides = strides
         self.cell_anchors = [a + offset * s for a, s in zip(self.cell_anchors, strides)]
 
-    def generate_anchors(self, scales, aspect_ratios, dtype=torch.float32, device="cpu"):
+    def generate_anchors(
+        self, scales: Any, aspect_ratios: Any, dtype: Any = torch.float32, device: Any = "cpu"
+    ) -> Tensor:
         cells = []
         for size in scales:
             for ratio in aspect_ratios:
@@ -94,7 +97,7 @@ class Anchors(AnchorGenerator):
                 cells.append([-w / 2, -h / 2, w / 2, h / 2])
         return torch.tensor(cells, dtype=dtype, device=device)
 
-    def forward(self, images, features):
+    def forward(self, images: Any, features: list[Tensor]) -> Any:
         device = features[0].device
         self.set_cell_anchors(torch.float32, device)
         strides = [[torch.tensor(s, device=device)] * 2 for s in self.strides]
@@ -204,7 +207,9 @@ class RPN(RegionProposalNetwork):
         targets = self.box_coder.encode(boxes, anchors)
         return proposals, logits, self.compute_loss(objectness, deltas, labels, targets)
 
-    def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
+    def filter_proposals(
+        self, proposals: Any, objectness: Tensor, image_shapes: Any, num_anchors_per_level: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
         logits = objectness.detach().float().view(len(image_shapes), -1)
         top = self._get_top_n_idx(logits, num_anchors_per_level)
         level = torch.arange(len(num_anchors_per_level), device=logits.device)
@@ -221,7 +226,9 @@ class RPN(RegionProposalNetwork):
             kept_scores.append(scores[keep])
         return kept_boxes, kept_scores
 
-    def compute_loss(self, objectness, pred_bbox_deltas, labels, regression_targets):
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: Any, regression_targets: Any
+    ) -> Any:
         positive, negative = (torch.cat(x).bool() for x in self.fg_bg_sampler(labels))
         sampled = positive | negative
         labels, targets = torch.cat(labels), torch.cat(regression_targets)

@@ -3,7 +3,9 @@ layers stay freshly initialised."""
 
 import logging
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
+from fvcore.common.config import CfgNode
 from torch import nn
 
 from ..config.defaults import ConfigError
@@ -20,7 +22,7 @@ _STAGES = ("stem.", "res2.", "res3.", "res4.", "res5.", "conv1.", "conv2.", "con
 _PARTS = ("proposal_generator.", "roi_heads.")  # of a detector; another detector may lack them
 
 
-def fit_trained(model: nn.Module, state: State, facts: Facts, cfg) -> Match:
+def fit_trained(model: nn.Module, state: State, facts: Facts, cfg: CfgNode) -> Match:
     """Load a detector's own checkpoint, MODEL.WEIGHTS, which must hold every tensor.
 
     Args:
@@ -38,7 +40,7 @@ def fit_trained(model: nn.Module, state: State, facts: Facts, cfg) -> Match:
 
 
 def fit_detector(
-    model: nn.Module, state: State, facts: Facts, path, fresh: Collection[str] = ()
+    model: nn.Module, state: State, facts: Facts, path: str | Path, fresh: Collection[str] = ()
 ) -> Match:
     """Load the weights of another detector, or of a classifier, into a detector to be trained.
 
@@ -65,7 +67,7 @@ def fit_detector(
     return match
 
 
-def new_layers(model: nn.Module, cfg) -> set[str]:
+def new_layers(model: nn.Module, cfg: CfgNode) -> set[str]:
     """Names of the parameters and buffers that ``RESNET_DET.NEW_LAYERS`` leaves freshly
     initialised.
 
@@ -85,7 +87,7 @@ def new_layers(model: nn.Module, cfg) -> set[str]:
     return found
 
 
-def check_remade(keys: Sequence[str], path) -> None:
+def check_remade(keys: Sequence[str], path: str | Path) -> None:
     """Log the layers that start fresh because their shapes differ in the file.
 
     Raises:

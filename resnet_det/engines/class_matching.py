@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError
 from ..data import Dataset
@@ -121,7 +122,7 @@ def check_resumed(
 
 
 def member_order(
-    classes: Sequence[str], trained: Sequence[str], path, by_order: bool = False
+    classes: Sequence[str], trained: Sequence[str], path: str, by_order: bool = False
 ) -> list[int]:
     """The index of each of the first net's ``classes`` among those of another ensemble member.
 
@@ -210,7 +211,7 @@ def match_test_set(
 
 
 def match_test_sets(
-    datasets: dict[str, Dataset], trained: Sequence[str] | None, source: str, cfg
+    datasets: dict[str, Dataset], trained: Sequence[str] | None, source: str, cfg: CfgNode
 ) -> dict[str, TestSet]:
     """:func:`match_test_set` for each of DATASETS.TEST.
 
@@ -237,7 +238,7 @@ def match_test_sets(
     }
 
 
-def check_number(cfg, classes: Sequence[str], source: str) -> None:
+def check_number(cfg: CfgNode, classes: Sequence[str], source: str) -> None:
     """Raise ConfigError unless MODEL.ROI_HEADS.NUM_CLASSES is the number of ``classes``."""
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and count != len(classes):
@@ -275,7 +276,12 @@ def class_rows(key: str, rows: int, classes: int) -> torch.Tensor | None:
 
 
 def keep_shared_classes(
-    own: State, state: State, facts: Facts, classes: Sequence[str], path, by_order: bool = False
+    own: State,
+    state: State,
+    facts: Facts,
+    classes: Sequence[str],
+    path: str,
+    by_order: bool = False,
 ) -> State:
     """Adapt the class layers of a file to the classes to train on: shared classes keep their rows.
 

@@ -5,6 +5,7 @@ It needs no Detectron2. This module implements the interface :class:`resnet_det.
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -207,7 +208,7 @@ def predictor(
     mapper = test_mapper(cfg)
 
     @torch.no_grad()
-    def predict(path):
+    def predict(path: str | Path):
         sample = mapper({"file_name": path, "image_id": path}, np.random.default_rng(0))
         return {key: value.cpu().numpy() for key, value in model([sample])[0].items()}
 

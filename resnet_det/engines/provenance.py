@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torchvision
+from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError
 from ..config.loading import embedded_part, parse_text
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def checkpoint_facts(cfg, classes: Sequence[str], seed: int | None = None) -> Facts:
+def checkpoint_facts(cfg: CfgNode, classes: Sequence[str], seed: int | None = None) -> Facts:
     """The facts that a checkpoint carries, listed in :mod:`resnet_det.weights.facts`."""
     facts = {"net": cfg.MODEL.BACKBONE.NAME, **config_facts(cfg)}
     if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
@@ -69,7 +70,7 @@ def machine() -> dict[str, str]:
     }
 
 
-def say_changes(facts: Facts, cfg, path, keys: str = "") -> None:
+def say_changes(facts: Facts, cfg: CfgNode, path: str | Path, keys: str = "") -> None:
     """Log the keys in which a checkpoint's config, if it carries one, differs from this one.
 
     Args:
@@ -107,7 +108,7 @@ class Member:
     order: list[int] | None
 
 
-def ensemble(cfg, classes: Sequence[str] | None = None) -> Iterator[Member]:
+def ensemble(cfg: CfgNode, classes: Sequence[str] | None = None) -> Iterator[Member]:
     """Read the further detectors of an ensemble (``RESNET_DET.ENSEMBLE``), one at a time.
 
     Args:

@@ -123,14 +123,14 @@ def check_stock_heads(cfg: CfgNode, name: str) -> None:
 
 
 def _register(name: str) -> None:
-    def c4(cfg, input_shape):
+    def c4(cfg: CfgNode, input_shape):
         check_stock_heads(cfg, name)
         return build_c4(cfg, name, input_shape)
 
-    def fpn(cfg, input_shape):
+    def fpn(cfg: CfgNode, input_shape):
         return build_fpn(cfg, name, input_shape, retinanet=False)
 
-    def retinanet_fpn(cfg, input_shape):
+    def retinanet_fpn(cfg: CfgNode, input_shape):
         return build_fpn(cfg, name, input_shape, retinanet=True)
 
     for suffix, build in (("", c4), ("_fpn", fpn), ("_retinanet_fpn", retinanet_fpn)):

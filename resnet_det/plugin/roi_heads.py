@@ -147,7 +147,7 @@ class PaperROIHeads(Res5ROIHeads):
             x = getattr(self, name)(x)
         return x if x.dim() == 4 else x[:, :, None, None]  # vectors become maps with one cell
 
-    def forward(self, images, features, proposals, targets=None):
+    def forward(self, images: Any, features: Any, proposals: Any, targets: Any = None) -> Any:
         if not self.context:
             return super().forward(images, features, proposals, targets)
         if self.training:

@@ -95,7 +95,9 @@ def convert(
     return Converted(kind, nets, facts)
 
 
-def change_channels(state: State, facts: Facts, channels: int, path) -> tuple[State, Facts]:
+def change_channels(
+    state: State, facts: Facts, channels: int, path: str | Path
+) -> tuple[State, Facts]:
     """Let a net of colour images take images of another number of channels.
 
     For grey images, the weights of the first convolution are summed over the three channels, for

@@ -18,8 +18,10 @@ import logging
 import math
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from ..config.defaults import ConfigError
@@ -43,7 +45,7 @@ FACT_KEYS = {
 PIXEL_FACTS = ("format", "pixel_mean", "pixel_std")
 
 
-def config_facts(cfg) -> Facts:
+def config_facts(cfg: CfgNode) -> Facts:
     """The config's values for the facts in :data:`FACT_KEYS`."""
     return {
         "stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1,
@@ -78,7 +80,7 @@ _CHECKS: dict[str, Check] = {
 }
 
 
-def check_stored(facts: Any, path) -> Facts:
+def check_stored(facts: Any, path: str | Path) -> Facts:
     """Check and return the facts that a file stores.
 
     Raises:
@@ -104,7 +106,7 @@ def same_mean(a: list[float], b: list[float]) -> bool:
     return len(a) == len(b) and all(abs(x - y) < 1 for x, y in zip(a, b))
 
 
-def check_facts(facts: Facts, cfg, path, trained: str = "was trained") -> None:
+def check_facts(facts: Facts, cfg: CfgNode, path: str | Path, trained: str = "was trained") -> None:
     """Raise if the preprocessing, the stride placement or the global context of the weights differ
     from the config.
 

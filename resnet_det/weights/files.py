@@ -44,7 +44,7 @@ def _check_calls(file) -> None:
                 raise pickle.UnpicklingError(f"it would call {name}, which is not allowed")
 
 
-def check_torch(path) -> None:
+def check_torch(path: str | Path) -> None:
     """Check that a ``.pth`` file calls only constructors of tensors, and is not compressed.
 
     Raises:
@@ -72,7 +72,7 @@ def check_torch(path) -> None:
         raise WeightsError(f"{path}: not a readable weight file: {reason(error)}") from error
 
 
-def read_torch(path) -> Any:
+def read_torch(path: str | Path) -> Any:
     """Read a ``.pth`` file to the CPU.
 
     Raises:
@@ -88,7 +88,7 @@ def read_torch(path) -> Any:
 # ---- safetensors
 
 
-def read_safetensors(path) -> dict[str, dict]:
+def read_safetensors(path: str | Path) -> dict[str, dict]:
     """Read a ``.safetensors`` file.
 
     Returns:
@@ -113,7 +113,7 @@ _READERS = {".pth": read_torch, ".pkl": read_pickle, ".safetensors": read_safete
 SUFFIXES = tuple(_READERS)
 
 
-def read_file(path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_file(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read a weight file. Its suffix determines the format; an unknown suffix is read as ``.pth``.
 
     Returns:
@@ -157,7 +157,11 @@ _DETECTRON2 = {"matching_heuristics": True, "__author__": "resnet_det"}
 
 
 def write_file(
-    path, tensors: dict[str, torch.Tensor], facts: dict[str, Any], *, bare: bool = False
+    path: str | Path,
+    tensors: dict[str, torch.Tensor],
+    facts: dict[str, Any],
+    *,
+    bare: bool = False,
 ) -> None:
     """Write tensors and the facts about them. The suffix determines the format.
 

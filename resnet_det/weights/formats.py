@@ -6,6 +6,7 @@ Each kind of file is one :class:`Format`: a table of names that is used in both 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -218,7 +219,7 @@ SHARED_NETS = tuple(name for name, spec in NETS.items() if spec.torchvision)
 _TIMM_FC = {"fc6.weight": (4096, 512, 7, 7), "fc7.weight": (4096, 4096, 1, 1)}  # convolutions there
 
 
-def to_their_names(state: State, facts: Facts, format: str, path) -> State:
+def to_their_names(state: State, facts: Facts, format: str, path: str | Path) -> State:
     """Convert to the names and the preprocessing of torchvision or timm.
 
     Their files carry no facts, so the net must work with the preprocessing of those projects. The

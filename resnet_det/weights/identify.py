@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
@@ -37,7 +38,7 @@ def image_channels(state: Mapping[str, Tensor]) -> int | None:
     return first[0].shape[1] if first and first[0].dim() == 4 else None
 
 
-def channels_fault(given: int, wanted: int, path) -> str:
+def channels_fault(given: int, wanted: int, path: str | Path) -> str:
     """The message that a file's net takes images of ``given`` channels instead of ``wanted``."""
     fault = (
         f"{path}: takes images of {given} channels, but the net is to take {wanted} "
@@ -144,7 +145,7 @@ def misfits(state: dict[str, Tensor], name: str) -> Differences:
     return Differences(missing, unknown, wrong)
 
 
-def fitting_nets(state: dict[str, Tensor], path) -> list[str]:
+def fitting_nets(state: dict[str, Tensor], path: str | Path) -> list[str]:
     """Names of the nets whose tensors match a file.
 
     There may be two: a net with option A and the plain net have the same names and shapes.

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -21,7 +22,7 @@ from .pickles import WeightsError
 from .shortcuts import check_shortcuts
 
 
-def read(path) -> tuple[State, Facts]:
+def read(path: str | Path) -> tuple[State, Facts]:
     """Read a weight file of any known format, without running code from it.
 
     The file is a ``.pth``, ``.safetensors`` or ``.pkl``. Its tensors have the names of torchvision,
@@ -38,7 +39,7 @@ def read(path) -> tuple[State, Facts]:
     return interpret(tensors, stored, path)
 
 
-def interpret(tensors: State, stored: dict[str, Any], path) -> tuple[State, Facts]:
+def interpret(tensors: State, stored: dict[str, Any], path: str | Path) -> tuple[State, Facts]:
     """Convert the result of :func:`resnet_det.weights.files.read_file` to that of :func:`read`."""
     try:
         state, guesses = to_our_names(tensors, stored.get("__author__", ""))
@@ -72,7 +73,7 @@ class Match:
         )
 
 
-def load(net: nn.Module, path, **options) -> Match:
+def load(net: nn.Module, path: str | Path, **options) -> Match:
     """:func:`read` a weight file and :func:`fit` it to a net. ``options`` are those of
     :func:`fit`."""
     return fit(net, *read(path), path, **options)
@@ -82,7 +83,7 @@ def fit(
     net: nn.Module,
     state: State,
     facts: Facts,
-    path,
+    path: str | Path,
     *,
     new: Sequence[str] = (),
     drop: Sequence[str] = (),

@@ -126,7 +126,7 @@ def _finished(value, done):
     return done[id(value)]
 
 
-def read_pickle(path, content: bytes | None = None) -> Any:
+def read_pickle(path: str | Path, content: bytes | None = None) -> Any:
     """Read a pickle of numpy arrays, such as Detectron's and Detectron2's, running no code.
 
     Args:

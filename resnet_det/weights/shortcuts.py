@@ -5,6 +5,7 @@ Names and shapes of tensors determine neither, so a file's facts must state both
 
 import logging
 import shlex
+from pathlib import Path
 
 from torch import nn
 
@@ -25,7 +26,7 @@ def zeros_at_end(facts: Facts) -> bool:
     return "zeros" in facts or "guessed" not in facts
 
 
-def zeros_unknown(path) -> WeightsError:
+def zeros_unknown(path: str | Path) -> WeightsError:
     """The error for a file with option A for which :func:`zeros_at_end` is False."""
     command = shlex.join(["tools/convert_weights.py", "--zeros", "both", str(path), "OUT.pth"])
     return WeightsError(
@@ -35,7 +36,7 @@ def zeros_unknown(path) -> WeightsError:
     )
 
 
-def check_shortcuts(net: nn.Module, facts: Facts, path) -> None:
+def check_shortcuts(net: nn.Module, facts: Facts, path: str | Path) -> None:
     """Raise if the shortcuts of a file differ from those of ``net``.
 
     Raises:

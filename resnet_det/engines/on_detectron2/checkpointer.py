@@ -6,6 +6,7 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
+from fvcore.common.config import CfgNode
 from torch import nn
 
 from ...config.defaults import ConfigError
@@ -48,7 +49,7 @@ class Checkpointer(DetectionCheckpointer):
         facts: Facts | None = None,
         fresh: Collection[str] = (),
         classes: Sequence[str] = (),
-        cfg=None,
+        cfg: CfgNode | None = None,
         **checkpointables,
     ):
         super().__init__(model, save_dir, **checkpointables)
@@ -127,7 +128,7 @@ class Checkpointer(DetectionCheckpointer):
             folder.save(name, model=model, meta=self.facts, **state, **others)
 
 
-def trained(cfg) -> tuple[nn.Module, Facts]:
+def trained(cfg: CfgNode) -> tuple[nn.Module, Facts]:
     """Load the detector MODEL.WEIGHTS, which must hold every tensor. Returns (model, facts)."""
     model = build_model(cfg)
     checkpointer = Checkpointer(model, cfg=cfg)
