@@ -51,10 +51,10 @@ def test_the_mean_image_travels_with_the_checkpoint(folder, mean_image, monkeypa
     metrics = classifier.evaluate(per_pixel(mean_image, *weights, *train))
     assert {k: reported[k] for k in metrics} == metrics
     plain = ["RESNET_DET.PER_PIXEL_MEAN", False]
-    with pytest.raises(ConfigError, match="PER_PIXEL_MEAN: False, but .*final.pth carries a mean"):
+    with pytest.raises(ConfigError, match="PER_PIXEL_MEAN: False, but .*final.pth has a mean"):
         classifier.evaluate(per_pixel(mean_image, *weights, *plain))
     classifier.train(load_config("classifier.yaml", ["OUTPUT_DIR", "output/plain"]))
-    with pytest.raises(ConfigError, match="PER_PIXEL_MEAN: True, but .*carries no mean image"):
+    with pytest.raises(ConfigError, match="PER_PIXEL_MEAN: True, but .*has no mean image"):
         classifier.evaluate(
             load_config(
                 "classifier.yaml", [*PER_PIXEL, "MODEL.WEIGHTS", "output/plain/model_final.pth"]
