@@ -192,7 +192,7 @@ def test_pixels_move_into_the_first_convolution():
             theirs((image - mean) / std), ours((image - mean).flip(1)), rtol=1e-12, atol=1e-12
         )
     for wrong in ({"pixel_mean": [100.0, 116.28, 123.675]}, {"format": "RGB"}):
-        with pytest.raises(WeightsError, match="PIXEL_MEAN .* and torchvision's is"):
+        with pytest.raises(WeightsError, match="PIXEL_MEAN .*, but torchvision's is"):
             to_their_names(ours.state_dict(), facts | wrong, "torchvision", "it")
 
 
