@@ -6,7 +6,8 @@ agree with it or keep Detectron2's default. Keys that ask for something that non
 keys that Detectron2's own builders read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from fvcore.common.config import CfgNode
@@ -14,7 +15,9 @@ from fvcore.common.config import CfgNode
 from ..config.defaults import ConfigError
 from ..nets import NETS, meta_net
 from ..nets.catalog import check_name
+from ..nets.classifier import Classifier
 from ..nets.layers import NORMS
+from .maps import TOP_LEVELS, detector_keys, pyramid_levels
 
 # Detectron2's defaults of keys that a net's name decides. A key with its default is not checked.
 RESNETS_DEFAULTS = {
@@ -24,6 +27,8 @@ BOX_HEAD_DEFAULTS = {"NUM_FC": 0, "FC_DIM": 1024}
 MASK_HEAD_DEFAULTS = {
     "POOLER_RESOLUTION": 14, "POOLER_SAMPLING_RATIO": 0, "POOLER_TYPE": "ROIAlignV2",
 }  # fmt: skip
+# RoI heads that run the head of a net per region.
+OWN_HEADS = ("PaperROIHeads", "Res5ROIHeads")
 # The improvements of Appendix B that change the test alone.
 IN_TEST = ("BOX_REFINEMENT", "MULTI_SCALE_TEST", "ENSEMBLE")
 
@@ -37,8 +42,40 @@ def net_options(cfg: CfgNode, name: str) -> dict[str, Any]:
     """The options of ``build_net`` that ``MODEL.RESNETS`` states for the net ``name``.
 
     Raises:
-        ConfigError: there is no such net; or names a key whose value the net does not have, and
-            the value to set.
+        ConfigError: there is no such net; or names every key whose value the net does not have,
+            and the value to set.
+    """
+    raise_faults(name, resnets_faults(cfg, name))
+    resnets = cfg.MODEL.RESNETS
+    return {
+        "norm": resnets.NORM,
+        "stride_in_1x1": resnets.STRIDE_IN_1X1,
+        "res5_dilation": resnets.RES5_DILATION,
+    }
+
+
+def raise_faults(name: str, faults: Sequence[str], head: str = "") -> None:
+    """Raise one ConfigError about all ``faults``, if there are any.
+
+    Args:
+        name: the net.
+        faults: one line per key: the key, its value, and the value to write.
+        head: the ``head`` of :func:`resnet_det.configure` that sets these values, or "".
+    """
+    if not faults:
+        return
+    if len(faults) == 1:
+        raise ConfigError(faults[0])
+    helper = f" (resnet_det.configure(cfg, {name!r}, head={head!r}) sets them)" if head else ""
+    lines = "".join(f"\n  {fault}" for fault in faults)
+    raise ConfigError(f"{name} needs other values of {len(faults)} keys{helper}:{lines}")
+
+
+def resnets_faults(cfg: CfgNode, name: str) -> list[str]:
+    """One line per key of ``MODEL.RESNETS`` whose value the net ``name`` does not have.
+
+    Raises:
+        ConfigError: there is no such net.
     """
     try:
         check_name(name)
@@ -47,55 +84,154 @@ def net_options(cfg: CfgNode, name: str) -> dict[str, Any]:
         key = "BACKBONE.NAME" if own else "RESNETS.DEPTH"
         raise ConfigError(f"MODEL.{key}: {error}") from error
     resnets = cfg.MODEL.RESNETS
-    _check_keys("MODEL.RESNETS", resnets, _resnets_of(name), RESNETS_DEFAULTS, name)
-    net = meta_net(name)
+    faults = _faults("MODEL.RESNETS", resnets, resnets_of(name), RESNETS_DEFAULTS, name)
+    net = _meta_net(name)
     choices: dict[str, tuple] = {"RES5_DILATION": (1, 2) if "res5" in net.stage_names else (1,)}
     if net.has_norm:
         narrow = min(net.channels.values()) < 32  # too few channels for GN's 32 groups
         choices["NORM"] = tuple(norm for norm in NORMS if not (narrow and norm == "GN"))
     for key, values in choices.items():
         if resnets[key] not in values:
-            raise ConfigError(
-                f"MODEL.RESNETS.{key}: {resnets[key]!r}: {name} takes "
-                f"{' or '.join(map(repr, values))}"
+            takes = " or ".join(map(repr, values))
+            faults.append(f"MODEL.RESNETS.{key}: {resnets[key]!r}: {name} takes {takes}")
+    return faults
+
+
+def trunk_faults(cfg: CfgNode, name: str, pyramid: str = "") -> list[str]:
+    """One line per key that a backbone on the net ``name`` cannot be built with.
+
+    Args:
+        pyramid: "" for the trunk alone, or the kind of pyramid on it, "fpn" or "retinanet".
+
+    Raises:
+        ConfigError: there is no such net.
+    """
+    faults, net = resnets_faults(cfg, name), _net_of(cfg, name)
+    built = detector_keys(net, pyramid or "c4")
+    given = list(cfg.MODEL.RESNETS.OUT_FEATURES)
+    if not set(given) <= set(net.strides):
+        faults.append(
+            f"MODEL.RESNETS.OUT_FEATURES: {given}: {name} has {', '.join(net.strides)}; its "
+            f"{'pyramid' if pyramid else 'C4 detector'} takes {built['MODEL.RESNETS.OUT_FEATURES']}"
+        )
+    features = list(cfg.MODEL.FPN.IN_FEATURES)
+    if pyramid and (not features or not set(features) <= set(given)):
+        faults.append(
+            f"MODEL.FPN.IN_FEATURES: {features}: use names of MODEL.RESNETS.OUT_FEATURES, which is "
+            f"{given}; {name} takes {built['MODEL.FPN.IN_FEATURES']} in both"
+        )
+    return faults
+
+
+def check_detector(
+    cfg: CfgNode,
+    name: str,
+    pyramid: str = "",
+    own_heads: Sequence[str] = OWN_HEADS,
+    more_faults: Sequence[str] = (),
+) -> None:
+    """Check all keys that a detector on the net ``name`` needs, before anything is built.
+
+    Args:
+        pyramid: as for :func:`trunk_faults`.
+        own_heads: the values of ``MODEL.ROI_HEADS.NAME`` that run the net's own head per region.
+        more_faults: lines to report beside those found here.
+
+    Raises:
+        ConfigError: names every key that does not fit, and the value to set.
+    """
+    model, net = cfg.MODEL, _net_of(cfg, name)
+    faults = [*trunk_faults(cfg, name, pyramid), *more_faults]
+    kind = "retinanet" if model.META_ARCHITECTURE == "RetinaNet" else "fpn" if pyramid else "c4"
+    built = detector_keys(net, kind)
+    own = model.META_ARCHITECTURE == "GeneralizedRCNN" and model.ROI_HEADS.NAME in own_heads
+    given, cut = list(model.RESNETS.OUT_FEATURES), net.trunk_names[-1]
+    if own and pyramid:
+        faults.append(
+            f"MODEL.ROI_HEADS.NAME: {model.ROI_HEADS.NAME!r}: runs on a net without a pyramid; "
+            f"{name}_fpn takes 'StandardROIHeads'"
+        )
+        box = model.ROI_BOX_HEAD
+        if box.NAME == "":
+            faults.append(
+                "MODEL.ROI_BOX_HEAD.NAME: '': StandardROIHeads takes 'FastRCNNConvFCHead'"
             )
-    return {
-        "norm": resnets.NORM,
-        "stride_in_1x1": resnets.STRIDE_IN_1X1,
-        "res5_dilation": resnets.RES5_DILATION,
-    }
+        if box.NUM_FC == box.NUM_CONV == 0:
+            faults.append("MODEL.ROI_BOX_HEAD.NUM_FC: 0: FastRCNNConvFCHead takes 1 or more, as 2")
+    elif own and cut not in given and set(given) <= set(net.strides):
+        faults.append(
+            f"MODEL.RESNETS.OUT_FEATURES: {given}: the head of {name} takes {cut}: write [{cut!r}]"
+        )
+    if pyramid:
+        features = list(model.FPN.IN_FEATURES)
+        if not features or not set(features) <= set(net.strides):
+            features = detector_keys(net, pyramid)["MODEL.FPN.IN_FEATURES"]
+        maps = pyramid_levels(net, features, TOP_LEVELS[pyramid])
+    else:
+        maps = [cut] if own else given
+    for key in _map_keys(cfg, own and not pyramid):
+        node, leaf = key.split(".")
+        names = list(model[node][leaf])
+        if not names or not set(names) <= set(maps):
+            value = built.get(f"MODEL.{key}", maps)
+            value = value if set(value) <= set(maps) else maps
+            faults.append(f"MODEL.{key}: {names}: the backbone gives {value}")
+    if own and not pyramid:
+        faults += head_faults(cfg, name)
+    raise_faults(name, faults, kind)
+
+
+def _map_keys(cfg: CfgNode, own_heads: bool) -> list[str]:
+    """The keys under ``MODEL`` that name maps of the backbone, for Detectron2's own detectors."""
+    architecture, keys = cfg.MODEL.META_ARCHITECTURE, []
+    if architecture == "RetinaNet":
+        return ["RETINANET.IN_FEATURES"]
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN" and not cfg.MODEL.LOAD_PROPOSALS:
+        keys.append("RPN.IN_FEATURES")
+    if architecture != "ProposalNetwork" and not own_heads:
+        keys.append("ROI_HEADS.IN_FEATURES")
+    return keys
 
 
 def check_head(cfg: CfgNode, name: str) -> None:
     """Check the keys of RoI heads that run the net's own head per region.
 
     Raises:
-        ConfigError: names the key, its value, and what the head of the net takes.
+        ConfigError: names every key that does not fit, its value, and what the head takes.
     """
-    model, net = cfg.MODEL, meta_net(name)
+    raise_faults(name, head_faults(cfg, name), "c4")
+
+
+def head_faults(cfg: CfgNode, name: str) -> list[str]:
+    """One line per key that RoI heads on the head of the net ``name`` cannot be built with."""
+    model, net = cfg.MODEL, _meta_net(name)
     box, features, fc = model.ROI_BOX_HEAD, net.trunk_names[-1:], net.has_fully_connected_head
     head = f"the head of {name}"
-    _check_keys("MODEL", model, {"KEYPOINT_ON": False}, {}, head)
+    faults = _faults("MODEL", model, {"KEYPOINT_ON": False}, {}, head)
     built: dict[str, Any] = {
         "NAME": "", "NUM_CONV": 0, "CONV_DIM": 256, "NORM": "", "TRAIN_ON_PRED_BOXES": False,
         **BOX_HEAD_DEFAULTS,
     }  # fmt: skip
     if fc:
         built |= {"NUM_FC": len(net.head_names), "FC_DIM": net.channels[net.head_names[-1]]}
-    _check_keys("MODEL.ROI_BOX_HEAD", box, built, BOX_HEAD_DEFAULTS, head)
-    _check_keys("MODEL.ROI_HEADS", model.ROI_HEADS, {"IN_FEATURES": list(features)}, {}, head)
+    faults += _faults("MODEL.ROI_BOX_HEAD", box, built, BOX_HEAD_DEFAULTS, head)
+    faults += _faults("MODEL.ROI_HEADS", model.ROI_HEADS, {"IN_FEATURES": list(features)}, {}, head)
     if fc and box.POOLER_RESOLUTION != net.pooled:
-        raise ConfigError(
+        faults.append(
             f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION: {box.POOLER_RESOLUTION}: "
             f"{net.head_names[0]} of {name} takes {net.pooled}"
         )
     if model.MASK_ON and fc:
-        raise ConfigError(
-            f"MODEL.MASK_ON: {head} gives vectors, but masks need maps: use StandardROIHeads"
+        faults.append(
+            f"MODEL.MASK_ON: True: {head} gives vectors, but masks need maps: set False, or use "
+            f"{name}_fpn with StandardROIHeads"
         )
-    if model.MASK_ON:  # boxes and masks share one pooler
+    elif model.MASK_ON:  # boxes and masks share one pooler
         built = {key: box[key] for key in MASK_HEAD_DEFAULTS}
-        _check_keys("MODEL.ROI_MASK_HEAD", model.ROI_MASK_HEAD, built, MASK_HEAD_DEFAULTS, head)
+        faults += _faults(
+            "MODEL.ROI_MASK_HEAD", model.ROI_MASK_HEAD, built, MASK_HEAD_DEFAULTS, head
+        )
+    return faults
 
 
 def check_appendix(cfg: CfgNode) -> None:
@@ -130,9 +266,9 @@ def check_appendix(cfg: CfgNode) -> None:
         )
 
 
-def _resnets_of(name: str) -> dict[str, Any]:
+def resnets_of(name: str) -> dict[str, Any]:
     """The values of those keys of ``MODEL.RESNETS`` that the net's name decides."""
-    net = meta_net(name)
+    net = _meta_net(name)
     first, second = (net.channels[stage] for stage in net.stage_names[:2])
     fixed = {
         "DEPTH": NETS[name].depth,
@@ -152,11 +288,27 @@ def _resnets_of(name: str) -> dict[str, Any]:
     return fixed | {"RES2_OUT_CHANNELS": second}
 
 
-def _check_keys(path: str, node: CfgNode, built: Mapping, defaults: Mapping, what: str) -> None:
-    """Raise if a value of ``node`` is neither the one in ``built`` nor Detectron2's default."""
+def _faults(
+    path: str, node: CfgNode, built: Mapping[str, Any], defaults: Mapping[str, Any], what: str
+) -> list[str]:
+    """One line per value of ``node`` that is neither the one in ``built`` nor Detectron2's default."""
+    faults = []
     for key, value in built.items():
         if key not in node:  # the project, or the embedded engine, has no such key
             continue
         given = list(node[key]) if isinstance(node[key], tuple) else node[key]
         if given not in (value, defaults.get(key, value)):
-            raise ConfigError(f"{path}.{key}: {given!r}: {what} takes {value!r}")
+            faults.append(f"{path}.{key}: {given!r}: {what} takes {value!r}")
+    return faults
+
+
+def _net_of(cfg: CfgNode, name: str) -> Classifier:
+    """The net on the meta device; it has the strides that ``MODEL.RESNETS.RES5_DILATION`` gives."""
+    dilation = 1 if resnets_faults(cfg, name) else cfg.MODEL.RESNETS.RES5_DILATION
+    return _meta_net(name, dilation)
+
+
+@lru_cache(maxsize=8)
+def _meta_net(name: str, res5_dilation: int = 1) -> Classifier:
+    """The net on the meta device, to ask and not to change: one config is checked several times."""
+    return meta_net(name, res5_dilation=res5_dilation)

@@ -1,5 +1,6 @@
 """Every net as a backbone in Detectron2's registry."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,12 +10,23 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.meta_arch import GeneralizedRCNN, ProposalNetwork, RetinaNet
 from detectron2.modeling.roi_heads import Res5ROIHeads
 
 from ..config.defaults import ConfigError
-from ..detector.net_keys import check_appendix, net_options, own_key
+from ..detector.net_keys import (
+    OWN_HEADS,
+    check_appendix,
+    check_detector,
+    net_options,
+    own_key,
+    raise_faults,
+    resnets_faults,
+    trunk_faults,
+)
 from ..nets import NETS, Stages, build_net, meta_net
 from ..nets.fast import speed_up
+from .registries import suggest_names
 
 
 class PaperBackbone(Stages, Backbone):
@@ -64,10 +76,7 @@ def build_c4(cfg: CfgNode, name: str, input_shape: ShapeSpec) -> PaperBackbone:
         raise ConfigError(f"MODEL.PIXEL_MEAN: {name} takes 3 channels, not {input_shape.channels}")
     features, options = cfg.MODEL.RESNETS.OUT_FEATURES, net_options(cfg, name)
     fast = own_key(cfg, "FAST", True)
-    try:
-        return PaperBackbone(name, features, cfg.MODEL.BACKBONE.FREEZE_AT, fast, **options)
-    except ValueError as error:
-        raise ConfigError(f"MODEL.RESNETS.OUT_FEATURES: {name}: {error}") from error
+    return PaperBackbone(name, features, cfg.MODEL.BACKBONE.FREEZE_AT, fast, **options)
 
 
 def build_fpn(cfg: CfgNode, name: str, input_shape: ShapeSpec, retinanet: bool) -> FPN:
@@ -78,12 +87,6 @@ def build_fpn(cfg: CfgNode, name: str, input_shape: ShapeSpec, retinanet: bool) 
     """
     bottom_up = build_c4(cfg, name, input_shape)
     shapes, in_features = bottom_up.output_shape(), cfg.MODEL.FPN.IN_FEATURES
-    missing = [f for f in in_features if f not in shapes]
-    if missing or not in_features:
-        raise ConfigError(
-            f"MODEL.FPN.IN_FEATURES: {in_features}: use names of MODEL.RESNETS.OUT_FEATURES, "
-            f"here {list(shapes)}"
-        )
     last, channels = in_features[-1], cfg.MODEL.FPN.OUT_CHANNELS
     if retinanet:
         top = LastLevelP6P7(shapes[last].channels, channels, in_feature=last)
@@ -100,32 +103,73 @@ def build_fpn(cfg: CfgNode, name: str, input_shape: ShapeSpec, retinanet: bool) 
     )
 
 
-def check_stock_heads(cfg: CfgNode, name: str) -> None:
-    """Raise ConfigError if Detectron2's Res5ROIHeads would build another head than the net's."""
+def check_keys(cfg: CfgNode, name: str, pyramid: str = "") -> None:
+    """Check, before anything is built, every key that the net ``name`` needs.
+
+    Those of a detector are checked while one is built: a backbone alone needs none of them.
+
+    Args:
+        pyramid: "" for the trunk alone, or the kind of pyramid on it, "fpn" or "retinanet".
+
+    Raises:
+        ConfigError: names every key that does not fit, and the value to set.
+    """
+    if not builds_detector():
+        raise_faults(name, trunk_faults(cfg, name, pyramid))
+        return
+    faults = [] if pyramid else stock_head_faults(cfg, name)
+    own_heads = OWN_HEADS if pyramid or faults else ("PaperROIHeads",)
+    check_detector(cfg, name, pyramid, own_heads, faults)
+
+
+def builds_detector() -> bool:
+    """Whether one of Detectron2's detectors is being built, rather than a backbone alone.
+
+    Detectron2 calls a backbone's builder with the same arguments in both cases, so this looks for
+    the detector among the callers.
+    """
+    detectors = {
+        d.from_config.__func__.__code__ for d in (GeneralizedRCNN, ProposalNetwork, RetinaNet)
+    }
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code in detectors:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def stock_head_faults(cfg: CfgNode, name: str) -> list[str]:
+    """A line if Detectron2's Res5ROIHeads would build another head than the net's."""
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
-        return
+        return []
     if cfg.MODEL.ROI_HEADS.NAME != "Res5ROIHeads":
-        return
+        return []
+    if resnets_faults(cfg, name):  # these are reported, and the net has none of such options
+        return []
     _, head = meta_net(name, **net_options(cfg, name)).split()
     with torch.device("meta"):
         stock, _ = Res5ROIHeads._build_res5_block(cfg)
     own = {k: v.shape for k, v in head.state_dict().items()}
-    if own != {f"res5.{k}": v.shape for k, v in stock.state_dict().items()}:
-        raise ConfigError(
-            f"MODEL.ROI_HEADS.NAME: Res5ROIHeads always builds three bottleneck blocks with "
-            f"projections, and {name} has another head: use PaperROIHeads"
-        )
+    if own == {f"res5.{k}": v.shape for k, v in stock.state_dict().items()}:
+        return []
+    return [
+        f"MODEL.ROI_HEADS.NAME: 'Res5ROIHeads': always builds three bottleneck blocks with "
+        f"projections; {name} has another head and takes 'PaperROIHeads'"
+    ]
 
 
 def _register(name: str) -> None:
     def c4(cfg, input_shape):
-        check_stock_heads(cfg, name)
+        check_keys(cfg, name)
         return build_c4(cfg, name, input_shape)
 
     def fpn(cfg, input_shape):
+        check_keys(cfg, name, "fpn")
         return build_fpn(cfg, name, input_shape, retinanet=False)
 
     def retinanet_fpn(cfg, input_shape):
+        check_keys(cfg, name, "retinanet")
         return build_fpn(cfg, name, input_shape, retinanet=True)
 
     for suffix, build in (("", c4), ("_fpn", fpn), ("_retinanet_fpn", retinanet_fpn)):
@@ -135,3 +179,4 @@ def _register(name: str) -> None:
 
 for _name in NETS:
     _register(_name)
+suggest_names(BACKBONE_REGISTRY, "MODEL.BACKBONE.NAME")
