@@ -81,6 +81,7 @@ def detector_keys(net: Classifier, head: str) -> dict[str, Any]:
                 [4 * s * 2 ** (i / 3) for i in range(3)] for s in strides
             ],
             "MODEL.RETINANET.IN_FEATURES": levels,
+            "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": 0.0,
         }
     return keys | {
         "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",

@@ -153,10 +153,8 @@ def stock_head_faults(cfg: CfgNode, name: str) -> list[str]:
     own = {k: v.shape for k, v in head.state_dict().items()}
     if own == {f"res5.{k}": v.shape for k, v in stock.state_dict().items()}:
         return []
-    return [
-        f"MODEL.ROI_HEADS.NAME: 'Res5ROIHeads': always builds three bottleneck blocks with "
-        f"projections; {name} has another head and takes 'PaperROIHeads'"
-    ]
+    fault = "'Res5ROIHeads': always builds three bottleneck blocks with projections"
+    return [f"MODEL.ROI_HEADS.NAME: {fault}; {name} has another head and takes 'PaperROIHeads'"]
 
 
 def _register(name: str) -> None:
