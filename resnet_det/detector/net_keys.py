@@ -142,43 +142,45 @@ def check_detector(
     """
     model, net = cfg.MODEL, _net_of(cfg, name)
     faults = [*trunk_faults(cfg, name, pyramid), *more_faults]
-    kind = "retinanet" if model.META_ARCHITECTURE == "RetinaNet" else "fpn" if pyramid else "c4"
-    built = detector_keys(net, kind)
+    kind = "retinanet" if model.META_ARCHITECTURE == "RetinaNet" else pyramid or "c4"
     own = model.META_ARCHITECTURE == "GeneralizedRCNN" and model.ROI_HEADS.NAME in own_heads
-    given, cut = list(model.RESNETS.OUT_FEATURES), net.trunk_names[-1]
-    if own and pyramid:
-        faults.append(
-            f"MODEL.ROI_HEADS.NAME: {model.ROI_HEADS.NAME!r}: runs on a net without a pyramid; "
-            f"{name}_fpn takes 'StandardROIHeads'"
-        )
-        box = model.ROI_BOX_HEAD
-        if box.NAME == "":
-            faults.append(
-                "MODEL.ROI_BOX_HEAD.NAME: '': StandardROIHeads takes 'FastRCNNConvFCHead'"
-            )
-        if box.NUM_FC == box.NUM_CONV == 0:
-            faults.append("MODEL.ROI_BOX_HEAD.NUM_FC: 0: FastRCNNConvFCHead takes 1 or more, as 2")
-    elif own and cut not in given and set(given) <= set(net.strides):
-        faults.append(
-            f"MODEL.RESNETS.OUT_FEATURES: {given}: the head of {name} takes {cut}: write [{cut!r}]"
-        )
+    maps, cut = list(model.RESNETS.OUT_FEATURES), net.trunk_names[-1]
     if pyramid:
         features = list(model.FPN.IN_FEATURES)
         if not features or not set(features) <= set(net.strides):
             features = detector_keys(net, pyramid)["MODEL.FPN.IN_FEATURES"]
         maps = pyramid_levels(net, features, TOP_LEVELS[pyramid])
-    else:
-        maps = [cut] if own else given
+        faults += _pyramid_head_faults(model, name) if own else []
+    elif not set(maps) <= set(net.strides):
+        maps = [cut]
+    elif own and cut not in maps:
+        head = f"the head of {name} takes {cut}"
+        faults.append(f"MODEL.RESNETS.OUT_FEATURES: {maps}: {head}: write [{cut!r}]")
+        maps = [cut]
     for key in _map_keys(cfg, own and not pyramid):
         node, leaf = key.split(".")
         names = list(model[node][leaf])
         if not names or not set(names) <= set(maps):
-            value = built.get(f"MODEL.{key}", maps)
+            value = detector_keys(net, kind).get(f"MODEL.{key}", maps)
             value = value if set(value) <= set(maps) else maps
             faults.append(f"MODEL.{key}: {names}: the backbone gives {value}")
     if own and not pyramid:
         faults += head_faults(cfg, name)
     raise_faults(name, faults, kind)
+
+
+def _pyramid_head_faults(model: CfgNode, name: str) -> list[str]:
+    """What to set where the RoI heads on a pyramid are those that run the net's own head."""
+    faults = [
+        f"MODEL.ROI_HEADS.NAME: {model.ROI_HEADS.NAME!r}: takes a net without a pyramid; "
+        f"{name}_fpn takes 'StandardROIHeads'",
+    ]
+    box = model.ROI_BOX_HEAD
+    if box.NAME == "":
+        faults.append("MODEL.ROI_BOX_HEAD.NAME: '': StandardROIHeads takes 'FastRCNNConvFCHead'")
+    if box.NUM_FC == box.NUM_CONV == 0:
+        faults.append("MODEL.ROI_BOX_HEAD.NUM_FC: 0: FastRCNNConvFCHead takes 1 or more, as 2")
+    return faults
 
 
 def _map_keys(cfg: CfgNode, own_heads: bool) -> list[str]:

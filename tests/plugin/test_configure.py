@@ -177,6 +177,13 @@ def test_one_error_names_every_key_and_its_value(name, head, monkeypatch):
     skeleton(cfg)
 
 
+def test_the_rpn_may_take_another_map_than_the_heads():
+    cfg = configured("paper_resnet18", "c4")
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4"]
+    cfg.MODEL.RPN.IN_FEATURES = ["res3"]
+    assert skeleton(cfg).proposal_generator.rpn_head.conv.in_channels == 128
+
+
 def test_masks_on_vgg():
     """Its own head gives vectors; StandardROIHeads on its pyramid predict masks."""
     with pytest.raises(ConfigError, match="MODEL.MASK_ON: .*gives vectors.*use paper_vgg16_fpn"):
