@@ -171,10 +171,8 @@ def check_detector(
 
 def _pyramid_head_faults(model: CfgNode, name: str) -> list[str]:
     """What to set where the RoI heads on a pyramid are those that run the net's own head."""
-    faults = [
-        f"MODEL.ROI_HEADS.NAME: {model.ROI_HEADS.NAME!r}: takes a net without a pyramid; "
-        f"{name}_fpn takes 'StandardROIHeads'",
-    ]
+    given, takes = model.ROI_HEADS.NAME, f"{name}_fpn takes 'StandardROIHeads'"
+    faults = [f"MODEL.ROI_HEADS.NAME: {given!r}: takes a net without a pyramid; {takes}"]
     box = model.ROI_BOX_HEAD
     if box.NAME == "":
         faults.append("MODEL.ROI_BOX_HEAD.NAME: '': StandardROIHeads takes 'FastRCNNConvFCHead'")
