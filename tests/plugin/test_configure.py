@@ -185,8 +185,8 @@ def test_the_rpn_may_take_another_map_than_the_heads():
 
 
 def test_masks_on_vgg():
-    """Its own head gives vectors; StandardROIHeads on its pyramid predict masks."""
-    with pytest.raises(ConfigError, match="MODEL.MASK_ON: .*gives vectors.*use paper_vgg16_fpn"):
+    """Its own head returns vectors; StandardROIHeads on its pyramid predict masks."""
+    with pytest.raises(ConfigError, match="MODEL.MASK_ON: .*returns vectors.*use paper_vgg16_fpn"):
         cfg = configured("paper_vgg16", "c4")
         cfg.MODEL.MASK_ON = True
         skeleton(cfg)
