@@ -6,7 +6,7 @@ data        datasets under Detectron2's names, images, loaders, synthetic datase
 training    the training loop, schedules, checkpoints, several processes
 evaluation  VOC and COCO average precision, tables, charts, the report
 config      configs in Detectron2's YAML format: ``get_config("faster_rcnn_R101.yaml")``
-detector    Faster R-CNN, built from a config
+detector    Faster R-CNN, built from a config: ``configure(cfg, "paper_vgg16", head="c4")``
 plugin      nets, RoI heads and datasets in Detectron2's registries
 engines     train and evaluate a config, with Detectron2 or the embedded engine
 reproduce   reproduce the paper's tables
@@ -26,12 +26,25 @@ if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
     from .config.defaults import add_resnet_det_config
+    from .detector.configure import configure
     from .nets import NETS, build_net
+    from .plugin.backbones import PaperBackbone as PaperBackbone
+    from .plugin.roi_heads import PaperROIHeads as PaperROIHeads
+    from .plugin.roi_heads import build_head as build_head
 
 __version__ = "0.2.0"
-__all__ = ["NETS", "__version__", "add_resnet_det_config", "build_net", "get_config"]
+# Without the names that need Detectron2, so that ``from resnet_det import *`` works without it.
+__all__ = ["NETS", "__version__", "add_resnet_det_config", "build_net", "configure", "get_config"]
 
-_HOMES = {"NETS": "nets", "build_net": "nets", "add_resnet_det_config": "config.defaults"}
+_HOMES = {
+    "NETS": "nets",
+    "build_net": "nets",
+    "add_resnet_det_config": "config.defaults",
+    "configure": "detector.configure",
+    "PaperBackbone": "plugin.backbones",
+    "PaperROIHeads": "plugin.roi_heads",
+    "build_head": "plugin.roi_heads",
+}
 _FOLDERS = (
     *("commands", "config", "data", "detector", "engines", "evaluation"),
     *("nets", "plugin", "reproduce", "training", "weights"),
@@ -59,7 +72,16 @@ def get_config(name: str, engine: str = "auto") -> "CfgNode":
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(_importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        try:
+            home = _importlib.import_module(f".{_HOMES[name]}", __name__)
+        except ImportError as error:
+            if not _HOMES[name].startswith("plugin."):
+                raise
+            raise ImportError(
+                f"resnet_det.{name} needs Detectron2, which cannot be imported ({error}): install "
+                "it as docs/detectron2.md says"
+            ) from error
+        value = getattr(home, name)
         globals()[name] = value
         return value
     if name in _FOLDERS:

@@ -48,10 +48,28 @@ def test_with_detectron2_the_import_registers_nets_heads_and_datasets():
 def test_public_names():
     assert resnet_det.build_net("cifar_resnet20").linear.out_features == 10
     assert "paper_resnet50" in resnet_det.NETS and callable(resnet_det.add_resnet_det_config)
+    assert callable(resnet_det.configure)
     assert {*resnet_det.__all__, "weights"} <= set(dir(resnet_det))
     assert resnet_det.evaluation.__name__ == "resnet_det.evaluation"
     with pytest.raises(AttributeError, match="'resnet_det' has no attribute 'build_nets'"):
         resnet_det.build_nets  # noqa: B018
+
+
+@pytest.mark.detectron2
+def test_public_names_that_need_detectron2():
+    pytest.importorskip("detectron2")
+    from detectron2.modeling import ROI_HEADS_REGISTRY, Backbone
+
+    assert issubclass(resnet_det.PaperBackbone, Backbone)
+    assert resnet_det.PaperROIHeads is ROI_HEADS_REGISTRY.get("PaperROIHeads")
+    assert resnet_det.build_head("paper_resnet18").names == ("res5",)
+
+
+@pytest.mark.parametrize("name", ["PaperBackbone", "PaperROIHeads", "build_head"])
+def test_without_detectron2_its_names_say_that_they_need_it(name):
+    code = "import sys; sys.modules['detectron2'] = None\nfrom resnet_det import *\n"
+    code += f"try: from resnet_det import {name}\nexcept ImportError as error: print(error)"
+    assert " ".join(python(code)).startswith(f"resnet_det.{name} needs Detectron2, which cannot")
 
 
 def test_the_version_is_the_one_to_cite():

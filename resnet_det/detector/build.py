@@ -15,7 +15,7 @@ from ..nets.fpn import FPN
 from ..nets.layers import FullyConnected, rename_parameters
 from .appendix import Detector, Improved, Thresholds
 from .faster_rcnn import FasterRCNN, ProposalNetwork
-from .net_keys import IN_TEST, check_appendix, check_head, net_options
+from .net_keys import IN_TEST, check_appendix, check_detector, net_options
 from .roi_heads import Pooler, Predictor, RegionSampling, RoIHeads
 from .rpn import RPN, Anchors, BoxRegression, ProposalLimits, RPNHead, Sampling
 
@@ -27,13 +27,6 @@ class Maps(NamedTuple):
 
     channels: dict[str, int]
     strides: dict[str, int]
-
-    def strides_of(self, names: Sequence[str], key: str) -> list[int]:
-        """The strides of the maps ``names``. Raises ConfigError, with ``key``, if one is absent."""
-        for name in names:
-            if name not in self.strides:
-                raise ConfigError(f"{key}: {name!r}: the backbone gives {', '.join(self.strides)}")
-        return [self.strides[name] for name in names]
 
 
 def net_name(cfg: CfgNode) -> tuple[str, bool]:
@@ -56,11 +49,9 @@ def build_model(cfg: CfgNode) -> ProposalNetwork:
     """
     check_appendix(cfg)
     name, pyramid = net_name(cfg)
+    check_detector(cfg, name, "fpn" if pyramid else "")
     net = build_net(name, **net_options(cfg, name))
-    try:
-        trunk, head = net.split(cfg.MODEL.RESNETS.OUT_FEATURES)
-    except ValueError as error:
-        raise ConfigError(f"MODEL.RESNETS.OUT_FEATURES: {error}") from error
+    trunk, head = net.split(cfg.MODEL.RESNETS.OUT_FEATURES)
     trunk.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
     if cfg.RESNET_DET.FAST:
         speed_up(trunk)
@@ -69,14 +60,13 @@ def build_model(cfg: CfgNode) -> ProposalNetwork:
     if pyramid:
         backbone, maps = build_pyramid(cfg, trunk, maps)
     rpn_in, roi_in = list(cfg.MODEL.RPN.IN_FEATURES), list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
-    rpn_strides = maps.strides_of(rpn_in, "MODEL.RPN.IN_FEATURES")
     rpn = None
     if not cfg.MODEL.LOAD_PROPOSALS:
-        rpn = build_rpn(cfg, maps.channels[rpn_in[0]], rpn_strides)
+        rpn = build_rpn(cfg, maps.channels[rpn_in[0]], [maps.strides[name] for name in rpn_in])
     pixels = {"pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD}
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
         return ProposalNetwork(backbone, rpn, rpn_in=rpn_in, **pixels)
-    roi_strides = maps.strides_of(roi_in, "MODEL.ROI_HEADS.IN_FEATURES")
+    roi_strides = [maps.strides[name] for name in roi_in]
     if cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads":
         fc = build_fc_head(cfg, maps.channels[roi_in[0]])
         roi_heads = build_roi_heads(cfg, fc, cfg.MODEL.ROI_BOX_HEAD.FC_DIM, roi_strides)
@@ -88,7 +78,6 @@ def build_model(cfg: CfgNode) -> ProposalNetwork:
 def build_pyramid(cfg: CfgNode, trunk: Stages, maps: Maps) -> tuple[FPN, Maps]:
     """Build the feature pyramid on a trunk. Returns it and its levels."""
     in_features, channels = cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS
-    maps.strides_of(in_features, "MODEL.FPN.IN_FEATURES")
     pyramid = FPN(trunk, in_features, maps.channels, maps.strides, channels)
     return pyramid, Maps(dict.fromkeys(pyramid.strides, channels), pyramid.strides)
 
@@ -158,7 +147,6 @@ def build_net_heads(
 ) -> RoIHeads:
     """Build RoI heads from the net's own head: conv5_x, a CIFAR net's last stage, or VGG's fc6 and
     fc7."""
-    check_head(cfg, name)
     if set(trunk.names) & set(head.names):
         raise ConfigError(
             f"MODEL.RESNETS.OUT_FEATURES: {list(cfg.MODEL.RESNETS.OUT_FEATURES)}: the head of "

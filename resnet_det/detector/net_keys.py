@@ -6,7 +6,7 @@ nets has (groups, deformable convolutions, DeepLab's stem) must be off. A test c
 below with the keys that Detectron2's own builders read.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fvcore.common.config import CfgNode
@@ -14,7 +14,9 @@ from fvcore.common.config import CfgNode
 from ..config.defaults import ConfigError
 from ..nets import NETS, meta_net
 from ..nets.catalog import check_name
+from ..nets.classifier import Classifier
 from ..nets.layers import NORMS
+from .maps import TOP_LEVELS, detector_keys, pyramid_levels
 
 # Detectron2's defaults for keys that a net's name determines. A key at its default is not checked.
 RESNETS_DEFAULTS = {
@@ -24,6 +26,8 @@ BOX_HEAD_DEFAULTS = {"NUM_FC": 0, "FC_DIM": 1024}
 MASK_HEAD_DEFAULTS = {
     "POOLER_RESOLUTION": 14, "POOLER_SAMPLING_RATIO": 0, "POOLER_TYPE": "ROIAlignV2",
 }  # fmt: skip
+# RoI heads that run a net's own head per region.
+OWN_HEADS = ("PaperROIHeads", "Res5ROIHeads")
 # The improvements of Appendix B that change only testing.
 IN_TEST = ("BOX_REFINEMENT", "MULTI_SCALE_TEST", "ENSEMBLE")
 
@@ -40,28 +44,11 @@ def net_options(cfg: CfgNode, name: str, norms: Collection[str] = tuple(NORMS)) 
         norms: the accepted values of ``MODEL.RESNETS.NORM``; the plugin has more than ``NORMS``.
 
     Raises:
-        ConfigError: there is no such net, or the net does not support the value of a key. The
-            message names the key and the values it takes.
+        ConfigError: there is no such net, or the net does not support the values of some keys. The
+            message names each key and the values it takes.
     """
-    try:
-        check_name(name)
-    except ValueError as error:
-        own = cfg.MODEL.BACKBONE.NAME.startswith(name)  # otherwise the name comes from the depth
-        key = "BACKBONE.NAME" if own else "RESNETS.DEPTH"
-        raise ConfigError(f"MODEL.{key}: {error}") from error
+    raise_faults(name, resnets_faults(cfg, name, norms))
     resnets = cfg.MODEL.RESNETS
-    _check_keys("MODEL.RESNETS", resnets, _resnets_of(name), RESNETS_DEFAULTS, name)
-    net = meta_net(name)
-    choices: dict[str, tuple] = {"RES5_DILATION": (1, 2) if "res5" in net.stage_names else (1,)}
-    if net.has_norm:
-        narrow = min(net.channels.values()) < 32  # too few channels for GN's 32 groups
-        choices["NORM"] = tuple(norm for norm in norms if not (narrow and norm == "GN"))
-    for key, values in choices.items():
-        if resnets[key] not in values:
-            raise ConfigError(
-                f"MODEL.RESNETS.{key}: {resnets[key]!r}: {name} takes "
-                f"{' or '.join(map(repr, values))}"
-            )
     return {
         "norm": resnets.NORM,
         "stride_in_1x1": resnets.STRIDE_IN_1X1,
@@ -70,37 +57,194 @@ def net_options(cfg: CfgNode, name: str, norms: Collection[str] = tuple(NORMS)) 
     }
 
 
+def raise_faults(name: str, faults: Sequence[str], head: str = "") -> None:
+    """Raise one ConfigError that reports all ``faults``, if there are any.
+
+    Args:
+        name: the net.
+        faults: one line per key: the key, its value, and the value to set.
+        head: the ``head`` of :func:`resnet_det.configure` that sets these values, or "".
+    """
+    if not faults:
+        return
+    if len(faults) == 1:
+        raise ConfigError(faults[0])
+    helper = f" (resnet_det.configure(cfg, {name!r}, head={head!r}) sets them)" if head else ""
+    lines = "".join(f"\n  {fault}" for fault in faults)
+    raise ConfigError(f"{name} needs other values of {len(faults)} keys{helper}:{lines}")
+
+
+def resnets_faults(cfg: CfgNode, name: str, norms: Collection[str] = tuple(NORMS)) -> list[str]:
+    """One line per key of ``MODEL.RESNETS`` whose value the net ``name`` does not support.
+
+    Args:
+        norms: as for :func:`net_options`.
+
+    Raises:
+        ConfigError: there is no such net.
+    """
+    try:
+        check_name(name)
+    except ValueError as error:
+        own = cfg.MODEL.BACKBONE.NAME.startswith(name)  # otherwise the name comes from the depth
+        key = "BACKBONE.NAME" if own else "RESNETS.DEPTH"
+        raise ConfigError(f"MODEL.{key}: {error}") from error
+    resnets = cfg.MODEL.RESNETS
+    faults = _faults("MODEL.RESNETS", resnets, resnets_of(name), RESNETS_DEFAULTS, name)
+    net = meta_net(name)
+    choices: dict[str, tuple] = {"RES5_DILATION": _dilations(net)}
+    if net.has_norm:
+        narrow = min(net.channels.values()) < 32  # too few channels for GN's 32 groups
+        choices["NORM"] = tuple(norm for norm in norms if not (narrow and norm == "GN"))
+    for key, values in choices.items():
+        if resnets[key] not in values:
+            takes = " or ".join(map(repr, values))
+            faults.append(f"MODEL.RESNETS.{key}: {resnets[key]!r}: {name} takes {takes}")
+    return faults
+
+
+def trunk_faults(
+    cfg: CfgNode, name: str, pyramid: str = "", norms: Collection[str] = tuple(NORMS)
+) -> list[str]:
+    """One line per key that a backbone on the net ``name`` cannot be built with.
+
+    Args:
+        pyramid: "" for the trunk alone, or the kind of pyramid on it, "fpn" or "retinanet".
+        norms: as for :func:`net_options`.
+
+    Raises:
+        ConfigError: there is no such net.
+    """
+    faults = resnets_faults(cfg, name, norms)
+    net = _net_of(cfg, name)
+    built = detector_keys(net, pyramid or "c4")
+    given = list(cfg.MODEL.RESNETS.OUT_FEATURES)
+    if not set(given) <= set(net.strides):
+        faults.append(
+            f"MODEL.RESNETS.OUT_FEATURES: {given}: {name} has {', '.join(net.strides)}; its "
+            f"{'pyramid' if pyramid else 'C4 detector'} takes {built['MODEL.RESNETS.OUT_FEATURES']}"
+        )
+    features = list(cfg.MODEL.FPN.IN_FEATURES)
+    if pyramid and (not features or not set(features) <= set(given)):
+        faults.append(
+            f"MODEL.FPN.IN_FEATURES: {features}: use names of MODEL.RESNETS.OUT_FEATURES, which is "
+            f"{given}; {name} takes {built['MODEL.FPN.IN_FEATURES']} in both"
+        )
+    return faults
+
+
+def check_detector(
+    cfg: CfgNode,
+    name: str,
+    pyramid: str = "",
+    own_heads: Sequence[str] = OWN_HEADS,
+    more_faults: Sequence[str] = (),
+    norms: Collection[str] = tuple(NORMS),
+) -> None:
+    """Check all keys that a detector on the net ``name`` needs, before anything is built.
+
+    Args:
+        pyramid: as for :func:`trunk_faults`.
+        own_heads: the values of ``MODEL.ROI_HEADS.NAME`` that run the net's own head per region.
+        more_faults: lines to report in addition to those found here.
+        norms: as for :func:`net_options`.
+
+    Raises:
+        ConfigError: some keys do not fit. The message names each key and the value to set.
+    """
+    faults = [*trunk_faults(cfg, name, pyramid, norms), *more_faults]
+    model, net = cfg.MODEL, _net_of(cfg, name)
+    kind = "retinanet" if model.META_ARCHITECTURE == "RetinaNet" else pyramid or "c4"
+    own = model.META_ARCHITECTURE == "GeneralizedRCNN" and model.ROI_HEADS.NAME in own_heads
+    maps, cut = list(model.RESNETS.OUT_FEATURES), net.trunk_names[-1]
+    if pyramid:
+        features = list(model.FPN.IN_FEATURES)
+        if not features or not set(features) <= set(net.strides):
+            features = detector_keys(net, pyramid)["MODEL.FPN.IN_FEATURES"]
+        maps = pyramid_levels(net, features, TOP_LEVELS[pyramid])
+        faults += _pyramid_head_faults(model, name) if own else []
+    elif not set(maps) <= set(net.strides):
+        maps = [cut]
+    elif own and cut not in maps:
+        head = f"the head of {name} takes {cut}"
+        faults.append(f"MODEL.RESNETS.OUT_FEATURES: {maps}: {head}: write [{cut!r}]")
+        maps = [cut]
+    for key in _map_keys(cfg, own and not pyramid):
+        node, leaf = key.split(".")
+        names = list(model[node][leaf])
+        if not names or not set(names) <= set(maps):
+            value = detector_keys(net, kind).get(f"MODEL.{key}", maps)
+            value = value if set(value) <= set(maps) else maps
+            faults.append(f"MODEL.{key}: {names}: the backbone gives {value}")
+    if own and not pyramid:
+        faults += head_faults(cfg, name)
+    raise_faults(name, faults, kind)
+
+
+def _pyramid_head_faults(model: CfgNode, name: str) -> list[str]:
+    """What to set where the RoI heads on a pyramid are those that run the net's own head."""
+    given, takes = model.ROI_HEADS.NAME, f"{name}_fpn takes 'StandardROIHeads'"
+    faults = [f"MODEL.ROI_HEADS.NAME: {given!r}: takes a net without a pyramid; {takes}"]
+    box = model.ROI_BOX_HEAD
+    if box.NAME == "":
+        faults.append("MODEL.ROI_BOX_HEAD.NAME: '': StandardROIHeads takes 'FastRCNNConvFCHead'")
+    if box.NUM_FC == box.NUM_CONV == 0:
+        faults.append("MODEL.ROI_BOX_HEAD.NUM_FC: 0: FastRCNNConvFCHead takes 1 or more, as 2")
+    return faults
+
+
+def _map_keys(cfg: CfgNode, own_heads: bool) -> list[str]:
+    """The keys under ``MODEL`` that name maps of the backbone, for Detectron2's own detectors."""
+    architecture, keys = cfg.MODEL.META_ARCHITECTURE, []
+    if architecture == "RetinaNet":
+        return ["RETINANET.IN_FEATURES"]
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN" and not cfg.MODEL.LOAD_PROPOSALS:
+        keys.append("RPN.IN_FEATURES")
+    if architecture != "ProposalNetwork" and not own_heads:
+        keys.append("ROI_HEADS.IN_FEATURES")
+    return keys
+
+
 def check_head(cfg: CfgNode, name: str) -> None:
     """Check the keys of RoI heads that run the net's own head per region.
 
     Raises:
-        ConfigError: a key does not fit the head. The message names the key, its value, and the
+        ConfigError: some keys do not fit the head. The message names each key, its value, and the
             value that the head takes.
     """
+    raise_faults(name, head_faults(cfg, name), "c4")
+
+
+def head_faults(cfg: CfgNode, name: str) -> list[str]:
+    """One line per key that RoI heads on the head of the net ``name`` cannot be built with."""
     model, net = cfg.MODEL, meta_net(name)
     box, features, fc = model.ROI_BOX_HEAD, net.trunk_names[-1:], net.has_fully_connected_head
     head = f"the head of {name}"
-    _check_keys("MODEL", model, {"KEYPOINT_ON": False}, {}, head)
+    faults = _faults("MODEL", model, {"KEYPOINT_ON": False}, {}, head)
     built: dict[str, Any] = {
         "NAME": "", "NUM_CONV": 0, "CONV_DIM": 256, "NORM": "", "TRAIN_ON_PRED_BOXES": False,
         **BOX_HEAD_DEFAULTS,
     }  # fmt: skip
     if fc:
         built |= {"NUM_FC": len(net.head_names), "FC_DIM": net.channels[net.head_names[-1]]}
-    _check_keys("MODEL.ROI_BOX_HEAD", box, built, BOX_HEAD_DEFAULTS, head)
-    _check_keys("MODEL.ROI_HEADS", model.ROI_HEADS, {"IN_FEATURES": list(features)}, {}, head)
+    faults += _faults("MODEL.ROI_BOX_HEAD", box, built, BOX_HEAD_DEFAULTS, head)
+    faults += _faults("MODEL.ROI_HEADS", model.ROI_HEADS, {"IN_FEATURES": list(features)}, {}, head)
     if fc and box.POOLER_RESOLUTION != net.pooled:
-        raise ConfigError(
+        faults.append(
             f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION: {box.POOLER_RESOLUTION}: "
             f"{net.head_names[0]} of {name} takes {net.pooled}"
         )
     if model.MASK_ON and fc:
-        raise ConfigError(
-            f"MODEL.MASK_ON: {head} returns vectors, but masks need maps: use StandardROIHeads"
+        faults.append(
+            f"MODEL.MASK_ON: True: {head} returns vectors, but masks need maps: set False, or use "
+            f"{name}_fpn with StandardROIHeads"
         )
-    if model.MASK_ON:  # boxes and masks share one pooler
+    elif model.MASK_ON:  # boxes and masks share one pooler
         built = {key: box[key] for key in MASK_HEAD_DEFAULTS}
-        _check_keys("MODEL.ROI_MASK_HEAD", model.ROI_MASK_HEAD, built, MASK_HEAD_DEFAULTS, head)
+        faults += _faults(
+            "MODEL.ROI_MASK_HEAD", model.ROI_MASK_HEAD, built, MASK_HEAD_DEFAULTS, head
+        )
+    return faults
 
 
 def check_appendix(cfg: CfgNode) -> None:
@@ -135,7 +279,7 @@ def check_appendix(cfg: CfgNode) -> None:
         )
 
 
-def _resnets_of(name: str) -> dict[str, Any]:
+def resnets_of(name: str) -> dict[str, Any]:
     """The values of the keys of ``MODEL.RESNETS`` that the net's name determines."""
     net = meta_net(name)
     first, second = (net.channels[stage] for stage in net.stage_names[:2])
@@ -157,11 +301,26 @@ def _resnets_of(name: str) -> dict[str, Any]:
     return fixed | {"RES2_OUT_CHANNELS": second}
 
 
-def _check_keys(path: str, node: CfgNode, built: Mapping, defaults: Mapping, what: str) -> None:
-    """Raise if a value of ``node`` is neither the one in ``built`` nor Detectron2's default."""
+def _faults(
+    path: str, node: CfgNode, built: Mapping[str, Any], defaults: Mapping[str, Any], what: str
+) -> list[str]:
+    """One line per value of ``node`` that is neither the one in ``built`` nor Detectron2's default."""
+    faults = []
     for key, value in built.items():
         if key not in node:  # the project, or the embedded engine, has no such key
             continue
         given = list(node[key]) if isinstance(node[key], tuple) else node[key]
         if given not in (value, defaults.get(key, value)):
-            raise ConfigError(f"{path}.{key}: {given!r}: {what} takes {value!r}")
+            faults.append(f"{path}.{key}: {given!r}: {what} takes {value!r}")
+    return faults
+
+
+def _net_of(cfg: CfgNode, name: str) -> Classifier:
+    """The net on the meta device, with ``MODEL.RESNETS.RES5_DILATION`` if the net supports it."""
+    dilation = cfg.MODEL.RESNETS.RES5_DILATION
+    return meta_net(name, res5_dilation=dilation if dilation in _dilations(meta_net(name)) else 1)
+
+
+def _dilations(net: Classifier) -> tuple[int, ...]:
+    """The values of ``MODEL.RESNETS.RES5_DILATION`` that a net supports."""
+    return (1, 2) if "res5" in net.stage_names else (1,)

@@ -6,7 +6,7 @@ They need no further config keys.
   ``<name>_retinanet_fpn`` for every net in ``NETS``. The name determines depth and widths; a key of
   ``MODEL.RESNETS`` that contradicts it is an error (:mod:`resnet_det.detector.net_keys`).
 * RoI heads ``PaperROIHeads``: the head of the net that ``MODEL.BACKBONE.NAME`` names.
-* Our datasets, under their names.
+* Our synthetic datasets, under their names; :func:`.datasets.register_dataset` adds others of ours.
 
 If the project's config has the node ``RESNET_DET``
 (:func:`resnet_det.config.defaults.add_resnet_det_config`), backbones and heads use its ``FAST`` and

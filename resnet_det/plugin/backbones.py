@@ -1,5 +1,6 @@
 """Every net as a backbone in Detectron2's registry."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,14 +10,23 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.meta_arch import GeneralizedRCNN, ProposalNetwork, RetinaNet
 from detectron2.modeling.roi_heads import Res5ROIHeads
 
-from ..config.defaults import ConfigError
-from ..detector.net_keys import check_appendix, own_key
+from ..detector.net_keys import (
+    OWN_HEADS,
+    check_appendix,
+    check_detector,
+    own_key,
+    raise_faults,
+    resnets_faults,
+    trunk_faults,
+)
 from ..nets import NETS, Stages
 from ..nets.fast import speed_up
 from ..nets.resnet import Block
-from .norms import build_with_norm, net_options
+from .norms import ALL_NORMS, build_with_norm, net_options
+from .registries import suggest_names
 
 
 class PaperBackbone(Stages, Backbone):
@@ -66,10 +76,7 @@ def build_c4(cfg: CfgNode, name: str, input_shape: ShapeSpec) -> PaperBackbone:
     features = cfg.MODEL.RESNETS.OUT_FEATURES
     options = net_options(cfg, name) | {"in_channels": input_shape.channels}
     fast = own_key(cfg, "FAST", True)
-    try:
-        return PaperBackbone(name, features, cfg.MODEL.BACKBONE.FREEZE_AT, fast, **options)
-    except ValueError as error:
-        raise ConfigError(f"MODEL.RESNETS.OUT_FEATURES: {name}: {error}") from error
+    return PaperBackbone(name, features, cfg.MODEL.BACKBONE.FREEZE_AT, fast, **options)
 
 
 def build_fpn(cfg: CfgNode, name: str, input_shape: ShapeSpec, retinanet: bool) -> FPN:
@@ -81,12 +88,6 @@ def build_fpn(cfg: CfgNode, name: str, input_shape: ShapeSpec, retinanet: bool) 
     """
     bottom_up = build_c4(cfg, name, input_shape)
     shapes, in_features = bottom_up.output_shape(), cfg.MODEL.FPN.IN_FEATURES
-    missing = [f for f in in_features if f not in shapes]
-    if missing or not in_features:
-        raise ConfigError(
-            f"MODEL.FPN.IN_FEATURES: {in_features}: use names of MODEL.RESNETS.OUT_FEATURES, "
-            f"here {list(shapes)}"
-        )
     last, channels = in_features[-1], cfg.MODEL.FPN.OUT_CHANNELS
     if retinanet:
         top = LastLevelP6P7(shapes[last].channels, channels, in_feature=last)
@@ -103,34 +104,73 @@ def build_fpn(cfg: CfgNode, name: str, input_shape: ShapeSpec, retinanet: bool) 
     )
 
 
-def check_stock_heads(cfg: CfgNode, name: str) -> None:
-    """Raise ConfigError if Detectron2's Res5ROIHeads would not build the net's own head."""
+def check_keys(cfg: CfgNode, name: str, pyramid: str = "") -> None:
+    """Check every key that the net ``name`` needs, before anything is built.
+
+    The keys of a detector are checked only while one is built: a backbone alone needs none of them.
+
+    Args:
+        pyramid: "" for the trunk alone, or the kind of pyramid on it, "fpn" or "retinanet".
+
+    Raises:
+        ConfigError: some keys do not fit. The message names each key and the value to set.
+    """
+    if not builds_detector():
+        raise_faults(name, trunk_faults(cfg, name, pyramid, ALL_NORMS))
+        return
+    faults = [] if pyramid else stock_head_faults(cfg, name)
+    own_heads = OWN_HEADS if pyramid or faults else ("PaperROIHeads",)
+    check_detector(cfg, name, pyramid, own_heads, faults, ALL_NORMS)
+
+
+def builds_detector() -> bool:
+    """Whether one of Detectron2's detectors is being built, rather than a backbone alone.
+
+    Detectron2 calls a backbone's builder with the same arguments in both cases, so this looks for
+    the detector among the callers.
+    """
+    detectors = {
+        d.from_config.__func__.__code__ for d in (GeneralizedRCNN, ProposalNetwork, RetinaNet)
+    }
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code in detectors:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def stock_head_faults(cfg: CfgNode, name: str) -> list[str]:
+    """One line if Detectron2's Res5ROIHeads would not build the net's own head."""
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
-        return
+        return []
     if cfg.MODEL.ROI_HEADS.NAME != "Res5ROIHeads":
-        return
+        return []
+    if resnets_faults(cfg, name, ALL_NORMS):  # reported elsewhere; no net has such options
+        return []
     with torch.device("meta"):
         _, head = build_with_norm(name, **net_options(cfg, name)).split()
         stock, _ = Res5ROIHeads._build_res5_block(cfg)
     own = {k: v.shape for k, v in head.state_dict().items()}
     same = own == {f"res5.{k}": v.shape for k, v in stock.state_dict().items()}
     blocks = [m for m in head.modules() if isinstance(m, Block)]
-    if not same or any(type(block).forward is not Block.forward for block in blocks):
-        raise ConfigError(
-            f"MODEL.ROI_HEADS.NAME: Res5ROIHeads always builds three bottleneck blocks with "
-            f"projections, but {name} has another head: use PaperROIHeads"
-        )
+    if same and all(type(block).forward is Block.forward for block in blocks):
+        return []
+    fault = "'Res5ROIHeads': always builds three bottleneck blocks with projections"
+    return [f"MODEL.ROI_HEADS.NAME: {fault}; {name} has another head and takes 'PaperROIHeads'"]
 
 
 def _register(name: str) -> None:
     def c4(cfg: CfgNode, input_shape):
-        check_stock_heads(cfg, name)
+        check_keys(cfg, name)
         return build_c4(cfg, name, input_shape)
 
     def fpn(cfg: CfgNode, input_shape):
+        check_keys(cfg, name, "fpn")
         return build_fpn(cfg, name, input_shape, retinanet=False)
 
     def retinanet_fpn(cfg: CfgNode, input_shape):
+        check_keys(cfg, name, "retinanet")
         return build_fpn(cfg, name, input_shape, retinanet=True)
 
     for suffix, build in (("", c4), ("_fpn", fpn), ("_retinanet_fpn", retinanet_fpn)):
@@ -140,3 +180,4 @@ def _register(name: str) -> None:
 
 for _name in NETS:
     _register(_name)
+suggest_names(BACKBONE_REGISTRY, "MODEL.BACKBONE.NAME")

@@ -1,8 +1,9 @@
-"""Register our detection datasets in Detectron2's catalogs."""
+"""Register our synthetic detection datasets in Detectron2's catalogs."""
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data import dataset_names, load_dataset
+from ..data.catalog import DATASETS
 
 
 def register_dataset(name: str) -> None:
@@ -17,6 +18,8 @@ def register_dataset(name: str) -> None:
     DatasetCatalog.register(name, records)
 
 
+# Published datasets that Detectron2 lacks (voc_2012_test) are left to the project that needs them:
+# it may register them itself, which Detectron2 allows only once.
 for _name in dataset_names():
-    if _name not in DatasetCatalog:  # Detectron2 has its own voc_2007_trainval, and so on
+    if DATASETS[_name].drawn:
         register_dataset(_name)

@@ -11,6 +11,7 @@ from ..nets import Classifier, build_net
 from ..nets.layers import NORMS, Norm
 
 DETECTRON2_NORMS = ("naiveSyncBN", "naiveSyncBN_N", "LN")  # what get_norm knows and NORMS does not
+ALL_NORMS = (*NORMS, *DETECTRON2_NORMS)
 
 
 def build_with_norm(name: str, *, norm: Norm = "BN", **options: Any) -> Classifier:
@@ -22,4 +23,4 @@ def build_with_norm(name: str, *, norm: Norm = "BN", **options: Any) -> Classifi
 
 def net_options(cfg: CfgNode, name: str) -> dict[str, Any]:
     """The options of :func:`build_with_norm`, as :func:`resnet_det.detector.net_keys.net_options`."""
-    return net_keys.net_options(cfg, name, (*NORMS, *DETECTRON2_NORMS))
+    return net_keys.net_options(cfg, name, ALL_NORMS)

@@ -20,6 +20,7 @@ from ..nets import NETS, Stages, meta_net
 from ..nets.fast import channels_last_on_gpu, speed_up, take_stride
 from ..nets.roi_align import pool_exactly, strided_roi_align
 from .norms import build_with_norm, net_options
+from .registries import suggest_names
 
 
 def build_head(name: str, **options: Any) -> Stages:
@@ -175,3 +176,6 @@ class PaperROIHeads(Res5ROIHeads):
         found = predictor.predict_boxes(predictions, regions)
         found = [b.view(len(b), b.shape[1] // 4, 4) for b in found]
         return scores, [b.expand(-1, self.num_classes, -1) for b in found]
+
+
+suggest_names(ROI_HEADS_REGISTRY, "MODEL.ROI_HEADS.NAME")

@@ -382,7 +382,7 @@ def test_a_diverged_rpn_shows_in_its_loss(config):
 @pytest.mark.parametrize(
     "overrides, words",
     [
-        (["MODEL.RPN.IN_FEATURES", ["res4"]], "MODEL.RPN.IN_FEATURES: 'res4'.*res3"),
+        (["MODEL.RPN.IN_FEATURES", ["res4"]], r"MODEL.RPN.IN_FEATURES: \['res4'\].*res3"),
         (["MODEL.RESNETS.OUT_FEATURES", ["res2", "res3"],
           "MODEL.ROI_HEADS.IN_FEATURES", ["res2"]], "MODEL.ROI_HEADS.IN_FEATURES.*res3"),
         (["MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16]]], "ANCHOR_GENERATOR.*1 or 1"),

@@ -214,7 +214,10 @@ def test_a_file_of_proposals_comes_back_and_is_checked(folder):
     assert first["proposal_objectness_logits"].tolist() == [2.0, 0.5]
     assert "proposal_boxes" not in records[0]
     proposals.write("few.pkl", [(records[0]["image_id"], boxes, [0.5, 2.0])])
-    for path, words in (("few.pkl", "no proposals for 1 images"), ("absent.pkl", "no such proposal file")):
+    for path, words in (
+        ("few.pkl", "no proposals for 1 images"),
+        ("absent.pkl", "no such proposal file"),
+    ):
         with pytest.raises(ValueError, match=words):
             proposals.attach(records, path)
     proposals.write("nan.pkl", [("a", boxes * np.nan, [0.5, 2.0])])

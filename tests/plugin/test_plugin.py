@@ -14,7 +14,8 @@ detectron2 = pytest.importorskip("detectron2")
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_pascal_voc
 from detectron2.layers import NaiveSyncBatchNorm, ShapeSpec, get_norm
 from detectron2.layers.batch_norm import LayerNorm
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, build_backbone, build_model
@@ -26,9 +27,11 @@ from detectron2.structures import Boxes
 from detectron2_models import losses, picture, small_cfg
 from plugin_models import fpn_cfg, shapes, skeleton
 
+from resnet_det.data import dataset_names
 from resnet_det.nets.catalog import NetSpec
 from resnet_det.nets.resnet import Block, imagenet_resnet
-from resnet_det.plugin.backbones import PaperBackbone, check_stock_heads
+from resnet_det.plugin.backbones import PaperBackbone, stock_head_faults
+from resnet_det.plugin.datasets import register_dataset
 from resnet_det.plugin.roi_heads import PaperROIHeads, build_head
 
 pytestmark = pytest.mark.detectron2
@@ -60,10 +63,28 @@ assert "PaperROIHeads" in ROI_HEADS_REGISTRY
 for name in resnet_det.NETS:
     for suffix in ("", "_fpn", "_retinanet_fpn"):
         assert name + suffix in BACKBONE_REGISTRY, name
-assert {"scenes_voc_test", "voc_2012_test", "voc_2007_test"} <= set(DatasetCatalog)
+assert {"scenes_voc_test", "voc_2007_test"} <= set(DatasetCatalog)
 """
     done = run_python(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_import_registers_no_published_dataset(tmp_path, monkeypatch):
+    """A project may register those that Detectron2 lacks, before or after our import."""
+    assert {name for name in dataset_names() if name not in DatasetCatalog} == {"voc_2012_test"}
+    try:
+        register_pascal_voc("voc_2012_test", str(tmp_path), "test", 2012)
+        assert MetadataCatalog.get("voc_2012_test").year == 2012
+    finally:
+        DatasetCatalog.pop("voc_2012_test", None)
+        MetadataCatalog.pop("voc_2012_test", None)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))  # an empty folder
+    register_dataset("voc_2012_test")  # or take ours
+    try:
+        with pytest.raises(ValueError, match="cannot read the list of images"):
+            DatasetCatalog.get("voc_2012_test")
+    finally:
+        DatasetCatalog.pop("voc_2012_test")
 
 
 @pytest.mark.parametrize("name", ["scenes_voc_test", "scenes_coco_train", "miniature_voc_test"])
@@ -353,11 +374,11 @@ def test_stock_heads_are_refused_for_blocks_that_differ_in_their_forward_alone(m
 
     cfg = small_cfg("paper_resnet50")
     cfg.MODEL.ROI_HEADS.NAME = "Res5ROIHeads"
-    check_stock_heads(cfg, "paper_resnet50")
+    assert stock_head_faults(cfg, "paper_resnet50") == []
     build = partial(imagenet_resnet, 50, block=Leaky)
     monkeypatch.setitem(NETS, "leaky_resnet50", NetSpec(build, 50))
-    with pytest.raises(ValueError, match="leaky_resnet50 has another head: use PaperROIHeads"):
-        check_stock_heads(cfg, "leaky_resnet50")
+    (fault,) = stock_head_faults(cfg, "leaky_resnet50")
+    assert fault.endswith("leaky_resnet50 has another head and takes 'PaperROIHeads'")
 
 
 def test_paper_heads_on_detectron2s_own_resnet34():

@@ -1,0 +1,53 @@
+"""Set the keys of a config that a net needs."""
+
+import copy
+
+from fvcore.common.config import CfgNode
+
+from ..config.defaults import ConfigError
+from ..nets import meta_net
+from ..nets.catalog import check_name
+from .maps import HEADS, detector_keys
+from .net_keys import resnets_of
+
+SUFFIXES = {"c4": "", "fpn": "_fpn", "retinanet": "_retinanet_fpn"}
+
+
+def configure(cfg: CfgNode, name: str, head: str = "c4") -> None:
+    """Make a config one of a detector on the net ``name``: its features, levels, pooler and anchors.
+
+    The keys are the same for every net; their values follow from its stages and strides. For
+    ``paper_resnet50`` they are those of Detectron2's own C4, FPN and RetinaNet configs. Other keys,
+    such as those of data and schedule, stay.
+
+    Args:
+        cfg: Detectron2's config or ours. It is changed in place.
+        name: a key of ``NETS``, such as "paper_vgg16".
+        head: "c4" (the net's own head per region), "fpn" (Faster R-CNN on a pyramid) or
+            "retinanet".
+
+    Raises:
+        ConfigError: there is no such net or head, or the config is one of the embedded engine, which
+            has no RetinaNet.
+    """
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if head not in HEADS:
+        raise ConfigError(f"head {head!r}: use one of {', '.join(HEADS)}")
+    if head == "retinanet" and "RETINANET" not in cfg.MODEL:
+        raise ConfigError(
+            "head 'retinanet': the embedded engine has no RetinaNet: use Detectron2's get_cfg()"
+        )
+    described = {f"MODEL.RESNETS.{key}": value for key, value in resnets_of(name).items()}
+    keys = described | {"MODEL.BACKBONE.NAME": name + SUFFIXES[head]}
+    dilation = cfg.MODEL.RESNETS.RES5_DILATION
+    keys |= detector_keys(meta_net(name, res5_dilation=dilation), head)
+    for key, value in keys.items():
+        *nodes, leaf = key.split(".")
+        node = cfg
+        for part in nodes:
+            node = node.get(part, {})
+        if leaf in node:  # a config of ours lacks keys that only Detectron2 has
+            node[leaf] = copy.deepcopy(value)
