@@ -94,7 +94,7 @@ def test_wrong_class_count_and_names_are_refused(config):
             "REFERENCE_WORLD_SIZE",
         ),
         (["SOLVER.STEPS", "(1, 4)"], r"schedule from .*STEPS \(1, 4\), MAX_ITER 4"),
-        (["MODEL.MASK_ON", "True", "RESNET_DET.SKIP_BAD_DATA", "True"], "SKIP_BAD_DATA: .*boxes"),
+        (["MODEL.MASK_ON", "True", "RESNET_DET.SKIP_BAD_DATA", "True"], "SKIP_BAD_DATA: .*box"),
     ],
 )
 def test_mistakes_are_known_before_pretraining(config, tmp_path, monkeypatch, overrides, words):
