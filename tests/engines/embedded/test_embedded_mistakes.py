@@ -45,7 +45,7 @@ LATE = [
     (["DATASETS.TRAIN", "('scenes_voc_trainvaal',)"], "did you mean scenes_voc_trainval"),
     (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN: name at least one"),
     (["MODEL.ROI_HEADS.NUM_CLASSES", "20"], "NUM_CLASSES: 20, but scenes_voc_trainval"),
-    (["MODEL.RPN.IN_FEATURES", "['res4']"], "RPN.IN_FEATURES: 'res4'"),
+    (["MODEL.RPN.IN_FEATURES", "['res4']"], r"RPN.IN_FEATURES: \['res4'\]"),
     (["MODEL.BACKBONE.NAME", "cifar_resnet32"], "cifar_resnet32, but .* trains cifar_resnet20"),
     (["MODEL.PIXEL_STD", "[58.0, 57.0, 57.0]"], "yaml: trains with .*PIXEL_STD .*1.0.* says .*58"),
     (["OUTPUT_DIR", "output/classifier"], "OUTPUT_DIR: output/classifier: .*PRETRAIN"),
