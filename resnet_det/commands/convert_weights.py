@@ -16,7 +16,7 @@ channels:
 
     resnet-det convert-weights --zeros both theirs.pth resnet20.pth
 
-A net of colour images becomes one of grey images, whose first weights are the sums over the channels:
+Turn a net for colour images into one for grey images, by summing its first weights over channels:
 
     resnet-det convert-weights --channels 1 r50.pth r50_grey.pth
 """

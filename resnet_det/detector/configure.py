@@ -14,11 +14,11 @@ SUFFIXES = {"c4": "", "fpn": "_fpn", "retinanet": "_retinanet_fpn"}
 
 
 def configure(cfg: CfgNode, name: str, head: str = "c4") -> None:
-    """Make a config one of a detector on the net ``name``: its features, levels, pooler and anchors.
+    """Set every key that a detector on the net ``name`` needs: features, levels, pooler, anchors.
 
-    The keys are the same for every net; their values follow from its stages and strides. For
-    ``paper_resnet50`` they are those of Detectron2's own C4, FPN and RetinaNet configs. Other keys,
-    such as those of data and schedule, stay.
+    The same keys are set for every net; their values follow from its stages and strides. For
+    ``paper_resnet50`` they equal Detectron2's own C4, FPN and RetinaNet configs. Other keys, such as
+    those of data and schedule, keep their values.
 
     Args:
         cfg: Detectron2's config or ours. It is changed in place.
@@ -27,8 +27,8 @@ def configure(cfg: CfgNode, name: str, head: str = "c4") -> None:
             "retinanet".
 
     Raises:
-        ConfigError: there is no such net or head, or the config is one of the embedded engine, which
-            has no RetinaNet.
+        ConfigError: the net or head does not exist, or ``head`` is "retinanet" and the config is
+            the embedded engine's, which has no RetinaNet.
     """
     try:
         check_name(name)

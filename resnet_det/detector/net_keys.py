@@ -304,7 +304,7 @@ def resnets_of(name: str) -> dict[str, Any]:
 def _faults(
     path: str, node: CfgNode, built: Mapping[str, Any], defaults: Mapping[str, Any], what: str
 ) -> list[str]:
-    """One line per value of ``node`` that is neither the one in ``built`` nor Detectron2's default."""
+    """List the values of ``node`` that differ from ``built`` and from Detectron2's default."""
     faults = []
     for key, value in built.items():
         if key not in node:  # the project, or the embedded engine, has no such key

@@ -58,7 +58,7 @@ def convert(
         pairs: KEY, VALUE, ... that the source was trained with.
         net: the net that the source holds; by default its tensors tell.
         zeros: where option A of the source pads its zeros, "both" sides of the channels or "end".
-        channels: of the images that the target takes; see :func:`change_channels`.
+        channels: number of input channels of the target; see :func:`change_channels`.
 
     Raises:
         WeightsError, ConfigError: the source is unreadable, does not hold a complete net or
@@ -98,17 +98,24 @@ def convert(
 def change_channels(
     state: State, facts: Facts, channels: int, path: str | Path
 ) -> tuple[State, Facts]:
-    """Let a net of colour images take images of another number of channels.
+    """Convert a net for colour images to another number of input channels.
 
-    For grey images, the weights of the first convolution are summed over the three channels, for
-    one deviation: a grey image gives what it gave as a colour image, except for the differences
-    between the three means. For another number, the weights are repeated in turn, and scaled so that
-    the responses keep their size.
+    For grey images (1 channel), the weights of the first convolution are divided by each channel's
+    relative deviation and summed over the channels. If the three means are equal, a grey image then
+    gives the same output as before as a colour image. For any other number of channels, the weights
+    are repeated in turn and scaled, so that the responses keep their size.
 
     Args:
+        state, facts: content of the file, from :func:`resnet_det.weights.loading.read`.
+        channels: number of input channels, at least 1.
+        path: path of the file, for the error messages.
+
+    Returns:
+        (state, facts) of the converted net.
+
     Raises:
-        WeightsError: no such number, the net takes other than 3 channels, or it subtracts a mean
-            image.
+        WeightsError: ``channels`` is below 1, or the net does not have 3 input channels, or it
+            subtracts a mean image.
     """
     if channels < 1:
         raise WeightsError(f"--channels {channels}: give at least 1")
