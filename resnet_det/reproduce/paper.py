@@ -6,9 +6,10 @@ from pathlib import Path
 from ..engines import classifier
 from ..evaluation import figures
 from ..training import read_metrics
-from .table import PRETRAIN, TRAIN, Cell, Number, Step, Table
+from .table import PRETRAIN, TRAIN, Cell, Cited, Number, Step, Table
 
 _TOP_1, _TOP_5 = "classification/top1_error", "classification/top5_error"
+_LABEL_1, _LABEL_5 = "top-1 error %", "top-5 error %"
 _FROM_PREVIOUS = ("MODEL.WEIGHTS", "{previous}")
 
 
@@ -17,8 +18,12 @@ def _pretraining(name: str, overrides: tuple[object, ...] = (), suffix: str = ""
 
 
 def _errors(top1: float, top5: float | None = None) -> tuple[Number, ...]:
-    first = Number(_TOP_1, "top-1 error %", top1)
-    return (first,) if top5 is None else (first, Number(_TOP_5, "top-5 error %", top5))
+    first = Number(_TOP_1, _LABEL_1, top1)
+    return (first,) if top5 is None else (first, Number(_TOP_5, _LABEL_5, top5))
+
+
+def _cited_errors(label: str, top1: float | None, top5: float) -> Cited:
+    return Cited(label, {_LABEL_5: top5} if top1 is None else {_LABEL_1: top1, _LABEL_5: top5})
 
 
 def _ten_crops(name: str, label: str, *errors: float) -> Cell:
@@ -52,6 +57,7 @@ TABLE_3 = Table(
         _ten_crops("resnet152", "ResNet-152", 21.43, 5.71),
     ),
     runs="imagenet",
+    cited=(_cited_errors("GoogLeNet", None, 9.15), _cited_errors("PReLU-net", 24.27, 7.38)),
 )
 
 
@@ -78,6 +84,13 @@ TABLE_4 = Table(
         _dense("resnet152", "ResNet-152", 19.38, 4.49),
     ),
     runs="imagenet",
+    cited=(
+        _cited_errors("VGG (ILSVRC'14), on test", None, 8.43),
+        _cited_errors("GoogLeNet (ILSVRC'14), on test", None, 7.89),
+        _cited_errors("VGG (v5)", 24.4, 7.1),
+        _cited_errors("PReLU-net", 21.59, 5.71),
+        _cited_errors("BN-inception", 21.99, 5.81),
+    ),
 )
 
 # The paper: "six models of different depth", two of which have 152 layers. It does not name the
@@ -107,6 +120,16 @@ TABLE_5 = Table(
         ),
     ),
     runs="imagenet",
+    cited=tuple(
+        Cited(f"{name}, ensemble", {"top-5 error % on test": error})
+        for name, error in (
+            ("VGG (ILSVRC'14)", 7.32),
+            ("GoogLeNet (ILSVRC'14)", 6.66),
+            ("VGG (v5)", 6.8),
+            ("PReLU-net", 4.94),
+            ("BN-inception", 4.82),
+        )
+    ),
 )
 
 
@@ -167,6 +190,17 @@ TABLE_6 = Table(
         _cifar("resnet", 1202, 7.93, by_default=False),
     ),
     _figures_6_and_7,
+    cited=tuple(
+        Cited(name, {"test error %": error})
+        for name, error in (
+            ("Maxout", 9.38),
+            ("NIN", 8.81),
+            ("DSN", 8.22),
+            ("FitNet, 19 layers", 8.39),
+            ("Highway, 19 layers (mean 7.72 ± 0.16)", 7.54),
+            ("Highway, 32 layers", 8.80),
+        )
+    ),
 )
 
 # A detector's command first trains the classifier that it starts from, if its weights are absent.

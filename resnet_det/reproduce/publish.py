@@ -21,7 +21,7 @@ HEADER = ["", "number", "paper", "ours", "difference", "iterations", "commit", "
 
 
 def table_rows(table: Table, plan: Plan, fraction: Fraction) -> Rows:
-    """The header and the rows of a table, including the cells that were not run."""
+    """The header and the rows of a table, including cells that were not run and cited systems."""
     seeds = list(dict.fromkeys(seed for _, seed in plan))
     options = f" --fraction {fraction}" if fraction != 1 else ""
     options += f" --seeds {' '.join(map(str, seeds))}" if seeds != list(table.seeds) else ""
@@ -32,6 +32,9 @@ def table_rows(table: Table, plan: Plan, fraction: Fraction) -> Rows:
         command = f"resnet-det reproduce {table.name} --cells {cell.name}{options}"
         for number in cell.numbers:
             rows.append([cell.label, number.label, *_measured(number, finished), command])
+    for system in table.cited:
+        for name, value in system.numbers.items():
+            rows.append([system.label, name, f"{value:.2f}", "cited by the paper", *"––––"])
     return HEADER, rows
 
 

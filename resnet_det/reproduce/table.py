@@ -67,6 +67,19 @@ class Cell:
     by_default: bool = True
 
 
+@dataclass(frozen=True)
+class Cited:
+    """A row of another system in a table of the paper. It has the paper's figures only.
+
+    Attributes:
+        label: name of the system, and of the test set if it differs from the table's.
+        numbers: {name of the number: the paper's value}.
+    """
+
+    label: str
+    numbers: Mapping[str, float]
+
+
 # Takes {cell name: output folders of its finished runs, one per seed} and a folder to draw to.
 # Returns {caption: path of a .png, which has a .svg beside it}.
 Draw = Callable[[Mapping[str, Sequence[Path]], Path], Mapping[str, Path]]
@@ -79,11 +92,12 @@ class Table:
     Attributes:
         name: name for the command and of the page.
         title: title of the page.
-        cells: the rows.
+        cells: the rows of nets that are trained.
         figures: draws the figures that belong to the table.
         seeds: the default seeds.
         runs: name of the output folder, which tables with common runs share; by default ``name``.
         per_class: whether the page also shows the AP50 of each class.
+        cited: the rows of other systems that the paper compares with.
     """
 
     name: str
@@ -93,3 +107,4 @@ class Table:
     seeds: tuple[int, ...] = (1,)
     runs: str = ""
     per_class: bool = False
+    cited: tuple[Cited, ...] = ()
