@@ -48,6 +48,14 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
         help="number of cells to run in parallel",
     )
     add(
+        "--num-gpus",
+        type=cli.positive,
+        default=1,
+        metavar="N",
+        help="number of processes per training, one per GPU (default: 1); with --jobs, each job has "
+        "its own GPUs",
+    )
+    add(
         "--dry-run",
         action="store_true",
         help="do not run; predict the cost from a few measured steps",
@@ -107,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         dry_run(chosen)
         return 0
-    failed = Runner(args.jobs).run_all(chosen)
+    failed = Runner(args.jobs, args.num_gpus).run_all(chosen)
     path = publish.publish(table, plan, fraction, output)
     print(path.read_text())
     print(f"wrote {path} and {path.with_suffix('.html')}")

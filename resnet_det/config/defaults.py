@@ -308,6 +308,10 @@ KEYS: dict[str, Key] = {
 
     # ---- training
     "SOLVER.IMS_PER_BATCH": Key(16, ALL, "Images per iteration, over all GPUs.", least=1),
+    "SOLVER.REFERENCE_WORLD_SIZE": Key(0, ALL,
+        "Number of processes (GPUs) that the batch and the schedule are written for. With N "
+        "processes, IMS_PER_BATCH and BASE_LR are multiplied by N / REFERENCE_WORLD_SIZE, and "
+        "numbers of iterations divided by it. 0: not scaled.", least=0),
     "SOLVER.MAX_ITER": Key(40000, ALL, "Number of iterations.", least=1),
     "SOLVER.BASE_LR": Key(0.001, ALL, "Learning rate before the first of STEPS.", least=0),
     "SOLVER.STEPS": Key((30000,), ALL,

@@ -28,6 +28,7 @@ from ..weights.loading import read
 from . import Engine, embedded
 from .checks import check_output, check_trainable
 from .provenance import checkpoint_facts
+from .scaling import for_processes
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +138,7 @@ def _join(cfg):
 
 def check(engine: Engine, cfg: CfgNode, resume: bool = False) -> None:
     """Raise the errors that :func:`train` raises before it needs weights."""
+    cfg = for_processes(cfg, resume)
     _steps(engine, cfg, resume)
     engine.check(cfg, resume)
 
@@ -175,6 +177,7 @@ def train(engine: Engine, cfg: CfgNode, resume: bool = False) -> dict[str, float
             numbers. Also see the engine's ``train``.
         FolderInUse: another process runs in ``OUTPUT_DIR``.
     """
+    cfg = for_processes(cfg, resume)
     distributed.init(cfg.MODEL.DEVICE)
     steps = _steps(engine, cfg, resume)
     engine.check(cfg, resume)  # includes the test sets, which the steps lack

@@ -29,6 +29,7 @@ from .classifier_nets import ClassifierLoss, build, load_member, load_to_train, 
 from .provenance import checkpoint_facts, commit
 from .results import check_expected
 from .run import build_trainer, final_results, last_checkpoint, make_datasets, running, start
+from .scaling import for_processes
 
 __all__ = [
     "ClassifierLoss",
@@ -64,6 +65,7 @@ def check(cfg: CfgNode, resume: bool = False) -> None:
     Raises:
         ConfigError, DatasetError, ValueError: see :func:`train`.
     """
+    cfg = for_processes(cfg, resume)
     check_config(cfg, resume)
     prepare(cfg, start(cfg))
 
@@ -83,6 +85,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
             names it.
         FolderInUse: another process runs in ``OUTPUT_DIR``.
     """
+    cfg = for_processes(cfg, resume)
     check_config(cfg, resume)
     with running(cfg, resume) as (device, seed):
         return _train(cfg, resume, device, seed)

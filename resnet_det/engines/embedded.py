@@ -41,6 +41,7 @@ from .run import (
     running,
     start,
 )
+from .scaling import for_processes
 
 __all__ = ["check", "check_schedule", "evaluate", "launch", "load_config", "predictor", "train"]
 
@@ -76,6 +77,7 @@ def check(cfg: CfgNode, resume: bool = False) -> None:
     Raises:
         ConfigError, DatasetError, ValueError: see :func:`train`.
     """
+    cfg = for_processes(cfg, resume)
     check_config(cfg, resume)
     prepare(cfg)
     with torch.device("meta"):
@@ -97,6 +99,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
             names it.
         FolderInUse: another process runs in ``OUTPUT_DIR``.
     """
+    cfg = for_processes(cfg, resume)
     check_config(cfg, resume)
     with running(cfg, resume) as (device, seed):
         return _train(cfg, resume, device, seed)

@@ -27,6 +27,7 @@ from ..training import Checkpointer, Plan, Trainer, distributed
 from .checks import build_schedule, check_output
 from .provenance import say_changes
 from .results import check_expected
+from .scaling import for_processes
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +167,9 @@ def replayed(cfg: CfgNode, path: str | Path) -> CfgNode:
     number = re.fullmatch(r"not_finite_(\d+)", path.stem)
     if not number or not path.is_file():
         raise ConfigError(f"--replay {path}: give a file not_finite_<iteration>.pth of a run")
-    cfg = cfg.clone()
+    cfg = for_processes(cfg, resume=True).clone()
     cfg.defrost()
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0  # the schedule is final
     cfg.OUTPUT_DIR = str(path.with_suffix(".replay"))
     cfg.SOLVER.MAX_ITER = int(number[1]) + 1
     cfg.DATASETS.TEST = cfg.DATASETS.PROPOSAL_FILES_TEST = ()

@@ -13,6 +13,7 @@ from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError
 from ..config.loading import load_config
+from ..engines.scaling import scaled
 from ..training import read_metrics
 from ..training.checkpoint import load
 from .table import PRETRAIN, Cell, Step, Table
@@ -26,8 +27,8 @@ class Run:
         step: the step to run.
         folder: the output folder.
         overrides: KEY VALUE pairs, including seed, schedule and ``OUTPUT_DIR``.
-        iterations: number of training iterations.
-        full_iterations: number of iterations of the unshortened training.
+        iterations: number of training iterations, before scaling to the number of processes.
+        full_iterations: the same of the unshortened training.
         reads: the runs whose weights this one starts from or tests.
         tested: the run whose net this one tests without training, or None.
         pretrained: weights that the run first trains if they are absent, or None.
@@ -82,12 +83,15 @@ class Run:
     def _training_metrics(self) -> dict[str, Any] | None:
         """Read the metrics from the last lines of metrics.json."""
         try:
-            length = yaml.safe_load((self.folder / "config.yaml").read_text())["SOLVER"]["MAX_ITER"]
+            solver = yaml.safe_load((self.folder / "config.yaml").read_text())["SOLVER"]
         except FileNotFoundError:
             return None
-        if length != self.iterations:
+        length, planned = solver["MAX_ITER"], self.iterations
+        if solver.get("REFERENCE_WORLD_SIZE"):
+            planned = scaled(self.load_config(), solver["REFERENCE_WORLD_SIZE"]).SOLVER.MAX_ITER
+        if length != planned:
             raise ConfigError(
-                f"{self.folder}: holds a run of {length} iterations, not {self.iterations}: "
+                f"{self.folder}: holds a run of {length} iterations, not {planned}: "
                 "give another --output, or remove the folder"
             )
         if not self.weights.exists():
@@ -95,7 +99,7 @@ class Run:
         if not self.keys:
             return {}
         for line in reversed(read_metrics(self.folder / "metrics.json")):
-            if line["iteration"] >= self.iterations - 1 and all(key in line for key in self.keys):
+            if line["iteration"] >= length - 1 and all(key in line for key in self.keys):
                 return line
         return None
 

@@ -7,22 +7,33 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 
+import torch
+
+from ..config.defaults import ConfigError
 from .planning import Plan, Run
 
 
 class Runner:
-    """Runs a plan's commands, ``jobs`` cells at a time.
+    """Runs a plan's commands, ``jobs`` cells at a time, each on GPUs of its own if there are any.
 
     Args:
+        processes: number of processes, and GPUs, of each training.
         say: called with one line of text when a run starts or ends.
+
+    Raises:
+        ConfigError: there are fewer GPUs than ``processes``.
     """
 
-    def __init__(self, jobs: int, say: Callable[[str], object] = print) -> None:
-        self.jobs, self.say = jobs, say
+    def __init__(self, jobs: int, processes: int = 1, say: Callable[[str], object] = print) -> None:
+        self.jobs, self.processes, self.say = jobs, processes, say
+        self._free: Queue[dict[str, str]] = Queue()
+        for index in range(jobs):
+            self._free.put(own_gpus(index, processes))
         self.stopped = False
         self._running: set[subprocess.Popen[bytes]] = set()
         self._pretrainings: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
@@ -40,6 +51,13 @@ class Runner:
 
     def run_chain(self, runs: Sequence[Run]) -> Path | None:
         """Run a cell's unfinished runs. Returns the log file of the one that failed, or None."""
+        environment = self._free.get()
+        try:
+            return self._run_chain(runs, environment)
+        finally:
+            self._free.put(environment)
+
+    def _run_chain(self, runs: Sequence[Run], environment: Mapping[str, str]) -> Path | None:
         for run in runs:
             with run.lock:
                 if self.stopped:
@@ -50,16 +68,17 @@ class Runner:
                 log.parent.mkdir(parents=True, exist_ok=True)
                 self.say(f"{run.folder}: {run.iterations} iterations, log in {log}")
                 with self._pretraining(run.pretrained):
-                    done = not self.stopped and self._execute(run.command, log)
+                    done = not self.stopped and self._execute(run, log, environment)
                 if not done or run.metrics() is None:
                     return log
                 self.say(f"{run.folder}: finished")
         return None
 
-    def _execute(self, command: Sequence[str], log: Path) -> bool:
-        """Run a module with arguments and append its output to ``log``. Returns whether it
-        succeeds."""
-        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
+    def _execute(self, run: Run, log: Path, environment: Mapping[str, str]) -> bool:
+        """Run a command and append its output to ``log``. Returns whether it succeeds."""
+        threads = str(max(1, (os.cpu_count() or 1) // (self.jobs * self.processes)))
+        module, *words = run.command
+        command = [module, "--num-gpus", str(self.processes), *words]
         with open(log, "a") as file:
             file.write(f"$ {shlex.join(['python', '-m', *command])}\n")
             file.flush()
@@ -67,7 +86,12 @@ class Runner:
                 [sys.executable, "-m", *command],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"} | os.environ,
+                env={
+                    "OMP_NUM_THREADS": threads,
+                    "OMP_WAIT_POLICY": "PASSIVE",
+                    **os.environ,
+                    **environment,
+                },
             )
             self._running.add(process)
             try:
@@ -87,6 +111,25 @@ class Runner:
         finally:
             if held:
                 held.release()
+
+
+def own_gpus(index: int, processes: int) -> dict[str, str]:
+    """The environment in which job ``index`` sees only its own GPUs. Jobs share GPUs if there are
+    too few. Empty on a machine without GPUs.
+
+    Raises:
+        ConfigError: there are fewer GPUs than ``processes``.
+    """
+    count = torch.cuda.device_count()
+    if not count:
+        return {}
+    if count < processes:
+        raise ConfigError(f"--num-gpus {processes}: this machine has {count}")
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",")[:count] if named else [str(gpu) for gpu in range(count)]
+    groups = count // processes
+    first = index % groups * processes
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + processes])}
 
 
 def last_line(log: str | Path) -> str:

@@ -231,8 +231,9 @@ def test_the_modern_recipe_is_the_model_zoos(kind):
         for path in (ROOT / f"configs/modern_faster_rcnn_R101_{kind}.yaml", zoo)
     )
     different = {key for key in ours if ours[key] != theirs[key]}
-    net = {"MODEL.WEIGHTS", "MODEL.BACKBONE.NAME", "MODEL.RESNETS.DEPTH", "OUTPUT_DIR"}
-    assert different == net | ({"MODEL.ROI_HEADS.NAME"} if kind == "C4" else set())
+    own = {"MODEL.WEIGHTS", "MODEL.BACKBONE.NAME", "MODEL.RESNETS.DEPTH", "OUTPUT_DIR",
+           "SOLVER.REFERENCE_WORLD_SIZE"}  # fmt: skip
+    assert different == own | ({"MODEL.ROI_HEADS.NAME"} if kind == "C4" else set())
 
 
 @pytest.mark.detectron2

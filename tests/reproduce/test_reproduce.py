@@ -13,7 +13,7 @@ from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config
 from resnet_det.data.synthetic import scenes
 from resnet_det.reproduce import cost, paper, planning, publish, runner
-from resnet_det.reproduce.runner import Runner
+from resnet_det.reproduce.runner import Runner, own_gpus
 from resnet_det.reproduce.table import PRETRAIN, TRAIN, Cell, Number, Step, Table
 
 SHORT = ("MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 8, "TEST.PRECISE_BN.ENABLED", False)
@@ -73,7 +73,7 @@ def test_runs_are_shared_and_left_alone(tmp_path, monkeypatch):
     ]
     out = tmp_path / "out"
     plan = planning.plan(Table("tiny", "Tiny", tuple(cells)), [1], Fraction(1, 50), out)
-    both = Runner(2, lambda text: None)
+    both = Runner(2, say=lambda text: None)
     for _ in range(2):
         assert both.run_all(plan) == []
         for name in ("start", "a", "b"):
@@ -116,7 +116,7 @@ def test_cells_wait_for_a_pretraining_that_they_share(tmp_path, monkeypatch):
     ]
     table = Table("tiny", "Tiny", tuple(cells))
     plan = planning.plan(table, [1], Fraction(1, 50), tmp_path / "out")
-    failed = Runner(2, lambda text: None).run_all(plan)
+    failed = Runner(2, say=lambda text: None).run_all(plan)
     assert not failed, runner.last_line(failed[0])
     assert weights.exists() and all(run.metrics() for (run,) in plan.values())
 
@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     cell = Cell("a", "a", (Step(PRETRAIN, CLASSIFIER, "a", SHORT),), (ERROR,))
     table = Table("tiny", "Tiny", (cell,))
     plan = planning.plan(table, [1], Fraction(1, 50), tmp_path)
-    one = Runner(1, lambda text: None)
+    one = Runner(1, say=lambda text: None)
     assert one.run_all(plan) == []
     _, (row,) = publish.table_rows(table, plan, Fraction(1, 50))
     assert "(1 seed)" in row[3] and row[5] == "6 of 300"
@@ -236,3 +236,44 @@ def test_a_table_of_classes_and_what_its_data_lack(tmp_path, monkeypatch):
     assert "<td>20.0</td>" in (tmp_path / "table10.html").read_text()
     cfg = load_config("faster_rcnn_R101.yaml")
     assert "voc_2007_test has 2 images, but the published set has 4,952" in cost.needs(cfg)
+
+
+def test_a_run_of_several_processes_is_the_planned_one(tmp_path):
+    """A run on 4 GPUs has a quarter of the iterations, with 4 times the images."""
+    cell = next(c for c in paper.TABLES["table7"].cells if c.name == "R50")
+    table = Table("one", "One", (cell,))
+    ((run,),) = planning.plan(table, [1], Fraction(1), tmp_path).values()
+    run.folder.mkdir(parents=True)
+    (run.folder / "model_final.pth").touch()
+    line = {"iteration": 27_499, cell.numbers[0].key: 70.0}
+    (run.folder / "metrics.json").write_text(json.dumps(line) + "\n")
+    config = run.folder / "config.yaml"
+    config.write_text("SOLVER: {REFERENCE_WORLD_SIZE: 4, MAX_ITER: 27500}")
+    assert run.metrics() == line
+    config.write_text("SOLVER: {REFERENCE_WORLD_SIZE: 2, MAX_ITER: 27500}")
+    with pytest.raises(ConfigError, match="27500 iterations, not 55000"):
+        run.metrics()
+
+
+@pytest.mark.parametrize(
+    "jobs, processes, visible, gpus",
+    [
+        (4, 1, None, ["0", "1", "2", "3"]),
+        (3, 2, None, ["0,1", "2,3", "0,1"]),  # more jobs than groups of GPUs: they share
+        (2, 1, "5,7", ["5", "7"]),
+    ],
+)
+def test_each_job_has_its_own_gpus(monkeypatch, jobs, processes, visible, gpus):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2 if visible else 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    given = [own_gpus(index, processes)["CUDA_VISIBLE_DEVICES"] for index in range(jobs)]
+    assert given == gpus
+    with pytest.raises(ConfigError, match="--num-gpus 8: this machine has"):
+        Runner(1, 8)
+
+
+def test_jobs_share_a_machine_without_gpus(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert own_gpus(3, 2) == {}

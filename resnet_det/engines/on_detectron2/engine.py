@@ -47,6 +47,7 @@ from ..checks import (
 from ..class_matching import TestSet, match_test_sets
 from ..results import check_expected
 from ..run import make_datasets
+from ..scaling import for_processes
 from .checkpointer import trained
 from .data import check_names, load_test_sets, local_records, training_records
 from .evaluation import as_tested, evaluate_model
@@ -144,9 +145,7 @@ def check_schedule(cfg: CfgNode) -> None:
     """
     world, solver = distributed.launch_info().world, cfg.SOLVER
     try:
-        scaled = Trainer.auto_scale_workers(cfg, world)
-        solver = scaled.SOLVER
-        Trainer.build_lr_scheduler(scaled, torch.optim.SGD([torch.zeros(1)], solver.BASE_LR))
+        Trainer.build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1)], solver.BASE_LR))
     except (ValueError, AssertionError) as error:
         raise ConfigError(
             f"SOLVER: Detectron2 cannot build a schedule from BASE_LR {solver.BASE_LR}, STEPS "
@@ -162,6 +161,7 @@ def check(cfg: CfgNode, resume: bool = False) -> None:
     Raises:
         ConfigError, DatasetError, ValueError: see :func:`train`.
     """
+    cfg = for_processes(cfg, resume)
     check_config(cfg, resume)
     prepare(cfg)
     new_layers(build_model(cfg), cfg)
@@ -183,6 +183,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         FolderInUse: another run uses OUTPUT_DIR.
         RuntimeError: a metric is outside TEST.EXPECTED_RESULTS.
     """
+    cfg = for_processes(cfg, resume)
     check_config(cfg, resume)
     with running(cfg, resume):
         data = prepare(cfg)

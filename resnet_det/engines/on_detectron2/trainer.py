@@ -102,6 +102,11 @@ class Trainer(DefaultTrainer):
             raise SystemExit(exit_code(stop))
         return getattr(self, "_last_eval_results", {})
 
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Return the config as it is: :func:`..scaling.for_processes` has scaled it."""
+        return cfg
+
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = super().build_optimizer(cfg, model)

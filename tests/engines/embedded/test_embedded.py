@@ -14,6 +14,7 @@ from embedded_runs import final_weights, lines, tool
 from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config
 from resnet_det.engines import Engine, classifier, embedded, pick, run
+from resnet_det.engines.scaling import for_processes
 from resnet_det.nets import build_net
 from resnet_det.training import distributed, precision
 from resnet_det.weights.loading import read
@@ -128,9 +129,16 @@ def test_mixed_precision_on_the_cpu(pretrained, monkeypatch):
 
 
 def test_two_processes_detect_the_same(pretrained):
-    """Evaluation shared by two processes gives the same results; training runs and saves."""
+    """Evaluation shared by two processes gives the same results; training scales its schedule."""
     arguments = ["--engine", "torchvision", "--config-file", "detector.yaml"]
-    tool("train_net.py", *arguments, torchrun=2)
+    for_one = ["SOLVER.REFERENCE_WORLD_SIZE", "1"]
+    trained = tool("train_net.py", *arguments, *for_one, torchrun=2)
+    assert trained.stderr.count("IMS_PER_BATCH 2 -> 4") == 1
+    assert lines("output/detector/metrics.json")[-1]["iteration"] == 2  # 3 iterations of 4 images
+    assert load_config("output/detector/config.yaml").SOLVER.BASE_LR == 0.02
+    # A run that is resumed by one process keeps the schedule of two.
+    resumed = for_processes(load_config("detector.yaml", for_one), resume=True).SOLVER
+    assert (resumed.IMS_PER_BATCH, resumed.MAX_ITER, resumed.REFERENCE_WORLD_SIZE) == (4, 3, 2)
     weights = ["MODEL.WEIGHTS", "output/detector/model_final.pth"]
     tool("train_net.py", *arguments, "--eval-only", *weights, "OUTPUT_DIR", "output/one")
     tool("train_net.py", *arguments, "--eval-only", "--num-gpus", "2", *weights,

@@ -1,0 +1,98 @@
+"""Scale a config's batch and schedule to the number of processes (``REFERENCE_WORLD_SIZE``)."""
+
+import logging
+from pathlib import Path
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from ..config.defaults import ConfigError
+from ..training import distributed
+
+logger = logging.getLogger(__name__)
+
+
+def scaled(cfg: CfgNode, processes: int) -> CfgNode:
+    """Return the config that trains the same way in ``processes`` processes.
+
+    ``SOLVER.REFERENCE_WORLD_SIZE`` is the number of processes that the config is written for; 0
+    switches scaling off. By the linear scaling rule, as in Detectron2, ``IMS_PER_BATCH`` and
+    ``BASE_LR`` are multiplied by ``processes / REFERENCE_WORLD_SIZE``, and all numbers of
+    iterations are divided by it. ``RESNET_DET.ALTERNATING`` is scaled too.
+
+    Raises:
+        ConfigError: the reference number of processes cannot share the batch equally.
+    """
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference in (0, processes):
+        return cfg
+    images = cfg.SOLVER.IMS_PER_BATCH
+    if images % reference:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH: {images} images cannot be shared equally by the {reference} "
+            "processes of SOLVER.REFERENCE_WORLD_SIZE: change one of them, or set "
+            "SOLVER.REFERENCE_WORLD_SIZE 0 to train with this batch on any number of processes"
+        )
+    factor = processes / reference
+
+    def iterations(number: int) -> int:
+        return max(1, round(number / factor)) if number else 0  # 0 means never
+
+    result = cfg.clone()
+    result.defrost()
+    solver = result.SOLVER
+    solver.IMS_PER_BATCH = images // reference * processes
+    solver.BASE_LR = cfg.SOLVER.BASE_LR * factor
+    solver.MAX_ITER = iterations(cfg.SOLVER.MAX_ITER)
+    solver.WARMUP_ITERS = iterations(cfg.SOLVER.WARMUP_ITERS)
+    solver.STEPS = tuple(map(iterations, cfg.SOLVER.STEPS))
+    solver.CHECKPOINT_PERIOD = iterations(cfg.SOLVER.CHECKPOINT_PERIOD)
+    solver.REFERENCE_WORLD_SIZE = processes
+    result.TEST.EVAL_PERIOD = iterations(cfg.TEST.EVAL_PERIOD)
+    result.RESNET_DET.ALTERNATING = tuple(map(iterations, cfg.RESNET_DET.ALTERNATING))
+    result.freeze()
+    return result
+
+
+def for_processes(cfg: CfgNode, resume: bool) -> CfgNode:
+    """:func:`scaled` to the number of processes of this run, which the log states.
+
+    A resumed run keeps the schedule of its checkpoint, whatever its number of processes is now.
+    Call this before the processes meet: later the main process writes ``config.yaml`` anew.
+
+    Raises:
+        ConfigError: see :func:`scaled`.
+    """
+    info = distributed.launch_info()
+    processes = _resumed_size(cfg.OUTPUT_DIR) if resume else None
+    result = _unscaled(cfg) if processes == 0 else scaled(cfg, processes or info.world)
+    if result is not cfg and info.rank == 0:
+        now, file = result.SOLVER, cfg.SOLVER
+        keys = ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
+        logger.warning(
+            "SOLVER is scaled from %d processes (REFERENCE_WORLD_SIZE) to %d: %s",
+            file.REFERENCE_WORLD_SIZE,
+            now.REFERENCE_WORLD_SIZE,
+            ", ".join(f"{key} {file[key]} -> {now[key]}" for key in keys),
+        )
+    return result
+
+
+def _resumed_size(output: str) -> int | None:
+    """The number of processes whose schedule the run in ``output`` has: 0 if it was not scaled,
+    None if there is no run to resume."""
+    folder = Path(output)
+    if not (folder / "last_checkpoint").exists() or not (folder / "config.yaml").exists():
+        return None
+    solver = yaml.safe_load((folder / "config.yaml").read_text())["SOLVER"]
+    return solver.get("REFERENCE_WORLD_SIZE", 0)
+
+
+def _unscaled(cfg: CfgNode) -> CfgNode:
+    if not cfg.SOLVER.REFERENCE_WORLD_SIZE:
+        return cfg
+    result = cfg.clone()
+    result.defrost()
+    result.SOLVER.REFERENCE_WORLD_SIZE = 0
+    result.freeze()
+    return result
