@@ -148,7 +148,8 @@ def init(device: str | torch.device = "cuda") -> torch.device:
         device: "cuda", "cpu" or, in one process only, an explicit "cuda:1".
 
     Returns:
-        ``cuda:<local rank>`` or ``cpu``.
+        ``cpu``, ``cuda:<local rank>`` or, if the process sees one GPU only (Slurm's
+        ``--gpus-per-task``), ``cuda:0``.
 
     Raises:
         ValueError: no CUDA device, fewer devices than processes, one device for several processes,
@@ -167,7 +168,7 @@ def init(device: str | torch.device = "cuda") -> torch.device:
         if count == 0:
             raise ValueError("MODEL.DEVICE: cuda: there is no CUDA device: give cpu")
         if device.index is None:
-            device = torch.device("cuda", local_rank)
+            device = torch.device("cuda", local_rank if count > 1 else 0)
         if device.index >= count:
             raise ValueError(
                 f"MODEL.DEVICE: process {local_rank} of this machine needs {device}, but the "
@@ -178,8 +179,9 @@ def init(device: str | torch.device = "cuda") -> torch.device:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
             store = _store_of_this_attempt(rank, world)
-            kinds = _of_every_process(store, rank, world, device.type)
-            if len(set(kinds)) == 1:
+            places = _of_every_process(store, rank, world, _place(device, rank))
+            problem = _misplaced(places)
+            if problem is None:
                 dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         except (RuntimeError, ValueError) as error:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -187,18 +189,40 @@ def init(device: str | torch.device = "cuda") -> torch.device:
                 f"process {rank} of {world} could not meet the others at {address} ({error}); "
                 "if the port is taken, give another: torchrun --master-port, or --dist-url"
             ) from error
-        if len(set(kinds)) > 1:
-            raise ValueError(
-                f"MODEL.DEVICE: processes 0 to {world - 1} would run on {', '.join(kinds)}: use "
-                "only machines with a usable GPU, or give cpu"
-            )
+        if problem is not None:
+            raise ValueError(f"MODEL.DEVICE: {problem}")
     return device
 
 
-def _of_every_process(store, rank, world, kind):
-    """Collect every process's ``kind``, in rank order, before the processes form a group."""
-    store.set(f"kind of {rank}", kind)
-    return [store.get(f"kind of {other}").decode() for other in range(world)]
+def _place(device, rank):
+    """Describe where a process runs: "cpu <rank>" or "cuda <its GPU>"."""
+    if device.type != "cuda":
+        return f"{device.type} {rank}"
+    return f"cuda {socket.gethostname()}:{torch.cuda.get_device_properties(device).uuid}"
+
+
+def _misplaced(places):
+    """Describe what is wrong with the places of all processes, or return None."""
+    kinds = [place.split()[0] for place in places]
+    if len(set(kinds)) > 1:
+        return (
+            f"processes 0 to {len(places) - 1} would run on {', '.join(kinds)}: use only machines "
+            "with a usable GPU, or give cpu"
+        )
+    for rank, place in enumerate(places):
+        first = places.index(place)
+        if first != rank:
+            return (
+                f"processes {first} and {rank} would share one GPU: start at most one process per "
+                "GPU, each with a GPU of its own in CUDA_VISIBLE_DEVICES"
+            )
+    return None
+
+
+def _of_every_process(store, rank, world, place):
+    """Collect every process's ``place``, in rank order, before the processes form a group."""
+    store.set(f"place of {rank}", place)
+    return [store.get(f"place of {other}").decode() for other in range(world)]
 
 
 def _store_of_this_attempt(rank, world):
@@ -307,7 +331,7 @@ def wrap(model: nn.Module) -> nn.Module:
     names = inspect.signature(ddp).parameters  # newer torch renamed the option and warns
     option = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     device = next(model.parameters()).device
-    options: dict[str, Any] = {option: False}
+    options: dict[str, Any] = {option: False, "gradient_as_bucket_view": True}
     if device.type == "cuda":
         options["device_ids"] = [device.index]
     return ddp(model, **options)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -26,12 +27,20 @@ def message(function, *args):
 
 
 rank = distributed.launch_info().rank
-with mock.patch("torch.cuda.device_count", lambda: 2), mock.patch("torch.cuda.set_device"):
+gpu = SimpleNamespace(uuid="GPU-1")
+with (
+    mock.patch("torch.cuda.device_count", lambda: 2),
+    mock.patch("torch.cuda.set_device"),
+    mock.patch("torch.cuda.get_device_properties", lambda device: gpu),
+):
     mixed = message(distributed.init, "cuda" if rank else "cpu")
     indexed = message(distributed.init, "cuda:1")
+    with mock.patch("torch.cuda.device_count", lambda: 1):
+        shared = message(distributed.init, "cuda")
 distributed.init("cpu")
 seen = {
     "mixed devices": mixed,
+    "one GPU": shared,
     "device index": indexed,
     "who": [rank, distributed.get_world_size(), distributed.is_main()],
     "gathered on main": distributed.gather_objects({"rank": rank}),

@@ -74,6 +74,16 @@ def test_processes_agree_on_a_device(two):
     for seen in two[1]:
         assert "processes 0 to 1 would run on cpu, cuda" in seen["mixed devices"]
         assert "MODEL.DEVICE: cuda:1: names one device for 2 processes" in seen["device index"]
+        assert "processes 0 and 1 would share one GPU" in seen["one GPU"]
+
+
+@pytest.mark.parametrize("count, device", [(1, "cuda:0"), (4, "cuda:2")])
+def test_a_process_may_see_one_gpu_or_all(monkeypatch, count, device):
+    """Slurm's --gpus-per-task shows each process only its own."""
+    monkeypatch.setattr(distributed, "launch_info", lambda: distributed.Launch(0, 1, 2))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert distributed.init("cuda") == torch.device(device)
 
 
 def test_the_least_capable_device_decides_the_type_of_mixed_precision(two):
