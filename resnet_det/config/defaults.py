@@ -87,7 +87,8 @@ KEYS: dict[str, Key] = {
         "Match the classes of checkpoints and datasets by their order instead of their names. Both "
         "must have equally many classes."),
     "RESNET_DET.SKIP_BAD_DATA": Key(False, ALL,
-        "Skip and count broken training images and annotations instead of ending the run."),
+        "Skip and count broken training images, and objects with a broken annotation in training and "
+        "test sets, instead of ending the run."),
     "RESNET_DET.CHECK_IMAGES": Key(True, DETECTOR | LARGE,
         "Decode all test images before training and stop if one is unusable. Images that passed "
         "the check before are not decoded again; images in tar shards are not checked."),

@@ -2,6 +2,7 @@
 ones."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -220,8 +221,9 @@ def load_dataset(name: str, root: Root = None, skip_bad: bool = False) -> Datase
     Args:
         name: one of ``dataset_names()``.
         root: the datasets' folder; None is $DETECTRON2_DATASETS, or ./datasets.
-        skip_bad: skip an image with a faulty annotation and list it in ``skipped`` instead of
-            raising. Images are not opened here; ``tools/check_dataset.py`` reads them.
+        skip_bad: skip an object with a faulty annotation, or an image whose annotations cannot be
+            read, and list it in ``skipped`` instead of raising. Images are opened here only if
+            their size is not annotated; ``tools/check_dataset.py`` reads them.
 
     Raises:
         UnknownDataset, DatasetError.
@@ -229,12 +231,10 @@ def load_dataset(name: str, root: Root = None, skip_bad: bool = False) -> Datase
     metadata, scan = scan_dataset(name, root)
     dataset = Dataset(name, [], metadata)
     for record, faults in scan:
-        unknown = [fault for fault in faults if not fault.known]
-        if unknown and not skip_bad:
-            raise unknown[0]
-        dataset.skipped += map(str, faults)
-        if record is not None and not unknown:
-            dataset.records.append(record)
+        costly = [fault for fault in faults if fault.costs != "nothing" and not fault.known]
+        if costly and not skip_bad:
+            raise costly[0]
+        dataset.add(record, faults)
     if not dataset.records:
         raise DatasetError(name, f"no image is left after {len(dataset.skipped)} faults")
     return dataset
@@ -272,4 +272,5 @@ def load_datasets(
         [record for part in parts for record in part.records],
         first.metadata,
         [line for part in parts for line in part.skipped],
+        sum((part.counts for part in parts), Counter()),
     )

@@ -50,13 +50,32 @@ class Metadata:
 
 @dataclass
 class Dataset:
-    """Records as Detectron2's standard dicts. ``skipped`` has one line per skipped object or
-    image."""
+    """Records as Detectron2's standard dicts.
+
+    Attributes:
+        skipped: one line per skipped image or object.
+        counts: number of "skipped_images", "skipped_objects" and "clipped_boxes".
+    """
 
     name: str
     records: list[Record]
     metadata: Metadata
     skipped: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: Record | None, faults: Sequence[DatasetError]) -> None:
+        """Add a record of a scan, unless a fault costs the whole image."""
+        costs = Counter(fault.costs for fault in faults)
+        if record is not None:
+            costs["image"] = min(costs["image"], 1)
+            if not costs["image"]:
+                self.records.append(record)
+        self.skipped += [str(fault) for fault in faults if fault.costs != "nothing"]
+        self.counts.update(
+            skipped_images=costs["image"],
+            skipped_objects=costs["object"],
+            clipped_boxes=costs["nothing"],
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +133,8 @@ class DetectionSpec(DatasetSpec):
         """Return the metadata, and an iterable of ``(record, faults)``.
 
         A record is one of Detectron2's standard dicts, or None for faults that belong to no image.
-        A record with faults may lack its size or some of its objects.
+        A record with faults may lack its size or some of its objects. What was changed without loss
+        is no fault; the reader counts it and logs the counts in one line.
 
         Raises:
             DatasetError: the dataset as a whole cannot be read.
@@ -123,14 +143,18 @@ class DetectionSpec(DatasetSpec):
     def check(self, root: str, workers: int) -> Report:
         report = Report(self.name, self.unit, published=self.published)
         metadata, scan = self.scan(root)
-        records = []
+        sound = Dataset(self.name, [], metadata)
+        records, damaged = [], set()
         for record, found in tqdm(scan, desc="annotations", unit=" images", disable=None):
-            for fault in found:
-                (report.known if fault.known else report.faults).append(str(fault))
+            report.add(found)
             if record is not None:
                 records.append(record)
-        for lines in parallel_map(record_faults, records, workers, "images"):
-            report.faults += lines
+                sound.add(record, found)
+        for faults in parallel_map(record_faults, records, workers, "images"):
+            report.add(faults)
+            damaged |= {fault.file for fault in faults if fault.costs == "image"}
+        sound.records = [r for r in sound.records if r["file_name"] not in damaged]
+        report.sound = sound
         counts = object_counts(records, metadata.classes)
         report.images = len(records)
         report.units = sum(len(record.get("annotations", ())) for record in records)

@@ -28,7 +28,8 @@ def score(
     """Evaluate predictions by the dataset's protocol, and write the protocol's submission files.
 
     VOC 2007 uses the 11-point AP, later years the area under the curve. AP50 by the other metric
-    is reported as well.
+    is reported as well, and so is what the ground truth lacks: skipped images and objects, and
+    clipped boxes, if there are any.
 
     Args:
         predictions: one per image; see :mod:`resnet_det.evaluation.inputs`.
@@ -41,6 +42,7 @@ def score(
     folder.mkdir(parents=True, exist_ok=True)
     result = EVALUATIONS[dataset.metadata.evaluation](dataset, predictions, folder)
     if result is not None:
+        result.overall |= {what: count for what, count in dataset.counts.items() if count}
         (folder / "results.json").write_text(json.dumps(as_json(result), indent=1) + "\n")
     return result
 

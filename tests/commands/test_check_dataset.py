@@ -50,15 +50,15 @@ def not_an_image(folder):
 
 def other_size(folder):
     folder.annotate("000001", folder.object(), size=(40, 60))
-    return folder.image("000001"), "is 60 x 40 pixels, its annotation says 40 x 60"
+    return folder.image("000001"), "is 60 x 40 pixels, but its annotation says 40 x 60"
 
 
-def rotated(folder):
+def turned(folder, orientation=6):
     exif = Image.Exif()
-    exif[274] = 3
+    exif[274] = orientation
     path = folder.image("000001")
     Image.open(path).copy().save(path, exif=exif)
-    return path, "EXIF orientation 3"
+    return path, "is 40 x 60 pixels, but its annotation says 60 x 40, as stored before its EXIF"
 
 
 def floats_of_another_range(folder):
@@ -78,7 +78,7 @@ def malformed(folder):
 
 
 def outside(folder):
-    folder.annotate("000001", folder.object((2, 3, 70, 40)))
+    folder.annotate("000001", folder.object((62, 3, 70, 40)))
     return folder.xml("000001"), "outside the image"
 
 
@@ -103,7 +103,7 @@ def no_list(folder):
 
 
 FAULTS = [
-    truncate, remove_image, not_an_image, other_size, floats_of_another_range, rotated,
+    truncate, remove_image, not_an_image, other_size, floats_of_another_range, turned,
     remove_annotation, malformed, outside, inverted, unknown_class, duplicate, no_list,
 ]  # fmt: skip
 

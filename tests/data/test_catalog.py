@@ -122,14 +122,19 @@ def test_root_is_argument_then_variable_then_folder(monkeypatch, voc_folder, tmp
     assert datasets_root("~/data") == os.path.expanduser("~/data")
 
 
-def test_bad_image_ends_the_load_or_is_skipped_and_listed(voc_folder):
-    voc_folder.add("000003", voc_folder.object(name="dragon"))
+def test_bad_object_or_image_ends_the_load_or_is_skipped_and_listed(voc_folder):
+    voc_folder.add("000003", voc_folder.object(name="dragon") + voc_folder.object())
     voc_folder.add("000004")
-    with pytest.raises(DatasetError, match=r"000003\.xml: object 1: unknown class 'dragon'"):
+    voc_folder.xml("000002").write_text("<annotation>")
+    with pytest.raises(DatasetError, match=r"000002\.xml: malformed XML"):
         load_dataset("voc_2007_trainval", voc_folder.root)
     dataset = load_dataset("voc_2007_trainval", voc_folder.root, skip_bad=True)
-    assert [record["image_id"] for record in dataset.records] == ["000001", "000002", "000004"]
-    assert dataset.skipped == [f"{voc_folder.xml('000003')}: object 1: unknown class 'dragon'"]
+    assert [record["image_id"] for record in dataset.records] == ["000001", "000003", "000004"]
+    assert [len(record["annotations"]) for record in dataset.records] == [1, 1, 1]
+    broken, unknown = dataset.skipped
+    assert broken.startswith(f"{voc_folder.xml('000002')}: malformed XML")
+    assert unknown == f"{voc_folder.xml('000003')}: object 1: unknown class 'dragon'"
+    assert +dataset.counts == {"skipped_images": 1, "skipped_objects": 1}
 
 
 def test_nothing_left_is_an_error(voc_folder):
@@ -145,8 +150,9 @@ def test_union(voc_folder):
     names = ("voc_2007_test", "voc_2007_trainval")
     union = load_datasets(names, voc_folder.root, skip_bad=True)
     assert union.name == "voc_2007_test+voc_2007_trainval"
-    assert [record["image_id"] for record in union.records] == ["000002", "000001", "000002"]
-    assert len(union.skipped) == 1
+    ids = [record["image_id"] for record in union.records]
+    assert ids == ["000002", "000001", "000002", "000003"]
+    assert len(union.skipped) == union.counts["skipped_objects"] == 1
     assert union.metadata.name == "voc_2007_test"
 
 

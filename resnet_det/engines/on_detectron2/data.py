@@ -14,12 +14,7 @@ from detectron2.data import (
     MetadataCatalog,
     get_detection_dataset_dicts,
 )
-from detectron2.data.detection_utils import (
-    SizeMismatchError,
-    check_image_size,
-    convert_PIL_to_numpy,
-    transform_proposals,
-)
+from detectron2.data.detection_utils import convert_PIL_to_numpy, transform_proposals
 from detectron2.data.detection_utils import read_image as detectron2_read
 from detectron2.data.transforms import AugInput
 from detectron2.utils.file_io import PathManager
@@ -27,10 +22,10 @@ from PIL import Image
 
 from ... import data
 from ...config.defaults import ConfigError
-from ...data import Dataset, ImageError, Metadata, dataset_names, load_datasets
+from ...data import Dataset, Metadata, dataset_names, load_datasets
 from ...data.detection import proposals, voc
 from ...data.detection.mapper import with_usable_annotations
-from ...data.pixels import FORMATS, at_scales, read_image
+from ...data.pixels import FORMATS, at_scales, check_size, read_image
 from ..checks import proposal_files, test_files
 from ..class_matching import check_number
 
@@ -67,7 +62,8 @@ def load_any(names: Sequence[str], skip_bad: bool = False, files: Sequence[str] 
 
 def load_test_sets(cfg: Any) -> dict[str, Dataset]:
     """Read DATASETS.TEST. Returns name -> dataset."""
-    return {name: load_any([name], files=files) for name, files in test_files(cfg)}
+    skip_bad = cfg.RESNET_DET.SKIP_BAD_DATA
+    return {name: load_any([name], skip_bad, files) for name, files in test_files(cfg)}
 
 
 def training_records(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
@@ -137,10 +133,9 @@ class Mapper(DatasetMapper):
         """Do as Detectron2's method does, except for reading the image and for ``scales``."""
         sample = copy.deepcopy(dataset_dict)
         image = read(sample["file_name"], self.image_format)
-        try:
-            check_image_size(sample, image)
-        except SizeMismatchError as error:
-            raise ImageError(sample["file_name"], str(error)) from error
+        check_size(image, sample)
+        sample.setdefault("height", image.shape[0])
+        sample.setdefault("width", image.shape[1])
         if self.scales:
             others = at_scales(image, self.scales, *self.size)
             sample["scales"] = [torch.from_numpy(x.transpose(2, 0, 1).copy()) for x in others]
