@@ -67,8 +67,12 @@ def path_inside(folder: str, name: str) -> str:
     if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in name):
         raise ValueError(f"{name!r} is not a file name")
     name = name.replace("\\", "/")
+    path = os.path.join(folder, name)
+    leaves = os.path.isabs(name)
     if ".." in name.split("/"):
-        name = os.path.normpath(name)
-    if os.path.isabs(name) or name.split("/")[0] == "..":
+        path = os.path.normpath(path)
+        top = os.path.join(os.path.abspath(folder), "")
+        leaves = leaves or not os.path.abspath(path).startswith(top)
+    if leaves:
         raise ValueError(f"{name!r} leaves the folder of the images")
-    return os.path.join(folder, name)
+    return path

@@ -186,7 +186,7 @@ def _image_name(line: str, exists: Callable[[str], bool]) -> str:
     def name(text: str) -> str:
         stem, extension = os.path.splitext(text)
         text = stem if extension.lower() in _EXTENSIONS else text
-        return path_inside("", text)
+        return path_inside("JPEGImages", text).removeprefix("JPEGImages/")
 
     columns = line.split()
     return name(line if len(columns) == 1 or exists(name(line)) else columns[0])
