@@ -133,7 +133,7 @@ class Mapper(DatasetMapper):
         """Do as Detectron2's method does, except for reading the image and for ``scales``."""
         sample = copy.deepcopy(dataset_dict)
         image = read(sample["file_name"], self.image_format)
-        check_size(image, sample)
+        check_size(image, sample | {"file_name": PathManager.get_local_path(sample["file_name"])})
         sample.setdefault("height", image.shape[0])
         sample.setdefault("width", image.shape[1])
         if self.scales:
