@@ -7,7 +7,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ...records import LONGEST_SIDE, BoxMode, DatasetError, path_inside
@@ -103,10 +103,14 @@ def scan(
     def xml(image_id: str) -> str | None:
         return os.path.join(dirname, "Annotations", f"{image_id}.xml") if annotated else None
 
-    ids = read_list(listed, lambda image_id: os.path.exists(xml(image_id) or image(image_id)))
+    def exists(image_id: str) -> bool:
+        return os.path.exists(xml(image_id) or image(image_id))
+
+    changes: Counter[str] = Counter()
+    ids = read_list(listed, exists, changes)
     files = ((image_id, image(image_id), xml(image_id)) for image_id in ids)
     seen = set()
-    for record, faults in read_images(files, classes, origin):
+    for record, faults in read_images(files, classes, origin, changes):
         image_id = record["image_id"]
         if image_id in seen:
             faults.insert(0, DatasetError(listed, f"duplicate image id {image_id!r}"))
@@ -115,7 +119,10 @@ def scan(
 
 
 def read_images(
-    files: Iterable[tuple[str, str, str | None]], classes: Sequence[str], origin: int = 1
+    files: Iterable[tuple[str, str, str | None]],
+    classes: Sequence[str],
+    origin: int = 1,
+    changes: Counter[str] | None = None,
 ) -> Iterator[tuple[Record, list[DatasetError]]]:
     """Read images and their annotations. The log says what had to be changed.
 
@@ -126,12 +133,14 @@ def read_images(
         origin: coordinate of the first pixel. VOC counts pixels from 1 and includes the last one:
             as in Detectron2, 1 is subtracted from xmin and ymin only. 0 leaves the boxes unchanged,
             for files whose coordinates are continuous or start at 0.
+        changes: what was changed before, for the same line of the log.
 
     Yields:
         ``(record, faults)``: a standard dict with boxes in continuous coordinates, and the list of
         the faults found in it. A record with faults may lack its size or some objects.
     """
-    reader = _Reader({name: index for index, name in enumerate(classes)}, origin)
+    class_ids = {name: index for index, name in enumerate(classes)}
+    reader = _Reader(class_ids, origin, Counter() if changes is None else changes)
     xml = None
     for image_id, image, xml in files:
         record: Record = {"file_name": image, "image_id": image_id}
@@ -151,12 +160,17 @@ def read_images(
 _EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp", ".xml")
 
 
-def read_list(path: str, exists: Callable[[str], bool] = lambda name: False) -> list[str]:
-    """Read a list of images, without their extensions. The log says what had to be changed.
+def read_list(
+    path: str,
+    exists: Callable[[str], bool] = lambda name: False,
+    changes: Counter[str] | None = None,
+) -> list[str]:
+    """Read a list of images, without their extensions.
 
     Args:
         exists: whether there is an image of this name. A line with spaces is one name if there is;
             otherwise its first column is.
+        changes: counts the lines that had more than a name.
 
     Raises:
         DatasetError: the file is missing, empty, or names an image outside its folder.
@@ -174,8 +188,9 @@ def read_list(path: str, exists: Callable[[str], bool] = lambda name: False) -> 
         raise DatasetError(path, str(error)) from None
     if not names:
         raise DatasetError(path, "the list of images is empty")
-    changed = sum(name != line for name, line in zip(names, lines))
-    log_changes(path, Counter({"lines reduced to the name of an image": changed}))
+    if changes is not None:
+        changed = sum(name != line for name, line in zip(names, lines))
+        changes["list lines reduced to the name of an image"] += changed
     return names
 
 
@@ -257,7 +272,7 @@ class _Reader:
 
     class_ids: dict[str, int]
     origin: int
-    changes: Counter[str] = field(default_factory=Counter)
+    changes: Counter[str]
 
     def read(self, path: str, record: Record) -> list[DatasetError]:
         """Read height, width and annotations into ``record``. Returns the faults."""

@@ -162,6 +162,24 @@ def test_voc(folder, caplog, tool):
     assert all(any(words in count for count in found) for words in counted)
 
 
+def test_all_changes_of_a_dataset_are_one_line(folder, caplog):
+    caplog.set_level(logging.INFO)
+    (folder / "ImageSets/Main/all.txt").write_text("a.jpg\nb 1\n")
+    Image.new("RGB", (60, 40)).save(folder / "JPEGImages/b.jpg")
+    (folder / "Annotations/b.xml").write_text(flags("false", "true"))
+    read_voc(folder, XML.replace(SIZE, ""))
+    assert changes(caplog) == [
+        "2 flags that are missing or not 0 or 1",
+        "1 image sizes taken from the image files",
+        "2 list lines reduced to the name of an image",
+    ]
+    caplog.clear()
+    (folder / "ImageSets/Main/all.txt").write_text("a\nb\n")
+    (folder / "Annotations/b.xml").write_text(XML)
+    read_voc(folder, XML)
+    assert changes(caplog) == []
+
+
 def test_class_names_are_read_in_their_encoding(folder):
     for encoding in ("utf-8", "utf-16", "iso-8859-1", "windows-1252", "gbk"):
         name = "dog" if encoding == "gbk" else "größe"
