@@ -3,7 +3,9 @@
 import contextlib
 import itertools
 import json
+import mmap
 import os
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -38,42 +40,66 @@ class CocoJson(DetectionSpec):
     """A dataset in COCO's format: a folder of images and a JSON file.
 
     Attributes:
+        image_root: the folder; None looks for it near the file (:func:`find_images`).
         annotated: False for an image_info file, which has no annotations.
         official, repeated_ids: see :func:`read`.
     """
 
-    image_root: str
+    image_root: str | None
     json_file: str
     annotated: bool = True
     official: bool = True
     repeated_ids: bool = False
 
     def paths(self) -> list[str]:
-        return [self.image_root, self.json_file]
+        return [*filter(None, [self.image_root]), self.json_file]
 
-    def count(self, root: str) -> int:
+    def count(self, root: str) -> int | None:
         """Number of JPEG files in the image folder."""
-        files = os.listdir(os.path.join(root, self.image_root))
+        if self.image_root is None:
+            return None
+        files = os.listdir(self.locate(root, self.image_root))
         return sum(file.endswith(".jpg") for file in files)
 
     def scan(self, root: str) -> tuple[Metadata, Scan]:
-        image_root = os.path.join(root, self.image_root)
-        json_file = os.path.join(root, self.json_file)
+        json_file = self.locate(root, self.json_file)
+        images = self.image_root
+        image_root = find_images(json_file) if images is None else self.locate(root, images)
         classes, ids, scan = read(json_file, image_root, self.official, self.repeated_ids)
+        detectron2: dict[str, Any] = {"evaluator_type": "coco"}
+        if not self.own:  # Detectron2's evaluator would read all classes and images of the file
+            detectron2 |= {
+                "json_file": json_file,
+                "image_root": image_root,
+                "thing_dataset_id_to_contiguous_id": {id: i for i, id in enumerate(ids)},
+            }
         metadata = Metadata(
             self.name,
             classes,
             "coco",
             self.annotated,
             category_ids=ids,
-            detectron2={
-                "evaluator_type": "coco",
-                "json_file": json_file,
-                "image_root": image_root,
-                "thing_dataset_id_to_contiguous_id": {id: i for i, id in enumerate(ids)},
-            },
+            detectron2=detectron2,
         )
         return metadata, scan
+
+
+def find_images(json_file: str) -> str:
+    """The folder of a file's images: its own folder, or ``images/`` there or one folder higher,
+    whichever has the first image that the file names; else its own."""
+    own = os.path.dirname(json_file)
+    folders = (own, os.path.join(own, "images"), os.path.join(own, "..", "images"))
+    try:
+        with (
+            open(json_file, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m,
+        ):
+            found = re.search(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', m)
+            name = json.loads(found[1]) if found else ""
+    except (OSError, ValueError):  # ``read`` says what is wrong with the file
+        return own
+    there = (f for f in folders if name and os.path.isfile(os.path.join(f, name)))
+    return os.path.normpath(next(there, own))
 
 
 def read(
