@@ -3,6 +3,7 @@
     resnet-det check-dataset voc_2007_trainval
     resnet-det check-dataset imagenet_train
     resnet-det check-dataset coco_2017_val --root /data --workers 16
+    resnet-det check-dataset "voc:photos?split=train"
     resnet-det check-dataset voc_2007_trainval --fix clean.json
 
 Boxes that extend beyond their image are listed, but are no fault: loading clips them. --fix writes
@@ -26,7 +27,7 @@ from . import cli
 def main(argv: cli.Words = None) -> int:
     parser = cli.parser(__doc__)
     names = ", ".join(dataset_names(task=None))
-    parser.add_argument("name", metavar="NAME", help=f"one of: {names}")
+    parser.add_argument("name", metavar="NAME", help=f"a path, or one of: {names}")
     parser.add_argument(
         "--root",
         metavar="FOLDER",

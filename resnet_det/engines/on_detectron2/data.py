@@ -3,7 +3,6 @@
 import copy
 import logging
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,16 @@ from PIL import Image
 
 from ... import data
 from ...config.defaults import ConfigError
-from ...data import Dataset, Metadata, dataset_names, load_datasets
-from ...data.detection import proposals, voc
+from ...data import (
+    Dataset,
+    Metadata,
+    dataset_names,
+    is_path,
+    load_dataset,
+    own_spec,
+    union,
+)
+from ...data.detection import voc
 from ...data.detection.mapper import with_usable_annotations
 from ...data.pixels import FORMATS, at_scales, check_size, read_image
 from ..checks import proposal_files, test_files
@@ -40,23 +47,20 @@ def check_names(names: Sequence[str]) -> None:
 def load_any(names: Sequence[str], skip_bad: bool = False, files: Sequence[str] = ()) -> Dataset:
     """Read a union of datasets.
 
-    Our readers load the datasets in our catalog; they keep "difficult" and name the file in errors.
-    Detectron2's catalog loads all others.
+    Our readers load the datasets in our catalog and those named by a path; they keep "difficult"
+    and name the file in errors. Detectron2's catalog loads all others.
 
     Args:
         files: one file of precomputed proposals per dataset; the records then carry the proposals.
     """
     check_names(names)
-    if set(names) <= set(dataset_names()):
-        dataset = load_datasets(names, skip_bad=skip_bad, proposal_files=files)
-        for line in dataset.skipped:
-            logger.warning("skipped %s", line)
-    else:
-        dataset = _foreign(names)
-        if files:
-            parts = (get_detection_dataset_dicts([name], filter_empty=False) for name in names)
-            parts = (proposals.attach(*pair) for pair in zip(parts, files))
-            dataset.records = list(chain.from_iterable(parts))
+    ours = {*dataset_names(), *filter(is_path, names)}
+    parts = [
+        load_dataset(name, skip_bad=skip_bad) if name in ours else _foreign(name) for name in names
+    ]
+    dataset = union(parts, files)
+    for line in dataset.skipped:
+        logger.warning("skipped %s", line)
     return dataset
 
 
@@ -83,6 +87,11 @@ def training_records(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
         for key, default in (("USE_DIFFICULT", True), ("SKIP_BAD_DATA", False)):
             if cfg.RESNET_DET[key] != default:
                 raise ConfigError(f"RESNET_DET.{key}: is only for box detectors")
+        for name in filter(own_spec, cfg.DATASETS.TRAIN):
+            raise ConfigError(
+                f"DATASETS.TRAIN: {name}: only its boxes are read: for masks or keypoints, register "
+                "the dataset with Detectron2's register_coco_instances"
+            )
         least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
         records = get_detection_dataset_dicts(  # our readers read boxes only
             cfg.DATASETS.TRAIN,
@@ -100,21 +109,21 @@ def training_records(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
     return records, dataset.metadata.classes
 
 
-def _foreign(names: Sequence[str]) -> Dataset:
-    """Read a union of datasets that other code registered in Detectron2's catalog."""
-    records = get_detection_dataset_dicts(list(names), filter_empty=False)
-    known = MetadataCatalog.get(names[0])
+def _foreign(name: str) -> Dataset:
+    """Read a dataset that other code registered in Detectron2's catalog."""
+    records = get_detection_dataset_dicts([name], filter_empty=False)
+    known = MetadataCatalog.get(name)
     classes = tuple(known.get("thing_classes", ()))
     is_voc = known.get("evaluator_type") == "pascal_voc"
     ids = known.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(classes))}
     metadata = Metadata(
-        names[0],
+        name,
         classes,
         voc.evaluation(known.get("year")) if is_voc else "coco",
         split=known.get("split"),
         category_ids=tuple(sorted(ids, key=lambda id: ids[id])),
     )
-    return Dataset("+".join(names), records, metadata)
+    return Dataset(name, records, metadata)
 
 
 class Mapper(DatasetMapper):
