@@ -181,7 +181,8 @@ def _find(name: str, task: str | None = None) -> DatasetSpec:
     spec = _get(name)
     if spec and task in (None, spec.task):
         return spec
-    if spec is None and (":" in name or os.path.exists(name)):
+    there = any(os.path.exists(os.path.join(folder, name)) for folder in ("", datasets_root()))
+    if spec is None and (":" in name or there):
         kinds = ", ".join(kind.example for kind in KINDS.values())
         raise UnknownDataset(f"unknown dataset {name!r}; a dataset's path is one of {kinds}")
     hint = did_you_mean(name, dataset_names(task), list_all=True)

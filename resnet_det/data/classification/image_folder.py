@@ -54,18 +54,30 @@ class ImageFolder(ClassificationSpec):
         """The folder of the classes, and the chosen classes with their images."""
         self.check_located(root)
         where = self.locate(root, self.folder)
-        if self.split is not None:
-            known = sorted(entry.name for entry in os.scandir(where) if entry.is_dir())
-            if self.split not in known:
-                hint = did_you_mean(self.split, known, list_all=True)
-                raise DatasetError(self.name, f"{where} has no split {self.split!r}{hint}")
-            where = os.path.join(where, self.split)
+        if self.own:
+            where = self._split_folder(where)
         listed = list_folder(where)
         if self.chosen:
             by_name = {os.path.basename(path): (path, files) for path, files in listed}
             check_chosen(self.name, self.chosen, list(by_name))
             listed = [by_name[name] for name in self.chosen]
         return where, listed
+
+    def _split_folder(self, folder: str) -> str:
+        """The folder of the split. Raises DatasetError, with the splits there, if there is none."""
+        subfolders = [entry for entry in os.scandir(folder) if entry.is_dir()]
+        splits = sorted(entry.name for entry in subfolders if _holds_classes(entry.path))
+        if self.split in splits:
+            return os.path.join(folder, str(self.split))
+        if self.split is None and not splits:
+            return folder
+        if self.split is None:
+            hint = f"is divided: choose split={' or split='.join(splits)}"
+        elif splits:
+            hint = f"has no split {self.split!r}{did_you_mean(self.split, splits, list_all=True)}"
+        else:
+            hint = f"has no split {self.split!r}: to divide its images, use split=[:80%]"
+        raise DatasetError(self.name, f"{folder} {hint}")
 
     def check(self, root: str, workers: int) -> Report:
         where, listed = self._listed(root)
@@ -76,6 +88,13 @@ class ImageFolder(ClassificationSpec):
             faults += lines
         counts = Counter({label: len(files) for label, (_, files) in enumerate(listed)})
         return self.report(where, [os.path.basename(path) for path, _ in listed], counts, faults)
+
+
+def _holds_classes(folder: str) -> bool:
+    """Whether a folder holds folders and no images."""
+    inside = list(os.scandir(folder))
+    images = (entry for entry in inside if entry.name.lower().endswith(EXTENSIONS))
+    return any(entry.is_dir() for entry in inside) and not any(images)
 
 
 def list_folder(folder: str) -> Classes:

@@ -86,20 +86,27 @@ class CocoJson(DetectionSpec):
 
 def find_images(json_file: str) -> str:
     """The folder of a file's images: its own folder, or ``images/`` there or one folder higher,
-    whichever has the first image that the file names; else its own."""
+    whichever has one of the first images that the file names.
+
+    Raises:
+        DatasetError: none of these folders has.
+    """
     own = os.path.dirname(json_file)
-    folders = (own, os.path.join(own, "images"), os.path.join(own, "..", "images"))
+    folders = [own, os.path.join(own, "images"), os.path.normpath(os.path.join(own, "../images"))]
     try:
         with (
             open(json_file, "rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m,
         ):
-            found = re.search(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', m)
-            name = json.loads(found[1]) if found else ""
+            found = itertools.islice(re.finditer(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', m), 10)
+            names = [json.loads(match[1]) for match in found]
     except (OSError, ValueError):  # ``read`` says what is wrong with the file
         return own
-    there = (f for f in folders if name and os.path.isfile(os.path.join(f, name)))
-    return os.path.normpath(next(there, own))
+    for folder in folders:
+        if not names or any(os.path.isfile(os.path.join(folder, name)) for name in names):
+            return folder
+    what = f"its images, such as {names[0]}, are in none of {', '.join(folders)}"
+    raise DatasetError(json_file, f"{what}: name their folder with ?images=FOLDER")
 
 
 def read(
