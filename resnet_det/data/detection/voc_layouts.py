@@ -2,14 +2,15 @@
 
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from ...hints import did_you_mean
 from ...records import DatasetError
 from ..image_files import by_stem
 from ..specs import DetectionSpec, Metadata, Scan
-from .voc import read_list, read_record, read_xml
+from .voc import read_images, read_list, read_xml
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ class OwnVocFolder(DetectionSpec):
     Attributes:
         split: name of a list in ``ImageSets/Main`` or, without such lists, of a subfolder; None
             for every annotated image.
-        origin: coordinate of the first pixel.
+        origin: see :func:`.voc.read_images`.
     """
 
     folder: str
@@ -50,16 +51,28 @@ class OwnVocFolder(DetectionSpec):
         metadata = Metadata(
             self.name, classes, "coco_and_voc", detectron2={"evaluator_type": "coco"}
         )
-        xmls = {id: xmls.get(id, os.path.join(xml_folder, f"{id}.xml")) for id in ids}
-        return metadata, _scan(image_folder, images, xmls, classes, self.origin)
+        files, faults = [], []
+        for image_id in ids:
+            xml = xmls.get(image_id, os.path.join(xml_folder, f"{image_id}.xml"))
+            found = images.get(image_id, [])
+            if len(found) == 1:
+                files.append((image_id, found[0], xml))
+            elif found:
+                faults.append(DatasetError(xml, f"belongs to several images: {', '.join(found)}"))
+            else:
+                what = f"its image is missing: there is no {image_id}.* in {image_folder}"
+                faults.append(DatasetError(xml, what))
+        unread: Scan = [(None, faults)] if faults else []
+        return metadata, chain(unread, read_images(files, classes, self.origin))
 
-    def _image_ids(self, folder: str, xmls: Iterable[str]) -> list[str]:
+    def _image_ids(self, folder: str, xmls: Collection[str]) -> list[str]:
         if self.split is None:
             return sorted(xmls)
         lists = os.path.join(folder, "ImageSets", "Main")
         if os.path.isdir(lists):
             self._check_split([os.path.splitext(name)[0] for name in os.listdir(lists)], lists)
-            return list(dict.fromkeys(read_list(os.path.join(lists, f"{self.split}.txt"))))
+            file = os.path.join(lists, f"{self.split}.txt")
+            return list(dict.fromkeys(read_list(file, xmls.__contains__)))
         self._check_split({os.path.dirname(id) for id in xmls} - {""}, folder)
         return sorted(id for id in xmls if id.startswith(f"{self.split}/"))
 
@@ -70,26 +83,6 @@ class OwnVocFolder(DetectionSpec):
                 "split=[80%:]"
             )  # fmt: skip
             raise DatasetError(self.name, f"{where} has no split {self.split!r}{hint}")
-
-
-def _scan(
-    folder: str,
-    images: Mapping[str, Sequence[str]],
-    xmls: Mapping[str, str],
-    classes: Sequence[str],
-    origin: int,
-) -> Scan:
-    """Read each image of ``xmls``. A fault of an image's file belongs to no record."""
-    class_ids = {name: index for index, name in enumerate(classes)}
-    for image_id, xml in xmls.items():
-        found = images.get(image_id, ())
-        if len(found) == 1:
-            yield read_record(image_id, found[0], xml, class_ids, origin)
-        elif found:
-            yield None, [DatasetError(xml, f"belongs to several images: {', '.join(found)}")]
-        else:
-            what = f"its image is missing: there is no {image_id}.* in {folder}"
-            yield None, [DatasetError(xml, what)]
 
 
 def _subfolder(folder: str, *names: str) -> str | None:
@@ -104,9 +97,11 @@ def _classes(xmls: Iterable[str]) -> tuple[str, ...]:
     fault = None
     for path in xmls:
         try:
-            names |= {node.findtext("name", "").strip() for node in read_xml(path).iter("object")}
+            objects = read_xml(path).findall("object")
         except DatasetError as error:  # the scan reports it
             fault = error
+        else:
+            names |= {node.findtext("name", "").strip() for node in objects}
     names.discard("")
     if not names:
         raise fault or DatasetError(path, "names no object, nor does any other annotation")

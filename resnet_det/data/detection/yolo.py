@@ -1,18 +1,19 @@
 """Read YOLO's labels, in Ultralytics' layout, as Detectron2's standard dicts."""
 
-import math
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from ...hints import did_you_mean
-from ...records import BoxMode, DatasetError, box_fault
+from ...records import BoxMode, DatasetError
 from ..image_files import files_below
 from ..pixels import ImageError, image_header
 from ..specs import DetectionSpec, Metadata, Record, Scan
+from .fields import CLIPPED, around, inside, log_changes
 
 SPLITS = ("train", "val", "valid", "test")  # the keys of data.yaml that name images
 MAX_BYTES = 2**20  # of data.yaml
@@ -60,9 +61,8 @@ class YoloFolder(DetectionSpec):
             first = next(iter(labels.values()))
             raise DatasetError(self.name, f"no image has labels: there is no {first}, for example")
         metadata = Metadata(self.name, classes, "coco", detectron2={"evaluator_type": "coco"})
-        ids = {image: os.path.relpath(image, base) for image in images}
-        scan = (read_record(ids[image], image, labels[image], len(classes)) for image in images)
-        return metadata, scan
+        files = [(os.path.relpath(image, base), image, labels[image]) for image in images]
+        return metadata, read_images(files, len(classes))
 
     def _base(self, root: str, file: str, content: dict[str, Any]) -> str:
         """The folder that the entries are relative to: ``path``, if it exists, else the file's."""
@@ -125,59 +125,88 @@ def label_file(image: str) -> str:
     return os.sep.join(parts) + ".txt"
 
 
-def read_record(
-    image_id: str, image: str, labels: str, classes: int
-) -> tuple[Record | None, list[DatasetError]]:
-    """Read the labels of an image as a standard dict with absolute boxes. Returns the record, and
-    the faults that were found; no record if the size of the image is unknown."""
+def read_images(
+    files: Iterable[tuple[str, str, str]], classes: int
+) -> Iterator[tuple[Record | None, list[DatasetError]]]:
+    """Read images and their labels. The log says what had to be changed.
+
+    Args:
+        files: ``(image id, image, labels)``: paths.
+        classes: number of classes.
+
+    Yields:
+        ``(record, faults)``: a standard dict with absolute boxes, and the list of the faults found
+        in it; no record if the image's size is unknown.
+    """
+    changes: Counter[str] = Counter()
+    labels = ""
+    for image_id, image, labels in files:
+        try:
+            height, width, _ = image_header(image)
+        except ImageError as error:
+            yield None, [error]
+            continue
+        objects, faults = _read_labels(labels, width, height, classes, changes)
+        yield (
+            {
+                "file_name": image,
+                "image_id": image_id,
+                "height": height,
+                "width": width,
+                "annotations": objects,
+            },
+            faults,
+        )
+    log_changes(os.path.dirname(labels), changes)
+
+
+def _read_labels(
+    path: str, width: int, height: int, classes: int, changes: Counter[str]
+) -> tuple[list[dict[str, Any]], list[DatasetError]]:
+    """The annotations in a file of labels, which may be absent, and the faults found in it."""
     try:
-        height, width, _ = image_header(image)
-    except ImageError as error:
-        return None, [error]
-    record: Record = {"file_name": image, "image_id": image_id, "height": height, "width": width}
-    record["annotations"] = []
-    try:
-        with open(labels, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             lines = file.read().splitlines()
     except FileNotFoundError:
-        return record, []
+        return [], []
     except (OSError, UnicodeDecodeError) as error:
-        return record, [DatasetError(labels, str(error))]
-    faults = []
+        return [], [DatasetError(path, str(error))]
+    objects, faults = [], []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        words = line.split()
+        if not words:
             continue
         try:
-            label, box = _read_line(line.split(), width, height, classes)
+            label, box = _read_line(words, width, height, classes, changes)
+            bbox = inside(box, width, height, slack=1.0)  # fractions are rounded
         except ValueError as error:
-            faults.append(DatasetError(labels, f"line {number}: {error}"))
-        else:
-            record["annotations"].append(
-                {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label, "iscrowd": 0}
-            )
-    return record, faults
+            faults.append(DatasetError(path, f"line {number}: {error}", costs="object"))
+            continue
+        if bbox is not box:
+            changes[CLIPPED] += 1
+            what = f"line {number}: its box extends beyond the image of {width} x {height} pixels"
+            faults.append(DatasetError(path, what, costs="nothing"))
+        objects.append(
+            {"bbox": bbox, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label, "iscrowd": 0}
+        )
+    return objects, faults
 
 
 def _read_line(
-    words: Sequence[str], width: int, height: int, classes: int
+    words: Sequence[str], width: int, height: int, classes: int, changes: Counter[str]
 ) -> tuple[int, list[float]]:
-    numbers = [float(word) for word in words]
-    label, *where = numbers
+    """The class and the box of an object, in pixels. Raises ValueError if the line is malformed."""
+    label, *where = map(float, words)
     if label not in range(classes):
         raise ValueError(f"class {words[0]} is not one of 0 to {classes - 1}")
-    if not all(map(math.isfinite, where)):
-        raise ValueError("a coordinate is not finite")
+    if any(abs(value) > 2 for value in where):
+        raise ValueError("its coordinates are not fractions of the image's width and height")
     if len(where) == 4:
         x, y, w, h = where
-        x0, y0, x1, y1 = x - w / 2, y - h / 2, x + w / 2, y + h / 2
+        box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
     elif len(where) >= 6 and len(where) % 2 == 0:
-        x0, y0, x1, y1 = min(where[::2]), min(where[1::2]), max(where[::2]), max(where[1::2])
+        box = around(where[::2], where[1::2], changes)
     else:
-        raise ValueError(f"has {len(words)} columns, neither 5 nor those of a polygon")
-    if max(map(abs, where)) > 2:
-        raise ValueError("coordinates are fractions of the image, from 0 to 1")
-    box = [x0 * width, y0 * height, x1 * width, y1 * height]
-    if fault := box_fault(box, width, height, slack=1.0):
-        raise ValueError(f"its box {fault}")
-    # Fractions are rounded, so a box at the border may cross it by less than one pixel.
-    return int(label), [max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height)]
+        raise ValueError(f"has {len(words)} numbers, neither 5 nor those of a polygon")
+    x0, y0, x1, y1 = box
+    return int(label), [x0 * width, y0 * height, x1 * width, y1 * height]
