@@ -202,7 +202,9 @@ def pets(tmp_path):
     for split, count in (("train", 4), ("val", 2)):
         for name in ("cat", "Dog", "eel"):
             for number in range(count):
-                write_image(tmp_path / split / name / f"{name}{number}.{'webp' if number else 'JPG'}")
+                write_image(
+                    tmp_path / split / name / f"{name}{number}.{'webp' if number else 'JPG'}"
+                )
     return tmp_path
 
 
