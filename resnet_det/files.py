@@ -62,7 +62,8 @@ def safe_name(name: str) -> str:
     if re.fullmatch(r"[\w+-][\w.+-]{,99}", name):
         return name
     path, _, query = name.partition("?")
-    words = re.sub(r"\W+", "_", f"{os.path.basename(path.rstrip('/'))}_{query}")[:40].strip("_")
+    last = re.split("[/:]", path.rstrip("/"))[-1]
+    words = re.sub(r"\W+", "_", f"{last}_{query}")[:40].strip("_")
     return f"{words}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 

@@ -236,7 +236,8 @@ def _evaluate(
         prefix = f"{name}/" if len(tests) > 1 else ""
         metrics |= {f"{prefix}classification/top{k}_error": e for k, e in errors.items()}
         if distributed.is_main():
-            facts = {"net": cfg.MODEL.BACKBONE.NAME, "nets": len(nets), "commit": commit()}
+            facts = {"dataset": name, "net": cfg.MODEL.BACKBONE.NAME, "nets": len(nets)}
+            facts["commit"] = commit()
             if isinstance(images, LargeImages):
                 facts["views"] = str(images.views)
             folder = Path(cfg.OUTPUT_DIR) / "inference" / safe_name(name)

@@ -44,7 +44,8 @@ def score(
     result = EVALUATIONS[dataset.metadata.evaluation](dataset, predictions, folder)
     if result is not None:
         result.overall |= {what: count for what, count in dataset.counts.items() if count}
-        (folder / "results.json").write_text(json.dumps(as_json(result), indent=1) + "\n")
+        content = {"dataset": dataset.name, **as_json(result)}
+        (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
     return result
 
 
