@@ -11,6 +11,8 @@ from ..records import DatasetError
 from .check import Report
 from .classification.cifar10 import SPLITS as CIFAR10_SPLITS
 from .classification.cifar10 import Cifar10
+from .classification.cifar100 import SPLITS as CIFAR100_SPLITS
+from .classification.cifar100 import Cifar100
 from .classification.image_folder import ImageFolder
 from .classification.shards import ImageShards
 from .detection import proposals
@@ -97,6 +99,7 @@ DATASETS: dict[str, DatasetSpec] = {
         *_imagenet("train", 1_281_167),
         *_imagenet("val", 50_000),
         *map(Cifar10, CIFAR10_SPLITS),
+        *map(Cifar100, CIFAR100_SPLITS),
     )
 }
 DRAWN = {drawn.name: drawn for drawn in (scenes.DRAWN, miniature.DRAWN)}
