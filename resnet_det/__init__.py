@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
     from .config.defaults import add_resnet_det_config
+    from .data.catalog import register_coco, register_voc
     from .detector.configure import configure
     from .nets import NETS, build_net
     from .plugin.backbones import PaperBackbone as PaperBackbone
@@ -34,13 +35,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 # Without the names that need Detectron2, so that ``from resnet_det import *`` works without it.
-__all__ = ["NETS", "__version__", "add_resnet_det_config", "build_net", "configure", "get_config"]
+__all__ = [
+    "NETS",
+    "__version__",
+    "add_resnet_det_config",
+    "build_net",
+    "configure",
+    "get_config",
+    "register_coco",
+    "register_voc",
+]
 
 _HOMES = {
     "NETS": "nets",
     "build_net": "nets",
     "add_resnet_det_config": "config.defaults",
     "configure": "detector.configure",
+    "register_coco": "data.catalog",
+    "register_voc": "data.catalog",
     "PaperBackbone": "plugin.backbones",
     "PaperROIHeads": "plugin.roi_heads",
     "build_head": "plugin.roi_heads",

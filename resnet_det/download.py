@@ -75,6 +75,10 @@ SETS = {
         Archive("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
                 ("cifar-10-batches-py",), "c58f30108f718f92721af3b95e74349a"),
     ),
+    "cifar100": (
+        Archive("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+                ("cifar-100-python",), "eb9058c3a382ffc7106e4002c42a8d85"),
+    ),
 }  # fmt: skip
 
 

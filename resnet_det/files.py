@@ -1,7 +1,9 @@
-"""Write files and folders atomically: completely or not at all."""
+"""Write files and folders atomically: completely or not at all. Also safe names for them."""
 
 import contextlib
+import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -52,6 +54,17 @@ def whole_folder(target: str | Path) -> Iterator[str]:
                 raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def safe_name(name: str) -> str:
+    """A name for the files of the dataset ``name``: the same if a file may have it, else short and
+    unique, as "BCCD_split_train-1c9f1a2b" for "voc:/data/BCCD?split=train"."""
+    if re.fullmatch(r"[\w+-][\w.+-]{,99}", name):
+        return name
+    path, _, query = name.partition("?")
+    last = re.split("[/:]", path.rstrip("/"))[-1]
+    words = re.sub(r"\W+", "_", f"{last}_{query}")[:40].strip("_")
+    return f"{words}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _flush(path: Path) -> None:

@@ -1,9 +1,9 @@
-"""Shared by the dataset readers: box modes, the error that names the file, name and box checks."""
+"""Shared by the dataset readers: box modes, the error that names the file, the paths of images."""
 
-import math
 import os
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Literal
 
 
 class BoxMode(IntEnum):
@@ -16,13 +16,21 @@ class BoxMode(IntEnum):
 class DatasetError(ValueError):
     """A fault in the data: ``file`` names the file, ``what`` describes the fault.
 
-    ``known`` marks a published fault in an official archive. Loading skips and lists the affected
-    object. Any other fault raises, or skips the image if the config enables that.
+    Attributes:
+        known: a published fault in an official archive. Loading skips and lists the object.
+        costs: what loading skips if the config enables that, instead of raising: the whole "image"
+            or one "object"; or "nothing": the data are corrected, and the fault is only listed.
     """
 
-    def __init__(self, file: object, what: str, known: bool = False) -> None:
+    def __init__(
+        self,
+        file: object,
+        what: str,
+        known: bool = False,
+        costs: Literal["image", "object", "nothing"] = "image",
+    ) -> None:
         super().__init__(str(file), what)
-        self.file, self.what, self.known = str(file), what, known
+        self.file, self.what, self.known, self.costs = str(file), what, known, costs
 
     def __str__(self) -> str:
         text = f"{self.file}: {self.what}"
@@ -50,29 +58,21 @@ def together(source: object, faults: Sequence[DatasetError]) -> DatasetError:
 LONGEST_SIDE = 10**6  # pixels; no image is larger
 
 
-def name_fault(name: str) -> str | None:
-    """Describe why an image's name is invalid, or return None. A name must not leave its folder."""
-    if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in name):
-        return f"{name!r} is not a file name"
-    if os.path.isabs(name) or ".." in name.replace("\\", "/").split("/"):
-        return f"{name!r} leaves the folder of the images"
-    return None
+def path_inside(folder: str, name: str) -> str:
+    """The path of an image by its name in a folder, whose separators may be those of Windows.
 
-
-def box_fault(box: Sequence[float], width: int, height: int, slack: float = 0.0) -> str | None:
-    """Describe the fault of a box (x0, y0, x1, y1) in continuous coordinates, or return None.
-
-    Args:
-        width, height: size of the image, in pixels.
-        slack: number of pixels by which the box may extend beyond the image.
+    Raises:
+        ValueError: the name is not one of a file, or leaves the folder.
     """
-    x0, y0, x1, y1 = box
-    if not all(map(math.isfinite, (x0, y0, x1, y1))):
-        return "is not finite"
-    if x1 < x0 or y1 < y0:
-        return "is inverted (its right or bottom edge comes before its left or top edge)"
-    if x1 == x0 or y1 == y0:
-        return "is empty (no width or no height)"
-    if x0 < -slack or y0 < -slack or x1 > width + slack or y1 > height + slack:
-        return f"lies outside the image of {width} x {height} pixels"
-    return None
+    if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in name):
+        raise ValueError(f"{name!r} is not a file name")
+    name = name.replace("\\", "/")
+    path = os.path.join(folder, name)
+    leaves = os.path.isabs(name)
+    if ".." in name.split("/"):
+        path = os.path.normpath(path)
+        top = os.path.join(os.path.abspath(folder), "")
+        leaves = leaves or not os.path.abspath(path).startswith(top)
+    if leaves:
+        raise ValueError(f"{name!r} leaves the folder of the images")
+    return path

@@ -181,9 +181,10 @@ def test_a_folder_appears_whole(server, tmp_path):
 
 
 def test_the_published_checksums_are_torchvisions():
-    from torchvision.datasets import CIFAR10
+    from torchvision.datasets import CIFAR10, CIFAR100
     from torchvision.datasets.voc import DATASET_YEAR_DICT as VOC_YEARS
 
     expected = {(VOC_YEARS[k]["url"], VOC_YEARS[k]["md5"]) for k in ("2007", "2007-test", "2012")}
     assert {(a.url, a.md5) for a in SETS["voc"]} == expected
-    assert [(a.url, a.md5) for a in SETS["cifar10"]] == [(CIFAR10.url, CIFAR10.tgz_md5)]
+    for name, theirs in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
+        assert [(a.url, a.md5) for a in SETS[name]] == [(theirs.url, theirs.tgz_md5)]

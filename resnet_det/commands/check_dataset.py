@@ -3,20 +3,31 @@
     resnet-det check-dataset voc_2007_trainval
     resnet-det check-dataset imagenet_train
     resnet-det check-dataset coco_2017_val --root /data --workers 16
+    resnet-det check-dataset "voc:photos?split=train"
+    resnet-det check-dataset voc_2007_trainval --fix clean.json
+
+Boxes that extend beyond their image are listed, but are no fault: loading clips them. --fix writes
+what is sound as a COCO file, and the list of what is not beside it (clean.txt).
 
 Exit status: 0 no faults (prints counts), 1 faults, 2 wrong usage.
 """
 
+import logging
 import os
+import sys
+from pathlib import Path
 
 from ..data import UnknownDataset, check_dataset, dataset_names
+from ..data.check import Report
+from ..data.detection import coco
+from ..files import whole_file
 from . import cli
 
 
 def main(argv: cli.Words = None) -> int:
     parser = cli.parser(__doc__)
     names = ", ".join(dataset_names(task=None))
-    parser.add_argument("name", metavar="NAME", help=f"one of: {names}")
+    parser.add_argument("name", metavar="NAME", help=f"a path, or one of: {names}")
     parser.add_argument(
         "--root",
         metavar="FOLDER",
@@ -29,14 +40,33 @@ def main(argv: cli.Words = None) -> int:
         metavar="N",
         help="number of processes that read images (default: one per core)",
     )
+    parser.add_argument(
+        "--fix",
+        metavar="OUT.json",
+        help="COCO file to write what is sound to; OUT.txt lists the rest",
+    )
     args = parser.parse_args(argv)
+    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
     try:
         report = check_dataset(args.name, args.root, args.workers)
     except UnknownDataset as error:
         parser.error(str(error))
     for line in report.lines():
         print(line)
+    if args.fix:
+        _fix(report, args.fix)
     return 1 if report.faults else 0
+
+
+def _fix(report: Report, path: str) -> None:
+    """Write the sound part of a checked dataset, and the list of the rest."""
+    if report.sound is None or not report.sound.records:
+        raise ValueError(f"--fix: {report.name} has no sound detection images to write")
+    folder = coco.write(path, report.sound)
+    rest = Path(path).with_suffix(".txt")
+    with whole_file(rest) as file:
+        file.write_text("".join(f"{line}\n" for line in [*report.faults, *report.known]))
+    print(f"wrote {path}: {len(report.sound.records)} images from {folder}; the rest: {rest}")
 
 
 if __name__ == "__main__":

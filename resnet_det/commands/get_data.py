@@ -1,4 +1,4 @@
-"""Download PASCAL VOC, COCO 2014 or CIFAR-10, or draw the synthetic datasets scenes and miniature.
+"""Download PASCAL VOC, COCO 2014 or CIFAR, or draw the synthetic datasets scenes and miniature.
 
     resnet-det get-data voc
     resnet-det get-data scenes

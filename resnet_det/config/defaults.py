@@ -87,7 +87,8 @@ KEYS: dict[str, Key] = {
         "Match the classes of checkpoints and datasets by their order instead of their names. Both "
         "must have equally many classes."),
     "RESNET_DET.SKIP_BAD_DATA": Key(False, ALL,
-        "Skip and count broken training images and annotations instead of ending the run."),
+        "Skip and count broken training images, and objects with a broken annotation in training and "
+        "test sets, instead of ending the run."),
     "RESNET_DET.CHECK_IMAGES": Key(True, DETECTOR | LARGE,
         "Decode all test images before training and stop if one is unusable. Images that passed "
         "the check before are not decoded again; images in tar shards are not checked."),
@@ -287,8 +288,9 @@ KEYS: dict[str, Key] = {
         "Classifiers need `absolute`.", choices=("relative_range", "absolute")),
     "INPUT.CROP.SIZE": Key([0.9, 0.9], CLASSIFIER, "Height and width of a crop in pixels, equal."),
     "DATASETS.TRAIN": Key((), ALL,
-        "Datasets to train on, by name.", example=("voc_2007_trainval",)),
-    "DATASETS.TEST": Key((), ALL, "Datasets to evaluate on, by name.", example=("voc_2007_test",)),
+        "Datasets to train on, by name or path.", example=("voc_2007_trainval",)),
+    "DATASETS.TEST": Key((), ALL,
+        "Datasets to evaluate on, by name or path.", example=("voc_2007_test",)),
     "DATASETS.PROPOSAL_FILES_TRAIN": Key((), DETECTOR,
         "One proposal file per dataset of DATASETS.TRAIN.", example=("proposals.pkl",)),
     "DATASETS.PROPOSAL_FILES_TEST": Key((), DETECTOR,

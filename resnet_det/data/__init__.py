@@ -1,4 +1,4 @@
-"""Datasets under Detectron2's names, in the form of Detectron2's standard dicts, and their images.
+"""Datasets by Detectron2's names or by their paths, in the form of Detectron2's standard dicts, and their images.
 
 ``load_dataset(name)`` reads annotations; ``pixels.read_image`` reads an image. A record is
 ``{"file_name", "image_id", "height", "width", "annotations": [{"bbox" (4 floats), "bbox_mode",
@@ -19,9 +19,14 @@ from .catalog import (
     load_dataset,
     load_datasets,
     missing,
+    own_spec,
+    register_coco,
+    register_voc,
     scan_dataset,
     shortfall,
+    union,
 )
+from .paths import is_path
 from .pixels import ImageError
 from .specs import Dataset, Metadata
 
@@ -39,9 +44,14 @@ __all__ = [
     "dataset_names",
     "datasets_root",
     "ensure_made",
+    "is_path",
     "load_dataset",
     "load_datasets",
     "missing",
+    "own_spec",
+    "register_coco",
+    "register_voc",
     "scan_dataset",
     "shortfall",
+    "union",
 ]

@@ -1,8 +1,9 @@
-"""The datasets by name: Detectron2's, with its folder layout, the paper's others, and synthetic
-ones."""
+"""The datasets by name: Detectron2's, with its folder layout, the paper's others, synthetic ones,
+and the user's own, which are registered or named by their path (:mod:`.paths`)."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..hints import did_you_mean
@@ -10,11 +11,14 @@ from ..records import DatasetError
 from .check import Report
 from .classification.cifar10 import SPLITS as CIFAR10_SPLITS
 from .classification.cifar10 import Cifar10
+from .classification.cifar100 import SPLITS as CIFAR100_SPLITS
+from .classification.cifar100 import Cifar100
 from .classification.image_folder import ImageFolder
 from .classification.shards import ImageShards
 from .detection import proposals
 from .detection.coco import CocoJson
 from .detection.voc import VocFolder
+from .paths import KINDS, is_path, own_dataset, parse
 from .specs import ClassificationSpec, Dataset, DatasetSpec, DetectionSpec, Metadata, Scan
 from .synthetic import drawing, miniature, scenes
 from .synthetic.folder import DrawnFolder
@@ -95,9 +99,55 @@ DATASETS: dict[str, DatasetSpec] = {
         *_imagenet("train", 1_281_167),
         *_imagenet("val", 50_000),
         *map(Cifar10, CIFAR10_SPLITS),
+        *map(Cifar100, CIFAR100_SPLITS),
     )
 }
 DRAWN = {drawn.name: drawn for drawn in (scenes.DRAWN, miniature.DRAWN)}
+
+
+# Called with the name of each dataset that is registered: the plugin adds it to Detectron2's
+# catalogs.
+ON_REGISTER: list[Callable[[str], None]] = []
+
+
+def register_coco(name: str, json: str, images: str | None = None) -> None:
+    """Give a name to your own dataset in COCO's format, in Detectron2's catalogs as well.
+
+    Args:
+        json, images: the annotations and the folder of their images, relative to the working folder
+            or else to the datasets' folder. By default, the images are looked for near ``json``.
+
+    Raises:
+        ValueError: another dataset has this name.
+    """
+    _register(own_dataset(name, "coco", json, images=images))
+
+
+def register_voc(
+    name: str, folder: str, split: str | None = None, classes: Sequence[str] | None = None
+) -> None:
+    """Give a name to your own dataset in VOC's format, in Detectron2's catalogs as well.
+
+    Args:
+        folder: relative to the working folder or else to the datasets' folder.
+        split: a list in ``ImageSets/Main``, or a share of the images such as "[:80%]"; by default
+            all annotated images.
+        classes: the classes to keep, in this order; by default all that the annotations name.
+
+    Raises:
+        ValueError: another dataset has this name.
+    """
+    _register(own_dataset(name, "voc", folder, split=split, classes=classes or ()))
+
+
+def _register(spec: DatasetSpec) -> None:
+    if DATASETS.get(spec.name) == spec:
+        return
+    if spec.name in DATASETS or is_path(spec.name):
+        raise ValueError(f"{spec.name!r} is the name of another dataset: choose another one")
+    for call in ON_REGISTER:
+        call(spec.name)
+    DATASETS[spec.name] = spec
 
 
 class UnknownDataset(ValueError):
@@ -119,10 +169,25 @@ def classification_spec(name: str) -> ClassificationSpec:
     return _find(name, "classification")  # type: ignore[return-value]
 
 
+def own_spec(name: str) -> DatasetSpec | None:
+    """The spec of the user's own dataset, or None for any other name."""
+    spec = _get(name)
+    return spec if spec and spec.own else None
+
+
+def _get(name: str) -> DatasetSpec | None:
+    """A path's spec, or the one of this name in the catalog, if there is any."""
+    return parse(name) if is_path(name) else DATASETS.get(name)
+
+
 def _find(name: str, task: str | None = None) -> DatasetSpec:
-    spec = DATASETS.get(name)
+    spec = _get(name)
     if spec and task in (None, spec.task):
         return spec
+    there = any(os.path.exists(os.path.join(folder, name)) for folder in ("", datasets_root()))
+    if spec is None and (":" in name or there):
+        kinds = ", ".join(kind.example for kind in KINDS.values())
+        raise UnknownDataset(f"unknown dataset {name!r}; a dataset's path is one of {kinds}")
     hint = did_you_mean(name, dataset_names(task), list_all=True)
     what = (
         f"{name!r} is a dataset for {spec.task}, not {task}"
@@ -164,7 +229,7 @@ def missing(name: str, root: Root = None) -> str | None:
 
     A synthetic dataset needs only its source. An unknown name needs nothing.
     """
-    spec = DATASETS.get(name)
+    spec = _get(name)
     return spec.missing(datasets_root(root)) if spec else None
 
 
@@ -202,7 +267,7 @@ def check_dataset(name: str, root: Root = None, workers: int = 1) -> Report:
 
 
 def scan_dataset(name: str, root: Root = None) -> tuple[Metadata, Scan]:
-    """The metadata and the records of a detection dataset; see ``DetectionSpec.scan``.
+    """The metadata and the records of a detection dataset; see ``DetectionSpec.scan_chosen``.
 
     Raises:
         UnknownDataset: no dataset has this name. The message names similar ones.
@@ -211,17 +276,18 @@ def scan_dataset(name: str, root: Root = None) -> tuple[Metadata, Scan]:
     spec, root = detection_spec(name), datasets_root(root)
     if spec.drawn:
         spec.drawn.check_drawn(root)
-    return spec.scan(root)
+    return spec.scan_chosen(root)
 
 
 def load_dataset(name: str, root: Root = None, skip_bad: bool = False) -> Dataset:
     """Read a detection dataset by its name.
 
     Args:
-        name: one of ``dataset_names()``.
+        name: one of ``dataset_names()``, or a path.
         root: the datasets' folder; None is $DETECTRON2_DATASETS, or ./datasets.
-        skip_bad: skip an image with a faulty annotation and list it in ``skipped`` instead of
-            raising. Images are not opened here; ``tools/check_dataset.py`` reads them.
+        skip_bad: skip an object with a faulty annotation, or an image whose annotations cannot be
+            read, and list it in ``skipped`` instead of raising. Images are opened here only if
+            their size is not annotated; ``tools/check_dataset.py`` reads them.
 
     Raises:
         UnknownDataset, DatasetError.
@@ -229,12 +295,10 @@ def load_dataset(name: str, root: Root = None, skip_bad: bool = False) -> Datase
     metadata, scan = scan_dataset(name, root)
     dataset = Dataset(name, [], metadata)
     for record, faults in scan:
-        unknown = [fault for fault in faults if not fault.known]
-        if unknown and not skip_bad:
-            raise unknown[0]
-        dataset.skipped += map(str, faults)
-        if record is not None and not unknown:
-            dataset.records.append(record)
+        costly = [fault for fault in faults if fault.costs != "nothing" and not fault.known]
+        if costly and not skip_bad:
+            raise costly[0]
+        dataset.add(record, faults)
     if not dataset.records:
         raise DatasetError(name, f"no image is left after {len(dataset.skipped)} faults")
     return dataset
@@ -258,7 +322,11 @@ def load_datasets(
         ValueError: the datasets differ in their classes.
         UnknownDataset, DatasetError.
     """
-    parts = [load_dataset(name, root, skip_bad) for name in names]
+    return union([load_dataset(name, root, skip_bad) for name in names], proposal_files)
+
+
+def union(parts: Sequence[Dataset], proposal_files: Sequence[str] = ()) -> Dataset:
+    """The union of several datasets, as :func:`load_datasets` returns it."""
     first = parts[0]
     for part in parts[1:]:
         if part.metadata.classes != first.metadata.classes:
@@ -268,8 +336,9 @@ def load_datasets(
     for part, file in zip(parts, proposal_files):
         part.records = proposals.attach(part.records, file)
     return Dataset(
-        "+".join(names),
+        "+".join(part.name for part in parts),
         [record for part in parts for record in part.records],
         first.metadata,
         [line for part in parts for line in part.skipped],
+        sum((part.counts for part in parts), Counter()),
     )

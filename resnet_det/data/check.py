@@ -1,11 +1,12 @@
 """The report of a dataset check, and the checks of single images."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .pixels import ImageBytes, ImageError, image_header, read_image
+from ..records import DatasetError
+from .pixels import ImageBytes, ImageError, check_size, image_header, read_image
 
 
 @dataclass
@@ -17,8 +18,10 @@ class Report:
         units: their number.
         faults: one line per fault, each starting with the file's name.
         known: published faults of an official archive, which loading skips.
+        notes: one line per box or image that loading corrects.
         details: further counts, shown if there are no faults.
         published: number of images of the published dataset; None if there is none.
+        sound: the detection dataset without what is faulty; None if it cannot be read at all.
     """
 
     name: str
@@ -27,8 +30,15 @@ class Report:
     units: int = 0
     faults: list[str] = field(default_factory=list)
     known: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     details: list[str] = field(default_factory=list)
     published: int | None = None
+    sound: Any = None  # a specs.Dataset
+
+    def add(self, faults: Iterable[DatasetError]) -> None:
+        for fault in faults:
+            lines = self.notes if fault.costs == "nothing" else self.faults
+            (self.known if fault.known else lines).append(str(fault))
 
     def lines(self) -> Iterator[str]:
         """The report as text: the faults, the counts, and the details if there are no faults."""
@@ -36,6 +46,7 @@ class Report:
         yield from (
             f"{line} (known in the official file; skipped when loaded)" for line in self.known
         )
+        yield from (f"{line} (corrected when loaded)" for line in self.notes)
         note = ""
         if self.published not in (None, self.images):
             note = f" (the published set: {self.published} images)"
@@ -55,24 +66,20 @@ def decoding_faults(image: str | ImageBytes) -> list[str]:
     return []
 
 
-def record_faults(record: Mapping[str, Any]) -> list[str]:
-    """The faults of a detection record's image, one line per fault."""
+def record_faults(record: Mapping[str, Any]) -> list[DatasetError]:
+    """The faults of a detection record's image."""
     path = record["file_name"]
     try:
-        read_image(path)
+        image = read_image(path)
+        check_size(image, record)
         height, width, orientation = image_header(path)
     except ImageError as error:
-        return [str(error)]
-    lines = []
-    if orientation != 1:
-        lines.append(
-            f"{path}: EXIF orientation {orientation}: the image is read upright, but its boxes may "
-            "refer to the stored image: save the image upright"
-        )
-    if "height" in record and (record["height"], record["width"]) != (height, width):
-        annotated = f"{record['width']} x {record['height']}"
-        lines.append(f"{path}: is {width} x {height} pixels, its annotation says {annotated}")
-    return lines
+        return [error]
+    # Without the change of a side, the annotated size does not show which image the boxes mean.
+    if orientation in (2, 3, 4) or (orientation != 1 and height == width):
+        what = f"is turned upright by its EXIF orientation {orientation}, and its boxes are not"
+        return [DatasetError(path, what, costs="nothing")]
+    return []
 
 
 def object_counts(records: list[dict[str, Any]], classes: tuple[str, ...]) -> Counter[str]:

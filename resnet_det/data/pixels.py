@@ -41,14 +41,12 @@ Source = str | os.PathLike | ImageBytes
 FORMATS = ("BGR", "RGB", "L")  # of INPUT.FORMAT: the order of the channels; L is grey, one channel
 
 
-def read_image(path: Source, format: str = "BGR", stored_upright: bool = False) -> np.ndarray:
+def read_image(path: Source, format: str = "BGR") -> np.ndarray:
     """Decode an image and turn it upright by its EXIF orientation.
 
     Args:
         path: the file, or an :class:`ImageBytes`.
         format: one of ``FORMATS``.
-        stored_upright: refuse an image that its EXIF orientation would turn, because its boxes may
-            be those of the stored or those of the upright image.
 
     Returns:
         uint8 array (height, width, 3), or (height, width, 1) for "L", contiguous and writable.
@@ -60,21 +58,20 @@ def read_image(path: Source, format: str = "BGR", stored_upright: bool = False) 
     if format not in FORMATS:
         raise ValueError(f"INPUT.FORMAT: {format!r}: use one of {', '.join(FORMATS)}")
     with _opened(path) as image:
-        orientation = _orientation(image)
-        if stored_upright and orientation != 1:
-            raise ImageError(path, f"is turned by EXIF orientation {orientation}: save it upright")
         return _as_array(upright_rgb(image, path), format)
 
 
 def check_size(image: np.ndarray, record: Mapping[str, Any]) -> None:
-    """Raise ImageError if the size of a decoded image differs from its record's."""
+    """Raise ImageError if the size of a decoded, upright image differs from its record's."""
     height, width = image.shape[:2]
     expected = (record.get("height", height), record.get("width", width))
-    if (height, width) != expected:
-        raise ImageError(
-            record["file_name"],
-            f"is {width} x {height} pixels, but its annotation says {expected[1]} x {expected[0]}",
-        )
+    if (height, width) == expected:
+        return
+    path = record["file_name"]
+    what = f"is {width} x {height} pixels, but its annotation says {expected[1]} x {expected[0]}"
+    if (width, height) == expected and image_header(path)[2] != 1:
+        what += ", as stored before its EXIF orientation turns it: remove the orientation from it"
+    raise ImageError(path, what)
 
 
 def upright_rgb(image: Image.Image, path: Source) -> Image.Image:

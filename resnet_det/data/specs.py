@@ -5,20 +5,27 @@ is an instance of it in ``catalog.DATASETS``. To add a kind, write its class bes
 add an instance to the catalog. No other code depends on the kind of a dataset.
 """
 
+import hashlib
+import logging
 import os
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from ..hints import did_you_mean
 from ..records import DatasetError
 from .check import Report, object_counts, record_faults
 from .parallel import parallel_map
 from .synthetic.folder import DrawnFolder
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 Scan = Iterable[tuple[Record | None, list[DatasetError]]]
@@ -30,8 +37,8 @@ class Metadata:
 
     Attributes:
         classes: class names; the index of a class is its ``category_id``.
-        evaluation: the evaluation protocol: "voc_2007" (11-point AP), "voc" (area under the curve)
-            or "coco"; see ``engines.results.EVALUATIONS``.
+        evaluation: the evaluation protocol: "voc_2007" (11-point AP), "voc" (area under the curve),
+            "coco" or "coco_and_voc"; see ``engines.results.EVALUATIONS``.
         annotated: False for a test set whose annotations are not public.
         split: VOC's name of the list of images, which the names of submission files contain. None
             if there is no server to submit to.
@@ -50,13 +57,48 @@ class Metadata:
 
 @dataclass
 class Dataset:
-    """Records as Detectron2's standard dicts. ``skipped`` has one line per skipped object or
-    image."""
+    """Records as Detectron2's standard dicts.
+
+    Attributes:
+        skipped: one line per skipped image or object.
+        counts: number of "skipped_images", "skipped_objects" and "clipped_boxes".
+    """
 
     name: str
     records: list[Record]
     metadata: Metadata
     skipped: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: Record | None, faults: Sequence[DatasetError]) -> None:
+        """Add a record of a scan, unless a fault costs the whole image."""
+        costs = Counter(fault.costs for fault in faults)
+        if record is not None:
+            costs["image"] = min(costs["image"], 1)
+            if not costs["image"]:
+                self.records.append(record)
+        self.skipped += [str(fault) for fault in faults if fault.costs != "nothing"]
+        self.counts.update(
+            skipped_images=costs["image"],
+            skipped_objects=costs["object"],
+            clipped_boxes=costs["nothing"],
+        )
+
+
+class Part(NamedTuple):
+    """A share of a dataset's images, from ``begin`` to ``end`` (0 to 1).
+
+    A hash of its file's name, without folder and extension, decides where an image belongs. It
+    stays there whatever else the dataset holds.
+    """
+
+    begin: float
+    end: float
+
+    def holds(self, file_name: str) -> bool:
+        stem = unicodedata.normalize("NFC", Path(file_name).stem)  # macOS decomposes accents
+        digest = hashlib.sha256(stem.encode(errors="backslashreplace")).digest()
+        return self.begin <= int.from_bytes(digest[:8], "big") / 2**64 < self.end
 
 
 @dataclass(frozen=True)
@@ -64,12 +106,19 @@ class DatasetSpec(ABC):
     """A dataset: its name, its place under the datasets' folder, and how it is read.
 
     Attributes:
+        own: whether it is the user's own dataset (:mod:`.paths`). It is looked up in the working
+            folder first, and its number of classes replaces that of a config file.
+        part: the share of its images that belongs to the dataset; None for all.
+        chosen: names of the classes to keep, in this order; () for all.
         published: number of images of the published dataset; None if there is none.
         drawn: the folder of synthetic data that holds the dataset; None if the user provides the
             files.
     """
 
     name: str
+    own: bool = field(default=False, kw_only=True)
+    part: Part | None = field(default=None, kw_only=True)
+    chosen: tuple[str, ...] = field(default=(), kw_only=True)
     published: int | None = field(default=None, kw_only=True)
     drawn: DrawnFolder | None = field(default=None, kw_only=True)
 
@@ -79,6 +128,12 @@ class DatasetSpec(ABC):
     @abstractmethod
     def paths(self) -> Sequence[str]:
         """The files and folders under the datasets' folder that the dataset needs."""
+
+    def locate(self, root: str, path: str) -> str:
+        """The place of a path of the dataset: in the working folder, if the dataset is the user's
+        own and the path exists there, else under ``root``."""
+        here = os.path.abspath(os.path.expanduser(path))
+        return here if self.own and os.path.exists(here) else os.path.join(root, path)
 
     @abstractmethod
     def check(self, root: str, workers: int) -> Report:
@@ -95,8 +150,15 @@ class DatasetSpec(ABC):
         """
         if self.drawn:
             return self.drawn.missing(root)
-        paths = (os.path.join(root, path) for path in self.paths())
+        paths = (self.locate(root, path) for path in self.paths())
         return next((path for path in paths if not os.path.exists(path)), None)
+
+    def check_located(self, root: str) -> None:
+        """Raise DatasetError if the user's own dataset is absent."""
+        if self.own and (absent := self.missing(root)):
+            raise DatasetError(
+                self.name, f"there is no {absent}, nor is it in the working folder, {os.getcwd()}"
+            )
 
     def count(self, root: str) -> int | None:
         """Number of images, without reading annotations; None if they take long to count."""
@@ -114,28 +176,91 @@ class DetectionSpec(DatasetSpec):
         """Return the metadata, and an iterable of ``(record, faults)``.
 
         A record is one of Detectron2's standard dicts, or None for faults that belong to no image.
-        A record with faults may lack its size or some of its objects.
+        A record with faults may lack its size or some of its objects. What was changed without loss
+        is no fault; the reader counts it and logs the counts in one line.
 
         Raises:
             DatasetError: the dataset as a whole cannot be read.
         """
 
+    def scan_chosen(self, root: str) -> tuple[Metadata, Scan]:
+        """:meth:`scan` the images of ``part``, with the objects of the ``chosen`` classes.
+
+        Raises:
+            DatasetError: as :meth:`scan`, or the dataset lacks a chosen class.
+        """
+        self.check_located(root)
+        metadata, scan = self.scan(root)
+        if self.part:
+            scan = _only_part(scan, self.part)
+        if self.chosen:
+            return _choose_classes(metadata, scan, self.chosen)
+        return metadata, scan
+
     def check(self, root: str, workers: int) -> Report:
         report = Report(self.name, self.unit, published=self.published)
-        metadata, scan = self.scan(root)
-        records = []
+        metadata, scan = self.scan_chosen(root)
+        sound = Dataset(self.name, [], metadata)
+        records, damaged = [], set()
         for record, found in tqdm(scan, desc="annotations", unit=" images", disable=None):
-            for fault in found:
-                (report.known if fault.known else report.faults).append(str(fault))
+            report.add(found)
             if record is not None:
                 records.append(record)
-        for lines in parallel_map(record_faults, records, workers, "images"):
-            report.faults += lines
+                sound.add(record, found)
+        for faults in parallel_map(record_faults, records, workers, "images"):
+            report.add(faults)
+            damaged |= {fault.file for fault in faults if fault.costs == "image"}
+        sound.records = [r for r in sound.records if r["file_name"] not in damaged]
+        report.sound = sound
         counts = object_counts(records, metadata.classes)
         report.images = len(records)
         report.units = sum(len(record.get("annotations", ())) for record in records)
         report.details = [f"{name:15} {count:7}" for name, count in sorted(counts.items()) if count]
         return report
+
+
+def _only_part(scan: Scan, part: Part) -> Scan:
+    for record, faults in scan:
+        if record is None or part.holds(record["file_name"]):
+            yield record, faults
+
+
+def check_chosen(name: str, chosen: Iterable[str], classes: Sequence[str]) -> None:
+    """Raise DatasetError, with similar names, unless the dataset ``name`` has all chosen classes."""
+    for word in chosen:
+        if word not in classes:
+            hint = did_you_mean(word, classes, list_all=True)
+            raise DatasetError(name, f"has no class {word!r}{hint}")
+
+
+def _choose_classes(
+    metadata: Metadata, scan: Scan, chosen: tuple[str, ...]
+) -> tuple[Metadata, Scan]:
+    """Keep the objects of the chosen classes, and renumber these. The log counts the others."""
+    check_chosen(metadata.name, chosen, metadata.classes)
+    places = [metadata.classes.index(name) for name in chosen]
+    number = {old: new for new, old in enumerate(places)}
+
+    def records() -> Scan:
+        others: Counter[str] = Counter()
+        for record, faults in scan:
+            if record is not None and "annotations" in record:
+                kept = []
+                for annotation in record["annotations"]:
+                    label = annotation["category_id"]
+                    if label in number:
+                        kept.append(annotation | {"category_id": number[label]})
+                    else:
+                        others[metadata.classes[label]] += 1
+                record = record | {"annotations": kept}
+            yield record, faults
+        if others:
+            counts = ", ".join(f"{count} {name}" for name, count in sorted(others.items()))
+            logger.info("%s: objects of other classes are left out: %s", metadata.name, counts)
+
+    ids = metadata.category_ids
+    ids = ids and tuple(ids[place] for place in places)
+    return replace(metadata, classes=chosen, category_ids=ids), records()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from .. import training
 from ..config.defaults import ConfigError
 from ..config.loading import embedded_part, parse_config
 from ..detector.build import net_name
+from ..files import safe_name
 from ..nets import build_net
 from ..training import alone_in, distributed
 from ..weights.loading import read
@@ -71,7 +72,7 @@ def step_config(cfg: CfgNode, index: int) -> CfgNode:
 
 def proposal_file(cfg: CfgNode, index: int, name: str) -> Path:
     """Path of the proposals that the RPN of step ``index`` makes for the dataset ``name``."""
-    return Path(cfg.OUTPUT_DIR) / STEPS[index] / f"{name}_proposals.pkl"
+    return Path(cfg.OUTPUT_DIR) / STEPS[index] / f"{safe_name(name)}_proposals.pkl"
 
 
 def _with(cfg, overrides):

@@ -18,6 +18,7 @@ from ..data.classification.large_images import LargeImages
 from ..data.classification.small_images import SmallImages
 from ..evaluation import responses
 from ..evaluation.classification import count_errors, write_results
+from ..files import safe_name
 from ..nets.classifier import Classifier
 from ..training import distributed, precise_bn
 from ..training.distributed import launch
@@ -235,10 +236,12 @@ def _evaluate(
         prefix = f"{name}/" if len(tests) > 1 else ""
         metrics |= {f"{prefix}classification/top{k}_error": e for k, e in errors.items()}
         if distributed.is_main():
-            facts = {"net": cfg.MODEL.BACKBONE.NAME, "nets": len(nets), "commit": commit()}
+            facts = {"dataset": name, "net": cfg.MODEL.BACKBONE.NAME, "nets": len(nets)}
+            facts["commit"] = commit()
             if isinstance(images, LargeImages):
                 facts["views"] = str(images.views)
-            write_results(Path(cfg.OUTPUT_DIR) / "inference" / name, errors, total, facts)
+            folder = Path(cfg.OUTPUT_DIR) / "inference" / safe_name(name)
+            write_results(folder, errors, total, facts)
     return metrics
 
 

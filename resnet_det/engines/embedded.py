@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
+from ..config import loading
 from ..config.checks import check_users
 from ..config.defaults import DETECTOR, ConfigError
-from ..config.loading import load_config, parse_config
+from ..config.loading import parse_config
 from ..data import check_names, load_dataset
 from ..data.detection import proposals
 from ..data.loader import training_batches
@@ -31,6 +32,7 @@ from .checks import (
 from .class_matching import check_resumed, match_test_sets
 from .embedded_data import prepare, read_test_sets, test_mapper, training_mapper
 from .embedded_evaluation import as_tested, detect, evaluate_model, load_to_train, trained
+from .own_classes import fit_to_training_set, fit_to_weights
 from .provenance import checkpoint_facts
 from .results import check_expected
 from .run import (
@@ -46,6 +48,16 @@ from .scaling import for_processes
 __all__ = ["check", "check_schedule", "evaluate", "launch", "load_config", "predictor", "train"]
 
 logger = logging.getLogger(__name__)
+
+
+def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
+    """Read a config as :func:`.loading.load_config` does. It has as many classes as the user's own
+    training set, if it names one.
+
+    Raises:
+        ConfigError, DatasetError: a file, key or value is invalid, or the dataset is absent.
+    """
+    return fit_to_training_set(loading.load_config(path, overrides), overrides)
 
 
 def check_model(cfg: CfgNode) -> None:
@@ -152,6 +164,7 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
     with running(cfg) as (device, _):
         make_datasets(*cfg.DATASETS.TEST)
         sets = read_test_sets(cfg)
+        cfg = fit_to_weights(cfg)
         model, facts = trained(cfg, device)
         classes = facts.get("classes")
         tests = match_test_sets(sets, classes, cfg.MODEL.WEIGHTS, cfg)

@@ -59,7 +59,11 @@ def prepare(cfg: CfgNode) -> Data:
 
 def read_test_sets(cfg: CfgNode) -> dict[str, Dataset]:
     """Read ``DATASETS.TEST``. Returns name -> dataset, with the dataset's own class order."""
-    sets = {name: load_datasets([name], proposal_files=files) for name, files in test_files(cfg)}
+    skip_bad = cfg.RESNET_DET.SKIP_BAD_DATA
+    sets = {
+        name: load_datasets([name], skip_bad=skip_bad, proposal_files=files)
+        for name, files in test_files(cfg)
+    }
     _log_skipped(*sets.values())
     return sets
 

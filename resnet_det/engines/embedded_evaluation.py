@@ -15,6 +15,7 @@ from ..data import Dataset
 from ..data.loader import test_batches
 from ..detector.build import build_improved, build_model, in_test
 from ..detector.weights import check_statistics, fit_detector, fit_trained, new_layers
+from ..files import safe_name
 from ..training import distributed
 from ..weights.facts import Facts, check_facts
 from ..weights.loading import State, read
@@ -141,7 +142,7 @@ def evaluate_model(
     for name, test in tests.items():
         predictions = test.select(detect(model, test.dataset, cfg))
         if distributed.is_main():
-            folder = f"{cfg.OUTPUT_DIR}/inference/{name}"
+            folder = f"{cfg.OUTPUT_DIR}/inference/{safe_name(name)}"
             evaluation = score(test.dataset, predictions, folder)
             if evaluation is None:
                 logger.info("%s has no annotations: wrote submission files to %s", name, folder)

@@ -28,7 +28,9 @@ def score(
     """Evaluate predictions by the dataset's protocol, and write the protocol's submission files.
 
     VOC 2007 uses the 11-point AP, later years the area under the curve. AP50 by the other metric
-    is reported as well.
+    is reported as well. The user's own datasets use COCO's AP; in VOC's format, they also get VOC's
+    AP50, by the area under the curve. What the ground truth lacks is reported, too: skipped images
+    and objects, and clipped boxes, if there are any.
 
     Args:
         predictions: one per image; see :mod:`resnet_det.evaluation.inputs`.
@@ -41,7 +43,9 @@ def score(
     folder.mkdir(parents=True, exist_ok=True)
     result = EVALUATIONS[dataset.metadata.evaluation](dataset, predictions, folder)
     if result is not None:
-        (folder / "results.json").write_text(json.dumps(as_json(result), indent=1) + "\n")
+        result.overall |= {what: count for what, count in dataset.counts.items() if count}
+        content = {"dataset": dataset.name, **as_json(result)}
+        (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
     return result
 
 
@@ -65,11 +69,19 @@ def _score_coco(dataset, predictions, folder):
     return coco_ap.evaluate(records, predictions, meta.classes) if meta.annotated else None
 
 
+def _score_both(dataset, predictions, folder):
+    result = _score_coco(dataset, predictions, folder)
+    area = voc_ap.evaluate(dataset.records, predictions, dataset.metadata.classes, "area")
+    result.overall["AP50_area"] = area.metrics["AP50"]
+    return result
+
+
 # The protocols that a dataset's ``metadata.evaluation`` may name.
 EVALUATIONS: dict[str, Callable[..., Evaluation | None]] = {
     "voc_2007": partial(_score_voc, "11-point", "area"),
     "voc": partial(_score_voc, "area", "11-point"),
     "coco": _score_coco,
+    "coco_and_voc": _score_both,
 }
 
 

@@ -1,9 +1,9 @@
-"""Register our synthetic detection datasets in Detectron2's catalogs."""
+"""Register our synthetic detection datasets, and the user's own, in Detectron2's catalogs."""
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data import dataset_names, load_dataset
-from ..data.catalog import DATASETS
+from ..data.catalog import DATASETS, ON_REGISTER
 
 
 def register_dataset(name: str) -> None:
@@ -15,7 +15,12 @@ def register_dataset(name: str) -> None:
         MetadataCatalog.get(name).set(thing_classes=list(meta.classes), **meta.detectron2)
         return dataset.records
 
+    if name in DatasetCatalog:
+        raise ValueError(f"Detectron2's catalog has a dataset {name!r} already")
     DatasetCatalog.register(name, records)
+
+
+ON_REGISTER.append(register_dataset)
 
 
 # Published datasets that Detectron2 lacks (voc_2012_test) are left to the project that needs them:

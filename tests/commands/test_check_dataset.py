@@ -1,22 +1,28 @@
+import contextlib
 import io
+import json
+import logging
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 
 from resnet_det.commands import check_dataset as tool
 from resnet_det.data import DATASETS
 from resnet_det.data.classification import cifar10
+from resnet_det.data.detection import coco, voc
 
 
 @pytest.fixture
 def check(capsys):
     """Runs the tool in this process: ``check(root)`` gives (exit status, lines printed)."""
 
-    def run(root, name="voc_2007_trainval", workers=1):
-        status = tool.main([name, "--root", str(root), "--workers", f"{workers}"])
+    def run(root, *options, name="voc_2007_trainval", workers=1):
+        status = tool.main([name, "--root", str(root), "--workers", f"{workers}", *options])
         return status, capsys.readouterr().out.splitlines()
 
     return run
@@ -50,15 +56,15 @@ def not_an_image(folder):
 
 def other_size(folder):
     folder.annotate("000001", folder.object(), size=(40, 60))
-    return folder.image("000001"), "is 60 x 40 pixels, its annotation says 40 x 60"
+    return folder.image("000001"), "is 60 x 40 pixels, but its annotation says 40 x 60"
 
 
-def rotated(folder):
+def turned(folder, orientation=6):
     exif = Image.Exif()
-    exif[274] = 3
+    exif[274] = orientation
     path = folder.image("000001")
     Image.open(path).copy().save(path, exif=exif)
-    return path, "EXIF orientation 3"
+    return path, "is 40 x 60 pixels, but its annotation says 60 x 40, as stored before its EXIF"
 
 
 def floats_of_another_range(folder):
@@ -78,7 +84,7 @@ def malformed(folder):
 
 
 def outside(folder):
-    folder.annotate("000001", folder.object((2, 3, 70, 40)))
+    folder.annotate("000001", folder.object((62, 3, 70, 40)))
     return folder.xml("000001"), "outside the image"
 
 
@@ -103,7 +109,7 @@ def no_list(folder):
 
 
 FAULTS = [
-    truncate, remove_image, not_an_image, other_size, floats_of_another_range, rotated,
+    truncate, remove_image, not_an_image, other_size, floats_of_another_range, turned,
     remove_annotation, malformed, outside, inverted, unknown_class, duplicate, no_list,
 ]  # fmt: skip
 
@@ -115,6 +121,73 @@ def test_fault(voc_folder, check, spoil):
     assert status == 1
     assert lines[0].startswith(f"{path}: ") and what in lines[0]
     assert lines[-1] == "1 fault"
+
+
+def test_what_loading_corrects_is_listed_but_no_fault(voc_folder, check):
+    voc_folder.annotate("000001", voc_folder.object((2, 3, 70, 40)))
+    turned(voc_folder, orientation=3)
+    status, lines = check(voc_folder.root)
+    assert status == 0
+    box = "object 1: box [2, 3, 70, 40] extends beyond the image of 60 x 40 pixels"
+    assert lines[0] == f"{voc_folder.xml('000001')}: {box} (corrected when loaded)"
+    assert lines[1].startswith(f"{voc_folder.image('000001')}: is turned upright by its EXIF")
+    assert lines[2].startswith("voc_2007_trainval: 2 images, 2 objects")
+
+
+def test_fix_writes_what_is_sound(voc_folder, check, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    flags = "<difficult>1</difficult><truncated>0</truncated>"
+    sound = voc_folder.object((1.5, 3, 70, 40), "cat", flags)
+    voc_folder.annotate("000001", sound + voc_folder.object(name="dragon"))
+    not_an_image(voc_folder)
+    for number in (3, 4):
+        voc_folder.add(f"00000{number}", sound + voc_folder.object(name="dragon"))
+    voc_folder.xml("000004").write_text("<annotation>")
+    clean = tmp_path / "clean.json"
+    status, lines = check(voc_folder.root, "--fix", str(clean))
+    assert status == 1 and lines[-1].startswith(f"wrote {clean}: 2 images from ")
+    listed = clean.with_suffix(".txt").read_text().splitlines()
+    assert [Path(line.split(":")[0]).name for line in listed] == [
+        "000001.xml", "000003.xml", "000004.xml", "000001.jpg",
+    ]  # fmt: skip
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        api = COCO(clean)
+    boxes = {
+        api.imgs[a["image_id"]]["file_name"]: (api.cats[a["category_id"]]["name"], a["bbox"])
+        for a in api.anns.values()
+    }
+    want = {"000002.jpg": ("dog", [1, 2, 29, 38]), "000003.jpg": ("cat", [0.5, 2, 59.5, 38])}
+    assert boxes == want
+    caplog.clear()
+    classes, _, scan = coco.read(str(clean), str(voc_folder.dirname / "JPEGImages"))
+    records, faults = zip(*scan)
+    assert classes == voc.CLASSES and not any(faults) and not caplog.records
+    assert records[1]["annotations"][0]["difficult"] == 1
+    assert all(Path(record["file_name"]).exists() for record in records)
+
+
+def test_fix_keeps_ids(tmp_path, check):
+    photograph(tmp_path / "coco/val2017/1.jpg")
+    content = {
+        "images": [{"id": 12, "file_name": "1.jpg", "height": 6, "width": 8}],
+        "annotations": [{"id": 5, "image_id": 12, "category_id": 90, "bbox": [1, 2, 3, 3],
+                         "area": 7.5, "iscrowd": 1}],
+        "categories": [{"id": 90, "name": "dog"}, {"id": 2, "name": "cat"}],
+    }  # fmt: skip
+    path = tmp_path / "coco/annotations/instances_val2017.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(content))
+    assert check(tmp_path, "--fix", str(tmp_path / "it.json"), name="coco_2017_val")[0] == 0
+    fixed = json.loads((tmp_path / "it.json").read_text())
+    assert fixed["images"] == content["images"]
+    assert fixed["annotations"] == [content["annotations"][0] | {"id": 1}]
+    assert sorted(fixed["categories"], key=str) == sorted(content["categories"], key=str)
+
+
+def test_fix_needs_boxes(imagenet, check):
+    with pytest.raises(ValueError, match="imagenet_val has no sound detection images"):
+        check(imagenet.parents[1], "--fix", "it.json", name="imagenet_val")
 
 
 def test_all_faults_are_listed_at_once(voc_folder, check):
@@ -136,7 +209,7 @@ def test_coco_faults(tmp_path, check):
         '{"id": 2, "image_id": 7, "category_id": 1, "bbox": [0, 0, 5, 5]}],'
         '"categories": [{"id": 1, "name": "dog"}]}'
     )
-    status, lines = check(tmp_path, "coco_2017_val")
+    status, lines = check(tmp_path, name="coco_2017_val")
     assert status == 1
     assert lines[:3] == [
         f"{path}: annotation 2: unknown image_id 7",
@@ -144,7 +217,7 @@ def test_coco_faults(tmp_path, check):
         f"{tmp_path / 'coco' / 'val2017' / '1.jpg'}: missing image file",
     ]
     path.write_text("{")
-    status, lines = check(tmp_path, "coco_2017_val")
+    status, lines = check(tmp_path, name="coco_2017_val")
     assert status == 1 and "malformed json" in lines[0]
 
 
@@ -185,20 +258,20 @@ def imagenet(tmp_path, monkeypatch):
 
 def test_classification_set(imagenet, check):
     root = imagenet.parents[1]
-    assert check(root, "imagenet_val") == (
+    assert check(root, name="imagenet_val") == (
         0,
         ["imagenet_val: 3 images, 2 classes", "  1 to 2 images per class"],
     )
     (imagenet / "n01/a.JPEG").write_bytes((imagenet / "n01/a.JPEG").read_bytes()[:300])
     (imagenet / "n02/c.JPEG").rename(imagenet / "n02/c.txt")
-    status, lines = check(root, "imagenet_val")
+    status, lines = check(root, name="imagenet_val")
     assert status == 1 and lines[-1] == "3 faults"
     assert lines[0].startswith(f"{imagenet}/n02: holds no image")
     assert lines[1].startswith(f"{imagenet}/n01/a.JPEG: ")
     assert lines[2] == f"{imagenet}: holds 2 images of 2 classes, the published set 3 of 2"
     Image.fromarray(np.zeros((6, 8), np.int32)).save(imagenet / "n01/a.JPEG", "TIFF")
-    assert f"{imagenet}/n01/a.JPEG: pixel mode I " in check(root, "imagenet_val")[1][1]
-    status, lines = check(root, "imagenet_train")
+    assert f"{imagenet}/n01/a.JPEG: pixel mode I " in check(root, name="imagenet_val")[1][1]
+    status, lines = check(root, name="imagenet_train")
     missing = "does not exist: it should hold one folder per class"
     assert status == 1 and lines[0] == f"{root}/imagenet/train: {missing}"
 
@@ -217,7 +290,7 @@ def test_shards(tmp_path, check):
                 tar.addfile(info, io.BytesIO(content))
     with tarfile.open(folder / "val-2.tar", "w") as tar:
         tar.add(tmp_path / "a.jpg", "only.jpg")
-    status, lines = check(tmp_path, "imagenet_val_shards")
+    status, lines = check(tmp_path, name="imagenet_val_shards")
     assert status == 1 and lines[-1] == "5 faults"
     assert f"{folder}/val-1.tar: a: " in lines[0] and "truncated" in lines[0].lower()
     assert lines[1:] == [
@@ -237,24 +310,24 @@ def test_cifar10(tmp_path, check, monkeypatch):
     rows = np.zeros((20, 3073), np.uint8)
     rows[:, 0] = np.arange(20) % 10
     (folder / "test_batch.bin").write_bytes(rows.tobytes())
-    assert check(tmp_path, "cifar10_test") == (
+    assert check(tmp_path, name="cifar10_test") == (
         0,
         ["cifar10_test: 20 images, 10 classes", "  2 to 2 images per class"],
     )
     rows[0, 0] = 1
     (folder / "test_batch.bin").write_bytes(rows.tobytes())
-    status, lines = check(tmp_path, "cifar10_test")
+    status, lines = check(tmp_path, name="cifar10_test")
     assert status == 1 and lines[:2] == [
         f"{tmp_path}: CIFAR-10: 1 of 20 images have the class airplane",
         f"{tmp_path}: CIFAR-10: 3 of 20 images have the class automobile",
     ]
     (folder / "test_batch.bin").write_bytes(b"short")
-    status, lines = check(tmp_path, "cifar10_test")
+    status, lines = check(tmp_path, name="cifar10_test")
     assert status == 1 and "test_batch.bin: has 5 bytes" in lines[0]
 
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", ["voc_2007_test", "coco_2017_val"])
 def test_real_photographs_are_sound(real_data, check, name):
-    status, lines = check(real_data, name)
+    status, lines = check(real_data, name=name)
     assert status == 0, lines

@@ -1,4 +1,6 @@
+import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -18,8 +20,11 @@ from resnet_det.data import (
 )
 from resnet_det.data.catalog import classification_spec
 from resnet_det.data.detection.coco import CocoJson
+from resnet_det.data.pixels import read_image
 from resnet_det.data.specs import Dataset, DetectionSpec, Metadata
 from resnet_det.engines.results import EVALUATIONS, score
+from resnet_det.evaluation.report import write_report
+from resnet_det.evaluation.tables import summary_table
 from resnet_det.records import BoxMode
 
 
@@ -122,14 +127,51 @@ def test_root_is_argument_then_variable_then_folder(monkeypatch, voc_folder, tmp
     assert datasets_root("~/data") == os.path.expanduser("~/data")
 
 
-def test_bad_image_ends_the_load_or_is_skipped_and_listed(voc_folder):
-    voc_folder.add("000003", voc_folder.object(name="dragon"))
+def test_bad_object_or_image_ends_the_load_or_is_skipped_and_listed(voc_folder):
+    voc_folder.add("000003", voc_folder.object(name="dragon") + voc_folder.object())
     voc_folder.add("000004")
-    with pytest.raises(DatasetError, match=r"000003\.xml: object 1: unknown class 'dragon'"):
+    voc_folder.xml("000002").write_text("<annotation>")
+    with pytest.raises(DatasetError, match=r"000002\.xml: malformed XML"):
         load_dataset("voc_2007_trainval", voc_folder.root)
     dataset = load_dataset("voc_2007_trainval", voc_folder.root, skip_bad=True)
-    assert [record["image_id"] for record in dataset.records] == ["000001", "000002", "000004"]
-    assert dataset.skipped == [f"{voc_folder.xml('000003')}: object 1: unknown class 'dragon'"]
+    assert [record["image_id"] for record in dataset.records] == ["000001", "000003", "000004"]
+    assert [len(record["annotations"]) for record in dataset.records] == [1, 1, 1]
+    broken, unknown = dataset.skipped
+    assert broken.startswith(f"{voc_folder.xml('000002')}: malformed XML")
+    assert unknown == f"{voc_folder.xml('000003')}: object 1: unknown class 'dragon'"
+    assert +dataset.counts == {"skipped_images": 1, "skipped_objects": 1}
+
+
+@pytest.fixture
+def flawed(voc_folder):
+    """Two sound objects, a clipped one, two that are skipped, and an image that is skipped."""
+    more = [voc_folder.object((50, 3, 99, 40)), voc_folder.object((70, 3, 99, 40))]
+    voc_folder.annotate("000001", "".join([voc_folder.object(), *more]))
+    voc_folder.annotate("000002", voc_folder.object() + voc_folder.object(name="dragon"))
+    voc_folder.add("000003")
+    voc_folder.xml("000003").write_text("<annotation>")
+    return voc_folder
+
+
+def test_what_a_test_set_lacks_stands_beside_its_ap(flawed, tmp_path):
+    dataset = load_dataset("voc_2007_trainval", flawed.root, skip_bad=True)
+    boxes = {"000001": [[1, 2, 30, 40], [49, 2, 60, 40]], "000002": [[1, 2, 30, 40]]}
+    predictions = [
+        {"image_id": i, "boxes": np.array(b, float), "scores": np.ones(len(b)),
+         "classes": np.full(len(b), dataset.metadata.classes.index("dog"))}
+        for i, b in boxes.items()
+    ]  # fmt: skip
+    result = score(dataset, predictions, tmp_path / "out")
+    lacks = {"skipped_images": 1, "skipped_objects": 2, "clipped_boxes": 1}
+    assert result.metrics["AP50"] == pytest.approx(100)
+    assert {key: result.metrics[key] for key in lacks} == lacks
+    assert lacks.items() <= json.loads((tmp_path / "out/results.json").read_text()).items()
+    results = {"set": (result, dataset.records, predictions, dataset.metadata.classes)}
+    page = write_report(tmp_path, results, lambda path: read_image(path, "RGB")).read_text()
+    table = summary_table({"set": result})
+    for what, count in lacks.items():
+        assert re.search(rf"<b>{count}</b>{what}</div>", page)
+        assert what in table.splitlines()[0] and f" {count} |" in table.splitlines()[2]
 
 
 def test_nothing_left_is_an_error(voc_folder):
@@ -145,8 +187,9 @@ def test_union(voc_folder):
     names = ("voc_2007_test", "voc_2007_trainval")
     union = load_datasets(names, voc_folder.root, skip_bad=True)
     assert union.name == "voc_2007_test+voc_2007_trainval"
-    assert [record["image_id"] for record in union.records] == ["000002", "000001", "000002"]
-    assert len(union.skipped) == 1
+    ids = [record["image_id"] for record in union.records]
+    assert ids == ["000002", "000001", "000002", "000003"]
+    assert len(union.skipped) == union.counts["skipped_objects"] == 1
     assert union.metadata.name == "voc_2007_test"
 
 

@@ -287,6 +287,60 @@ def test_sample_equals_detectron2(tmp_path, mode, flip):
         assert 20 < len(ours["boxes"]) < 178
 
 
+# What Pillow does to an upright image to store it under each EXIF orientation (EXIF 2.3, 4.6.4 A).
+STORED = {
+    3: Image.Transpose.ROTATE_180,
+    6: Image.Transpose.ROTATE_90,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def save_turned(path, orientation, size=(60, 40)):
+    """Save a picture, upright of this size, stored turned; returns it."""
+    levels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    upright, exif = Image.fromarray(levels), Image.Exif()
+    exif[274] = orientation
+    upright.transpose(STORED[orientation]).save(path, exif=exif)
+    return upright
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("train", [True, False])
+def test_photographs_that_exif_turns_are_upright(tmp_path, orientation, train):
+    save_turned(tmp_path / "turned.png", orientation).save(tmp_path / "upright.png")
+    samples = [
+        DetectionMapper(30, 60, train=train)(
+            {"file_name": str(tmp_path / name), "image_id": 0, "width": 60, "height": 40}
+            | {"annotations": [annotation([5, 6, 20, 30], 1)]},
+            np.random.default_rng(0),
+        )
+        for name in ("turned.png", "upright.png")
+    ]
+    assert torch.equal(samples[0]["image"], samples[1]["image"])
+    assert samples[0]["image"].shape == (3, 30, 45)
+    if train:
+        assert samples[0]["boxes"].tolist() == [[3.75, 4.5, 15.0, 22.5]]  # at 3/4 of the size
+
+
+def test_boxes_of_the_stored_photograph_are_refused(tmp_path):
+    save_turned(tmp_path / "turned.png", 6)
+    record = {"file_name": str(tmp_path / "turned.png"), "image_id": 0, "width": 40, "height": 60}
+    with pytest.raises(ImageError, match=r"turned\.png: is 60 x 40 .*40 x 60, as stored before"):
+        DetectionMapper(0, 99, train=True)(record | {"annotations": []}, None)
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("orientation", STORED)
+def test_turned_photographs_equal_detectron2(tmp_path, orientation):
+    from detectron2.data import DatasetMapper
+
+    save_turned(tmp_path / "turned.png", orientation)
+    record = {"file_name": str(tmp_path / "turned.png"), "image_id": 0, "width": 60, "height": 40}
+    ours = DetectionMapper(0, 99, train=False)(record, np.random.default_rng(0))
+    theirs = DatasetMapper(is_train=False, augmentations=[], image_format="BGR")(record)
+    assert torch.equal(ours["image"], theirs["image"])
+
+
 def test_packed_records_come_back():
     items = [{"a": random.random(), "b": "x" * i} for i in range(5)]
     packed = loader._Packed(items)

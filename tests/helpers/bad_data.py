@@ -71,7 +71,7 @@ def images():
     for orientation in range(2, 9):
         exif = Image.Exif()
         exif[274] = orientation
-        yield f"turned by EXIF {orientation}", encoded(rgb, "JPEG", exif=exif), "EXIF orientation"
+        yield f"turned by EXIF {orientation}", encoded(rgb, "JPEG", exif=exif), OK
     for orientation in (0, 1, 9, 65535):
         exif = Image.Exif()
         exif[274] = orientation
@@ -104,32 +104,32 @@ def xmls():
     """``content``: bytes of an annotation of a 24 x 16 image."""
     yield "good", XML, OK
     for part, what in (
-        ("<width>24</width>", "no <size> with a <width>"), ("<height>16</height>", "<height>"),
+        ("<width>24</width>", OK), ("<height>16</height>", OK),  # taken from the image
         ("<name>dog</name>", "unknown class ''"), (BOX, "no <xmin>"), ("<xmin>2</xmin>", "no <xmin>"),
         ("<ymin>3</ymin>", "no <ymin>"), ("<xmax>10</xmax>", "no <xmax>"),
         ("<ymax>12</ymax>", "no <ymax>"),
     ):  # fmt: skip
         yield f"without {part}", XML.replace(part, ""), what
-    yield "without size", XML.replace("size>", "sise>"), "no <size>"
+    yield "without size", XML.replace("size>", "sise>"), OK
     yield "without objects", XML.replace(OBJECT, ""), OK
     for edge in ("xmin", "ymin", "xmax", "ymax"):
         old = {"xmin": 2, "ymin": 3, "xmax": 10, "ymax": 12}[edge]
         for value, what in (
             ("nan", "not finite"), ("inf", "not finite"), ("-inf", "not finite"), ("", "not a number"),
             ("two", "not a number"), ("1e999", "not finite"), ("0x10", "not a number"),
-            ("2,5", "not a number"), ("-7", "outside|inverted"), ("9" * 400, "not finite"),
+            ("2,5", "not a number"), ("-7", OK if "min" in edge else "inverted"), ("9" * 400, "not finite"),
         ):  # fmt: skip
             yield f"{edge} {value[:9]}", XML.replace(f">{old}</{edge}", f">{value}</{edge}"), what
     yield "inverted in x", XML.replace(">2<", ">11<"), "inverted"
     yield "inverted in y", XML.replace(">3<", ">13<"), "inverted"
     yield "of one pixel", XML.replace(">10<", ">2<").replace(">12<", ">3<"), OK
-    yield "0-based x", XML.replace(">2<", ">0<"), "counts pixels from 1"
-    yield "0-based y", XML.replace(">3<", ">0<"), "counts pixels from 1"
+    yield "0-based x", XML.replace(">2<", ">0<"), OK
+    yield "0-based y", XML.replace(">3<", ">0<"), OK
     yield "fractions", XML.replace(">2<", ">2.5<").replace(">10<", ">10.25<"), OK
-    yield "over the right border", XML.replace(">10<", ">25<"), "outside"
-    yield "over the lower border", XML.replace(">12<", ">17<"), "outside"
+    yield "over the right border", XML.replace(">10<", ">25<"), OK
+    yield "over the lower border", XML.replace(">12<", ">17<"), OK
     for value in ("0", "-5", "NaN", "24.5", "", "twenty", "\u0662\u0664x"):
-        yield f"width {value!r}", XML.replace(">24<", f">{value}<"), "<width> is"
+        yield f"width {value!r}", XML.replace(">24<", f">{value}<"), OK
     yield "another width", XML.replace(">24<", ">25<"), "is 24 x 16 pixels"
     yield (
         "width and height swapped",
@@ -150,7 +150,7 @@ def xmls():
             external.format(target) + XML.replace(">dog<", ">&x;<"),
             "DOCTYPE",
         )
-        yield f"external DTD {target}", f'<!DOCTYPE annotation SYSTEM "{target}">' + XML, "DOCTYPE"
+        yield f"external DTD {target}", f'<!DOCTYPE annotation SYSTEM "{target}">' + XML, OK
         parameter = f'<!DOCTYPE a [<!ENTITY % x SYSTEM "{target}"> %x;]>'
         yield f"parameter entity {target}", parameter + XML, "DOCTYPE"
     laughs = "".join(f'<!ENTITY l{i + 1} "{f"&l{i};" * 10}">' for i in range(9))
@@ -160,10 +160,14 @@ def xmls():
     yield "empty", "", "malformed XML"
     yield "json", '{"annotation": 1}', "malformed XML"
     yield "two roots", XML + XML, "malformed XML"
-    yield "not UTF-8", XML.encode("latin-1").replace(b"dog", b"d\xf6g"), "malformed XML"
+    yield (
+        "not UTF-8",
+        XML.encode("latin-1").replace(b"dog", b"d\xf6g"),
+        "not in the file's encoding",
+    )
     yield "unknown encoding", '<?xml version="1.0" encoding="klingon"?>' + XML, "encoding|malformed"
     yield "UTF-16", XML.encode("utf-16"), OK
-    yield "deep", "<annotation>" + "<a>" * 5000 + "</a>" * 5000 + "</annotation>", "no <size>"
+    yield "deep", "<annotation>" + "<a>" * 5000 + "</a>" * 5000 + "</annotation>", OK
     for tenth in range(1, 10):
         yield f"cut at {tenth} tenths", XML[: len(XML) * tenth // 10], "malformed XML"
 
@@ -203,21 +207,30 @@ def jsons():
             yield f"{key} {value!r}", changed(key, to=value), f"no list '{key}'"
     yield "without annotations", changed("annotations"), OK
     yield "annotations null", changed("annotations", to=None), "no list 'annotations'"
-    for key in ("id", "file_name", "width", "height"):
+    for key in ("id", "file_name"):
         yield f"image without {key}", changed("images", 0, key), f"missing key '{key}'"
         for value in (None, [], 1.5, True):
             yield f"image's {key} {value!r}", changed("images", 0, key, to=value), f"{key} is"
-    for key, value in (("id", "1"), ("width", "24"), ("height", "16"), ("file_name", 7)):
-        yield f"image's {key} {value!r}", changed("images", 0, key, to=value), f"{key} is"
-    for value in (0, -3):
-        yield f"width {value}", changed("images", 0, "width", to=value), "must be positive"
+    for key in ("width", "height"):  # taken from the image
+        yield f"image without {key}", changed("images", 0, key), OK
+        for value in (None, [], 1.5, True, "24", 0, -3):
+            yield f"image's {key} {value!r}", changed("images", 0, key, to=value), OK
+    for key, value, what in (("id", "1", OK), ("file_name", 7, "file_name is")):
+        yield f"image's {key} {value!r}", changed("images", 0, key, to=value), what
     yield "another size", changed("images", 0, "width", to=25), "24 x 16"
     yield "duplicate image", changed("images", 1, "id", to=1), "duplicate image id 1"
     yield "missing image", changed("images", 0, "file_name", to="none.jpg"), "missing image file"
-    for key in ("id", "image_id", "category_id", "bbox"):
+    yield "annotation without id", changed(*first, "id"), OK
+    yield "annotation's id None", changed(*first, "id", to=None), OK
+    for key in ("image_id", "category_id", "bbox"):
         yield f"annotation without {key}", changed(*first, key), f"missing key '{key}'"
-        for value in (None, "1", 1.5):
-            yield f"annotation's {key} {value!r}", changed(*first, key, to=value), f"{key} is"
+        yield f"annotation's {key} None", changed(*first, key, to=None), f"{key} is"
+    for key in ("id", "image_id", "category_id", "bbox"):
+        yield f"annotation's {key} 1.5", changed(*first, key, to=1.5), f"{key} is"
+    for key, value, what in (
+        ("id", "1", OK), ("image_id", "1", OK), ("category_id", "5", OK), ("bbox", "1", "bbox is"),
+    ):  # fmt: skip
+        yield f"annotation's {key} {value!r}", changed(*first, key, to=value), what
     for value in ("text", 3, None, []):
         yield f"annotation {value!r}", changed("annotations", 0, to=value), "is not an object"
         yield f"image {value!r}", changed("images", 0, to=value), "is not an object"
@@ -227,23 +240,29 @@ def jsons():
     yield "unknown image", changed(*first, "image_id", to=9), "unknown image_id 9"
     yield "unknown category", changed(*first, "category_id", to=6), "unknown category_id 6"
     yield "duplicate category", changed("categories", 1, "id", to=5), "duplicate category id 5"
-    yield "category's id a string", changed("categories", 0, "id", to="5"), "id is '5'"
+    yield "category's id a string", changed("categories", 0, "id", to="5"), OK
     yield "category without name", changed("categories", 0, "name"), "missing key 'name'"
     nan, inf = float("nan"), float("inf")
     for box, what in (
         ([2, 3, 8], "four numbers"), ([2, 3, 8, 9, 1], "four numbers"), ([], "four numbers"),
-        (["2", "3", "8", "9"], "four numbers"), ([2, 3, 8, None], "four numbers"),
-        ([2, 3, 8, True], "four numbers"), ([2, 3, nan, 9], "not finite"), ([2, 3, inf, 9], "not finite"),
+        (["2", "3", "8", "9"], OK), ([2, 3, 8, None], "not a number"),
+        ([2, 3, 8, True], "not a number"), ([2, 3, nan, 9], "not finite"), ([2, 3, inf, 9], "not finite"),
         ([nan, 3, 8, 9], "not finite"), ([2, 3, -8, 9], "inverted"), ([2, 3, 8, -9], "inverted"),
-        ([2, 3, 0, 9], "empty"), ([2, 3, 8, 0], "empty"), ([2, 3, 30, 9], "outside"),
+        ([2, 3, 0, 9], "empty"), ([2, 3, 8, 0], "empty"), ([2, 3, 30, 9], OK),
         ([-9, 3, 8, 9], "outside"), ([1e30, 3, 8, 9], "outside|empty"), ([2, 3, 8.5, 9.25], OK),
-        ([2, 3, 10**400, 9], "four numbers"),
+        ([2, 3, 10**400, 9], "not a number"),
     ):  # fmt: skip
         yield f"bbox {str(box)[:30]}", changed(*first, "bbox", to=box), what
-    for value in (2, "1", None, 0.5, True):
-        yield f"iscrowd {value!r}", changed(*first, "iscrowd", to=value), "iscrowd is"
-    for value in ("72", nan, -1, inf, None):
-        yield f"area {value!r}", changed(*first, "area", to=value), "area is"
+    for value, what in ((2, "iscrowd is"), (0.5, "iscrowd is"), ("0", OK), (None, OK), (False, OK)):
+        yield f"iscrowd {value!r}", changed(*first, "iscrowd", to=value), what
+    for value, what in (
+        ("72", OK),
+        (None, OK),
+        (nan, "area is"),
+        (-1, "area is"),
+        (inf, "area is"),
+    ):
+        yield f"area {value!r}", changed(*first, "area", to=value), what
     data = copy.deepcopy(JSON)
     data["annotations"][0] |= {"iscrowd": 1, "segmentation": {"size": [16, 24], "counts": [3, 5]}}
     yield "crowd with RLE", json.dumps(data), OK

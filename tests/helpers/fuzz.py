@@ -238,12 +238,15 @@ def xmls(rng):
         f'<!DOCTYPE a [<!ENTITY a0 "ha">{laughs}]>', '<!DOCTYPE a SYSTEM "http://127.0.0.1:9/a.dtd">',
         '<!DOCTYPE a [<!ENTITY a0 SYSTEM "file:///etc/passwd">]>',
         '<!DOCTYPE a [<!ENTITY % p SYSTEM "file:///dev/zero">%p;]>', '<?xml version="9"?>',
+        '<!DOCTYPE annotation>', '<?xml version="1.0" encoding="gbk"?><!DOCTYPE a>',
+        '<?xml version="1.0" encoding="unicode_escape"?><!DOCTYPE a>', "<!DOCTYPE " * 50_000,
         '<?xml version="1.0" encoding="utf-7"?>', '<?xml version="1.0" encoding="zlib"?>',
         '<?xml version="1.0" encoding="rot13"?>', '<?xml version="1.0" encoding="utf-16"?>',
     ]  # fmt: skip
     fixed = [d.encode() + good.replace(b"dog", b"&a39;&a0;") for d in doctypes]
     fixed += [d.encode() + good for d in doctypes]
     fixed += [b"<a>" * 200_000, b"<a>" * 50_000 + b"</a>" * 50_000, b"", b"<annotation/>",
+              b"\n" * 10**6 + b"<?xml " + b"x" * 10**6,
               b"<annotation " + b" ".join(b'a%d=""' % i for i in range(20_000)) + b"/>",
               good.decode().encode("utf-16"), good + good, b"\x00" * 999]  # fmt: skip
     values = ("nan", "-inf", "1e999", "9" * 5000, "9" * 400, "٣", "²", "1_0", "", "  ", "0x9", "-0",

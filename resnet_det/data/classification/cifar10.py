@@ -5,6 +5,7 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ CLASSES = (
 )  # fmt: skip
 PER_FILE = 10_000  # images per file of the archive
 PIXELS = 3 * 32 * 32
-MAX_BYTES = 2**27  # to read per file: a valid file has 31 MB, so a longer one raises an error
+MAX_BYTES = 2**28  # to read per file: CIFAR-100's have 155 MB, so a longer one raises an error
 
 TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 # Split -> (files, begin and end of its images in units of files). The paper's 45k/5k split is not
@@ -86,9 +87,9 @@ def read(name: str, root: str) -> tuple[np.ndarray, np.ndarray]:
         names = [file + suffix for file in files]
         source = os.path.join(root, folder)
         if os.path.isdir(source):
-            content = _from_folder(source, names)
+            content = from_folder(source, names)
         elif os.path.isfile(source := os.path.join(root, archive)):
-            content = _from_archive(source, folder, names)
+            content = from_archive(source, folder, names)
         else:
             continue
         parts = [parse(content[file], os.path.join(source, file)) for file in names]
@@ -99,7 +100,7 @@ def read(name: str, root: str) -> tuple[np.ndarray, np.ndarray]:
     raise DatasetError(root, f"holds no CIFAR-10: put one of {places} there")
 
 
-def _from_folder(folder: str, names: Sequence[str]) -> dict[str, bytes]:
+def from_folder(folder: str, names: Sequence[str]) -> dict[str, bytes]:
     content = {}
     for name in names:
         path = os.path.join(folder, name)
@@ -111,7 +112,7 @@ def _from_folder(folder: str, names: Sequence[str]) -> dict[str, bytes]:
     return content
 
 
-def _from_archive(path: str, folder: str, names: Sequence[str]) -> dict[str, bytes]:
+def from_archive(path: str, folder: str, names: Sequence[str]) -> dict[str, bytes]:
     """Read the files in one pass, because a compressed archive can only be read sequentially."""
     wanted = {f"{folder}/{name}": name for name in names}
     content = {}
@@ -138,33 +139,45 @@ def _parse_binary(content: bytes, path: str) -> tuple[np.ndarray, np.ndarray]:
             path, f"has {len(content):,} bytes instead of {PER_FILE * (1 + PIXELS):,}"
         )
     rows = np.frombuffer(content, np.uint8).reshape(PER_FILE, 1 + PIXELS)
-    return rows[:, 1:], _checked(rows[:, 0], path)
+    return rows[:, 1:], _checked(rows[:, 0], path, PER_FILE, len(CLASSES))
 
 
 def _parse_python(content: bytes, path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read a pickled ``{"data": uint8 (10000, 3072), "labels": list, ...}`` without running code
-    from the pickle."""
+    return parse_batch(content, path, "labels", PER_FILE, len(CLASSES))
+
+
+def parse_batch(
+    content: bytes, path: str, key: str, count: int, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read a pickled ``{"data": uint8 (count, 3072), <key>: list of labels, ...}``."""
+    batch = read_dict(content, path, "data", key)
+    data, labels = batch["data"], batch[key]
+    data = data.numpy() if hasattr(data, "numpy") else data
+    if getattr(data, "shape", None) != (count, PIXELS) or data.dtype != np.uint8:
+        raise DatasetError(path, f"'data' is not a uint8 array of {count} x {PIXELS}")
+    if not isinstance(labels, list) or not all(type(label) is int for label in labels):
+        raise DatasetError(path, f"{key!r} is not a list of integers")
+    return data, _checked(np.array(labels), path, count, classes)
+
+
+def read_dict(content: bytes, path: str, *keys: str) -> dict[str, Any]:
+    """Read a pickled dict with these keys, without running code from the pickle."""
     try:
         batch = read_pickle(path, content)
     except WeightsError as error:
         raise DatasetError(path, str(error).removeprefix(f"{path}: ")) from error
-    if not isinstance(batch, dict) or not {"data", "labels"} <= batch.keys():
-        raise DatasetError(path, "holds no 'data' and 'labels'")
-    data, labels = batch["data"], batch["labels"]
-    data = data.numpy() if hasattr(data, "numpy") else data
-    if getattr(data, "shape", None) != (PER_FILE, PIXELS) or data.dtype != np.uint8:
-        raise DatasetError(path, f"'data' is not a uint8 array of {PER_FILE} x {PIXELS}")
-    if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-        raise DatasetError(path, "'labels' is not a list of integers")
-    return data, _checked(np.array(labels), path)
+    if not isinstance(batch, dict) or not set(keys) <= batch.keys():
+        raise DatasetError(path, f"holds no {' and '.join(map(repr, keys))}")
+    return batch
 
 
-def _checked(labels: np.ndarray, path: str) -> np.ndarray:
-    if labels.shape != (PER_FILE,):
-        raise DatasetError(path, f"has {len(labels)} labels for {PER_FILE} images")
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(CLASSES)))
+def _checked(labels: np.ndarray, path: str, count: int, classes: int) -> np.ndarray:
+    if labels.shape != (count,):
+        raise DatasetError(path, f"has {len(labels)} labels for {count} images")
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
-        raise DatasetError(path, f"image {wrong[0]} has the label {labels[wrong[0]]}, not 0 to 9")
+        what = f"image {wrong[0]} has the label {labels[wrong[0]]}, not 0 to {classes - 1}"
+        raise DatasetError(path, what)
     return labels.astype(np.int64)
 
 

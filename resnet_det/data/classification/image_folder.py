@@ -7,22 +7,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...hints import did_you_mean
 from ...records import DatasetError, together
 from .. import pixels
 from ..check import Report, decoding_faults
+from ..image_files import EXTENSIONS
 from ..parallel import parallel_map
-from ..specs import ClassificationSpec
+from ..specs import ClassificationSpec, check_chosen
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = (".jpg", ".jpeg", ".png")
+Classes = list[tuple[str, list[str]]]  # (path of the class's folder, paths of its images)
 
 
 @dataclass(frozen=True)
 class ImageFolder(ClassificationSpec):
-    """A dataset of class folders in ``folder``."""
+    """A dataset of class folders in ``folder``.
+
+    Attributes:
+        split: name of the subfolder that holds the class folders; None for ``folder`` itself.
+    """
 
     folder: str
+    split: str | None = None
 
     def paths(self) -> list[str]:
         return [self.folder]
@@ -33,13 +40,49 @@ class ImageFolder(ClassificationSpec):
         return read_images(os.path.join(root, self.folder), skip_bad)
 
     def list_images(self, root: str) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
-        files, labels, classes = read_folder(os.path.join(root, self.folder))
-        return list(zip(files, labels)), classes
+        where, listed = self._listed(root)
+        files, labels, classes = labelled(listed)
+        images = [pair for pair in zip(files, labels) if self._holds(pair[0])]
+        if not images:
+            raise DatasetError(self.name, f"none of the {len(files)} images in {where} is in it")
+        return images, classes
+
+    def _holds(self, file: str) -> bool:
+        return self.part is None or self.part.holds(file)
+
+    def _listed(self, root: str) -> tuple[str, Classes]:
+        """The folder of the classes, and the chosen classes with their images."""
+        self.check_located(root)
+        where = self.locate(root, self.folder)
+        if self.own:
+            where = self._split_folder(where)
+        listed = list_folder(where)
+        if self.chosen:
+            by_name = {os.path.basename(path): (path, files) for path, files in listed}
+            check_chosen(self.name, self.chosen, list(by_name))
+            listed = [by_name[name] for name in self.chosen]
+        return where, listed
+
+    def _split_folder(self, folder: str) -> str:
+        """The folder of the split. Raises DatasetError, with the splits there, if there is none."""
+        subfolders = [entry for entry in os.scandir(folder) if entry.is_dir()]
+        splits = sorted(entry.name for entry in subfolders if _holds_classes(entry.path))
+        if self.split in splits:
+            return os.path.join(folder, str(self.split))
+        if self.split is None and not splits:
+            return folder
+        if self.split is None:
+            hint = f"is divided: choose split={' or split='.join(splits)}"
+        elif splits:
+            hint = f"has no split {self.split!r}{did_you_mean(self.split, splits, list_all=True)}"
+        else:
+            hint = f"has no split {self.split!r}: to divide its images, use split=[:80%]"
+        raise DatasetError(self.name, f"{folder} {hint}")
 
     def check(self, root: str, workers: int) -> Report:
-        where = os.path.join(root, self.folder)
-        listed = list_folder(where)
+        where, listed = self._listed(root)
         faults = [str(_no_images(path)) for path, files in listed if not files]
+        listed = [(path, list(filter(self._holds, files))) for path, files in listed]
         images = [file for _, files in listed for file in files]
         for lines in parallel_map(decoding_faults, images, workers, "images"):
             faults += lines
@@ -47,7 +90,14 @@ class ImageFolder(ClassificationSpec):
         return self.report(where, [os.path.basename(path) for path, _ in listed], counts, faults)
 
 
-def list_folder(folder: str) -> list[tuple[str, list[str]]]:
+def _holds_classes(folder: str) -> bool:
+    """Whether a folder holds folders and no images."""
+    inside = list(os.scandir(folder))
+    images = (entry for entry in inside if entry.name.lower().endswith(EXTENSIONS))
+    return any(entry.is_dir() for entry in inside) and not any(images)
+
+
+def list_folder(folder: str) -> Classes:
     """``<folder>/<class>/<image>`` -> [(path of the class, [paths of its images])], sorted by name.
 
     Raises:
@@ -77,9 +127,17 @@ def read_folder(folder: str) -> tuple[list[str], list[int], tuple[str, ...]]:
     Raises:
         DatasetError: no such folder, no classes, or a class without images.
     """
+    return labelled(list_folder(folder))
+
+
+def labelled(listed: Classes) -> tuple[list[str], list[int], tuple[str, ...]]:
+    """The files, labels and class names of what :func:`list_folder` returned.
+
+    Raises:
+        DatasetError: a class has no images.
+    """
     files: list[str] = []
     labels: list[int] = []
-    listed = list_folder(folder)
     for label, (path, found) in enumerate(listed):
         if not found:
             raise _no_images(path)

@@ -99,7 +99,7 @@ class DetectionMapper:
         self.scales = tuple(scales)
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        image = pixels.read_image(record["file_name"], self.format, stored_upright=self.train)
+        image = pixels.read_image(record["file_name"], self.format)
         height, width = image.shape[:2]
         pixels.check_size(image, record)
         short = draw_size(self.short_sizes, self.sampling, rng)

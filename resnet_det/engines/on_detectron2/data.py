@@ -3,7 +3,6 @@
 import copy
 import logging
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,7 @@ from detectron2.data import (
     MetadataCatalog,
     get_detection_dataset_dicts,
 )
-from detectron2.data.detection_utils import (
-    SizeMismatchError,
-    check_image_size,
-    convert_PIL_to_numpy,
-    transform_proposals,
-)
+from detectron2.data.detection_utils import convert_PIL_to_numpy, transform_proposals
 from detectron2.data.detection_utils import read_image as detectron2_read
 from detectron2.data.transforms import AugInput
 from detectron2.utils.file_io import PathManager
@@ -27,10 +21,18 @@ from PIL import Image
 
 from ... import data
 from ...config.defaults import ConfigError
-from ...data import Dataset, ImageError, Metadata, dataset_names, load_datasets
-from ...data.detection import proposals, voc
+from ...data import (
+    Dataset,
+    Metadata,
+    dataset_names,
+    is_path,
+    load_dataset,
+    own_spec,
+    union,
+)
+from ...data.detection import voc
 from ...data.detection.mapper import with_usable_annotations
-from ...data.pixels import FORMATS, at_scales, read_image
+from ...data.pixels import FORMATS, at_scales, check_size, read_image
 from ..checks import proposal_files, test_files
 from ..class_matching import check_number
 
@@ -45,29 +47,27 @@ def check_names(names: Sequence[str]) -> None:
 def load_any(names: Sequence[str], skip_bad: bool = False, files: Sequence[str] = ()) -> Dataset:
     """Read a union of datasets.
 
-    Our readers load the datasets in our catalog; they keep "difficult" and name the file in errors.
-    Detectron2's catalog loads all others.
+    Our readers load the datasets in our catalog and those named by a path; they keep "difficult"
+    and name the file in errors. Detectron2's catalog loads all others.
 
     Args:
         files: one file of precomputed proposals per dataset; the records then carry the proposals.
     """
     check_names(names)
-    if set(names) <= set(dataset_names()):
-        dataset = load_datasets(names, skip_bad=skip_bad, proposal_files=files)
-        for line in dataset.skipped:
-            logger.warning("skipped %s", line)
-    else:
-        dataset = _foreign(names)
-        if files:
-            parts = (get_detection_dataset_dicts([name], filter_empty=False) for name in names)
-            parts = (proposals.attach(*pair) for pair in zip(parts, files))
-            dataset.records = list(chain.from_iterable(parts))
+    ours = {*dataset_names(), *filter(is_path, names)}
+    parts = [
+        load_dataset(name, skip_bad=skip_bad) if name in ours else _foreign(name) for name in names
+    ]
+    dataset = union(parts, files)
+    for line in dataset.skipped:
+        logger.warning("skipped %s", line)
     return dataset
 
 
 def load_test_sets(cfg: Any) -> dict[str, Dataset]:
     """Read DATASETS.TEST. Returns name -> dataset."""
-    return {name: load_any([name], files=files) for name, files in test_files(cfg)}
+    skip_bad = cfg.RESNET_DET.SKIP_BAD_DATA
+    return {name: load_any([name], skip_bad, files) for name, files in test_files(cfg)}
 
 
 def training_records(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
@@ -87,6 +87,11 @@ def training_records(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
         for key, default in (("USE_DIFFICULT", True), ("SKIP_BAD_DATA", False)):
             if cfg.RESNET_DET[key] != default:
                 raise ConfigError(f"RESNET_DET.{key}: is only for box detectors")
+        for name in filter(own_spec, cfg.DATASETS.TRAIN):
+            raise ConfigError(
+                f"DATASETS.TRAIN: {name}: only its boxes are read: for masks or keypoints, register "
+                "the dataset with Detectron2's register_coco_instances"
+            )
         least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
         records = get_detection_dataset_dicts(  # our readers read boxes only
             cfg.DATASETS.TRAIN,
@@ -104,21 +109,21 @@ def training_records(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
     return records, dataset.metadata.classes
 
 
-def _foreign(names: Sequence[str]) -> Dataset:
-    """Read a union of datasets that other code registered in Detectron2's catalog."""
-    records = get_detection_dataset_dicts(list(names), filter_empty=False)
-    known = MetadataCatalog.get(names[0])
+def _foreign(name: str) -> Dataset:
+    """Read a dataset that other code registered in Detectron2's catalog."""
+    records = get_detection_dataset_dicts([name], filter_empty=False)
+    known = MetadataCatalog.get(name)
     classes = tuple(known.get("thing_classes", ()))
     is_voc = known.get("evaluator_type") == "pascal_voc"
     ids = known.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(classes))}
     metadata = Metadata(
-        names[0],
+        name,
         classes,
         voc.evaluation(known.get("year")) if is_voc else "coco",
         split=known.get("split"),
         category_ids=tuple(sorted(ids, key=lambda id: ids[id])),
     )
-    return Dataset("+".join(names), records, metadata)
+    return Dataset(name, records, metadata)
 
 
 class Mapper(DatasetMapper):
@@ -137,10 +142,9 @@ class Mapper(DatasetMapper):
         """Do as Detectron2's method does, except for reading the image and for ``scales``."""
         sample = copy.deepcopy(dataset_dict)
         image = read(sample["file_name"], self.image_format)
-        try:
-            check_image_size(sample, image)
-        except SizeMismatchError as error:
-            raise ImageError(sample["file_name"], str(error)) from error
+        check_size(image, sample | {"file_name": PathManager.get_local_path(sample["file_name"])})
+        sample.setdefault("height", image.shape[0])
+        sample.setdefault("width", image.shape[1])
         if self.scales:
             others = at_scales(image, self.scales, *self.size)
             sample["scales"] = [torch.from_numpy(x.transpose(2, 0, 1).copy()) for x in others]

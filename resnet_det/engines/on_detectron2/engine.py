@@ -45,6 +45,7 @@ from ..checks import (
     check_trainable,
 )
 from ..class_matching import TestSet, match_test_sets
+from ..own_classes import fit_to_training_set, fit_to_weights
 from ..results import check_expected
 from ..run import make_datasets
 from ..scaling import for_processes
@@ -77,13 +78,14 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     """Read a YAML file with its ``_BASE_`` chain and trailing ``KEY VALUE`` overrides.
 
     The file may hold all of Detectron2's keys and the node ``RESNET_DET``. YAML that runs code is
-    an error.
+    an error. The config has as many classes as the user's own training set, if it names one.
 
     Returns:
         Detectron2's CfgNode, frozen; ``MODEL.DEVICE`` is "cpu" if no CUDA device is available.
 
     Raises:
         ConfigError: a file, key or value is invalid. The message names it, and similar valid keys.
+        DatasetError: the user's own training set is absent.
     """
     cfg = _File(get_cfg())
     add_resnet_det_config(cfg)
@@ -113,7 +115,7 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     check_users(cfg, DETECTOR, "RESNET_DET.")
     check_ranges(cfg, "RESNET_DET.")
     cfg.freeze()
-    return cfg
+    return fit_to_training_set(cfg, overrides)
 
 
 def _check_lists(cfg: CfgNode, known: dict[str, Any]) -> None:
@@ -217,6 +219,7 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
     with running(cfg):
         make_datasets(*cfg.DATASETS.TEST)
         sets = load_test_sets(cfg)
+        cfg = fit_to_weights(cfg)
         model, facts = trained(cfg)
         classes = facts.get("classes")
         tests = match_test_sets(sets, classes, cfg.MODEL.WEIGHTS, cfg)

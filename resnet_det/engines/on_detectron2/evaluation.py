@@ -19,6 +19,7 @@ from ...config.defaults import add_resnet_det_config, flatten
 from ...detector.appendix import Detections, Size
 from ...detector.build import build_improved, in_test
 from ...detector.weights import fit_trained
+from ...files import safe_name
 from ...training import distributed
 from ..class_matching import TestSet
 from ..provenance import ensemble
@@ -95,7 +96,7 @@ def evaluate_model(
     """
     scored = {}
     for name, test in tests.items():
-        evaluator = Evaluator(test, f"{cfg.OUTPUT_DIR}/inference/{name}")
+        evaluator = Evaluator(test, f"{cfg.OUTPUT_DIR}/inference/{safe_name(name)}")
         loader = build_detection_test_loader(
             evaluator.dataset.records,
             mapper=Mapper(cfg, False),

@@ -1,5 +1,6 @@
 """All valid annotations are read as written, and boxes move with their image."""
 
+import contextlib
 import json
 from types import SimpleNamespace
 from xml.sax.saxutils import escape
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_det.data import BoxMode, pixels
+from resnet_det.data import BoxMode, DatasetError, pixels
 from resnet_det.data.detection import coco, voc
 from resnet_det.data.detection.mapper import DetectionMapper
 
@@ -151,6 +152,83 @@ def test_coco_reads_what_was_written(tmp_path_factory, data):
     for record, _ in read:
         record["annotations"].sort(key=lambda annotation: annotation["id"])
     assert [record for record, _ in read] == want
+
+
+def check_scan(scan, name):
+    """Whatever a file holds, a reader gives records with boxes in their image, and faults that name
+    the file."""
+    for record, faults in scan:
+        for fault in faults:
+            assert isinstance(fault, DatasetError) and name in str(fault)
+        for each in (record or {}).get("annotations", ()):
+            x0, y0, x1, y1 = each["bbox"]
+            if each["bbox_mode"] == BoxMode.XYWH_ABS:
+                x1, y1 = x0 + x1, y0 + y1
+            assert -1 <= x0 < x1 <= record["width"] + 1
+            assert -1 <= y0 < y1 <= record["height"] + 1
+            assert each["iscrowd"] in (0, 1) and each["category_id"] in (0, 1)
+            assert each.get("difficult", 0) in (0, 1)
+
+
+WORDS = st.sampled_from(
+    ["", " 1", "-1", "0", "1.0", "nan", "1e999", "true", "Unspecified", "null", "9" * 400, "\ufffd"]
+)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | WORDS,
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+FIELDS = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "segmentation", "area", "iscrowd",
+                    "ignore", "difficult"),
+    "categories": ("id", "name", "supercategory"),
+}  # fmt: skip
+
+
+@given(st.data())
+def test_any_json_is_read_or_refused(tmp_path_factory, data):
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 60, "height": 40}],
+        "annotations": [{"id": i, "image_id": 1, "category_id": 1, "bbox": [9, 9, 9, 9]}
+                        for i in range(2)],
+        "categories": [{"id": i, "name": f"{i}"} for i in range(2)],
+    }  # fmt: skip
+    for _ in range(data.draw(st.integers(1, 3))):
+        part = data.draw(st.sampled_from(sorted(FIELDS)))
+        value = data.draw(ANYTHING | st.lists(st.floats() | WORDS, min_size=4, max_size=6))
+        content[part][-1][data.draw(st.sampled_from(FIELDS[part]))] = value
+    file = tmp_path_factory.mktemp("any") / "any.json"
+    file.write_text(json.dumps(content))
+    with contextlib.suppress(DatasetError):
+        check_scan(coco.read(str(file), str(file.parent))[2], "any.json")
+
+
+@given(st.data())
+def test_any_xml_is_read_or_refused(tmp_path_factory, data):
+    def node(tag, inside):
+        return f"<{tag}>{inside}</{tag}>" if data.draw(st.booleans() | st.just(True)) else ""
+
+    def value(good):
+        text = st.characters(exclude_characters="<&", exclude_categories=("C",))
+        return data.draw(st.just(good) | WORDS | st.text(text, max_size=4))
+
+    edges = zip(("xmin", "ymin", "xmax", "ymax"), ("3", "4", "20", "30"))
+    box = node("bndbox", "".join(node(edge, value(good)) for edge, good in edges))
+    corners = "".join(node(f"{axis}{i}", value("7")) for i in range(3) for axis in "xy")
+    flags = "".join(node(flag, value("1")) for flag in ("difficult", "truncated"))
+    one = node("object", node("name", value("cat")) + box + node("polygon", corners) + flags)
+    size = node("size", node("width", value("60")) + node("height", value("40")))
+    head = data.draw(st.sampled_from(["", "<!DOCTYPE annotation>", "\n", "<!DOCTYPE a [<!ENTITY b 'c'>]>",
+                                      '<?xml version="1.0" encoding="gbk"?>']))  # fmt: skip
+    folder = tmp_path_factory.mktemp("any")
+    content = f"{head}<annotation>{size}{one}</annotation>"
+    (folder / "any.xml").write_bytes(content.encode(data.draw(ENCODING), "replace"))
+    files = [("any", str(folder / "any.jpg"), str(folder / "any.xml"))]
+    check_scan(voc.read_images(files, ("cat", "dog"), data.draw(st.integers(0, 1))), "any.xml")
+
+
+ENCODING = st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "gbk", "cp1252", "utf-32"])
 
 
 @given(boxes_in_image())

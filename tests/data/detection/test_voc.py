@@ -81,12 +81,13 @@ def test_fractions_are_read(voc_folder):
 @pytest.mark.parametrize(
     ("box", "what"),
     [
-        ((0, 3, 30, 40), "counts pixels from 1"),
-        ((-3, 3, 30, 40), "outside the image of 60 x 40"),
-        ((2, 3, 61, 40), "outside the image of 60 x 40"),
-        ((2, 3, 30, 41), "outside the image of 60 x 40"),
+        ((0, 3, 30, 40), "extends beyond the image of 60 x 40 pixels (VOC counts pixels from 1"),
+        ((-3, 3, 30, 40), "extends beyond the image of 60 x 40"),
+        ((2, 3, 61, 40), "extends beyond the image of 60 x 40"),
+        ((2, 3, 30, 41), "extends beyond the image of 60 x 40"),
         ((30, 3, 2, 40), "inverted"),
         ((2, 20, 30, 19), "inverted"),
+        ((61, 3, 70, 40), "lies outside the image of 60 x 40"),
         (("nan", 3, 30, 40), "not finite"),
         ((2, 3, "inf", 40), "not finite"),
         ((2, "3px", 30, 40), "ymin is '3px', not a number"),
@@ -103,8 +104,8 @@ def test_bad_box_is_named(voc_folder, box, what):
 def test_unknown_class_and_bad_flag_are_named(voc_folder):
     voc_folder.annotate("000001", voc_folder.object() + voc_folder.object(name="dragon"))
     assert the_fault(voc_folder).what == "object 2: unknown class 'dragon'"
-    voc_folder.annotate("000001", voc_folder.object(more="<difficult>yes</difficult>"))
-    assert "<difficult> is 'yes'" in the_fault(voc_folder).what
+    voc_folder.annotate("000001", voc_folder.object(more="<difficult>very</difficult>"))
+    assert "<difficult> is 'very'" in the_fault(voc_folder).what
 
 
 def test_every_fault_of_a_file_is_listed(voc_folder):
@@ -120,16 +121,6 @@ def test_every_fault_of_a_file_is_listed(voc_folder):
     [
         ("<annotation><size>", "malformed XML"),
         ("", "malformed XML"),
-        ("<annotation></annotation>", "no <size> with a <width>"),
-        ("<annotation><size><width>60</width></size></annotation>", "no <size> with a <height>"),
-        (
-            "<annotation><size><width>0</width><height>40</height></size></annotation>",
-            "<width> is '0', not an integer from 1",
-        ),
-        (
-            "<annotation><size><width>60</width><height>forty</height></size></annotation>",
-            "<height> is 'forty'",
-        ),
         ('<?xml version="1.0" encoding="klingon"?><annotation/>', "encoding"),
     ],
 )
@@ -146,7 +137,7 @@ def test_bad_file_is_named(voc_folder, text, what):
     [
         '<!DOCTYPE annotation [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>',
         '<!DOCTYPE annotation [<!ENTITY a SYSTEM "file:///etc/hostname">]>',
-        '<!DOCTYPE annotation SYSTEM "http://127.0.0.1:9/evil.dtd">',
+        '<!DOCTYPE annotation [<!ATTLIST object a CDATA "aaaa">]>',
     ],
 )
 def test_doctype_is_refused(voc_folder, doctype, encoding):
@@ -172,8 +163,8 @@ def test_list_of_images(voc_folder):
     assert [record["image_id"] for record, _ in read(voc_folder)] == ["000002"]
     voc_folder.list.write_text("000001\n000001\n")
     assert "duplicate image id '000001'" in read(voc_folder)[1][1][0].what
-    voc_folder.list.write_text("000001 -1\n")
-    with pytest.raises(DatasetError, match="one image name per line"):
+    voc_folder.list.write_text("../000001\n")
+    with pytest.raises(DatasetError, match=r"trainval\.txt: '\.\./000001' leaves the folder"):
         read(voc_folder)
     voc_folder.list.write_text("\n")
     with pytest.raises(DatasetError, match=r"trainval\.txt: the list of images is empty"):

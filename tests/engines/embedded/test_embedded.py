@@ -11,9 +11,11 @@ import pytest
 import torch
 from embedded_runs import final_weights, lines, tool
 
-from resnet_det.config.defaults import ConfigError
+from resnet_det.config.defaults import ConfigError, get_cfg
 from resnet_det.config.loading import load_config
+from resnet_det.data import DatasetError
 from resnet_det.engines import Engine, classifier, embedded, pick, run
+from resnet_det.engines.embedded_data import read_test_sets
 from resnet_det.engines.scaling import for_processes
 from resnet_det.nets import build_net
 from resnet_det.training import distributed, precision
@@ -231,6 +233,19 @@ def test_a_random_seed_is_kept_by_the_checkpoint(pretrained, monkeypatch):
     Path("output/two/last_checkpoint").write_text("model_0000002.pth")
     embedded.train(cfg, resume=True)
     assert seeds[0] != seeds[1] == seeds[2]
+
+
+def test_bad_objects_of_test_sets_are_skipped_if_asked(voc_folder, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(voc_folder.root))
+    voc_folder.annotate("000001", voc_folder.object() + voc_folder.object(name="dragon"))
+    cfg = get_cfg()
+    cfg.DATASETS.TEST = ("voc_2007_trainval",)
+    with pytest.raises(DatasetError, match="object 2: unknown class 'dragon'"):
+        read_test_sets(cfg)
+    cfg.RESNET_DET.SKIP_BAD_DATA = True
+    dataset = read_test_sets(cfg)["voc_2007_trainval"]
+    assert [len(record["annotations"]) for record in dataset.records] == [1, 1]
+    assert dataset.counts["skipped_objects"] == 1
 
 
 def test_a_test_set_without_annotations_gets_a_submission_only(folder, tmp_path):

@@ -68,6 +68,18 @@ def test_a_broken_image_is_named_or_left_out(config, monkeypatch, tmp_path):
     assert len(found) > 1
 
 
+def test_bad_objects_of_test_sets_are_skipped_if_asked(config, monkeypatch, voc_folder):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(voc_folder.root))
+    voc_folder.annotate("000001", voc_folder.object() + voc_folder.object(name="dragon"))
+    test = ("DATASETS.TEST", "('voc_2007_trainval',)")
+    with pytest.raises(data.DatasetError, match="object 2: unknown class 'dragon'"):
+        load_test_sets(config(*test))
+    sets = load_test_sets(config(*test, "RESNET_DET.SKIP_BAD_DATA", "True"))
+    records = sets["voc_2007_trainval"].records
+    assert [len(record["annotations"]) for record in records] == [1, 1]
+    assert sets["voc_2007_trainval"].counts["skipped_objects"] == 1
+
+
 @pytest.mark.parametrize("before_pretraining", [True, False])
 def test_unusable_test_images_are_named_before_training(
     config, monkeypatch, tmp_path, before_pretraining

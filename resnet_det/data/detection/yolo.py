@@ -1,0 +1,212 @@
+"""Read YOLO's labels, in Ultralytics' layout, as Detectron2's standard dicts."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from ...hints import did_you_mean
+from ...records import BoxMode, DatasetError
+from ..image_files import files_below
+from ..pixels import ImageError, image_header
+from ..specs import DetectionSpec, Metadata, Record, Scan
+from .fields import CLIPPED, around, inside, log_changes
+
+SPLITS = ("train", "val", "valid", "test")  # the keys of data.yaml that name images
+MAX_BYTES = 2**20  # of data.yaml
+
+
+@dataclass(frozen=True)
+class YoloFolder(DetectionSpec):
+    """A dataset that a ``data.yaml`` describes.
+
+    Each of its keys train, val and test names folders of images, or files that list images, one per
+    line. The labels of ``images/0001.jpg`` are in ``labels/0001.txt``, one object per line: the
+    index of its class, then the centre and size of its box, or the corners of its polygon, in
+    fractions of the image. An image without labels has no objects.
+
+    Attributes:
+        yaml_file: the file, or the folder that holds it.
+        split: one of the keys; None for all of them.
+    """
+
+    yaml_file: str
+    split: str | None = None
+
+    def paths(self) -> list[str]:
+        return [self.yaml_file]
+
+    def scan(self, root: str) -> tuple[Metadata, Scan]:
+        file = self.locate(root, self.yaml_file)
+        file = os.path.join(file, "data.yaml") if os.path.isdir(file) else file
+        content = _read_yaml(file)
+        classes = _class_names(file, content)
+        known = [key for key in SPLITS if content.get(key)]
+        if self.split is not None and self.split not in known:
+            hint = did_you_mean(self.split, known, list_all=True)
+            raise DatasetError(self.name, f"{file} has no split {self.split!r}{hint}")
+        base = self._base(root, file, content)
+        images: dict[str, None] = {}  # an ordered set: splits may share images
+        for key in [self.split] if self.split else known:
+            entries = content[key] if isinstance(content[key], list) else [content[key]]
+            for entry in entries:
+                images |= dict.fromkeys(_images(file, key, base, entry))
+        if not images:
+            raise DatasetError(self.name, f"{file} names no images")
+        labels = {image: label_file(image) for image in images}
+        if not any(map(os.path.exists, labels.values())):
+            first = next(iter(labels.values()))
+            raise DatasetError(self.name, f"no image has labels: there is no {first}, for example")
+        metadata = Metadata(self.name, classes, "coco", detectron2={"evaluator_type": "coco"})
+        files = [(os.path.relpath(image, base), image, labels[image]) for image in images]
+        return metadata, read_images(files, len(classes))
+
+    def _base(self, root: str, file: str, content: dict[str, Any]) -> str:
+        """The folder that the entries are relative to: ``path``, if it exists, else the file's."""
+        own = os.path.dirname(file)
+        path = str(content.get("path") or "")
+        places = (os.path.join(own, path), self.locate(root, path))
+        return next((os.path.normpath(place) for place in places if os.path.isdir(place)), own)
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    try:
+        with open(file, encoding="utf-8") as stream:
+            content = yaml.safe_load(stream.read(MAX_BYTES))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise DatasetError(file, f"cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise DatasetError(file, "has no keys: give names, train and val, as Ultralytics does")
+    return content
+
+
+def _class_names(file: str, content: dict[str, Any]) -> tuple[str, ...]:
+    names = content.get("names")
+    if isinstance(names, dict):
+        try:
+            names = {int(key): name for key, name in names.items()}
+        except (TypeError, ValueError):
+            names = {}
+        names = [names[key] for key in sorted(names)] if set(names) == {*range(len(names))} else []
+    if not isinstance(names, list) or not names or any(isinstance(x, list | dict) for x in names):
+        raise DatasetError(file, "names: give one name per class, as a list or from 0")
+    if content.get("nc", len(names)) != len(names):
+        raise DatasetError(file, f"nc is {content['nc']!r}, but there are {len(names)} names")
+    return tuple(map(str, names))
+
+
+def _images(file: str, key: str, base: str, entry: Any) -> list[str]:
+    """The images that an entry names: a folder, or a file with one path per line."""
+    places = [os.path.join(base, str(entry))]
+    if str(entry).startswith("../"):  # Roboflow's entries are relative to a folder beside the file
+        places.append(os.path.join(base, str(entry)[3:]))
+    place = next(filter(os.path.exists, places), None)
+    if place is None:
+        raise DatasetError(file, f"{key}: there is no {os.path.normpath(places[0])}")
+    place = os.path.normpath(place)
+    if os.path.isdir(place):
+        return list(files_below(place))
+    with open(place, encoding="utf-8") as stream:
+        lines = [line.strip() for line in stream]
+    folder = os.path.dirname(place)
+    return [os.path.normpath(os.path.join(folder, line)) for line in lines if line]
+
+
+def label_file(image: str) -> str:
+    """The path of an image's labels: the last folder ``images`` is replaced by ``labels``."""
+    parts = os.path.splitext(image)[0].split(os.sep)
+    for index in reversed(range(len(parts) - 1)):
+        if parts[index] == "images":
+            parts[index] = "labels"
+            break
+    return os.sep.join(parts) + ".txt"
+
+
+def read_images(
+    files: Iterable[tuple[str, str, str]], classes: int
+) -> Iterator[tuple[Record | None, list[DatasetError]]]:
+    """Read images and their labels. The log says what had to be changed.
+
+    Args:
+        files: ``(image id, image, labels)``: paths.
+        classes: number of classes.
+
+    Yields:
+        ``(record, faults)``: a standard dict with absolute boxes, and the list of the faults found
+        in it; no record if the image's size is unknown.
+    """
+    changes: Counter[str] = Counter()
+    labels = ""
+    for image_id, image, labels in files:
+        try:
+            height, width, _ = image_header(image)
+        except ImageError as error:
+            yield None, [error]
+            continue
+        objects, faults = _read_labels(labels, width, height, classes, changes)
+        yield (
+            {
+                "file_name": image,
+                "image_id": image_id,
+                "height": height,
+                "width": width,
+                "annotations": objects,
+            },
+            faults,
+        )
+    log_changes(os.path.dirname(labels), changes)
+
+
+def _read_labels(
+    path: str, width: int, height: int, classes: int, changes: Counter[str]
+) -> tuple[list[dict[str, Any]], list[DatasetError]]:
+    """The annotations in a file of labels, which may be absent, and the faults found in it."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return [], []
+    except (OSError, UnicodeDecodeError) as error:
+        return [], [DatasetError(path, str(error))]
+    objects, faults = [], []
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            label, box = _read_line(words, width, height, classes, changes)
+            bbox = inside(box, width, height, slack=1.0)  # fractions are rounded
+        except ValueError as error:
+            faults.append(DatasetError(path, f"line {number}: {error}", costs="object"))
+            continue
+        if bbox is not box:
+            changes[CLIPPED] += 1
+            what = f"line {number}: its box extends beyond the image of {width} x {height} pixels"
+            faults.append(DatasetError(path, what, costs="nothing"))
+        objects.append(
+            {"bbox": bbox, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label, "iscrowd": 0}
+        )
+    return objects, faults
+
+
+def _read_line(
+    words: Sequence[str], width: int, height: int, classes: int, changes: Counter[str]
+) -> tuple[int, list[float]]:
+    """The class and the box of an object, in pixels. Raises ValueError if the line is malformed."""
+    label, *where = map(float, words)
+    if label not in range(classes):
+        raise ValueError(f"class {words[0]} is not one of 0 to {classes - 1}")
+    if any(abs(value) > 2 for value in where):
+        raise ValueError("its coordinates are not fractions of the image's width and height")
+    if len(where) == 4:
+        x, y, w, h = where
+        box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+    elif len(where) >= 6 and len(where) % 2 == 0:
+        box = around(where[::2], where[1::2], changes)
+    else:
+        raise ValueError(f"has {len(words)} numbers, neither 5 nor those of a polygon")
+    x0, y0, x1, y1 = box
+    return int(label), [x0 * width, y0 * height, x1 * width, y1 * height]

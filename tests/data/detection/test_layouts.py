@@ -1,0 +1,308 @@
+"""The layouts of folders with VOC's and YOLO's annotations, as tools export them."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import yaml
+from own_sets import SIZE, write_image, write_labels, write_xml
+from PIL import Image
+
+from resnet_det.data import DatasetError, check_dataset, load_dataset
+from resnet_det.data.detection.yolo import label_file
+
+OBJECTS = {
+    "a": [("helmet", (2, 3, 20, 30)), ("head", (31, 1, 60, 40))],
+    "b": [],
+    "c.d": [("head", (5, 5, 6, 6))],
+}
+
+
+def write_voc(images: Path, xmls: Path, suffix: str = ".jpg", objects=OBJECTS) -> None:
+    for name, of_image in objects.items():
+        write_image(images / f"{name}{suffix}")
+        write_xml(xmls / f"{name}.xml", of_image)
+
+
+def by_element_tree(xmls: Path) -> dict:
+    """{stem: [(class, box)]} of every file below a folder, with VOC's 1-based pixels."""
+    found = {}
+    for path in xmls.rglob("*.xml"):
+        found[path.stem] = [
+            (
+                node.findtext("name"),
+                [int(node.findtext(f"bndbox/{e}")) - (e[1:] == "min") for e in
+                 ("xmin", "ymin", "xmax", "ymax")],
+            )
+            for node in ET.parse(path).iter("object")
+        ]  # fmt: skip
+    return found
+
+
+def read(name: str) -> dict:
+    """{stem of the image: [(class, box)]}, after checking that each image is there."""
+    dataset = load_dataset(name)
+    classes = dataset.metadata.classes
+    found = {}
+    for record in dataset.records:
+        path = Path(record["file_name"])
+        with Image.open(path) as image:
+            assert image.size == (record["width"], record["height"])
+        found[path.stem] = [
+            (classes[a["category_id"]], list(a["bbox"])) for a in record["annotations"]
+        ]
+    return found
+
+
+# ---- VOC
+
+
+@pytest.mark.parametrize(
+    ("images", "xmls", "suffix"),
+    [
+        ("JPEGImages", "Annotations", ".jpg"),  # VOC, CVAT
+        ("images", "annotations", ".PNG"),
+        ("images", "annots", ".jpeg"),
+        ("images", "images", ".bmp"),
+        ("", "Annotations", ".JPG"),
+        ("", "", ".jpg"),  # LabelImg, Roboflow
+        ("JPEGImages/2024/june", "Annotations/2024/june", ".tif"),  # CVAT's subfolders
+    ],
+)
+def test_every_layout_of_voc(tmp_path, images, xmls, suffix):
+    write_voc(tmp_path / images, tmp_path / xmls, suffix)
+    assert read(f"voc:{tmp_path}") == by_element_tree(tmp_path)
+    report = check_dataset(f"voc:{tmp_path}")
+    assert (report.faults, report.images, report.units) == ([], 3, 3)
+
+
+def test_lists_name_the_splits(tmp_path):
+    write_voc(tmp_path / "JPEGImages", tmp_path / "Annotations")
+    lists = tmp_path / "ImageSets/Main"
+    lists.mkdir(parents=True)
+    (lists / "training.txt").write_text("c.d\nb\n")
+    truth = by_element_tree(tmp_path)
+    assert read(f"voc:{tmp_path}?split=training") == {"c.d": truth["c.d"], "b": []}
+    assert read(f"voc:{tmp_path}") == truth
+    # The classes are the whole folder's, whatever a split holds.
+    assert load_dataset(f"voc:{tmp_path}?split=training").metadata.classes == ("head", "helmet")
+    with pytest.raises(DatasetError, match="has no split 'train'; did you mean training"):
+        load_dataset(f"voc:{tmp_path}?split=train")
+
+
+def test_subfolders_are_the_splits_of_roboflow(tmp_path):
+    write_voc(tmp_path / "train", tmp_path / "train")
+    write_voc(tmp_path / "valid", tmp_path / "valid", objects={"v": [("head", (1, 1, 9, 9))]})
+    assert read(f"voc:{tmp_path}?split=valid") == {"v": [("head", [0, 0, 9, 9])]}
+    assert len(read(f"voc:{tmp_path}")) == 4
+    assert load_dataset(f"voc:{tmp_path}?split=valid").metadata.classes == ("head", "helmet")
+    with pytest.raises(DatasetError, match="has no split 'val'; did you mean valid"):
+        load_dataset(f"voc:{tmp_path}?split=val")
+
+
+def test_an_origin_of_0_leaves_the_boxes_as_they_are(tmp_path):
+    write_voc(tmp_path, tmp_path, objects={"a": [("head", (0, 4, 20, 30))]})
+    assert read(f"voc:{tmp_path}?origin=0") == {"a": [("head", [0, 4, 20, 30])]}
+
+
+def test_what_does_not_fit_together_is_named(tmp_path, caplog):
+    caplog.set_level("INFO", logger="resnet_det")
+    write_voc(tmp_path, tmp_path)
+    write_image(tmp_path / "new.jpg")  # not annotated yet
+    assert len(read(f"voc:{tmp_path}")) == 3
+    assert "1 images without an annotation are left out" in caplog.text
+    write_image(tmp_path / "b.png")
+    (tmp_path / "c.d.jpg").unlink()
+    faults = check_dataset(f"voc:{tmp_path}").faults
+    assert len(faults) == 2
+    assert faults[0].startswith(f"{tmp_path}/b.xml: belongs to several images: ")
+    assert faults[1] == f"{tmp_path}/c.d.xml: its image is missing: there is no c.d.* in {tmp_path}"
+    with pytest.raises(DatasetError, match=r"b\.xml: belongs to several images"):
+        load_dataset(f"voc:{tmp_path}")
+    assert len(load_dataset(f"voc:{tmp_path}", skip_bad=True).records) == 1
+
+
+def test_a_folder_without_annotations_or_classes_is_an_error(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    with pytest.raises(DatasetError, match="holds no XML annotations"):
+        load_dataset(f"voc:{tmp_path}")
+    write_xml(tmp_path / "a.xml", [])
+    with pytest.raises(DatasetError, match=r"a\.xml: names no object"):
+        load_dataset(f"voc:{tmp_path}")
+
+
+@pytest.mark.real_data
+def test_bccd_is_read_as_it_is(real_data):
+    truth = by_element_tree(real_data / "BCCD/Annotations")
+    ids = (real_data / "BCCD/ImageSets/Main/test.txt").read_text().split()
+    assert read(f"voc:{real_data}/BCCD?split=test") == {
+        image_id: truth[image_id] for image_id in ids
+    }
+    assert len(read(f"voc:{real_data}/BCCD")) == len(truth) == 364
+
+
+@pytest.mark.real_data
+def test_vocs_own_layout_gives_the_catalogs_boxes(real_data):
+    path = load_dataset(f"voc:{real_data}/VOC2007?split=test")
+    catalog = load_dataset("voc_2007_test", real_data)
+
+    def content(dataset):
+        classes = dataset.metadata.classes
+        return [
+            [(classes[a["category_id"]], a["bbox"], a["difficult"]) for a in r["annotations"]]
+            for r in dataset.records
+        ]
+
+    assert content(path) == content(catalog)
+
+
+# ---- YOLO
+
+NAMES = ["helmet", "head"]
+
+
+def write_yolo(root: Path, layout: str, content: dict, splits=("train", "valid")) -> None:
+    """Three images per split, at ``layout`` with {split} and {kind} (images or labels)."""
+    for split in splits:
+        for name, objects in OBJECTS.items():
+            image = root / layout.format(split=split, kind="images") / f"{split}_{name}.jpg"
+            write_image(image)
+            labels = root / layout.format(split=split, kind="labels") / f"{split}_{name}.txt"
+            boxes = [
+                (NAMES.index(label), (x0 - 1, y0 - 1, x1, y1))
+                for label, (x0, y0, x1, y1) in objects
+            ]
+            if boxes:  # an image without objects has no file of labels
+                write_labels(labels, boxes)
+    (root / "data.yaml").write_text(yaml.safe_dump({"names": NAMES} | content))
+
+
+ROBOFLOW = {"train": "../train/images", "val": "../valid/images", "nc": 2}
+ULTRALYTICS = {"path": ".", "train": "images/train", "val": ["images/valid"]}
+
+
+@pytest.mark.parametrize(
+    ("layout", "content"),
+    [
+        ("{split}/{kind}", ROBOFLOW),
+        ("{split}/{kind}", {"train": "train/images", "val": "valid/images", "test": None}),
+        ("{kind}/{split}", ULTRALYTICS | {"names": {0: "helmet", 1: "head"}}),
+        ("{kind}/{split}", ULTRALYTICS | {"path": "/content/elsewhere"}),  # another machine's
+        ("data/{kind}/{split}", ULTRALYTICS | {"path": "data"}),
+        ("data/{kind}/{split}", {"path": "data", "train": "list.txt", "val": "images/valid"}),
+    ],
+)
+def test_every_layout_of_yolo(tmp_path, layout, content):
+    write_yolo(tmp_path, layout, content)
+    if content["train"] == "list.txt":
+        files = [f"./images/train/train_{name}.jpg\n" for name in OBJECTS]
+        (tmp_path / "data/list.txt").write_text("".join(files))
+    truth = {
+        name: [(label, [x0 - 1, y0 - 1, x1, y1]) for label, (x0, y0, x1, y1) in objects]
+        for name, objects in OBJECTS.items()
+    }
+    for query, splits in (
+        ("?split=train", ["train"]),
+        ("?split=val", ["valid"]),
+        ("", ["train", "valid"]),
+    ):
+        found = read(f"yolo:{tmp_path}/data.yaml{query}")
+        assert found.keys() == {f"{split}_{name}" for split in splits for name in OBJECTS}
+        for image, objects in found.items():
+            want = truth[image.partition("_")[2]]
+            assert [label for label, _ in objects] == [label for label, _ in want]
+            for (_, box), (_, wanted) in zip(objects, want):
+                assert box == pytest.approx(wanted, abs=1e-3)
+    dataset = load_dataset(f"yolo:{tmp_path}")
+    assert dataset.metadata.classes == tuple(NAMES)
+    assert len({record["image_id"] for record in dataset.records}) == 6
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    write_yolo(tmp_path, "{split}/{kind}", ROBOFLOW)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2 0.5 0.5 0.1 0.1", "class 2 is not one of 0 to 1"),
+        ("0.5 0.5 0.5 0.1 0.1", "class 0.5 is not"),
+        ("0 0.5 0.5 0.1", "has 4 numbers, neither 5 nor"),
+        ("0 30 20 6 4", "its coordinates are not fractions"),
+        ("0 0.5 x 0.1 0.1", "could not convert"),
+        ("0 0.5 nan 0.1 0.1", "is not finite"),
+        ("0 0.5 0.5 0 0.1", "is empty"),
+        ("0 1.5 0.5 0.1 0.1", "lies outside the image of 60 x 40 pixels"),
+    ],
+)
+def test_a_damaged_label_is_named_and_costs_one_object(yolo, line, message):
+    file = yolo / "train/labels/train_a.txt"
+    file.write_text(f"1 0.5 0.5 0.2 0.2\n\n{line}\n")
+    with pytest.raises(DatasetError, match=rf"train_a\.txt: line 3: .*{message}"):
+        load_dataset(f"yolo:{yolo}")
+    dataset = load_dataset(f"yolo:{yolo}", skip_bad=True)
+    assert len(dataset.records) == 6 and len(dataset.skipped) == 1
+
+
+def test_polygons_and_boxes_that_stick_out(yolo):
+    file = yolo / "train/labels/train_a.txt"
+    file.write_text("1 0.1 0.2 0.5 0.25 0.3 0.75\n0 0.95 0.5 0.2 0.5\n")
+    polygon, clipped = read(f"yolo:{yolo}?split=train")["train_a"]
+    assert polygon == ("head", pytest.approx([0.1 * 60, 0.2 * 40, 0.5 * 60, 0.75 * 40]))
+    assert clipped == ("helmet", pytest.approx([0.85 * 60, 10, 60, 30]))
+    report = check_dataset(f"yolo:{yolo}")
+    assert report.faults == []
+    assert any("line 2: its box extends beyond" in line for line in report.lines())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"names": None}, "names: give one name per class"),
+        ({"names": {1: "helmet", 2: "head"}}, "names: give one name per class"),
+        ({"nc": 3}, "nc is 3, but there are 2 names"),
+        ({"train": "../trian/images"}, "train: there is no .*trian/images"),
+        ({"train": None, "val": None}, "names no images"),
+    ],
+)
+def test_a_wrong_data_yaml_is_named(yolo, content, message):
+    (yolo / "data.yaml").write_text(yaml.safe_dump({"names": NAMES} | ROBOFLOW | content))
+    with pytest.raises(DatasetError, match=message):
+        load_dataset(f"yolo:{yolo}")
+
+
+def test_wrong_splits_and_absent_labels_of_yolo(yolo):
+    with pytest.raises(DatasetError, match="has no split 'trian'; did you mean train"):
+        load_dataset(f"yolo:{yolo}?split=trian")
+    (yolo / "train/labels").rename(yolo / "train/texts")
+    with pytest.raises(DatasetError, match=r"no image has labels: there is no .*train_a\.txt"):
+        load_dataset(f"yolo:{yolo}?split=train")
+
+
+def test_labels_stand_in_for_the_last_folder_of_images():
+    assert label_file("/images/7/images/a/b.jpg") == "/images/7/labels/a/b.txt"
+    assert label_file("/photos/a.jpg") == "/photos/a.txt"
+
+
+@pytest.mark.real_data
+def test_boxes_converted_to_yolo_come_back(real_data, tmp_path):
+    """BCCD's boxes, written as fractions with six digits, are read to a hundredth of a pixel."""
+    truth = load_dataset(f"voc:{real_data}/BCCD?split=test")
+    for record in truth.records[:12]:
+        path = Path(record["file_name"])
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / path.name).symlink_to(path)
+        boxes = [(a["category_id"], a["bbox"]) for a in record["annotations"]]
+        size = record["width"] / SIZE[0], record["height"] / SIZE[1]
+        scaled = [(c, [v / size[i % 2] for i, v in enumerate(box)]) for c, box in boxes]
+        write_labels(tmp_path / "labels" / f"{path.stem}.txt", scaled)
+    content = {"names": list(truth.metadata.classes), "train": "images"}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(content))
+    found = load_dataset(f"yolo:{tmp_path}").records
+    assert len(found) == 12
+    for mine, theirs in zip(found, truth.records):
+        for a, b in zip(mine["annotations"], theirs["annotations"], strict=True):
+            assert a["category_id"] == b["category_id"]
+            assert a["bbox"] == pytest.approx(b["bbox"], abs=0.01)
