@@ -103,10 +103,17 @@ def find_images(json_file: str) -> str:
     except (OSError, ValueError):  # ``read`` says what is wrong with the file
         return own
     for folder in folders:
-        if not names or any(os.path.isfile(os.path.join(folder, name)) for name in names):
+        if not names or any(_is_file(folder, name) for name in names):
             return folder
     what = f"its images, such as {names[0]}, are in none of {', '.join(folders)}"
     raise DatasetError(json_file, f"{what}: name their folder with ?images=FOLDER")
+
+
+def _is_file(folder: str, name: str) -> bool:
+    try:
+        return os.path.isfile(path_inside(folder, name))
+    except ValueError:  # ``read`` reports the name
+        return False
 
 
 def read(

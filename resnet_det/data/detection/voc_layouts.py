@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -43,7 +44,8 @@ class OwnVocFolder(DetectionSpec):
         if not xmls:
             raise DatasetError(xml_folder, "holds no XML annotations; see datasets/README.md")
         images = by_stem(image_folder)
-        ids = self._image_ids(folder, xmls)
+        changes: Counter[str] = Counter()
+        ids = self._image_ids(folder, xmls, changes)
         bare = len(images.keys() - xmls.keys())
         if bare and self.split is None:
             logger.info("%s: %d images without an annotation are left out", self.name, bare)
@@ -63,16 +65,16 @@ class OwnVocFolder(DetectionSpec):
                 what = f"its image is missing: there is no {image_id}.* in {image_folder}"
                 faults.append(DatasetError(xml, what))
         unread: Scan = [(None, faults)] if faults else []
-        return metadata, chain(unread, read_images(files, classes, self.origin))
+        return metadata, chain(unread, read_images(files, classes, self.origin, changes))
 
-    def _image_ids(self, folder: str, xmls: Collection[str]) -> list[str]:
+    def _image_ids(self, folder: str, xmls: Collection[str], changes: Counter[str]) -> list[str]:
         if self.split is None:
             return sorted(xmls)
         lists = os.path.join(folder, "ImageSets", "Main")
         if os.path.isdir(lists):
             self._check_split([os.path.splitext(name)[0] for name in os.listdir(lists)], lists)
             file = os.path.join(lists, f"{self.split}.txt")
-            return list(dict.fromkeys(read_list(file, xmls.__contains__)))
+            return list(dict.fromkeys(read_list(file, xmls.__contains__, changes)))
         self._check_split({os.path.dirname(id) for id in xmls} - {""}, folder)
         return sorted(id for id in xmls if id.startswith(f"{self.split}/"))
 
