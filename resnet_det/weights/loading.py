@@ -9,7 +9,7 @@ from torch import nn
 
 from .facts import PIXEL_FACTS, Facts, State, check_stored
 from .files import read_file
-from .formats import to_our_names
+from .formats import is_openmmlabs, openmmlab_facts, to_our_names
 from .identify import (
     Differences,
     channels_fault,
@@ -45,7 +45,10 @@ def interpret(tensors: State, stored: dict[str, Any], path: str | Path) -> tuple
         state, guesses = to_our_names(tensors, stored.get("__author__", ""))
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    facts = check_stored(stored.get("meta", {}), path)
+    meta = stored.get("meta", {})
+    if is_openmmlabs(meta):
+        guesses, meta = guesses | openmmlab_facts(meta), {}
+    facts = check_stored(meta, path)
     if image_channels(state) not in (None, 3):  # its format implies the pixels of 3 channels
         guesses = {k: v for k, v in guesses.items() if k not in PIXEL_FACTS}
     guessed = [fact for fact in guesses if fact not in facts] + facts.get("guessed", [])
