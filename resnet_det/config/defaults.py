@@ -137,7 +137,10 @@ KEYS: dict[str, Key] = {
 
     # ---- the net
     "MODEL.DEVICE": Key("cuda", ALL, "`cuda`, `cuda:N` or `cpu`; without a GPU, `cpu` is used."),
-    "MODEL.WEIGHTS": Key("", ALL, "Checkpoint to start from, or to evaluate."),
+    "MODEL.WEIGHTS": Key("", ALL,
+        "Checkpoint to start from, or to evaluate: a file, or an address such as "
+        "`detectron2://ImageNetPretrained/MSRA/R-101.pkl`, `torchvision://resnet101` or "
+        "`https://...` ([weights.md](weights.md))."),
     "MODEL.META_ARCHITECTURE": Key("GeneralizedRCNN", ALL,
         "Faster R-CNN, an RPN alone, or a classifier.",
         choices=("GeneralizedRCNN", "ProposalNetwork", "Classifier")),

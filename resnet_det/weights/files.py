@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from ..files import whole_file
 from .pickles import Unread, WeightsError, read_pickle, reason
+from .published import is_address, local_file
 from .torch_files import read_torch
 
 # ---- safetensors
@@ -45,12 +46,24 @@ SUFFIXES = (".pth", ".pkl", ".safetensors")
 def read_file(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read a weight file. Its suffix determines the format; an unknown suffix is read as ``.pth``.
 
+    Args:
+        path: a file, or an address; see :mod:`.published`.
+
     Returns:
         (tensors by the names in the file, the file's other content: ``meta``, ``__author__``, ...).
 
     Raises:
         WeightsError: the file is missing or damaged, or holds no dictionary of tensors.
+        ConfigError: there are no weights at the address.
     """
+    if is_address(path):
+        file = local_file(str(path))
+        try:
+            return read_file(file)
+        except WeightsError as error:
+            raise WeightsError(
+                f"{error} (downloaded from {path}; remove it to do so again)"
+            ) from error
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; give a .pth, .pkl or .safetensors file")

@@ -335,6 +335,12 @@ def _zoo_facts(state: State) -> Facts:
     return {"classes": list(classes)} if classes else {}
 
 
+def with_our_eps(state: State, eps: float) -> State:
+    """Let our batch norms compute what those with another ``eps`` did."""
+    variances = (key for key in state if key.endswith("norm.running_var"))
+    return state | {key: (state[key].double() + eps - BN_EPS).to(state[key]) for key in variances}
+
+
 def is_openmmlabs(meta: object) -> bool:
     """Whether the entry "meta" of a file was written by a project of OpenMMLab (MMDetection)."""
     return isinstance(meta, dict) and not {"mmcv_version", "mmengine_version"}.isdisjoint(meta)

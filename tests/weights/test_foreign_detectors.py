@@ -10,8 +10,9 @@ import pytest
 import torch
 from golden import in_double, noise
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2
+from torchvision.ops import FrozenBatchNorm2d
 
-from resnet_det.config.defaults import ConfigError, flatten
+from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config
 from resnet_det.detector.build import build_model
 from resnet_det.detector.weights import fit_trained
@@ -19,6 +20,7 @@ from resnet_det.weights.class_names import COCO
 from resnet_det.weights.facts import check_facts
 from resnet_det.weights.formats import to_our_names
 from resnet_det.weights.loading import WeightsError, fit, interpret, load, read
+from resnet_det.weights.published import PUBLISHED
 
 HEIGHT, WIDTH = 150, 200  # p5 has 5 x 7 cells: torchvision's stride of p6, 160 / 3, is not 64
 TORCHVISIONS = "configs/torchvision_faster_rcnn_R50_FPN.yaml"
@@ -184,27 +186,11 @@ def test_mmdetections_meta_tells_classes_and_style(meta):
 ZOO = {
     "faster_rcnn_R_50_C4_3x": "modern_faster_rcnn_R50_C4",
     "faster_rcnn_R_50_FPN_3x": "modern_faster_rcnn_R50_FPN",
-    "faster_rcnn_R_101_C4_3x": "modern_faster_rcnn_R101_C4",
-    "faster_rcnn_R_101_FPN_3x": "modern_faster_rcnn_R101_FPN",
 }
 
 
 @pytest.mark.detectron2
-@pytest.mark.parametrize("theirs", ZOO)
-def test_the_modern_configs_are_the_model_zoos(theirs):
-    from detectron2.model_zoo import get_config
-
-    theirs, ours = flatten(get_config(f"COCO-Detection/{theirs}.yaml")), ZOO[theirs]
-    cfg = flatten(load_config(f"configs/{ours}.yaml", ["MODEL.DEVICE", "cpu"]))
-    other = {"OUTPUT_DIR", "MODEL.DEVICE", "MODEL.BACKBONE.NAME", "MODEL.RESNETS.DEPTH", "VERSION"}
-    if ours.endswith("C4"):
-        other.add("MODEL.ROI_HEADS.NAME")
-    differing = {k for k in cfg.keys() & theirs.keys() if cfg[k] != theirs[k]} - other
-    assert {k for k in differing if list(np.ravel(cfg[k])) != list(np.ravel(theirs[k]))} == set()
-
-
-@pytest.mark.detectron2
-@pytest.mark.parametrize("name", ["faster_rcnn_R_50_C4_3x", "faster_rcnn_R_50_FPN_3x"])
+@pytest.mark.parametrize("name", ZOO)
 def test_the_model_zoos_detectors_detect_the_same_without_detectron2(name, tmp_path):
     """Real Detectron2's detector, written as the zoo's files are, on the embedded engine."""
     from detectron2 import model_zoo, modeling
@@ -245,3 +231,25 @@ def test_torchvisions_anchors_are_the_same_in_detectron2():
     theirs = AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5)
     (expected,) = theirs(ImageList(torch.zeros(1, 3, 160, 224), [(HEIGHT, WIDTH)]), maps)
     assert torch.equal(torch.cat([boxes.tensor for boxes in generator(maps)]), expected)
+
+
+def test_the_published_detectors_eps_of_zero_is_kept():
+    """torchvision trained COCO_V1 with eps 0 in its frozen norms (overwrite_eps)."""
+    state = torchvisions()[0]
+    entry = next(e for e in PUBLISHED if e.config == TORCHVISIONS)
+    ours = interpret(state, {}, entry.name)[0]
+    norm = FrozenBatchNorm2d(64, eps=0.0)
+    first = "backbone.body.bn1."
+    norm.load_state_dict({k.removeprefix(first): v for k, v in state.items()
+                          if k.startswith(first) and not k.endswith("tracked")})  # fmt: skip
+    x = torch.randn(1, 64, 3, 3, generator=torch.Generator().manual_seed(0))
+    with torch.device("meta"):
+        model = build_model(load_config(TORCHVISIONS, FEW))
+    own = model.to_empty(device="cpu").backbone.bottom_up.stem.conv1.norm
+    first = "backbone.bottom_up.stem.conv1.norm."
+    own.load_state_dict({k.removeprefix(first): v for k, v in ours.items() if k.startswith(first)},
+                        strict=False)  # fmt: skip
+    torch.testing.assert_close(own(x), norm(x), rtol=1e-6, atol=1e-6)
+    before = interpret(state, {}, "it.pth")[0][f"{first}running_var"]
+    own.running_var.copy_(before)
+    assert (own(x) - norm(x)).abs().max() > 1e-6

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...download import how_to_get
 from ...records import LONGEST_SIDE, BoxMode, DatasetError, box_fault, name_fault
 from ..specs import DetectionSpec, Metadata, Record, Scan
 
@@ -98,9 +99,7 @@ def _load(json_file: str) -> dict[str, Any]:
         with open(json_file, "rb") as file:
             data = json.load(file, object_pairs_hook=_unique_keys)
     except OSError as error:
-        what = (
-            f"cannot read the annotations ({error.strerror}); datasets/README.md shows the layout"
-        )
+        what = f"cannot read the annotations ({error.strerror}); {how_to_get(json_file)}"
         raise DatasetError(json_file, what) from None
     except (ValueError, RecursionError) as error:
         raise DatasetError(json_file, f"malformed json: {error}") from None

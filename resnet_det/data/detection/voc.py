@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...download import how_to_get
 from ...records import LONGEST_SIDE, BoxMode, DatasetError, box_fault, name_fault
 from ...weights.class_names import VOC
 from ..pixels import ImageError, image_header
@@ -115,7 +116,7 @@ def _read_list(path: str) -> list[str]:
             names = file.read().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        what = f"cannot read the list of images ({reason}); datasets/README.md shows the layout"
+        what = f"cannot read the list of images ({reason}); {how_to_get(path)}"
         raise DatasetError(path, what) from None
     names = [name.strip() for name in names if name.strip()]
     if not names:
