@@ -252,7 +252,7 @@ def test_the_modern_recipe_is_the_model_zoos(depth, kind):
     zoo = model_zoo.get_config_file(f"COCO-Detection/faster_rcnn_R_{depth}_{kind}_3x.yaml")
     ours, theirs = (
         flatten(load_config(path))
-        for path in (ROOT / f"configs/modern_faster_rcnn_R101_{kind}.yaml", zoo)
+        for path in (ROOT / f"configs/modern_faster_rcnn_R{depth}_{kind}.yaml", zoo)
     )
     different = {key for key in ours if ours[key] != theirs[key]}
     own = {"MODEL.BACKBONE.NAME", "OUTPUT_DIR", "SOLVER.REFERENCE_WORLD_SIZE"}
