@@ -202,7 +202,8 @@ def local_file(address: str) -> Path:
         try:
             fetch(url, str(file))
         except DatasetError as error:
-            raise WeightsError(f"{address}: {error}") from error
+            stands_for = "" if url == address else f"{address}: "
+            raise WeightsError(f"{stands_for}{error}") from error
     entry = find(address)
     if entry and entry.checksum:
         wanted = entry.checksum
