@@ -1,6 +1,8 @@
-"""Download the official archives with resume and checksums, and unpack them safely and
+"""Download files with resume and checksums, and unpack the datasets' archives safely and
 atomically."""
 
+import contextlib
+import fcntl
 import hashlib
 import http.client
 import os
@@ -82,6 +84,15 @@ SETS = {
 }  # fmt: skip
 
 
+def how_to_get(path: str) -> str:
+    """The end of an error message about an absent file or folder of a dataset."""
+    for name, archives in SETS.items():
+        for given in (given for archive in archives for given in archive.gives):
+            if f"{path}/".endswith(f"/{given}/"):
+                return f"python tools/get_data.py {name} downloads it"
+    return "datasets/README.md shows the layout"
+
+
 def get(archive: Archive, root: str) -> bool:
     """Download an archive and unpack it under ``root``, unless its content already exists.
 
@@ -99,7 +110,7 @@ def get(archive: Archive, root: str) -> bool:
     file = os.path.join(root, archive.name)
     if not os.path.exists(file):
         fetch(archive.url, file)
-    if archive.md5 and (found := md5(file)) != archive.md5:
+    if archive.md5 and (found := checksum(file, "md5")) != archive.md5:
         raise DatasetError(
             file, f"has the MD5 checksum {found}, not {archive.md5}: remove it and try again"
         )
@@ -108,14 +119,42 @@ def get(archive: Archive, root: str) -> bool:
     return True
 
 
+OFFLINE = "RESNET_DET_OFFLINE"  # the environment variable that forbids downloads
+
+
 def fetch(url: str, file: str) -> None:
-    """Download to ``file``. A partial download is kept as ``file``.part and resumed.
+    """Download to ``file``, unless another process does so meanwhile.
+
+    A partial download is kept as ``file``.part and resumed.
 
     Raises:
-        DatasetError: the download failed or ended early.
+        DatasetError: the download failed or ended early, or ``$RESNET_DET_OFFLINE`` forbids it.
     """
-    part = f"{file}.part"
+    if os.environ.get(OFFLINE, "").lower() in ("1", "true", "yes", "on"):
+        raise DatasetError(
+            url,
+            f"is not on this machine, and ${OFFLINE} forbids downloads: download the file by other "
+            f"means and put it at {file}",
+        )
     os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
+    with _alone(f"{file}.lock"):
+        if not os.path.exists(file):
+            _fetch(url, file)
+
+
+@contextlib.contextmanager
+def _alone(lock: str) -> Iterator[None]:
+    """Wait until no other process is here. A file system without locks does not make it wait."""
+    with open(lock, "a") as holder:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(holder, fcntl.LOCK_EX)
+        yield
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(lock)  # only after success: whoever waits here finds the file
+
+
+def _fetch(url: str, file: str) -> None:
+    part = f"{file}.part"
     begin = os.path.getsize(part) if os.path.exists(part) else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})
     try:
@@ -154,9 +193,9 @@ def _advice(error: Exception, file: str) -> str:
     )
 
 
-def md5(file: str) -> str:
-    """The MD5 checksum of a file, in hexadecimal digits."""
-    digest = hashlib.md5(usedforsecurity=False)
+def checksum(file: str, algorithm: str) -> str:
+    """A checksum of a file, in hexadecimal digits: "md5" or "sha256"."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(file, "rb") as source:
         while block := source.read(BLOCK):
             digest.update(block)

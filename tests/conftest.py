@@ -1,8 +1,10 @@
 """Fixtures, the settings of hypothesis, and the reasons for skipping."""
 
+import http.server
 import importlib.util
 import os
 import tempfile
+import threading
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests start processes beside this one
@@ -56,3 +58,37 @@ def real_data():
 @pytest.fixture
 def voc_folder(tmp_path):
     return VocFolder(tmp_path)
+
+
+@pytest.fixture
+def server():
+    """A server on this machine that can cut, resume and lie; it serves ``server.files``."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        files, ranges, cut, no_range = {}, [], None, False
+
+        def do_GET(self):
+            content = self.files.get(self.path)
+            if content is None:
+                return self.send_error(404)
+            begin = 0
+            asked = None if Handler.no_range else self.headers.get("Range")
+            Handler.ranges.append(self.headers.get("Range"))
+            if asked:
+                begin = int(asked.removeprefix("bytes=").rstrip("-"))
+                if begin >= len(content):
+                    return self.send_error(416)
+            self.send_response(206 if asked else 200)
+            self.send_header("Content-Length", str(len(content) - begin))
+            self.end_headers()
+            end, Handler.cut = Handler.cut, None
+            self.wfile.write(content[begin:end])
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        Handler.url = f"http://127.0.0.1:{server.server_port}"
+        yield Handler
+        server.shutdown()

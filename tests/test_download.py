@@ -2,10 +2,8 @@
 
 import hashlib
 import http.client
-import http.server
 import io
 import tarfile
-import threading
 import zipfile
 
 import pytest
@@ -30,38 +28,6 @@ VOC = tar({
     "VOCdevkit/VOC2007/ImageSets/Main/test.txt": b"000001\n",
 })  # fmt: skip
 GIVES = ("VOC2007/ImageSets/Main/test.txt",)
-
-
-@pytest.fixture
-def server():
-    class Handler(http.server.BaseHTTPRequestHandler):
-        files, ranges, cut, no_range = {}, [], None, False
-
-        def do_GET(self):
-            content = self.files.get(self.path)
-            if content is None:
-                return self.send_error(404)
-            begin = 0
-            asked = None if Handler.no_range else self.headers.get("Range")
-            Handler.ranges.append(self.headers.get("Range"))
-            if asked:
-                begin = int(asked.removeprefix("bytes=").rstrip("-"))
-                if begin >= len(content):
-                    return self.send_error(416)
-            self.send_response(206 if asked else 200)
-            self.send_header("Content-Length", str(len(content) - begin))
-            self.end_headers()
-            end, Handler.cut = Handler.cut, None
-            self.wfile.write(content[begin:end])
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        Handler.url = f"http://127.0.0.1:{server.server_port}"
-        yield Handler
-        server.shutdown()
 
 
 def archive(server, content=VOC, name="voc.tar", **others):

@@ -34,7 +34,7 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
     parser.add_argument(
         "source",
         metavar="IN",
-        help="a .pth, .pkl or .safetensors file: a classifier from torchvision, timm, MSRA, "
+        help="a .pth, .pkl or .safetensors file, or its address: a classifier from torchvision, timm, MSRA, "
         "Detectron or Caffe, or a classifier or detector from Detectron2 or resnet_det",
     )
     parser.add_argument(

@@ -1,6 +1,9 @@
 """Run a detector on images and draw its detections.
 
     resnet-det demo street.jpg dogs.png --weights output/quickstart/model_final.pth
+    resnet-det demo street.jpg --weights torchvision://fasterrcnn_resnet50_fpn
+
+The second line downloads a published detector (docs/weights.md).
 
 Writes one PNG per image, with boxes, labels and scores, and prints one line per image.
 """
@@ -24,7 +27,8 @@ def main(argv: cli.Words = None) -> None:
         "--weights",
         required=True,
         metavar="FILE",
-        help="checkpoint of a detector, from either engine; it contains its config",
+        help="checkpoint of a detector, from either engine, which contains its config; or the "
+        "address of a published one",
     )
     add(
         "--output",

@@ -1,6 +1,7 @@
 """Run a table of the paper, cell by cell, and write the results next to the paper's.
 
-    resnet-det reproduce table6 --dry-run
+    resnet-det reproduce table7 --dry-run
+    resnet-det reproduce table7 --weights trained --dry-run
     resnet-det reproduce table6 --seeds 1 2 3 4 5 --jobs 4
     resnet-det reproduce table6 --cells resnet20 plain20 --fraction 1/32
 
@@ -15,6 +16,7 @@ from typing import NoReturn
 
 import torch
 
+from ..config.defaults import ConfigError
 from ..engines.provenance import machine
 from ..reproduce import cost, planning, publish
 from ..reproduce.paper import TABLES
@@ -26,6 +28,12 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("table", choices=TABLES, help="a table of the paper; miniature is this project's own")
+    add(
+        "--weights",
+        choices=planning.WEIGHTS,
+        help="what detectors start from: published ImageNet weights, which are downloaded (the "
+        "default), or classifiers that are trained first, in GPU-weeks",
+    )
     add("--cells", nargs="+", default=[], metavar="CELL", help="rows to run (default: all)")
     add(
         "--seeds",
@@ -63,7 +71,7 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
     add(
         "--output",
         metavar="FOLDER",
-        help="default: output/<table>[_<fraction>]; tables that share runs share their folder: "
+        help="default: output/<table>[_<fraction>][_trained]; tables that share runs share their folder: "
         "imagenet for 2 to 5, detection for 7 to 11",
     )
     return parser.parse_args(argv)
@@ -109,8 +117,12 @@ def main(argv: cli.Words = None) -> int:
 def run(args: argparse.Namespace) -> int:
     table, fraction = TABLES[args.table], planning.parse_fraction(args.fraction)
     suffix = "" if fraction == 1 else f"_{fraction.numerator}-{fraction.denominator}"
+    if args.weights and not planning.starts_published(table):
+        raise ConfigError(f"--weights: no run of {table.name} starts from ImageNet weights")
+    weights = args.weights or planning.PUBLISHED
+    suffix += "_trained" if weights == planning.TRAINED else ""
     output = args.output or f"output/{table.runs or table.name}{suffix}"
-    plan = planning.plan(table, args.seeds or table.seeds, fraction, output)
+    plan = planning.plan(table, args.seeds or table.seeds, fraction, output, weights)
     chosen = planning.chosen(table, plan, args.cells)
     if args.dry_run:
         dry_run(chosen)

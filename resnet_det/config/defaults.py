@@ -138,7 +138,10 @@ KEYS: dict[str, Key] = {
 
     # ---- the net
     "MODEL.DEVICE": Key("cuda", ALL, "`cuda`, `cuda:N` or `cpu`; without a GPU, `cpu` is used."),
-    "MODEL.WEIGHTS": Key("", ALL, "Checkpoint to start from, or to evaluate."),
+    "MODEL.WEIGHTS": Key("", ALL,
+        "Checkpoint to start from, or to evaluate: a file, or an address such as "
+        "`detectron2://ImageNetPretrained/MSRA/R-101.pkl`, `torchvision://resnet101` or "
+        "`https://...` ([weights.md](weights.md))."),
     "MODEL.META_ARCHITECTURE": Key("GeneralizedRCNN", ALL,
         "Faster R-CNN, an RPN alone, or a classifier.",
         choices=("GeneralizedRCNN", "ProposalNetwork", "Classifier")),
@@ -179,7 +182,8 @@ KEYS: dict[str, Key] = {
     "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": Key(0, DETECTOR,
         "Width and height that a proposal must exceed, in pixels of the resized image."),
     "MODEL.ANCHOR_GENERATOR.NAME": Key("DefaultAnchorGenerator", DETECTOR,
-        "Kind of anchors.", choices=("DefaultAnchorGenerator",)),
+        "Detectron2's anchors, or torchvision's, which are rounded to whole pixels.",
+        choices=("DefaultAnchorGenerator", "TorchvisionAnchorGenerator")),
     "MODEL.ANCHOR_GENERATOR.SIZES": Key([[32, 64, 128, 256, 512]], DETECTOR,
         "Square roots of the anchors' areas in pixels, one list per level or one for all.",
         example=[[32.0, 64.0, 128.0]]),

@@ -17,7 +17,7 @@ from .appendix import Detector, Improved, Thresholds
 from .faster_rcnn import FasterRCNN, ProposalNetwork
 from .net_keys import IN_TEST, check_appendix, check_detector, net_options
 from .roi_heads import Pooler, Predictor, RegionSampling, RoIHeads
-from .rpn import RPN, Anchors, BoxRegression, ProposalLimits, RPNHead, Sampling
+from .rpn import ANCHORS, RPN, BoxRegression, ProposalLimits, RPNHead, Sampling
 
 DETECTRON2_BACKBONES = ("build_resnet_backbone", "build_resnet_fpn_backbone")
 
@@ -99,7 +99,7 @@ def build_rpn(cfg: CfgNode, channels: int, strides: Sequence[int]) -> RPN:
             f"MODEL.ANCHOR_GENERATOR: SIZES {sizes} and ASPECT_RATIOS {ratios} must have 1 or "
             f"{levels} lists, one for each of MODEL.RPN.IN_FEATURES"
         )
-    anchors = Anchors(sizes, ratios, strides, generator.OFFSET)
+    anchors = ANCHORS[generator.NAME](sizes, ratios, strides, generator.OFFSET)
     per_cell = set(anchors.num_anchors_per_location())
     if len(per_cell) != 1:
         raise ConfigError(

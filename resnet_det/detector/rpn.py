@@ -100,9 +100,34 @@ class Anchors(AnchorGenerator):
     def forward(self, images: Any, features: list[Tensor]) -> Any:
         device = features[0].device
         self.set_cell_anchors(torch.float32, device)
-        strides = [[torch.tensor(s, device=device)] * 2 for s in self.strides]
-        anchors = torch.cat(self.grid_anchors([f.shape[-2:] for f in features], strides))
+        sizes = [f.shape[-2:] for f in features]
+        strides = [[torch.tensor(s, device=device) for s in pair] for pair in self.steps(sizes)]
+        anchors = torch.cat(self.grid_anchors(sizes, strides))
         return [anchors] * len(images.image_sizes)
+
+    def steps(self, sizes: Sequence[torch.Size]) -> list[tuple[int, int]]:
+        """The vertical and horizontal distances of the anchors on each level, in pixels."""
+        return [(stride, stride) for stride in self.strides]
+
+
+class TorchvisionAnchors(Anchors):
+    """torchvision's anchors: corners rounded to whole pixels, and strides that divide the padded
+    image by the size of the map. These are not the true strides where a map's size was rounded."""
+
+    def generate_anchors(
+        self, scales: Any, aspect_ratios: Any, dtype: Any = torch.float32, device: Any = "cpu"
+    ) -> Tensor:
+        return super().generate_anchors(scales, aspect_ratios, dtype, device).round()
+
+    def steps(self, sizes: Sequence[torch.Size]) -> list[tuple[int, int]]:
+        height, width = (side * self.strides[0] for side in sizes[0])
+        return [(height // h, width // w) for h, w in sizes]
+
+
+ANCHORS = {
+    "DefaultAnchorGenerator": Anchors,
+    "TorchvisionAnchorGenerator": TorchvisionAnchors,
+}
 
 
 class RPNHead(nn.Module):

@@ -24,6 +24,7 @@ from ..detector.weights import new_layers
 from ..training import distributed
 from ..training.distributed import launch
 from ..weights.loading import read
+from ..weights.published import find as find_published
 from .checks import (
     check_schedule,
     check_testable,
@@ -200,7 +201,8 @@ def predictor(
     """Return a function that detects the objects in an image, built from a checkpoint alone.
 
     Args:
-        weights: a checkpoint that :func:`train` wrote; it holds its config and classes.
+        weights: a checkpoint that :func:`train` wrote, which holds its config and classes, or the
+            address of a published detector (:data:`resnet_det.weights.published.PUBLISHED`).
         overrides: ``KEY, VALUE`` pairs that override its config.
 
     Returns:
@@ -211,11 +213,17 @@ def predictor(
         ConfigError: the file carries no config or classes.
     """
     state, facts = read(weights)
-    if not {"config", "classes"} <= facts.keys():
+    overrides = ["MODEL.WEIGHTS", str(weights), *overrides]
+    entry = find_published(weights)
+    if entry and entry.config:
+        cfg = load_config(entry.config, overrides)
+    elif {"config", "classes"} <= facts.keys():
+        cfg = parse_config(facts["config"], weights, overrides)
+    else:
         raise ConfigError(
-            f"{weights}: carries no config or classes; give a checkpoint of tools/train_net.py"
+            f"{weights}: carries no config or classes; give a checkpoint of tools/train_net.py, or "
+            "the address of a detector in docs/weights.md"
         )
-    cfg = parse_config(facts["config"], weights, ["MODEL.WEIGHTS", str(weights), *overrides])
     check_model(cfg)
     device = torch.device(cfg.MODEL.DEVICE)
     classes = tuple(facts["classes"])

@@ -10,10 +10,12 @@ from ..config.defaults import ConfigError
 from ..config.loading import find_config, load_config
 from ..data import DatasetError, missing
 from ..detector.build import net_name
+from ..download import how_to_get
 from ..nets import NETS
 from ..training import distributed
 from ..weights.facts import check_facts, config_facts
 from ..weights.loading import read
+from ..weights.published import is_address
 from .provenance import say_changes
 from .run import start
 
@@ -36,7 +38,8 @@ def needed(cfg: CfgNode) -> CfgNode | None:
     if not path:
         return None
     start(cfg)
-    exists = distributed.all_gather_objects(os.path.exists(cfg.MODEL.WEIGHTS))[0]
+    exists = is_address(cfg.MODEL.WEIGHTS) or os.path.exists(cfg.MODEL.WEIGHTS)
+    exists = distributed.all_gather_objects(exists)[0]
     try:
         path = find_config(path, "RESNET_DET.PRETRAIN")
     except ConfigError:
@@ -58,7 +61,7 @@ def needed(cfg: CfgNode) -> CfgNode | None:
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         absent = missing(name)
         if absent:
-            raise DatasetError(absent, f"is absent; {name} needs it (datasets/README.md)")
+            raise DatasetError(absent, f"is absent; {name} needs it; {how_to_get(absent)}")
     net, trained = net_name(cfg)[0], pretraining.MODEL.BACKBONE.NAME
     if net in NETS and net != trained:
         raise ConfigError(

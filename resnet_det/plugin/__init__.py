@@ -6,6 +6,7 @@ They need no further config keys.
   ``<name>_retinanet_fpn`` for every net in ``NETS``. The name determines depth and widths; a key of
   ``MODEL.RESNETS`` that contradicts it is an error (:mod:`resnet_det.detector.net_keys`).
 * RoI heads ``PaperROIHeads``: the head of the net that ``MODEL.BACKBONE.NAME`` names.
+* The anchors ``TorchvisionAnchorGenerator``, for the detectors that torchvision trained.
 * Our synthetic datasets, under their names; :func:`.datasets.register_dataset` adds others of ours.
 
 If the project's config has the node ``RESNET_DET``
@@ -16,6 +17,6 @@ In a LazyConfig: ``L(PaperBackbone)(name="paper_resnet34", out_features=["res4"]
 norm="FrozenBN")`` and ``L(PaperROIHeads)(res5=L(build_head)(name="paper_resnet34", ...), ...)``.
 """
 
-from . import backbones, datasets, roi_heads
+from . import anchors, backbones, datasets, roi_heads
 
-__all__ = ["backbones", "datasets", "roi_heads"]
+__all__ = ["anchors", "backbones", "datasets", "roi_heads"]

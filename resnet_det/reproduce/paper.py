@@ -203,7 +203,12 @@ TABLE_6 = Table(
     ),
 )
 
-# A detector's command first trains the classifier that it starts from, if its weights are absent.
+
+# With --weights trained, a detector's command first trains the classifier that it starts from.
+def _scratch(net: str) -> str:
+    return f"configs/from_scratch/faster_rcnn_{net}.yaml"
+
+
 _MAP, _AP = "bbox/AP50", "bbox/AP"
 _SERVER = ", by the evaluation server"
 
@@ -213,7 +218,14 @@ def _voc(net: str, label: str, paper07: float | None, paper12: float | None) -> 
         Cell(
             f"{net}{suffix}",
             f"{label}, {data}",
-            (Step(TRAIN, f"configs/faster_rcnn_{net}{suffix}.yaml", net + suffix),),
+            (
+                Step(
+                    TRAIN,
+                    f"configs/faster_rcnn_{net}{suffix}.yaml",
+                    net + suffix,
+                    from_scratch=_scratch(net),
+                ),
+            ),
             (Number(key, f"mAP % on {test}", paper, remark),),
             paper07 is not None,
         )
@@ -239,7 +251,8 @@ TABLE_7 = Table(
 
 
 def _coco(net: str, label: str, ap50: float | None = None, ap: float | None = None) -> Cell:
-    step = Step(TRAIN, f"configs/faster_rcnn_{net}_coco.yaml", f"{net}_coco")
+    config = f"configs/faster_rcnn_{net}_coco.yaml"
+    step = Step(TRAIN, config, f"{net}_coco", from_scratch=_scratch(net))
     numbers = Number(_MAP, "mAP@.5 %", ap50), Number(_AP, "mAP@[.5, .95] %", ap)
     return Cell(net, label, (step,), numbers, ap is not None)
 
@@ -277,7 +290,7 @@ def _trainval(suffix: str = "", *overrides: object) -> Step:
     """Train on COCO's train and val sets (120k images), to test on test-dev or fine-tune on VOC."""
     data = ("DATASETS.TRAIN", "('coco_2014_train', 'coco_2014_val')", "DATASETS.TEST", "()")
     name = f"R101_coco_trainval{suffix}"
-    return Step(TRAIN, _CONTEXT, name, (*data, *overrides))
+    return Step(TRAIN, _CONTEXT, name, (*data, *overrides), from_scratch=_scratch("R101"))
 
 
 def _appendix_b(
@@ -293,7 +306,7 @@ def _appendix_b(
     return Cell(name, label, steps, numbers)
 
 
-_WITH_CONTEXT = Step(TRAIN, _CONTEXT, "R101_coco_context")
+_WITH_CONTEXT = Step(TRAIN, _CONTEXT, "R101_coco_context", from_scratch=_scratch("R101"))
 # The year that COCO's server accepts; its test-dev images are those of 2015.
 _TEST_DEV = ("DATASETS.TEST", "('coco_2017_test-dev',)")
 

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from ..config.defaults import ConfigError
-from ..config.loading import load_config
+from ..config.defaults import ConfigError, flatten
+from ..config.loading import find_config, load_config
 from ..engines.scaling import scaled
 from ..training import read_metrics
 from ..training.checkpoint import load
@@ -108,7 +108,26 @@ class Run:
         return load(self.weights).get("meta", {}).get("commit") or "unknown"
 
 
+PUBLISHED, TRAINED = WEIGHTS = ("published", "trained")  # the choices of --weights
+
 Plan = dict[tuple[Cell, int], list[Run]]  # (cell, seed) -> its runs, in order
+
+
+def starts_published(table: Table) -> bool:
+    """Whether a table has detectors that start from ImageNet weights."""
+    return any(step.from_scratch for cell in table.cells for step in cell.steps)
+
+
+def trains_classifiers(plan: Plan) -> bool:
+    """Whether detectors of a plan start from classifiers that are trained first."""
+    return any(run.pretrained for chain in plan.values() for run in chain)
+
+
+def own_keys(config: str) -> list[str]:
+    """KEY VALUE pairs that a config states itself, not those of its base, without its folder."""
+    own = yaml.safe_load(find_config(config).read_text())
+    keys = {k: v for k, v in flatten(own).items() if k not in ("_BASE_", "OUTPUT_DIR")}
+    return [str(word) for pair in keys.items() for word in pair]
 
 
 def shortened(cfg: CfgNode, fraction: Fraction) -> list[Any]:
@@ -129,9 +148,19 @@ def shortened(cfg: CfgNode, fraction: Fraction) -> list[Any]:
     ]  # fmt: skip
 
 
-def plan(table: Table, seeds: Iterable[int], fraction: Fraction, output: str | Path) -> Plan:
-    """Plan a table's runs under the folder ``output``. A step that several cells share is one
-    Run."""
+def plan(
+    table: Table,
+    seeds: Iterable[int],
+    fraction: Fraction,
+    output: str | Path,
+    weights: str = PUBLISHED,
+) -> Plan:
+    """Plan a table's runs under the folder ``output``. A step that several cells share is one Run.
+
+    Args:
+        weights: whether detectors start from published ImageNet weights, or from nets that are
+            trained here.
+    """
     runs: dict[Path, Run] = {}
     plan: Plan = {}
     for cell in table.cells:
@@ -140,7 +169,7 @@ def plan(table: Table, seeds: Iterable[int], fraction: Fraction, output: str | P
             for step in cell.steps:
                 folder = Path(output) / f"{step.name}-seed{seed}"
                 if folder not in runs:
-                    runs[folder] = _plan_run(step, folder, seed, fraction, chain)
+                    runs[folder] = _plan_run(step, folder, seed, fraction, chain, weights)
                 chain.append(runs[folder])
             chain[-1].keys = tuple(number.key for number in cell.numbers if number.key)
             plan[cell, seed] = chain
@@ -148,13 +177,20 @@ def plan(table: Table, seeds: Iterable[int], fraction: Fraction, output: str | P
 
 
 def _plan_run(
-    step: Step, folder: Path, seed: int, fraction: Fraction, before: Sequence[Run]
+    step: Step,
+    folder: Path,
+    seed: int,
+    fraction: Fraction,
+    before: Sequence[Run],
+    weights: str,
 ) -> Run:
     """Plan one run. ``before`` holds the earlier runs of its cell."""
     names: dict[str, object] = {run.step.name: run.weights for run in before} | {"seed": seed}
     if before:
         names["previous"] = before[-1].weights
     overrides = [str(word).format(**names) for word in step.overrides]
+    if weights == TRAINED and step.from_scratch:
+        overrides = [*own_keys(step.from_scratch), *overrides]
     cfg = load_config(step.config, overrides)
     schedule = [] if fraction == 1 else shortened(cfg, fraction)
     words = ["SEED", seed, *overrides, *schedule, "OUTPUT_DIR", folder]

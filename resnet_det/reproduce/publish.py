@@ -13,7 +13,7 @@ from ..data import shortfall
 from ..engines.provenance import machine
 from ..evaluation.report import TableSection, write_tables
 from ..evaluation.tables import format_cell, markdown_table, system_rows
-from .planning import Plan, Run
+from .planning import TRAINED, Plan, Run, starts_published, trains_classifiers
 from .table import Number, Table
 
 Rows = tuple[list[str], list[list[str]]]  # the header, and the rows below it
@@ -25,6 +25,7 @@ def table_rows(table: Table, plan: Plan, fraction: Fraction) -> Rows:
     seeds = list(dict.fromkeys(seed for _, seed in plan))
     options = f" --fraction {fraction}" if fraction != 1 else ""
     options += f" --seeds {' '.join(map(str, seeds))}" if seeds != list(table.seeds) else ""
+    options += f" --weights {TRAINED}" if trains_classifiers(plan) else ""
     rows = []
     for cell in table.cells:
         finished = [plan[cell, seed][-1] for seed in seeds]
@@ -93,7 +94,11 @@ def publish(table: Table, plan: Plan, fraction: Fraction, output: str | Path) ->
     for (cell, _), chain in finished.items():
         folders.setdefault(cell.name, []).append(chain[-1].folder)
     figures = table.figures(folders, output) if table.figures and folders else {}
-    note = "; ".join([f"Machine: {'; '.join(machine().values())}", *data_remarks(finished)]) + "."
+    remarks = data_remarks(finished)
+    if starts_published(table):
+        start = "classifiers trained here" if trains_classifiers(plan) else "published weights"
+        remarks.append(f"Detectors start from {start}")
+    note = "; ".join([f"Machine: {'; '.join(machine().values())}", *remarks]) + "."
     tables = [TableSection(title, *table_rows(table, plan, fraction), note)]
     if table.per_class:
         tables.append(TableSection("AP50 of each class", *class_rows(finished)))

@@ -21,6 +21,8 @@ class Step:
         overrides: KEY VALUE pairs. "{previous}" stands for the previous step's ``model_final.pth``,
             "{NAME}" for that of the cell's step NAME, and "{seed}" for the seed.
         test_only: test the previous step's net without training.
+        from_scratch: a config whose own keys replace published ImageNet weights by a pretraining,
+            with ``--weights trained``; "" if the step starts from none.
     """
 
     command: str
@@ -28,6 +30,7 @@ class Step:
     name: str
     overrides: tuple[object, ...] = ()
     test_only: bool = False
+    from_scratch: str = ""
 
 
 @dataclass(frozen=True)

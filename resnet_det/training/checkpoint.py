@@ -1,6 +1,6 @@
 """Checkpoints that survive crashes, full disks and truncated files.
 
-A checkpoint is a dict of tensors and plain containers, read with ``weights_only=True``::
+A checkpoint is a dict of tensors and plain containers::
 
     model, optimizer, schedule, scaler   state dicts
     iteration                            the next iteration to run
@@ -29,7 +29,8 @@ import numpy as np
 import torch
 
 from ..files import whole_file
-from ..weights.files import check_torch
+from ..weights.pickles import WeightsError
+from ..weights.torch_files import read_torch
 from . import distributed
 
 logger = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ class Checkpointer:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU, without running code from it (``weights_only=True``).
+    """Read a checkpoint to the CPU, without running code from it.
 
     Raises:
         FileNotFoundError: no such file.
@@ -180,9 +181,8 @@ def load(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(path)
     try:
-        check_torch(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damage makes torch raise many types
+        return read_torch(path)
+    except WeightsError as error:
         raise RuntimeError(f"cannot read the checkpoint {path}: {error}") from error
 
 

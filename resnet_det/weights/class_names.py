@@ -18,3 +18,9 @@ COCO = (
     "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
     "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
+
+# Ids from 1 to 90 that COCO's detection task does not use.
+_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+_names = iter(COCO)
+# torchvision's detectors have one class for each id.
+COCO_BY_ID = tuple(f"unused {i}" if i in _UNUSED else next(_names) for i in range(1, 91))

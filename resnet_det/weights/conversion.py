@@ -9,7 +9,7 @@ import torch
 
 from ..config.defaults import ConfigError, flatten, get_cfg
 from ..nets.catalog import NETS, meta_net
-from .facts import FACT_KEYS, Facts, State, check_facts, config_facts
+from .facts import DETECTOR_FACT_KEYS, FACT_KEYS, Facts, State, check_facts, config_facts
 from .files import write_file
 from .formats import to_their_names
 from .identify import (
@@ -150,18 +150,18 @@ def _stated_facts(pairs: list[str], facts: Facts, path) -> Facts:
     """Parse the facts that KEY, VALUE, ... state about a file.
 
     Raises:
-        ConfigError: a key is not in ``FACT_KEYS``, or its value is invalid or contradicts the file.
+        ConfigError: a key states no fact, or its value is invalid or contradicts the file.
     """
-    keys = pairs[::2]
+    keys, fact_keys = pairs[::2], FACT_KEYS | DETECTOR_FACT_KEYS
     for key in keys:
-        if key not in FACT_KEYS.values():
-            raise ConfigError(f"{key}: give only the keys {', '.join(FACT_KEYS.values())}")
+        if key not in fact_keys.values():
+            raise ConfigError(f"{key}: give only the keys {', '.join(fact_keys.values())}")
     cfg = get_cfg()
     try:
         cfg.merge_from_list(pairs)
     except (ValueError, AssertionError) as error:
         raise ConfigError(f"KEY VALUE pairs {pairs}: {error}") from error
-    stated = {fact: key for fact, key in FACT_KEYS.items() if key in keys}
+    stated = {fact: key for fact, key in fact_keys.items() if key in keys}
     stored = {f: facts[f] for f in stated if f in facts and f not in facts.get("guessed", ())}
     check_facts(config_facts(cfg) | stored, cfg, path)
     return {fact: flatten(cfg)[key] for fact, key in stated.items()}

@@ -8,6 +8,8 @@ A checkpoint stores its facts under the key "meta"; :mod:`resnet_det.engines.pro
     pixel_mean, pixel_std  of the normalisation, per channel in that order, for pixels in 0-255
     mean_image             (C, H, W), subtracted instead of pixel_mean (RESNET_DET.PER_PIXEL_MEAN)
     global_context         whether a detector has the paper's global context
+    anchor_generator, pooler_type, sampling_ratio
+                           how another project's detector makes anchors and pools regions
     classes                class names, in the order of the rows of the class layer
     config, seed, commit   config (as YAML), seed and git commit of the training run
     zeros                  "end": shortcuts of option A pad zeros after the channels
@@ -24,7 +26,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from ..config.defaults import ConfigError
+from ..config.defaults import ConfigError, flatten
 from ..nets.catalog import NETS, meta_net
 from .identify import channels_fault
 from .pickles import WeightsError
@@ -40,6 +42,14 @@ FACT_KEYS = {
     "format": "INPUT.FORMAT",
     "pixel_mean": "MODEL.PIXEL_MEAN",
     "pixel_std": "MODEL.PIXEL_STD",
+}
+
+# Those that affect a detector's weights only, if they are known.
+DETECTOR_FACT_KEYS = {
+    "global_context": "RESNET_DET.GLOBAL_CONTEXT",
+    "anchor_generator": "MODEL.ANCHOR_GENERATOR.NAME",
+    "pooler_type": "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
+    "sampling_ratio": "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO",
 }
 
 PIXEL_FACTS = ("format", "pixel_mean", "pixel_std")
@@ -107,7 +117,7 @@ def same_mean(a: list[float], b: list[float]) -> bool:
 
 
 def check_facts(facts: Facts, cfg: CfgNode, path: str | Path, trained: str = "was trained") -> None:
-    """Raise if the preprocessing, the stride placement or the global context of the weights differ
+    """Raise if the preprocessing, the stride placement or another convention of the weights differs
     from the config.
 
     Such weights may load without an error and silently lose accuracy. For unknown facts, a warning
@@ -123,12 +133,13 @@ def check_facts(facts: Facts, cfg: CfgNode, path: str | Path, trained: str = "wa
             facts were guessed from the format, it says so and names the command that overrides
             them.
     """
-    keys = FACT_KEYS | {"global_context": "RESNET_DET.GLOBAL_CONTEXT"}
+    keys = FACT_KEYS | DETECTOR_FACT_KEYS
     wanted = config_facts(cfg)
     given, channels = (len(f.get("pixel_mean", ())) for f in (facts, wanted))
     if given and given != channels:
         raise ConfigError(channels_fault(given, channels, path))
-    wanted |= {"global_context": cfg.RESNET_DET.GLOBAL_CONTEXT}
+    flat = flatten(cfg)
+    wanted |= {fact: flat[key] for fact, key in DETECTOR_FACT_KEYS.items()}
     wrong = [fact for fact in keys if fact in facts and not _agree(fact, facts, wanted)]
     for fact in wrong:
         if fact not in facts.get("guessed", ()):

@@ -1,10 +1,7 @@
 """Read and write ``.pth``, ``.pkl`` and ``.safetensors`` files. Reading them runs no code."""
 
 import json
-import os
 import pickle
-import pickletools
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,77 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..files import whole_file
-from .pickles import WeightsError, read_pickle, reason
-
-# ---- torch's files
-
-# The functions that torch's weight files call. torch's own weights_only allows more, and some of
-# these allocate as much memory as a file requests.
-_TORCH_CALLS = frozenset({
-    "collections OrderedDict", "collections Counter", "_codecs encode", "torch Size",
-    "torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2",
-    "torch._utils _rebuild_parameter", "torch.nn.parameter Parameter",
-    "torch.storage UntypedStorage", "torch.storage TypedStorage",
-})  # fmt: skip
-
-
-def _check_calls(file) -> None:
-    argument: Any
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name == "STACK_GLOBAL":
-            raise pickle.UnpicklingError(
-                "it would call a function by a computed name, which is not allowed"
-            )
-        if opcode.name in ("GLOBAL", "INST"):
-            plain = argument.startswith("torch ") and (
-                argument.endswith("Storage")
-                or isinstance(getattr(torch, argument[6:], None), torch.dtype)
-            )
-            if not plain and argument not in _TORCH_CALLS:
-                name = argument.replace(" ", ".")
-                raise pickle.UnpicklingError(f"it would call {name}, which is not allowed")
-
-
-def check_torch(path: str | Path) -> None:
-    """Check that a ``.pth`` file calls only constructors of tensors, and is not compressed.
-
-    Raises:
-        WeightsError: it would call other functions, is compressed, or is damaged.
-    """
-    try:
-        with open(path, "rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"
-            if zipped:
-                with zipfile.ZipFile(file) as archive:
-                    inside = archive.infolist()
-                    if any(i.compress_type != zipfile.ZIP_STORED for i in inside) or (
-                        sum(i.file_size for i in inside) > os.path.getsize(path)
-                    ):
-                        raise zipfile.BadZipFile("compressed, which torch never writes")
-                    for name in archive.namelist():
-                        if name.endswith(".pkl"):
-                            with archive.open(name) as content:
-                                _check_calls(content)
-            else:  # the format before torch 1.6: five pickles, then the bytes of the tensors
-                file.seek(0)
-                for _ in range(5):
-                    _check_calls(file)
-    except Exception as error:  # a damaged file raises many types
-        raise WeightsError(f"{path}: not a readable weight file: {reason(error)}") from error
-
-
-def read_torch(path: str | Path) -> Any:
-    """Read a ``.pth`` file to the CPU.
-
-    Raises:
-        WeightsError: the file is damaged, or would run code.
-    """
-    check_torch(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types here, from EOFError to RuntimeError
-        raise WeightsError(f"{path}: not a readable weight file: {reason(error)}") from error
-
+from .pickles import Unread, WeightsError, read_pickle, reason
+from .published import is_address, local_file
+from .torch_files import read_torch
 
 # ---- safetensors
 
@@ -109,34 +38,47 @@ def read_safetensors(path: str | Path) -> dict[str, dict]:
 
 # ---- any of them
 
-_READERS = {".pth": read_torch, ".pkl": read_pickle, ".safetensors": read_safetensors}
-SUFFIXES = tuple(_READERS)
+# The entries of a file that hold the tensors, perhaps one within the other.
+_HOLDERS = ("model", "state_dict", "blobs")
+SUFFIXES = (".pth", ".pkl", ".safetensors")
 
 
 def read_file(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read a weight file. Its suffix determines the format; an unknown suffix is read as ``.pth``.
 
+    Args:
+        path: a file, or an address; see :mod:`.published`.
+
     Returns:
         (tensors by the names in the file, the file's other content: ``meta``, ``__author__``, ...).
 
     Raises:
-        WeightsError: the file is missing, damaged or malicious, or holds no dictionary of tensors.
+        WeightsError: the file is missing or damaged, or holds no dictionary of tensors.
+        ConfigError: there are no weights at the address.
     """
+    if is_address(path):
+        file = local_file(str(path))
+        try:
+            return read_file(file)
+        except WeightsError as error:
+            raise WeightsError(
+                f"{error} (downloaded from {path}; remove it to do so again)"
+            ) from error
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; give a .pth, .pkl or .safetensors file")
-    tensors, stored = _READERS.get(path.suffix, read_torch)(path), {}
-    if isinstance(tensors, dict):
-        key = next((k for k in ("model", "state_dict", "blobs") if k in tensors), None)
-        if key is not None:
-            stored = {k: v for k, v in tensors.items() if k != key}
-            tensors = tensors[key]
-    if not isinstance(tensors, dict) or not all(
-        type(k) is str and isinstance(v, torch.Tensor) for k, v in tensors.items()
-    ):
-        raise WeightsError(f"{path}: holds no dictionary of tensors, neither bare nor as 'model'")
+    if path.suffix == ".safetensors":
+        content = read_safetensors(path)
+    elif path.suffix == ".pkl":
+        content = read_pickle(path, strict=False)
+    else:
+        content = read_torch(path, strict=False)
+    tensors, stored = _split(content) if isinstance(content, dict) else ({}, {})
     if not tensors:
-        raise WeightsError(f"{path}: holds no tensor")
+        raise WeightsError(
+            f"{path}: holds no dictionary of tensors, neither bare nor as 'model' or 'state_dict', "
+            f"but {_described(content)}"
+        )
     size = path.stat().st_size
     for name, value in tensors.items():
         plain = value.layout is torch.strided and value.device.type == "cpu"
@@ -148,6 +90,29 @@ def read_file(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         if isinstance(stored.get("meta"), dict):
             stored["meta"][name.removeprefix("meta.")] = tensors.pop(name)
     return tensors, stored
+
+
+def _split(content: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Separate the tensors in a file from the rest."""
+    stored: dict[str, Any] = {}
+    for _ in range(3):  # a dictionary may hold itself
+        key = next((k for k in _HOLDERS if isinstance(content.get(k), dict)), None)
+        if key is not None:
+            stored = {k: v for k, v in content.items() if k != key} | stored
+            content = content[key]
+    tensors = {k: v for k, v in content.items() if type(k) is str and isinstance(v, torch.Tensor)}
+    return tensors, {k: v for k, v in content.items() if k not in tensors} | stored
+
+
+def _described(value: Any) -> str:
+    """What a file holds instead of tensors, for a message."""
+    if isinstance(value, dict):
+        held = ", ".join(f"{str(k)[:40]!r}" for k in list(value)[:9])
+        unread = [v for v in value.values() if isinstance(v, Unread)]
+        return f"only {held or 'nothing'}" + (f" ({_described(unread[0])})" if unread else "")
+    if isinstance(value, Unread):
+        return f"an object of {value.kind}: save its state_dict() instead"
+    return f"an object of {type(value).__name__}"
 
 
 # Entries that Detectron2's checkpointer reads besides the tensors. The first one makes it match

@@ -3,6 +3,7 @@
 Each kind of file is one :class:`Format`: a table of names that is used in both directions.
 """
 
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from ..nets.catalog import NETS, meta_net
 from ..nets.vgg import CONVOLUTIONS
-from .class_names import COCO, VOC
+from .class_names import COCO, COCO_BY_ID, VOC
 from .facts import Facts, State, same_mean
-from .identify import is_counter
+from .identify import FIRST_CONVOLUTIONS, classifier_name, is_counter
 from .pickles import WeightsError
+
+logger = logging.getLogger(__name__)
 
 Names = tuple[tuple[str, str], ...]
 
@@ -102,6 +105,80 @@ CAFFE = Format(  # Caffe2's blobs: MSRA's R-50.pkl and R-101.pkl, Detectron's ne
     ),
     facts=CAFFE_FACTS,
 )
+
+
+@dataclass(frozen=True)
+class DetectorFormat:
+    """Another project's Faster R-CNN with a pyramid on a ResNet of torchvision's names.
+
+    Attributes:
+        mark: a file with a tensor of this name has this format.
+        body: prefix of the ResNet's names.
+        names: see :class:`Format`; for the other parts.
+        facts: conventions, besides torchvision's pixels.
+        classes: names of its classes, if it has as many.
+        background_first: whether the background is the first class, with boxes, and not the last.
+    """
+
+    mark: str
+    body: str
+    names: Names
+    facts: Facts
+    classes: tuple[str, ...]
+    background_first: bool = False
+
+
+TORCHVISION_DETECTOR = DetectorFormat(
+    mark="rpn.head.cls_logits.weight",
+    body="backbone.body.",
+    names=(
+        *((f"^backbone.fpn.inner_blocks.{i}.", f"^backbone.fpn_lateral{i + 2}.") for i in range(4)),
+        *((f"^backbone.fpn.layer_blocks.{i}.", f"^backbone.fpn_output{i + 2}.") for i in range(4)),
+        *((f"^backbone.fpn_{part}{n}.0.", f"^backbone.fpn_{part}{n}.")  # torchvision 0.13 and later
+          for part in ("lateral", "output") for n in range(2, 6)),
+        ("^rpn.head.conv.0.0.", "^proposal_generator.rpn_head.conv."),  # likewise
+        ("^rpn.head.conv.", "^proposal_generator.rpn_head.conv."),
+        ("^rpn.head.cls_logits.", "^proposal_generator.rpn_head.objectness_logits."),
+        ("^rpn.head.bbox_pred.", "^proposal_generator.rpn_head.anchor_deltas."),
+        ("^roi_heads.box_head.fc6.", "^roi_heads.box_head.fc1."),
+        ("^roi_heads.box_head.fc7.", "^roi_heads.box_head.fc2."),
+    ),
+    facts={
+        "stride_in_1x1": False,
+        "anchor_generator": "TorchvisionAnchorGenerator",
+        "pooler_type": "ROIAlign",
+        "sampling_ratio": 2,
+    },
+    classes=COCO_BY_ID,
+    background_first=True,
+)  # fmt: skip
+MMDETECTION = DetectorFormat(  # from version 2.0
+    mark="rpn_head.rpn_cls.weight",
+    body="backbone.",
+    names=(
+        *((f"^neck.lateral_convs.{i}.conv.", f"^backbone.fpn_lateral{i + 2}.") for i in range(4)),
+        *((f"^neck.fpn_convs.{i}.conv.", f"^backbone.fpn_output{i + 2}.") for i in range(4)),
+        ("^rpn_head.rpn_conv.", "^proposal_generator.rpn_head.conv."),
+        ("^rpn_head.rpn_cls.", "^proposal_generator.rpn_head.objectness_logits."),
+        ("^rpn_head.rpn_reg.", "^proposal_generator.rpn_head.anchor_deltas."),
+        ("^roi_head.bbox_head.shared_fcs.0.", "^roi_heads.box_head.fc1."),
+        ("^roi_head.bbox_head.shared_fcs.1.", "^roi_heads.box_head.fc2."),
+        ("^roi_head.bbox_head.fc_cls.", "^roi_heads.box_predictor.cls_score."),
+        ("^roi_head.bbox_head.fc_reg.", "^roi_heads.box_predictor.bbox_pred."),
+    ),
+    facts={
+        "stride_in_1x1": False,
+        "anchor_generator": "DefaultAnchorGenerator",
+        "pooler_type": "ROIAlignV2",
+        "sampling_ratio": 0,
+    },
+    classes=COCO,
+)
+DETECTORS = (TORCHVISION_DETECTOR, MMDETECTION)
+# Older files of Detectron2 hold what now follows from the config.
+_PIXELS = ("pixel_mean", "pixel_std")
+_CELL_ANCHORS = "anchor_generator.cell_anchors."
+
 # They are tried in this order, because timm's VGG has torchvision's mark too.
 _FORMATS = (CAFFE, TIMM_VGG, TORCHVISION_VGG, TORCHVISION_RESNET)
 
@@ -161,13 +238,18 @@ def to_our_names(state: State, author: str = "") -> tuple[State, Facts]:
         (tensors by our names, facts that the format suggests). The facts are a guess: a net that
         was trained in Caffe may have torchvision's names.
     """
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = _without_prefixes(state)
+    state = {k: v for k, v in state.items() if _CELL_ANCHORS not in k}
+    if detector := next((f for f in DETECTORS if f.mark in state), None):
+        return _from_detector(state, detector)
     format = next((f for f in _FORMATS if any(mark in state for mark in f.marks)), None)
     if format is None and author == "torchvision":
         format = TORCHVISION_RESNET
     if format is None:
-        return state, _zoo_facts(state) if author == "Detectron2 Model Zoo" else {}
+        if author != "Detectron2 Model Zoo":
+            return state, {}
+        facts = {key: state.pop(key).flatten().tolist() for key in _PIXELS if key in state}
+        return state, _zoo_facts(state) | facts
     if format is CAFFE:
         return _from_caffe(state)
     if format is TORCHVISION_RESNET:
@@ -177,6 +259,48 @@ def to_our_names(state: State, author: str = "") -> tuple[State, Facts]:
         return state, format.facts | stride
     state = _rename(state, (*_vgg_convolutions(state, 0), *format.names))
     return {k: v.flatten(1) if k in _TIMM_FC else v for k, v in state.items()}, dict(format.facts)
+
+
+def _is_known(state: State) -> bool:
+    """Whether the names are ours or those of a known format."""
+    marks = {mark for format in _FORMATS for mark in format.marks} | {f.mark for f in DETECTORS}
+    return any(key in marks or classifier_name(key) in FIRST_CONVOLUTIONS for key in state)
+
+
+# What wrappers put before the names of a net: DataParallel, a trainer's module, a detector's or a
+# segmenter's backbone, MoCo's query encoder. The other tensors beside it are another net's.
+_PREFIXES = ("module.", "model.", "backbone.body.", "backbone.", "encoder_q.")
+
+
+def _without_prefixes(state: State) -> State:
+    """Keep the tensors of the net that stands under one or more of ``_PREFIXES``, if one does."""
+    inner = state
+    while not _is_known(inner):
+        prefix = next((p for p in _PREFIXES if any(key.startswith(p) for key in inner)), None)
+        if prefix is None:
+            return state
+        inner = {k.removeprefix(prefix): v for k, v in inner.items() if k.startswith(prefix)}
+        if prefix == "encoder_q.":  # its last layers are no classes
+            inner = {key: value for key, value in inner.items() if not key.startswith("fc.")}
+    if 0 < len(inner) < len(state):
+        logger.info("of %d tensors in the file, the net's %d are loaded", len(state), len(inner))
+    return inner
+
+
+def _from_detector(state: State, format: DetectorFormat) -> tuple[State, Facts]:
+    """Rename a Faster R-CNN with a pyramid on a ResNet."""
+    body = {k.removeprefix(format.body): v for k, v in state.items() if k.startswith(format.body)}
+    parts = {k: v for k, v in state.items() if not k.startswith(format.body)}
+    stages = _rename(body, TORCHVISION_RESNET.names)
+    state = _rename(parts, format.names) | {f"backbone.bottom_up.{k}": v for k, v in stages.items()}
+    score, box = (f"roi_heads.box_predictor.{name}." for name in ("cls_score", "bbox_pred"))
+    if format.background_first and f"{score}weight" in state:  # ours is last, and has no box
+        for end in ("weight", "bias"):
+            state[score + end] = state[score + end].roll(-1, 0)
+            state[box + end] = state[box + end][4:]
+    rows = len(state.get(f"{score}weight", ()))
+    classes = {"classes": list(format.classes)} if rows == len(format.classes) + 1 else {}
+    return state, TORCHVISION_FACTS | format.facts | classes
 
 
 def _from_caffe(state: State) -> tuple[State, Facts]:
@@ -209,6 +333,31 @@ def _zoo_facts(state: State) -> Facts:
     rows = {len(v) for k, v in state.items() if k.endswith("cls_score.weight")}
     classes = _ZOO_CLASSES.get(rows.pop()) if len(rows) == 1 else None
     return {"classes": list(classes)} if classes else {}
+
+
+def with_our_eps(state: State, eps: float) -> State:
+    """Let our batch norms compute what those with another ``eps`` did."""
+    variances = (key for key in state if key.endswith("norm.running_var"))
+    return state | {key: (state[key].double() + eps - BN_EPS).to(state[key]) for key in variances}
+
+
+def is_openmmlabs(meta: object) -> bool:
+    """Whether the entry "meta" of a file was written by a project of OpenMMLab (MMDetection)."""
+    return isinstance(meta, dict) and not {"mmcv_version", "mmengine_version"}.isdisjoint(meta)
+
+
+def openmmlab_facts(meta: Facts) -> Facts:
+    """The facts in OpenMMLab's "meta": the classes, and a net of Caffe's style."""
+    facts: Facts = {}
+    data = meta.get("dataset_meta")
+    data = data if isinstance(data, dict) else {}
+    classes = meta.get("CLASSES") or data.get("classes") or data.get("CLASSES")
+    if isinstance(classes, list | tuple) and all(type(name) is str for name in classes):
+        facts["classes"] = list(classes)
+    config = meta.get("config") or meta.get("cfg")
+    if isinstance(config, str) and re.search(r"""style\W+caffe""", config):
+        facts |= CAFFE_FACTS | {"stride_in_1x1": True}
+    return facts
 
 
 # ---- to their names

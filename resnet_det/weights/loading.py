@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from . import published
 from .facts import PIXEL_FACTS, Facts, State, check_stored
 from .files import read_file
-from .formats import to_our_names
+from .formats import is_openmmlabs, openmmlab_facts, to_our_names, with_our_eps
 from .identify import (
     Differences,
     channels_fault,
@@ -25,7 +26,7 @@ from .shortcuts import check_shortcuts
 def read(path: str | Path) -> tuple[State, Facts]:
     """Read a weight file of any known format, without running code from it.
 
-    The file is a ``.pth``, ``.safetensors`` or ``.pkl``. Its tensors have the names of torchvision,
+    The file is a ``.pth``, ``.safetensors`` or ``.pkl``, or an address (:mod:`.published`). Its tensors have the names of torchvision,
     timm, Detectron2, Detectron and MSRA (Caffe2's blobs), Caffe's VGG-16, or our own.
 
     Returns:
@@ -45,11 +46,19 @@ def interpret(tensors: State, stored: dict[str, Any], path: str | Path) -> tuple
         state, guesses = to_our_names(tensors, stored.get("__author__", ""))
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    facts = check_stored(stored.get("meta", {}), path)
+    meta = stored.get("meta", {})
+    if is_openmmlabs(meta):
+        guesses, meta = guesses | openmmlab_facts(meta), {}
+    facts = check_stored(meta, path)
     if image_channels(state) not in (None, 3):  # its format implies the pixels of 3 channels
         guesses = {k: v for k, v in guesses.items() if k not in PIXEL_FACTS}
-    guessed = [fact for fact in guesses if fact not in facts] + facts.get("guessed", [])
-    return state, guesses | facts | ({"guessed": guessed} if guessed else {})
+    known: Facts = {}
+    if entry := published.find(path):
+        known = entry.facts | {"net": entry.net}
+        if entry.norm_eps is not None:
+            state = with_our_eps(state, entry.norm_eps)
+    guessed = [fact for fact in guesses if fact not in known | facts] + facts.get("guessed", [])
+    return state, guesses | known | facts | ({"guessed": guessed} if guessed else {})
 
 
 @dataclass(frozen=True)

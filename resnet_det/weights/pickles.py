@@ -1,11 +1,15 @@
-"""Read arrays from pickle files without running code."""
+"""Read tensors from pickle files without running code."""
 
 import io
+import logging
 import pickle
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 
 class WeightsError(ValueError):
@@ -13,8 +17,7 @@ class WeightsError(ValueError):
 
 
 def reason(error: Exception) -> str:
-    """The type and the first line of an error. torch's other lines explain how to let a file run
-    code."""
+    """The type and the first line of an error."""
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first[:300]}"
 
@@ -25,6 +28,34 @@ _DTYPES = {
 }  # fmt: skip
 
 
+class Unread:
+    """Replaces an object of any other class. It accepts what an unpickler does with an object, and
+    keeps nothing.
+
+    Attributes:
+        kind: module and name of the class.
+    """
+
+    kind = ""
+
+    def __init__(self, *args, **options):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, item):
+        pass
+
+    add = extend = append
+
+
+class Pending:
+    """Replaces a tensor or an array until the whole file is read; then ``tensor`` replaces it."""
+
+    tensor: torch.Tensor | None = None
+
+
 class _Dtype:
     """Replaces ``numpy.dtype``."""
 
@@ -33,17 +64,15 @@ class _Dtype:
             raise pickle.UnpicklingError(f"arrays of type {code!r} are not supported")
         self.torch = _DTYPES[code]
 
-    def __setstate__(self, state):
+    def build(self, state):
         if state[1] == ">":
             raise pickle.UnpicklingError("big-endian arrays are not supported")
 
 
-class _Array:
+class _Array(Pending):
     """Replaces ``numpy.ndarray``. It becomes a tensor with exactly the bytes in the file."""
 
-    tensor = None
-
-    def __setstate__(self, state):
+    def build(self, state):
         _, shape, dtype, fortran, data = state
         if isinstance(data, str):  # Python 2's bytes
             data = data.encode("latin1")
@@ -75,8 +104,9 @@ def _encode(text, encoding):
     return text.encode("latin1")
 
 
-_STAND_INS = {
+_STAND_INS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): dict,
+    ("collections", "Counter"): Counter,  # in the states of torch's schedulers
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _Array,
     ("_codecs", "encode"): _encode,
@@ -88,59 +118,97 @@ for _core in ("numpy.core", "numpy._core"):
     _STAND_INS[f"{_core}.numeric", "_frombuffer"] = _from_buffer
 
 
-class _ArraysOnly(pickle._Unpickler):  # type: ignore
-    """Reads plain containers and numpy arrays, and rejects all other calls in a pickle.
+class Unpickler(pickle._Unpickler):  # type: ignore
+    """Reads plain containers and arrays. It never imports what a pickle names.
 
     It does not call numpy's constructors, because they allocate as much memory as a file requests
     and trust the states in it. It derives from the unpickler in Python, because the one in C
     allocates as much memory as a memo index requests.
+
+    Args:
+        file: the pickle.
+        strict: refuse a pickle that names any other class or function. Otherwise each becomes an
+            :class:`Unread` object.
+
+    Attributes:
+        unread: these classes and functions, by name.
     """
 
+    stand_ins = _STAND_INS
+
+    def __init__(self, file: Any, strict: bool) -> None:
+        super().__init__(file, encoding="latin1")
+        self.strict = strict
+        self.unread: dict[str, type[Unread]] = {}
+
     def find_class(self, module, name):
-        if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it would call {module}.{name}, which is not allowed")
-        return _STAND_INS[module, name]
+        if (module, name) in self.stand_ins:
+            return self.stand_ins[module, name]
+        kind = f"{module}.{name}"[:100].encode(errors="backslashreplace").decode()
+        if self.strict:
+            raise pickle.UnpicklingError(f"it would call {kind}, which is not allowed")
+        return self.unread.setdefault(kind, type("Unread", (Unread,), {"kind": kind}))
+
+    def load_build(self):  # Python's own would set any attribute of any object
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, _Array | _Dtype):
+            target.build(state)
 
     def load_bytearray8(self):  # Python's own allocates the size before it reads
         size = int.from_bytes(self.read(8), "little")
         self.append(bytearray(self.read(size)))
 
     dispatch = pickle._Unpickler.dispatch | {  # type: ignore
-        pickle.BYTEARRAY8[0]: load_bytearray8
+        pickle.BUILD[0]: load_build,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
     }
 
+    def log_unread(self, path: str | Path) -> None:
+        if self.unread:
+            logger.info("%s: left unread: objects of %s", path, ", ".join(list(self.unread)[:9]))
 
-def _finished(value, done):
-    """Replace the arrays in ``value`` by tensors. ``done`` maps ids to results, to keep sharing."""
-    if isinstance(value, _Array):
+
+def finished(value: Any, done: dict[int, Any] | None = None) -> Any:
+    """Replace what is pending in ``value`` by tensors, in place where possible.
+
+    Args:
+        done: results by the ids of their sources, so that what was shared remains so.
+    """
+    done = {} if done is None else done
+    if isinstance(value, Pending):
         return value.tensor
     if not isinstance(value, dict | list | tuple):
         return value
     if id(value) not in done:
         done[id(value)] = value
         if isinstance(value, tuple):
-            done[id(value)] = tuple(_finished(item, done) for item in value)
+            done[id(value)] = tuple(finished(item, done) for item in value)
         else:
             for key in value if isinstance(value, dict) else range(len(value)):
-                value[key] = _finished(value[key], done)
+                value[key] = finished(value[key], done)
     return done[id(value)]
 
 
-def read_pickle(path: str | Path, content: bytes | None = None) -> Any:
+def read_pickle(path: str | Path, content: bytes | None = None, strict: bool = True) -> Any:
     """Read a pickle of numpy arrays, such as Detectron's and Detectron2's, running no code.
 
     Args:
         path: path of the file.
         content: the file's bytes, if they were read from elsewhere, such as an archive.
+        strict: refuse a file that holds anything but arrays in plain containers. Otherwise other
+            objects become :class:`Unread`.
 
     Returns:
         The plain containers, with a tensor for each array.
 
     Raises:
-        WeightsError: the file is damaged, or holds anything but arrays in plain containers.
+        WeightsError: the file is damaged or, if ``strict``, holds other objects.
     """
     try:
         content = Path(path).read_bytes() if content is None else content
-        return _finished(_ArraysOnly(io.BytesIO(content), encoding="latin1").load(), {})
+        unpickler = Unpickler(io.BytesIO(content), strict)
+        value = finished(unpickler.load())
     except Exception as error:  # a damaged pickle raises many types
         raise WeightsError(f"{path}: not a readable pickle of arrays: {reason(error)}") from error
+    unpickler.log_unread(path)
+    return value

@@ -7,12 +7,15 @@ import sys
 from datetime import timedelta
 from fractions import Fraction
 
+import pytest
 from planned_runs import ERROR, ROOT, environment
 
 from resnet_det.commands import reproduce as tool
+from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config
 from resnet_det.reproduce import cost, paper, planning
 from resnet_det.reproduce.table import TRAIN, Cell, Step, Table
+from resnet_det.weights.published import cached_path, url_of
 
 
 def test_a_dry_run_knows_what_the_steps_before_make(tmp_path, monkeypatch):
@@ -47,7 +50,7 @@ def test_a_dry_run_gives_each_row_when_it_is_measured(tmp_path, monkeypatch, cap
         return (None, "no | memory") if cfg.MODEL.BACKBONE.NAME == "paper_vgg16" else (3.0, "3 s")
 
     monkeypatch.setattr(cost, "measure_apart", measured)
-    assert tool.run(tool.parse(["table7", "--dry-run"])) == 0
+    assert tool.run(tool.parse(["table7", "--weights", "trained", "--dry-run"])) == 0
     seen.append(capsys.readouterr().out)
     assert [text.count("\n") for text in seen] == [2, 1, 2, 1, 4]
     _, _, *rows, _, total = "".join(seen).splitlines()
@@ -63,6 +66,27 @@ def test_a_dry_run_gives_each_row_when_it_is_measured(tmp_path, monkeypatch, cap
     assert rows[0][3] == "no \\| memory" and "imagenet_train lacks" in rows[0][4]
     assert "voc_2007_test lacks" in rows[1][4] and "model_final" not in rows[1][4]
     assert f"{3 * (256 * 600000 + 2 * 250000) / 3600:.1f} hours of this device" in total
+
+
+def test_a_dry_run_from_published_weights_has_no_pretraining(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setenv("RESNET_DET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cost, "measure_apart", lambda cfg: (3.0, "3 s"))
+    assert tool.run(tool.parse(["table7", "--cells", "R101", "--dry-run"])) == 0
+    text = capsys.readouterr().out
+    assert text.count("-seed1") == 1 and "imagenet" not in text.lower().replace("imagenetpre", "")
+    assert "downloads detectron2://ImageNetPretrained/MSRA/R-101.pkl" in text
+    (tmp_path / "cache/dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA").mkdir(
+        parents=True
+    )
+    cached_path(url_of("detectron2://ImageNetPretrained/MSRA/R-101.pkl")).touch()
+    tool.run(tool.parse(["table7", "--cells", "R101", "--dry-run"]))
+    assert "downloads" not in capsys.readouterr().out
+
+
+def test_the_choice_of_weights_is_refused_where_there_is_none():
+    with pytest.raises(ConfigError, match="--weights: no run of table6 starts from ImageNet"):
+        tool.run(tool.parse(["table6", "--weights", "trained"]))
 
 
 def test_an_interrupted_dry_run_promises_no_checkpoints(tmp_path):
@@ -90,7 +114,8 @@ def test_a_dry_run_measures_a_detector_and_names_what_is_absent(tmp_path, monkey
     _, iterations, seconds, remark, data = second
     assert iterations == 300 and seconds > 0 and "GiB for 1 of the 4 images" in remark
     assert data.startswith("present")  # with what the row before makes
-    cfg = load_config("faster_rcnn_R18_coco.yaml")
+    scratch = planning.own_keys("from_scratch/faster_rcnn_R18.yaml")
+    cfg = load_config("faster_rcnn_R18_coco.yaml", scratch)
     for name in ("coco_2014_train", "coco_2014_val", "imagenet_resnet18_a"):
         assert f"lacks {tmp_path}/coco" in cost.needs(cfg) and name in cost.needs(cfg)
 

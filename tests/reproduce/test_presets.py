@@ -13,11 +13,13 @@ from resnet_det.detector import rpn as rpn_module
 from resnet_det.engines import classifier
 from resnet_det.engines.checks import check_classifier
 from resnet_det.nets import build_net
+from resnet_det.weights.facts import config_facts
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 DETECTORS = [c for c in CONFIGS if load_config(c).MODEL.META_ARCHITECTURE != "Classifier"]
 PAPER = sorted((ROOT / "configs").glob("faster_rcnn_*.yaml"))
+PAPER += sorted((ROOT / "configs/from_scratch").glob("*.yaml"))
 
 
 def name(path):
@@ -46,7 +48,11 @@ def test_the_papers_recipe(path):
     m, s, vgg = cfg.MODEL, cfg.SOLVER, "VGG16" in path.stem
     assert (tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN) == ((600,), 1000)
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (600, 1000)
-    assert cfg.INPUT.RANDOM_FLIP == "horizontal" and cfg.INPUT.FORMAT == "BGR"
+    assert cfg.INPUT.RANDOM_FLIP == "horizontal"
+    torchvisions = m.WEIGHTS.startswith("torchvision://")
+    assert cfg.INPUT.FORMAT == ("RGB" if torchvisions else "BGR")
+    assert list(m.PIXEL_STD) == ([58.395, 57.12, 57.375] if torchvisions else [1, 1, 1])
+    assert list(m.PIXEL_MEAN) == sorted(m.PIXEL_MEAN, reverse=torchvisions)
     anchors = rpn_module.Anchors(
         m.ANCHOR_GENERATOR.SIZES, m.ANCHOR_GENERATOR.ASPECT_RATIOS, [16], m.ANCHOR_GENERATOR.OFFSET
     ).cell_anchors[0]
@@ -92,16 +98,33 @@ def test_the_papers_recipe(path):
 
 
 def test_every_cell_of_tables_7_and_8_has_its_config():
-    nets = {"R101": "resnet101", "R50": "resnet50", "R34": "resnet34", "R18": "resnet18_a",
-            "VGG16": "vgg16"}  # fmt: skip
-    for net, name in nets.items():
+    """The paper's own nets are those of its authors; the others are torchvision's, with B."""
+    weights = {
+        "R101": "detectron2://ImageNetPretrained/MSRA/R-101.pkl",
+        "R50": "detectron2://ImageNetPretrained/MSRA/R-50.pkl",
+        "R34": "torchvision://resnet34",
+        "R18": "torchvision://resnet18",
+        "VGG16": "torchvision://vgg16",
+    }
+    for net, address in weights.items():
         for suffix in ("", "_07pp12", "_coco"):
             cfg = load_config(ROOT / f"configs/faster_rcnn_{net}{suffix}.yaml")
-            assert cfg.MODEL.BACKBONE.NAME == f"paper_{name}"
-            trained = name + "_b" * (net == "R34")  # the same net; the paper has it as option B
-            assert cfg.MODEL.WEIGHTS == f"output/imagenet_{trained}/model_final.pth"
-            assert cfg.RESNET_DET.PRETRAIN == f"configs/imagenet/{trained}.yaml"
+            assert cfg.MODEL.BACKBONE.NAME == f"paper_{net.replace('R', 'resnet').lower()}"
+            assert cfg.MODEL.WEIGHTS == address and not cfg.RESNET_DET.PRETRAIN
             assert cfg.OUTPUT_DIR == f"output/faster_rcnn_{net}{suffix}"
+
+
+def test_each_net_can_be_pretrained_instead():
+    """With the shortcuts and the pixels of the paper."""
+    nets = {"R101": "resnet101", "R50": "resnet50", "R34": "resnet34_b", "R18": "resnet18_a",
+            "VGG16": "vgg16"}  # fmt: skip
+    for net, trained in nets.items():
+        cfg = load_config(ROOT / f"configs/from_scratch/faster_rcnn_{net}.yaml")
+        classifier_cfg = load_config(ROOT / cfg.RESNET_DET.PRETRAIN)
+        assert cfg.RESNET_DET.PRETRAIN == f"configs/imagenet/{trained}.yaml"
+        assert cfg.MODEL.WEIGHTS == f"{classifier_cfg.OUTPUT_DIR}/model_final.pth"
+        assert cfg.MODEL.BACKBONE.NAME == f"paper_{trained}".removesuffix("_b")
+        assert config_facts(cfg) == config_facts(classifier_cfg)
 
 
 def test_the_rows_of_table_9():
@@ -222,17 +245,18 @@ def test_fresh_layers_are_drawn_as_published():
 
 @pytest.mark.detectron2
 @pytest.mark.parametrize("kind", ["C4", "FPN"])
-def test_the_modern_recipe_is_the_model_zoos(kind):
+@pytest.mark.parametrize("depth", [50, 101])
+def test_the_modern_recipe_is_the_model_zoos(depth, kind):
     from detectron2 import model_zoo
 
-    zoo = model_zoo.get_config_file(f"COCO-Detection/faster_rcnn_R_101_{kind}_3x.yaml")
+    zoo = model_zoo.get_config_file(f"COCO-Detection/faster_rcnn_R_{depth}_{kind}_3x.yaml")
     ours, theirs = (
         flatten(load_config(path))
-        for path in (ROOT / f"configs/modern_faster_rcnn_R101_{kind}.yaml", zoo)
+        for path in (ROOT / f"configs/modern_faster_rcnn_R{depth}_{kind}.yaml", zoo)
     )
     different = {key for key in ours if ours[key] != theirs[key]}
-    own = {"MODEL.WEIGHTS", "MODEL.BACKBONE.NAME", "MODEL.RESNETS.DEPTH", "OUTPUT_DIR",
-           "SOLVER.REFERENCE_WORLD_SIZE"}  # fmt: skip
+    own = {"MODEL.BACKBONE.NAME", "OUTPUT_DIR", "SOLVER.REFERENCE_WORLD_SIZE"}
+    own |= {"MODEL.RESNETS.DEPTH"} if depth == 101 else set()
     assert different == own | ({"MODEL.ROI_HEADS.NAME"} if kind == "C4" else set())
 
 

@@ -45,6 +45,32 @@ def test_equals_torchvision_and_timm(depth, tmp_path):
     assert list(back) == list(state) and all(torch.equal(back[k], state[k]) for k in state)
 
 
+@pytest.mark.parametrize("wrap", [
+    {"module.": {}},
+    {"model.": {"loss.weight": 1}},
+    {"backbone.": {"decode_head.conv_seg.weight": 1}},
+    {"module.backbone.body.": {"module.transformer.norm.weight": 1}},
+    {"module.encoder_q.": {"module.encoder_k.conv1.weight": 1, "module.queue": 1,
+                           "module.encoder_q.fc.2.weight": 1}},
+])  # fmt: skip
+def test_a_net_is_found_under_the_prefixes_of_wrappers(wrap):
+    """DataParallel, Lightning, a segmenter, DETR and MoCo v2 with its projection."""
+    with torch.device("meta"):
+        state = torchvision.models.resnet18().state_dict()
+    (prefix, others), expected = wrap.popitem(), to_our_names(state)[0]
+    if "encoder" in prefix:
+        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+        expected = {key: value for key, value in expected.items() if "linear" not in key}
+    found, facts = to_our_names({f"{prefix}{key}": value for key, value in state.items()} | others)
+    assert facts["format"] == "RGB" and found.keys() == expected.keys()
+
+
+def test_our_own_names_keep_their_prefixes():
+    own = {"backbone.stem.conv1.weight": 1, "roi_heads.res5.0.conv1.weight": 1}
+    assert to_our_names(own) == (own, {})
+    assert to_our_names({"module.a": 1, "b": 2})[0] == {"module.a": 1, "b": 2}
+
+
 @pytest.mark.parametrize("depth", CONVOLUTIONS)
 def test_vgg_equals_torchvision_timm_and_caffe(depth):
     """One set of weights in three formats and ours: four forward passes in double agree."""

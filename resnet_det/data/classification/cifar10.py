@@ -97,7 +97,11 @@ def read(name: str, root: str) -> tuple[np.ndarray, np.ndarray]:
         part = slice(round(begin * PER_FILE), round(end * PER_FILE))
         return images[part].reshape(-1, 3, 32, 32), labels[part]
     places = ", ".join(_places())
-    raise DatasetError(root, f"holds no CIFAR-10: put one of {places} there")
+    raise DatasetError(
+        root,
+        f"holds no CIFAR-10: python tools/get_data.py cifar10 downloads it; or put one of {places} "
+        "there",
+    )
 
 
 def from_folder(folder: str, names: Sequence[str]) -> dict[str, bytes]:

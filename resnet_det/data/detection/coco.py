@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...download import how_to_get
 from ...files import whole_file
 from ...records import BoxMode, DatasetError, path_inside
 from ..pixels import ImageError, image_header
@@ -149,9 +150,7 @@ def _load(json_file: str) -> dict[str, Any]:
         with open(json_file, "rb") as file:
             data = json.load(file, object_pairs_hook=_unique_keys)
     except OSError as error:
-        what = (
-            f"cannot read the annotations ({error.strerror}); datasets/README.md shows the layout"
-        )
+        what = f"cannot read the annotations ({error.strerror}); {how_to_get(json_file)}"
         raise DatasetError(json_file, what) from None
     except (ValueError, RecursionError) as error:
         raise DatasetError(json_file, f"malformed json: {error}") from None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...download import how_to_get
 from ...records import LONGEST_SIDE, BoxMode, DatasetError, path_inside
 from ...weights.class_names import VOC
 from ..pixels import ImageError, image_header
@@ -182,7 +183,7 @@ def read_list(
         names = [_image_name(line, exists) for line in lines]
     except (OSError, UnicodeDecodeError, LookupError) as error:
         reason = getattr(error, "strerror", None) or error
-        what = f"cannot read the list of images ({reason}); datasets/README.md shows the layout"
+        what = f"cannot read the list of images ({reason}); {how_to_get(path)}"
         raise DatasetError(path, what) from None
     except ValueError as error:
         raise DatasetError(path, str(error)) from None

@@ -15,9 +15,10 @@ from ...training.checkpoint import Checkpointer as CheckpointFolder
 from ...training.checkpoint import load
 from ...weights.facts import Facts, check_facts
 from ...weights.files import read_file
-from ...weights.identify import is_counter
+from ...weights.identify import is_counter, is_detector
 from ...weights.loading import interpret
 from ...weights.pickles import WeightsError
+from ...weights.published import is_address
 from ...weights.shortcuts import check_shortcuts
 from ..class_matching import check_resumed, keep_shared_classes
 
@@ -77,19 +78,25 @@ class Checkpointer(DetectionCheckpointer):
         return rest
 
     def _load_weights(self, path: str) -> Facts:
-        address, _, query = path.partition("?")
+        http = path.startswith("http")  # its query belongs to the server
+        address, _, query = (path, "", "") if http else path.partition("?")
         if query not in ("", "matching_heuristics=True"):  # the queries that Detectron2 knows
             raise ConfigError(f"MODEL.WEIGHTS: {path}: use ?matching_heuristics=True or no query")
-        tensors, stored = read_file(self.path_manager.get_local_path(address))
-        state, facts = interpret(tensors, stored, path)
+        file = address
+        if not is_address(address):  # Detectron2 knows others, such as catalog://
+            file = self.path_manager.get_local_path(address)
+        tensors, stored = read_file(file)
+        state, facts = interpret(tensors, stored, address)
         if self.cfg is not None:
             check_facts(facts, self.cfg, path)
         own_names = "stem.conv1.weight" in state or "conv1.1.weight" in state
-        if own_names and "://" not in path:
+        if own_names:
             match = fit_detector(self.model, state, facts, path, self.fresh)
             self.misfits = list(match.missing)
             logger.info("%s: weights of a classifier: %s", path, match)
             return facts
+        if is_detector(state):
+            tensors = state
         check_shortcuts(self.model, facts, path)
         own = self.model.state_dict()
         if self.classes:
