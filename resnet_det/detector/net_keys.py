@@ -155,7 +155,7 @@ def check_detector(
     faults = [*trunk_faults(cfg, name, pyramid, norms), *more_faults]
     model, net = cfg.MODEL, _net_of(cfg, name)
     kind = "retinanet" if model.META_ARCHITECTURE == "RetinaNet" else pyramid or "c4"
-    own = model.META_ARCHITECTURE == "GeneralizedRCNN" and model.ROI_HEADS.NAME in own_heads
+    own = has_roi_heads(cfg) and model.ROI_HEADS.NAME in own_heads
     maps, cut = list(model.RESNETS.OUT_FEATURES), net.trunk_names[-1]
     if pyramid:
         features = list(model.FPN.IN_FEATURES)
@@ -193,14 +193,19 @@ def _pyramid_head_faults(model: CfgNode, name: str) -> list[str]:
     return faults
 
 
+def has_roi_heads(cfg: CfgNode) -> bool:
+    """Whether the detector has RoI heads. RetinaNet and ProposalNetwork have none."""
+    return cfg.MODEL.META_ARCHITECTURE not in ("RetinaNet", "ProposalNetwork")
+
+
 def _map_keys(cfg: CfgNode, own_heads: bool) -> list[str]:
     """The keys under ``MODEL`` that name maps of the backbone, for Detectron2's own detectors."""
-    architecture, keys = cfg.MODEL.META_ARCHITECTURE, []
-    if architecture == "RetinaNet":
+    keys: list[str] = []
+    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
         return ["RETINANET.IN_FEATURES"]
-    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN" and not cfg.MODEL.LOAD_PROPOSALS:
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME in ("RPN", "RRPN") and not cfg.MODEL.LOAD_PROPOSALS:
         keys.append("RPN.IN_FEATURES")
-    if architecture != "ProposalNetwork" and not own_heads:
+    if has_roi_heads(cfg) and not own_heads:
         keys.append("ROI_HEADS.IN_FEATURES")
     return keys
 

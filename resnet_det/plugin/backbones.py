@@ -2,11 +2,12 @@
 
 import inspect
 import math
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
@@ -17,9 +18,9 @@ from ..detector.net_keys import (
     OWN_HEADS,
     check_appendix,
     check_detector,
+    has_roi_heads,
     own_key,
     raise_faults,
-    resnets_faults,
     trunk_faults,
 )
 from ..nets import NETS, Stages
@@ -124,33 +125,26 @@ def check_keys(cfg: CfgNode, name: str, pyramid: str = "") -> None:
 
 
 def builds_detector() -> bool:
-    """Whether one of Detectron2's detectors is being built, rather than a backbone alone.
+    """Whether one of Detectron2's detectors, or a subclass, is being built, not a backbone alone.
 
-    Detectron2 calls a backbone's builder with the same arguments in both cases, so this looks for
-    the detector among the callers.
+    Only the callers tell: Detectron2 gives a backbone's builder the same arguments in both cases,
+    and its default config names RoI heads that a backbone alone does not need. These heads cannot
+    check the net themselves, for they are Detectron2's own.
     """
     detectors = {
         d.from_config.__func__.__code__ for d in (GeneralizedRCNN, ProposalNetwork, RetinaNet)
     }
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code in detectors:
-            return True
-        frame = frame.f_back
-    return False
+    callers = traceback.walk_stack(inspect.currentframe())
+    return any(frame.f_code in detectors for frame, _ in callers)
 
 
 def stock_head_faults(cfg: CfgNode, name: str) -> list[str]:
     """One line if Detectron2's Res5ROIHeads would not build the net's own head."""
-    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+    if not has_roi_heads(cfg) or cfg.MODEL.ROI_HEADS.NAME != "Res5ROIHeads":
         return []
-    if cfg.MODEL.ROI_HEADS.NAME != "Res5ROIHeads":
-        return []
-    if resnets_faults(cfg, name, ALL_NORMS):  # reported elsewhere; no net has such options
-        return []
-    with torch.device("meta"):
-        _, head = build_with_norm(name, **net_options(cfg, name)).split()
-        stock, _ = Res5ROIHeads._build_res5_block(cfg)
+    with torch.device("meta"):  # without the config's options, which are checked elsewhere
+        _, head = build_with_norm(name, norm="FrozenBN").split()
+        stock, _ = Res5ROIHeads._build_res5_block(get_cfg())
     own = {k: v.shape for k, v in head.state_dict().items()}
     same = own == {f"res5.{k}": v.shape for k, v in stock.state_dict().items()}
     blocks = [m for m in head.modules() if isinstance(m, Block)]

@@ -10,8 +10,9 @@ from ..hints import did_you_mean
 def suggest_names(registry: Registry, key: str) -> None:
     """Add the nearest registered names to a registry's KeyError about an unknown one.
 
-    Detectron2 looks a name up before any code of ours runs, so this wraps the lookup. What it
-    returns for a registered name stays the same, and so does an error without a near name.
+    Detectron2 looks a name up before any code of ours runs, and a registry has no hook, so this
+    wraps the lookup. What it returns for a registered name stays the same, and so does an error
+    without a near name.
 
     Args:
         key: the key of a config that holds the name.

@@ -13,7 +13,13 @@ detectron2 = pytest.importorskip("detectron2")
 
 from detectron2 import model_zoo
 from detectron2.config import get_cfg
-from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    GeneralizedRCNN,
+    build_backbone,
+    build_model,
+)
 from detectron2_models import losses, picture
 from plugin_models import skeleton
 
@@ -175,6 +181,37 @@ def test_one_error_names_every_key_and_its_value(name, head, monkeypatch):
         assert "OUT_FEATURES" in told or "MODEL.RESNETS.OUT_FEATURES" in named
         cfg.MODEL.RESNETS.OUT_FEATURES = wanted.MODEL.RESNETS.OUT_FEATURES
     skeleton(cfg)
+
+
+def test_wrong_options_and_stock_heads_are_one_error():
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.NUM_GROUPS = "paper_resnet34", 32
+    with pytest.raises(ConfigError) as caught:
+        skeleton(cfg)
+    _, *lines = str(caught.value).splitlines()
+    named = [line.split(":")[0].strip() for line in lines]
+    assert named == ["MODEL.RESNETS.NUM_GROUPS", "MODEL.ROI_HEADS.NAME"]
+
+
+def test_a_rotated_rpn_is_checked_as_the_rpn():
+    cfg = configured("paper_vgg16", "c4")
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RRPN"
+    cfg.MODEL.RPN.IN_FEATURES = ["res4"]
+    with pytest.raises(ConfigError, match=r"MODEL.RPN.IN_FEATURES: .* gives \['conv5'\]"):
+        skeleton(cfg)
+
+
+def test_a_projects_own_detector_is_checked_too(monkeypatch):
+    class OwnRCNN(GeneralizedRCNN):
+        pass
+
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "OwnRCNN", OwnRCNN)
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.META_ARCHITECTURE = "paper_resnet34", "OwnRCNN"
+    with pytest.raises(ConfigError, match="ROI_HEADS.NAME: 'Res5ROIHeads'.*'PaperROIHeads'"):
+        skeleton(cfg)
+    cfg.MODEL.ROI_HEADS.NAME = "PaperROIHeads"
+    assert isinstance(skeleton(cfg), OwnRCNN)
 
 
 def test_the_rpn_may_take_another_map_than_the_heads():
