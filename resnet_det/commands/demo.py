@@ -1,6 +1,9 @@
 """Run a detector on images and draw its detections.
 
+    resnet-det demo
     resnet-det demo street.jpg dogs.png --weights output/quickstart/model_final.pth
+
+Without arguments, it runs the detector that this package contains on the package's sample pictures.
 
 Writes one PNG per image, with boxes, labels and scores, and prints one line per image.
 """
@@ -13,18 +16,26 @@ from PIL import Image
 from ..data import pixels
 from ..engines.embedded import predictor
 from ..evaluation.draw import draw_boxes
+from ..weights import shipped
 from . import cli
 
 
 def main(argv: cli.Words = None) -> None:
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="images, in any format that Pillow reads")
+    add(
+        "images",
+        nargs="*",
+        default=shipped.pictures(),
+        metavar="IMAGE",
+        help="images, in any format that Pillow reads (default: two scenes of the quickstart)",
+    )
     add(
         "--weights",
-        required=True,
+        default="resnet_det://quickstart",
         metavar="FILE",
-        help="checkpoint of a detector, from either engine; it contains its config",
+        help="checkpoint of a detector, from either engine; it contains its config (default: "
+        "%(default)s, in this package)",
     )
     add(
         "--output",

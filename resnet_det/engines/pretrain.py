@@ -14,6 +14,7 @@ from ..nets import NETS
 from ..training import distributed
 from ..weights.facts import check_facts, config_facts
 from ..weights.loading import read
+from ..weights.shipped import local_path
 from .provenance import say_changes
 from .run import start
 
@@ -36,7 +37,7 @@ def needed(cfg: CfgNode) -> CfgNode | None:
     if not path:
         return None
     start(cfg)
-    exists = distributed.all_gather_objects(os.path.exists(cfg.MODEL.WEIGHTS))[0]
+    exists = distributed.all_gather_objects(os.path.exists(local_path(cfg.MODEL.WEIGHTS)))[0]
     try:
         path = find_config(path, "RESNET_DET.PRETRAIN")
     except ConfigError:

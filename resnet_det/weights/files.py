@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from ..files import whole_file
 from .pickles import WeightsError, read_pickle, reason
+from .shipped import local_path
 
 # ---- torch's files
 
@@ -116,13 +117,15 @@ SUFFIXES = tuple(_READERS)
 def read_file(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read a weight file. Its suffix determines the format; an unknown suffix is read as ``.pth``.
 
+    ``resnet_det://NAME`` names a file of this package (:mod:`.shipped`).
+
     Returns:
         (tensors by the names in the file, the file's other content: ``meta``, ``__author__``, ...).
 
     Raises:
         WeightsError: the file is missing, damaged or malicious, or holds no dictionary of tensors.
     """
-    path = Path(path)
+    path = Path(local_path(path))
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; give a .pth, .pkl or .safetensors file")
     tensors, stored = _READERS.get(path.suffix, read_torch)(path), {}

@@ -18,6 +18,7 @@ from ...weights.files import read_file
 from ...weights.identify import is_counter
 from ...weights.loading import interpret
 from ...weights.pickles import WeightsError
+from ...weights.shipped import local_path
 from ...weights.shortcuts import check_shortcuts
 from ..class_matching import check_resumed, keep_shared_classes
 
@@ -67,7 +68,7 @@ class Checkpointer(DetectionCheckpointer):
             WeightsError, ConfigError: the file is unreadable, or does not fit the model or config.
         """
         if path and checkpointables == []:
-            return {"meta": self._load_weights(path)}
+            return {"meta": self._load_weights(local_path(path))}
         rest = super().load(path, checkpointables)
         if checkpointables is None and "schedule" in rest:
             raise ConfigError(
