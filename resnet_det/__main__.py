@@ -34,10 +34,10 @@ def usage() -> str:
 
 def main() -> None:
     if "torch" in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
-        # If Detectron2 is installed, `import resnet_det` loads torch, which reads this variable
-        # only on import. So start again with the variable set (see
+        # If Detectron2 is installed, `import resnet_det` loads torch, which reads the variables
+        # only on import. So start again with the variables set (see
         # resnet_det/commands/__init__.py).
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):

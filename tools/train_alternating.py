@@ -4,7 +4,8 @@
 import os
 
 # Before resnet_det loads torch, which it does where Detectron2 is installed.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "OMP_WAIT_POLICY" not in os.environ:  # see resnet_det/commands/__init__.py
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 
 from resnet_det.commands import train_alternating
 from resnet_det.commands.cli import run

@@ -1,9 +1,12 @@
 """Run a detector on images and draw its detections.
 
+    resnet-det demo
     resnet-det demo street.jpg dogs.png --weights output/quickstart/model_final.pth
     resnet-det demo street.jpg --weights torchvision://fasterrcnn_resnet50_fpn
 
 The second line downloads a published detector (docs/weights.md).
+
+Without arguments, it runs the detector that this package contains on the package's sample pictures.
 
 Writes one PNG per image, with boxes, labels and scores, and prints one line per image.
 """
@@ -16,19 +19,26 @@ from PIL import Image
 from ..data import pixels
 from ..engines.embedded import predictor
 from ..evaluation.draw import draw_boxes
+from ..weights import shipped
 from . import cli
 
 
 def main(argv: cli.Words = None) -> None:
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="images, in any format that Pillow reads")
+    add(
+        "images",
+        nargs="*",
+        default=shipped.pictures(),
+        metavar="IMAGE",
+        help="images, in any format that Pillow reads (default: two scenes of the quickstart)",
+    )
     add(
         "--weights",
-        required=True,
+        default="resnet_det://quickstart",
         metavar="FILE",
         help="checkpoint of a detector, from either engine, which contains its config; or the "
-        "address of a published one",
+        "address of a published one (default: %(default)s, in this package)",
     )
     add(
         "--output",

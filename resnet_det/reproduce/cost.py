@@ -18,7 +18,7 @@ from ..config.loading import load_config
 from ..data import missing, shortfall
 from ..detector.build import build_model
 from ..engines import classifier
-from ..weights.published import cached_path, is_address, url_of
+from ..weights.published import is_address, place_of
 from .planning import Plan
 
 FEW = 4  # images in the first step of a classifier's measurement
@@ -98,7 +98,7 @@ def needs(cfg: CfgNode, made: Container[str] = ()) -> str:
             absent.append(lack)
     weights = cfg.MODEL.WEIGHTS
     if is_address(weights):
-        if not cached_path(url_of(weights)).exists():
+        if not place_of(weights).exists():
             absent.append(f"downloads {weights}")
     elif weights and weights not in made and not Path(weights).exists():
         absent.append(f"lacks {weights}")

@@ -15,6 +15,7 @@ from ..config.defaults import ConfigError
 from ..download import checksum, fetch
 from ..hints import did_you_mean
 from ..records import DatasetError
+from . import shipped
 from .facts import Facts
 from .formats import CAFFE_FACTS, TORCHVISION_DETECTOR, TORCHVISION_FACTS
 from .pickles import WeightsError
@@ -139,8 +140,8 @@ PUBLISHED = (
 
 
 def is_address(path: str | Path) -> bool:
-    """Whether a path is an address that :func:`local_file` downloads."""
-    return str(path).startswith(("http://", "https://", *SCHEMES))
+    """Whether a path is an address that :func:`local_file` resolves."""
+    return str(path).startswith(("http://", "https://", shipped.SCHEME, *SCHEMES))
 
 
 def url_of(address: str) -> str:
@@ -186,19 +187,33 @@ def cached_path(url: str) -> Path:
     return Path(root, quote(parts.netloc, ""), *folders, *query, name)
 
 
-def local_file(address: str) -> Path:
-    """The path of the file at an address. It is downloaded, unless it is in the cache.
+def place_of(address: str) -> Path:
+    """The path that the file at an address has, or will have once it is downloaded.
 
     Raises:
-        WeightsError: the file cannot be downloaded, or its checksum is not the published one. The
-            message says where to put it, or which file to remove.
-        ConfigError: see :func:`url_of`.
+        WeightsError: the package has no such file.
+        ConfigError: see :func:`url_of`; or the address names no file.
     """
+    if address.startswith(shipped.SCHEME):
+        return shipped.local_file(address)
     url = url_of(address)
     if not urlsplit(url).path.strip("/"):
         raise ConfigError(f"{address}: names no file")
-    file = cached_path(url)
+    return cached_path(url)
+
+
+def local_file(address: str) -> Path:
+    """The path of the file at an address. It is downloaded, unless it is in the cache or in this
+    package (:mod:`.shipped`).
+
+    Raises:
+        WeightsError: the package has no such file, or it cannot be downloaded, or its checksum is
+            not the published one. The message says where to put it, or which file to remove.
+        ConfigError: see :func:`url_of`.
+    """
+    file = place_of(address)
     if not file.exists():
+        url = url_of(address)
         try:
             fetch(url, str(file))
         except DatasetError as error:

@@ -13,6 +13,7 @@ from resnet_det.commands import cli, pretrain, train_alternating, train_net
 from resnet_det.config.defaults import ConfigError
 
 TOOLS = Path(__file__).parents[2] / "tools"
+THREADS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 MODULES = {name: module for name, (module, _) in console.COMMANDS.items()}
 
 
@@ -59,19 +60,21 @@ def test_the_console_script_sets_how_threads_wait_before_torch_is_loaded():
     """If `import resnet_det` has loaded torch, the script restarts itself in the same process."""
     code = (
         "import os, sys\n"
-        "print(os.getpid(), os.environ.get('OMP_WAIT_POLICY'), flush=True)\n"
+        f"names = {THREADS}\n"
+        "print(os.getpid(), *map(os.environ.get, names), flush=True)\n"
         "if 'OMP_WAIT_POLICY' in os.environ: sys.exit()\n"
         "sys.modules['detectron2'] = None\n"
         "from resnet_det import __main__\n"
         "sys.modules['torch'] = None\n"
         "__main__.main()"
     )
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment = {k: v for k, v in os.environ.items() if k not in THREADS}
     environment["PYTHONPATH"] = str(TOOLS.parent)
-    first, policy, again, set_policy = subprocess.run(
+    first, *before, again, policy, spins = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     ).stdout.split()
-    assert (policy, set_policy) == ("None", "PASSIVE") and first == again
+    assert before == ["None", "None"] and first == again
+    assert (policy, spins) == ("PASSIVE", "1000")
 
 
 @pytest.mark.parametrize("command", [train_net, train_alternating, pretrain])

@@ -30,7 +30,7 @@ def finished(folder, error, iterations=10, commit="abc", evaluated=True):
 
 
 def test_the_table_tells_what_the_runs_say(tmp_path, table):
-    fraction = Fraction(1, 30)  # of 300 iterations
+    fraction = Fraction(1, 50)  # of 500 iterations
     errors = (9.1, 8.7, 9.5)
     for seed, error in enumerate(errors, 1):
         finished(tmp_path / f"a-seed{seed}", error, commit="one" if seed < 3 else "two")
@@ -38,19 +38,19 @@ def test_the_table_tells_what_the_runs_say(tmp_path, table):
     plan = planning.plan(table, [1, 2, 3], fraction, tmp_path)
     _, rows = publish.table_rows(table, plan, fraction)
     mean, spread = statistics.mean(errors), statistics.stdev(errors)
-    command = "resnet-det reproduce tiny --cells a --fraction 1/30 --seeds 1 2 3"
+    command = "resnet-det reproduce tiny --cells a --fraction 1/50 --seeds 1 2 3"
     assert rows[0] == [
         "A", "test error %", "8.00", f"{mean:.2f} ± {spread:.2f} (3 seeds)", f"{mean - 8:+.2f}",
-        "10 of 300", "one two", command,
+        "10 of 500", "one two", command,
     ]  # fmt: skip
     assert [row[3] for row in rows] == [rows[0][3], "not run", "not run"]
     text = publish.publish(table, plan, fraction, tmp_path).read_text()
-    assert "shortened to 1/30" in text and "not run" in text
+    assert "shortened to 1/50" in text and "not run" in text
     page = (tmp_path / "tiny.html").read_text()
     assert "&lt;b&gt;" in page and "<b>" not in page and f"{mean:.2f} ± {spread:.2f}" in page
 
-    finished(tmp_path / "c-seed1", 7.0, iterations=300)
-    with pytest.raises(ConfigError, match="c-seed1: holds a run of 300 iterations, not 10"):
+    finished(tmp_path / "c-seed1", 7.0, iterations=500)
+    with pytest.raises(ConfigError, match="c-seed1: holds a run of 500 iterations, not 10"):
         publish.table_rows(table, plan, fraction)
 
 
@@ -72,7 +72,7 @@ def test_runs_are_shared_and_left_alone(tmp_path, monkeypatch):
         Cell(name, name, (start, Step(tool, CLASSIFIER, name, more)), (ERROR,)) for name in "ab"
     ]
     out = tmp_path / "out"
-    plan = planning.plan(Table("tiny", "Tiny", tuple(cells)), [1], Fraction(1, 50), out)
+    plan = planning.plan(Table("tiny", "Tiny", tuple(cells)), [1], Fraction(3, 250), out)
     both = Runner(2, say=lambda text: None)
     for _ in range(2):
         assert both.run_all(plan) == []
@@ -83,7 +83,7 @@ def test_runs_are_shared_and_left_alone(tmp_path, monkeypatch):
     # What fails is named by its log.
     lost = Step(tool, CLASSIFIER, "lost", ("MODEL.WEIGHTS", "nowhere.pth"))
     table = Table("t", "T", (Cell("lost", "lost", (lost,), (ERROR,)),))
-    plan = planning.plan(table, [1], Fraction(1, 300), out)
+    plan = planning.plan(table, [1], Fraction(1, 500), out)
     (log,) = both.run_all(plan)
     assert runner.last_line(log) == "nowhere.pth: is not there"
 
@@ -115,7 +115,7 @@ def test_cells_wait_for_a_pretraining_that_they_share(tmp_path, monkeypatch):
         for name in "ab"
     ]
     table = Table("tiny", "Tiny", tuple(cells))
-    plan = planning.plan(table, [1], Fraction(1, 50), tmp_path / "out")
+    plan = planning.plan(table, [1], Fraction(3, 250), tmp_path / "out")
     failed = Runner(2, say=lambda text: None).run_all(plan)
     assert not failed, runner.last_line(failed[0])
     assert weights.exists() and all(run.metrics() for (run,) in plan.values())
@@ -129,11 +129,11 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     cell = Cell("a", "a", (Step(PRETRAIN, CLASSIFIER, "a", SHORT),), (ERROR,))
     table = Table("tiny", "Tiny", (cell,))
-    plan = planning.plan(table, [1], Fraction(1, 50), tmp_path)
+    plan = planning.plan(table, [1], Fraction(3, 250), tmp_path)
     one = Runner(1, say=lambda text: None)
     assert one.run_all(plan) == []
-    _, (row,) = publish.table_rows(table, plan, Fraction(1, 50))
-    assert "(1 seed)" in row[3] and row[5] == "6 of 300"
+    _, (row,) = publish.table_rows(table, plan, Fraction(3, 250))
+    assert "(1 seed)" in row[3] and row[5] == "6 of 500"
     final = tmp_path / "a-seed1/model_final.pth"
     whole = torch.load(final, weights_only=True)["model"]
     final.unlink()
@@ -167,13 +167,13 @@ def test_a_step_that_only_tests_reads_its_results(tmp_path):
     weights = str(tmp_path / "trained-seed1/model_final.pth")
     assert second.command[3] == "--eval-only" and "--resume" not in second.command
     assert second.command[second.command.index("MODEL.WEIGHTS") + 1] == weights
-    finished(tmp_path / "trained-seed1", 0.0, iterations=1200)
+    finished(tmp_path / "trained-seed1", 0.0, iterations=1300)
     assert first.metrics() is not None and second.metrics() is None
     folder = tmp_path / "tested-seed1/inference/scenes_voc_test"
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps({"AP50": 51.5, "classes": {"star": {}}}))
     _, (row,) = publish.table_rows(table, plan, Fraction(1))
-    assert row[2:7] == ["50.00", "51.50 (1 seed)", "+1.50", "1,200 of 1,200", "abc"]
+    assert row[2:7] == ["50.00", "51.50 (1 seed)", "+1.50", "1,300 of 1,300", "abc"]
     # Trained anew: these are results of a net that is no more.
     results = (folder / "results.json").stat().st_mtime
     os.utime(weights, (results + 1, results + 1))

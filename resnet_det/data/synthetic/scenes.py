@@ -161,6 +161,19 @@ def write_crop(folder: str, seed: int, job: tuple[str, int]) -> None:
     _save(rng, canvas, os.path.join(folder, "classification", split, CLASSES[index], name))
 
 
+def _write_image(
+    folder: str, seed: int, size: tuple[int, int], job: tuple[str, int]
+) -> dict[str, Any] | None:
+    """Draw the image ``job`` (split, number): a scene, whose objects are returned, or a crop.
+
+    One function draws both, so that the worker processes start only once.
+    """
+    if job[0] in ("trainval", "test"):
+        return _write_scene(folder, seed, size, job)
+    write_crop(folder, seed, job)
+    return None
+
+
 def _coco_json(scenes: Sequence[dict[str, Any]]) -> dict[str, list]:
     images: list[dict] = []
     annotations: list[dict] = []
@@ -215,20 +228,19 @@ def write_scenes(
             for name in CLASSES:
                 os.makedirs(os.path.join(folder, "classification", split, name))
 
-        jobs = [("trainval", n) for n in range(trainval)] + [("test", n) for n in range(test)]
-        draw = partial(_write_scene, folder, seed, size)
-        scenes = parallel_map(draw, jobs, workers, "Drawing scenes")
-        for voc, coco, drawn in (
+        counts = {"trainval": trainval, "test": test, "train": train_crops, "val": val_crops}
+        jobs = [(split, n) for split, count in counts.items() for n in range(count)]
+        draw = partial(_write_image, folder, seed, size)
+        drawn = parallel_map(draw, jobs, workers, "Drawing scenes and crops")
+        scenes = [scene for scene in drawn if scene is not None]
+        for voc, coco, chosen in (
             ("trainval", "train", scenes[:trainval]),
             ("test", "test", scenes[trainval:]),
         ):
             with open(os.path.join(folder, "voc/ImageSets/Main", f"{voc}.txt"), "w") as file:
-                file.writelines(f"{scene['name']}\n" for scene in drawn)
+                file.writelines(f"{scene['name']}\n" for scene in chosen)
             with open(os.path.join(folder, "coco", f"instances_{coco}.json"), "w") as file:
-                json.dump(_coco_json(drawn), file)
-
-        jobs = [("train", n) for n in range(train_crops)] + [("val", n) for n in range(val_crops)]
-        parallel_map(partial(write_crop, folder, seed), jobs, workers, "Drawing crops")
+                json.dump(_coco_json(chosen), file)
 
         about = {"version": VERSION, "seed": seed, "size": size, "trainval": trainval}
         about |= {"test": test, "train_crops": train_crops, "val_crops": val_crops}
