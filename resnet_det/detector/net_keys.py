@@ -198,7 +198,7 @@ def _map_keys(cfg: CfgNode, own_heads: bool) -> list[str]:
     architecture, keys = cfg.MODEL.META_ARCHITECTURE, []
     if architecture == "RetinaNet":
         return ["RETINANET.IN_FEATURES"]
-    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN" and not cfg.MODEL.LOAD_PROPOSALS:
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME in ("RPN", "PaperRPN") and not cfg.MODEL.LOAD_PROPOSALS:
         keys.append("RPN.IN_FEATURES")
     if architecture != "ProposalNetwork" and not own_heads:
         keys.append("ROI_HEADS.IN_FEATURES")

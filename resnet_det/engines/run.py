@@ -132,6 +132,8 @@ def build_trainer(
         eval_period=cfg.TEST.EVAL_PERIOD,
         amp=solver.AMP.ENABLED,
         clip=clip if solver.CLIP_GRADIENTS.ENABLED else None,
+        best_metric=cfg.RESNET_DET.BEST.METRIC,
+        patience=cfg.RESNET_DET.BEST.PATIENCE,
     )
     trainer = Trainer(model, optimizer, schedule, cfg.OUTPUT_DIR, plan, meta)
     if state is not None:

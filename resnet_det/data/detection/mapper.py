@@ -133,7 +133,7 @@ class DetectionMapper:
             sample["proposals"] = torch.from_numpy(boxes[kept][: self.proposals])
         if self.train:
             used = [a for a in record["annotations"] if _usable(a, self.use_difficult)]
-            boxes, kept = moved(_xyxy(used), _EMPTY)
+            boxes, kept = moved(xyxy(used), _EMPTY)
             classes = np.array([a["category_id"] for a in used], dtype=np.int64)
             sample["boxes"] = torch.from_numpy(boxes[kept])
             sample["classes"] = torch.from_numpy(classes[kept])
@@ -150,8 +150,8 @@ def _usable(annotation: dict[str, Any], use_difficult: bool) -> bool:
     return use_difficult or not annotation.get("difficult", 0)
 
 
-def _xyxy(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
-    """The boxes of the annotations as XYXY, float64 (N, 4)."""
+def xyxy(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The boxes of annotations as XYXY, float64 (N, 4)."""
     boxes = np.zeros((len(annotations), 4))
     for box, annotation in zip(boxes, annotations):
         box[:] = annotation["bbox"]

@@ -1,0 +1,158 @@
+"""Choose image sizes, anchors and schedule by the training data (``RESNET_DET.FIT_TO_DATA``)."""
+
+import logging
+import math
+import shlex
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fvcore.common.config import CfgNode
+
+from ..config.defaults import ConfigError, flatten
+from ..config.loading import find_config, read_yaml
+from ..data.detection.mapper import xyxy
+from ..detector.build import net_name
+from ..nets import NETS, meta_net
+from . import Engine
+from .run import start
+
+logger = logging.getLogger(__name__)
+
+# Where the net was pretrained on images of that many pixels (``NetSpec.image_size``): the limits of
+# the shorter side, and the least number of images that a training sees. The first row is for a CPU.
+SHORTER_SIDES = {32: (192, 320), 224: (480, 800)}
+LEAST_IMAGES = {32: 4800, 224: 24000}
+EPOCHS = (
+    12  # of a dataset that needs more than the least number of images: Detectron2's 1x schedule
+)
+CELLS = 5  # a median object of the class with the smallest ones is that many cells wide
+SIZES_PER_LEVEL = 3
+LEAST_STEP = 1.2  # factor between neighbouring anchor sizes
+
+
+def fitted(cfg: CfgNode, engine: Engine, path: str | Path, overrides: Sequence[Any]) -> CfgNode:
+    """Fit a config to its training data, if ``RESNET_DET.FIT_TO_DATA`` asks for it.
+
+    Keys that the file, its ``_BASE_`` or the overrides set keep their values. The others are logged
+    as they would stand on a command line. Call this in every process.
+
+    Args:
+        cfg: from ``engine.load_config(path, overrides)``.
+
+    Returns:
+        The config to train or evaluate with, in which FIT_TO_DATA is False.
+
+    Raises:
+        ConfigError, DatasetError, ValueError: a key or a dataset is wrong. The message names it.
+    """
+    if not cfg.RESNET_DET.FIT_TO_DATA:
+        return cfg
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError("DATASETS.TRAIN: RESNET_DET.FIT_TO_DATA needs at least one dataset")
+    start(cfg)
+    given = {*flatten(read_yaml(find_config(path))), *overrides[::2]}
+    chosen = fit(engine.training_records(cfg), cfg, given)
+    words = [word for pair in chosen.items() for word in pair]
+    logger.info(
+        "fitted to %s: %s",
+        " + ".join(cfg.DATASETS.TRAIN),
+        " ".join(shlex.quote(str(word)) for word in words),
+    )
+    return engine.load_config(path, [*overrides, *words, "RESNET_DET.FIT_TO_DATA", False])
+
+
+def fit(
+    records: Sequence[Mapping[str, Any]], cfg: CfgNode, given: Collection[str] = ()
+) -> dict[str, Any]:
+    """Choose image sizes, anchors and schedule for training records.
+
+    * The shorter side shows the median object of the class with the smallest objects ``CELLS``
+      cells of the RPN's finest map wide, within ``SHORTER_SIDES``.
+    * Anchor sizes run in equal factors from the smallest to the largest objects, without the
+      outermost 5 % of each class; the finest maps get the smallest ones. There is one aspect ratio
+      if those of nine objects in ten are within a factor of 3, otherwise three.
+    * The run sees every image ``EPOCHS`` times, but at least ``LEAST_IMAGES``. The learning rate
+      falls after 2/3 and 8/9 of it. It is evaluated ten times.
+
+    Args:
+        records: Detectron2's standard dicts, with at least one object.
+        cfg: a detector's config, of either engine.
+        given: keys that keep their values in ``cfg``. The other keys are chosen accordingly.
+
+    Returns:
+        Dotted keys and their values, without those given.
+    """
+    name, _ = net_name(cfg)
+    pretrained_at, net = NETS[name].image_size, meta_net(name)
+    maps = cfg.MODEL.RPN.IN_FEATURES
+    strides = [net.strides[m] if m in net.strides else 2 ** int(m[1:]) for m in maps]
+    sizes, ratios = object_shapes(records)
+
+    side = max(cfg.INPUT.MIN_SIZE_TRAIN)
+    if "INPUT.MIN_SIZE_TRAIN" not in given:
+        smallest = min(np.median(of_class) for of_class in sizes.values())
+        low, high = SHORTER_SIDES[pretrained_at]
+        side = min(max(32 * math.ceil(CELLS * min(strides) / smallest / 32), low), high)
+    longest = math.ceil(side * 5 / 3)  # Detectron2's 1333 to 800
+
+    ends = [np.percentile(of_class, (5, 95)) * side for of_class in sizes.values()]
+    first, last = min(end[0] for end in ends), max(end[1] for end in ends)
+    anchors = geometric(first, last, SIZES_PER_LEVEL * len(maps))
+    wide, middle, tall = np.percentile(ratios, (5, 50, 95))
+
+    iterations = cfg.SOLVER.MAX_ITER
+    if "SOLVER.MAX_ITER" not in given:
+        images = max(EPOCHS * len(records), LEAST_IMAGES[pretrained_at])
+        iterations = math.ceil(images / cfg.SOLVER.IMS_PER_BATCH)
+    period = math.ceil(iterations / 10)
+
+    chosen = {
+        "INPUT.MIN_SIZE_TRAIN": (side,),
+        "INPUT.MAX_SIZE_TRAIN": longest,
+        "INPUT.MIN_SIZE_TEST": side,
+        "INPUT.MAX_SIZE_TEST": longest,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [
+            anchors[i : i + SIZES_PER_LEVEL] for i in range(0, len(anchors), SIZES_PER_LEVEL)
+        ],
+        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [
+            [round(float(r), 2) for r in ([wide, middle, tall] if tall > 3 * wide else [middle])]
+        ],
+        "SOLVER.MAX_ITER": iterations,
+        "SOLVER.STEPS": (iterations * 2 // 3, iterations * 8 // 9),
+        "SOLVER.WARMUP_ITERS": min(1000, period // 2),
+        "SOLVER.CHECKPOINT_PERIOD": period,
+        "TEST.EVAL_PERIOD": period,
+    }
+    return {key: value for key, value in chosen.items() if key not in given}
+
+
+def object_shapes(records: Sequence[Mapping[str, Any]]) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """Measure the objects of training records; crowds do not count.
+
+    Returns:
+        ``(sizes, ratios)``: per class the square roots of the boxes' areas, as parts of the image's
+        shorter side; and the ratios of height to width of all boxes.
+    """
+    sizes, ratios = defaultdict(list), []
+    for record in records:
+        objects = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+        for annotation, (x0, y0, x1, y1) in zip(objects, xyxy(objects)):
+            width, height = x1 - x0, y1 - y0
+            if min(width, height) > 0:
+                side = min(record["height"], record["width"])
+                sizes[annotation["category_id"]].append(math.sqrt(width * height) / side)
+                ratios.append(height / width)
+    return {name: np.array(values) for name, values in sizes.items()}, np.array(ratios)
+
+
+def geometric(first: float, last: float, count: int) -> list[float]:
+    """``count`` numbers in equal factors from ``first`` to ``last``, rounded to 0.1.
+
+    If the factor would be below ``LEAST_STEP``, the ends move apart.
+    """
+    factor = max((last / first) ** (1 / (count - 1)), LEAST_STEP)
+    middle = math.sqrt(first * last)
+    return [round(float(middle * factor ** (i - (count - 1) / 2)), 1) for i in range(count)]
