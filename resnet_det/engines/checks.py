@@ -15,7 +15,6 @@ from ..data.image_check import unusable
 from ..data.loader import check_share
 from ..detector.net_keys import net_options
 from ..evaluation.metrics import COCO_METRICS
-from ..hints import did_you_mean
 from ..nets import meta_net
 from ..records import together
 from ..training import distributed
@@ -101,10 +100,10 @@ def check_best(cfg: CfgNode) -> None:
         )
     prefixes = ["bbox/"] if len(tests) == 1 else [f"{name}/bbox/" for name in tests]
     known = [prefix + name for prefix in prefixes for name in COCO_METRICS]
-    if metric.partition("-")[0] not in known:  # AP-cat is a class's
+    if metric.partition("-")[0] not in known:  # AP-cat is the AP of a class
         raise ConfigError(
-            f"RESNET_DET.BEST.METRIC: {metric}: no evaluation of {', '.join(tests)} gives it"
-            f"{did_you_mean(metric, known, list_all=True)}"
+            f"RESNET_DET.BEST.METRIC: {metric}: the evaluation does not give it; use "
+            f"{' or '.join(prefix + 'AP' for prefix in prefixes)}, or AP50 or AP75 instead of AP"
         )
 
 
