@@ -121,7 +121,7 @@ def fit(
             [round(float(r), 2) for r in ([wide, middle, tall] if tall > 3 * wide else [middle])]
         ],
         "SOLVER.MAX_ITER": iterations,
-        "SOLVER.STEPS": (iterations * 2 // 3, iterations * 8 // 9),
+        "SOLVER.STEPS": tuple(sorted({iterations * 2 // 3, iterations * 8 // 9} - {0})),
         "SOLVER.WARMUP_ITERS": min(1000, period // 2),
         "SOLVER.CHECKPOINT_PERIOD": period,
         "TEST.EVAL_PERIOD": period,

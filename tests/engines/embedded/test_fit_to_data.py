@@ -1,25 +1,28 @@
 """RESNET_DET.FIT_TO_DATA: what is chosen for data whose boxes and sizes are known by construction."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from resnet_det.commands import train_net
 from resnet_det.config.defaults import ConfigError
-from resnet_det.config.loading import load_config
-from resnet_det.engines import embedded, fit_to_data
+from resnet_det.config.loading import load_config, parse_config
+from resnet_det.engines import fit_to_data, pick
 from resnet_det.engines.fit_to_data import fit
 from resnet_det.records import BoxMode
+from resnet_det.weights.loading import read
 
 CONFIG = """
 MODEL:
   DEVICE: cpu
-  BACKBONE: {NAME: cifar_resnet20_fpn}
-  RESNETS: {OUT_FEATURES: [res4]}
-  FPN: {IN_FEATURES: [res4]}
-  RPN: {IN_FEATURES: [p2, p3]}
-  ROI_HEADS: {NAME: StandardROIHeads, IN_FEATURES: [p2], NUM_CLASSES: 8}
-  ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_FC: 1}
+  BACKBONE: {NAME: cifar_resnet20_fpn, FREEZE_AT: 0}
+  RESNETS: {OUT_FEATURES: [res4], NORM: BN}
+  FPN: {IN_FEATURES: [res4], OUT_CHANNELS: 8}
+  RPN: {IN_FEATURES: [p2, p3], POST_NMS_TOPK_TRAIN: 20, POST_NMS_TOPK_TEST: 10}
+  ROI_HEADS: {NAME: StandardROIHeads, IN_FEATURES: [p2], NUM_CLASSES: 8, BATCH_SIZE_PER_IMAGE: 8}
+  ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_FC: 1, FC_DIM: 8, POOLER_RESOLUTION: 4}
 SOLVER: {IMS_PER_BATCH: 4}
 DATASETS: {TRAIN: [scenes_voc_trainval], TEST: [scenes_voc_test]}
 RESNET_DET: {FIT_TO_DATA: True}
@@ -127,14 +130,18 @@ def test_iterations_follow_the_images(cfg, images, iterations):
     assert fitted["TEST.EVAL_PERIOD"] == fitted["SOLVER.CHECKPOINT_PERIOD"] == iterations // 10
 
 
-def test_what_the_user_sets_wins(tmp_path, few_scenes, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+)
+def test_what_the_user_sets_wins(engine, tmp_path, few_scenes, monkeypatch, caplog):
+    engine = pick(engine)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(few_scenes))
     base, path = tmp_path / "base.yaml", tmp_path / "fit.yaml"
     base.write_text(CONFIG)
     path.write_text("_BASE_: base.yaml\nINPUT: {MIN_SIZE_TEST: 100}")
     caplog.set_level("INFO", "resnet_det")
     overrides = ["SOLVER.MAX_ITER", "90"]
-    cfg = fit_to_data.fitted(load_config(path, overrides), embedded, path, overrides)
+    cfg = fit_to_data.fitted(engine.load_config(path, overrides), engine, path, overrides)
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.SOLVER.MAX_ITER) == (100, 90)
     assert len(cfg.MODEL.ANCHOR_GENERATOR.SIZES) == 2
     assert cfg.SOLVER.STEPS == (60, 80) and cfg.TEST.EVAL_PERIOD == 9  # of the user's 90
@@ -142,4 +149,25 @@ def test_what_the_user_sets_wins(tmp_path, few_scenes, monkeypatch, caplog):
     assert "fitted to scenes_voc_trainval: INPUT.MIN_SIZE_TRAIN" in caplog.text
     assert "SOLVER.MAX_ITER" not in caplog.text and "MIN_SIZE_TEST" not in caplog.text
     with pytest.raises(ConfigError, match="FIT_TO_DATA: True: .* not fitted"):
-        embedded.check(load_config(path))
+        engine.check(engine.load_config(path))
+
+
+def test_the_command_trains_and_evaluates_the_fitted_config(tmp_path, few_scenes, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(few_scenes))
+    monkeypatch.chdir(tmp_path)
+    Path("fit.yaml").write_text(CONFIG)
+
+    def run(*words):
+        args = train_net.parse(["--engine", "torchvision", "--config-file", "fit.yaml", *words])
+        cfg = pick("torchvision").load_config(args.config_file, args.overrides)
+        return train_net.run(args, cfg)
+
+    few = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "1", "DATALOADER.NUM_WORKERS", "0",
+           "INPUT.MIN_SIZE_TRAIN", "(64,)"]  # fmt: skip
+    trained = run(*few, "OUTPUT_DIR", "out", "RESNET_DET.BEST.METRIC", "bbox/AP50")
+    _, facts = read("out/model_best.pth")
+    cfg = parse_config(facts["config"], "model_best.pth")
+    assert cfg.TEST.EVAL_PERIOD == 1 and not cfg.RESNET_DET.FIT_TO_DATA
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES != [[32, 64, 128, 256, 512]]
+    again = run("--eval-only", *few, "MODEL.WEIGHTS", "out/model_final.pth", "OUTPUT_DIR", "again")
+    assert again == pytest.approx(trained, nan_ok=True)
