@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError, flatten
 from ..config.loading import find_config, read_yaml
-from ..data.detection.mapper import xyxy
+from ..data.detection.mapper import usable, xyxy
 from ..detector.build import net_name
 from ..nets import NETS, meta_net
 from . import Engine
@@ -21,16 +21,14 @@ from .run import start
 
 logger = logging.getLogger(__name__)
 
-# Where the net was pretrained on images of that many pixels (``NetSpec.image_size``): the limits of
-# the shorter side, and the least number of images that a training sees. The first row is for a CPU.
+# By the size of the images that the net was made for (``NetSpec.image_size``: 32 for a CIFAR net, 224
+# for an ImageNet net): the limits of the shorter side, and the least number of images of a run.
 SHORTER_SIDES = {32: (192, 320), 224: (480, 800)}
 LEAST_IMAGES = {32: 4800, 224: 24000}
-EPOCHS = (
-    12  # of a dataset that needs more than the least number of images: Detectron2's 1x schedule
-)
-CELLS = 5  # a median object of the class with the smallest ones is that many cells wide
+EPOCHS = 12  # as in Detectron2's 1x schedule
+CELLS = 5  # width of the median object of the class with the smallest objects
 SIZES_PER_LEVEL = 3
-LEAST_STEP = 1.2  # factor between neighbouring anchor sizes
+LEAST_FACTOR = 1.2  # between neighbouring anchor sizes
 
 
 def fitted(cfg: CfgNode, engine: Engine, path: str | Path, overrides: Sequence[Any]) -> CfgNode:
@@ -84,28 +82,29 @@ def fit(
 
     Returns:
         Dotted keys and their values, without those given.
+
+    Raises:
+        ConfigError: the detector is no Faster R-CNN on one of ``NETS``.
     """
-    name, _ = net_name(cfg)
-    pretrained_at, net = NETS[name].image_size, meta_net(name)
-    maps = cfg.MODEL.RPN.IN_FEATURES
-    strides = [net.strides[m] if m in net.strides else 2 ** int(m[1:]) for m in maps]
-    sizes, ratios = object_shapes(records)
+    strides = rpn_strides(cfg)
+    image_size = NETS[net_name(cfg)[0]].image_size
+    sizes, ratios = object_shapes(records, cfg.RESNET_DET.USE_DIFFICULT)
 
     side = max(cfg.INPUT.MIN_SIZE_TRAIN)
     if "INPUT.MIN_SIZE_TRAIN" not in given:
         smallest = min(np.median(of_class) for of_class in sizes.values())
-        low, high = SHORTER_SIDES[pretrained_at]
+        low, high = SHORTER_SIDES[image_size]
         side = min(max(32 * math.ceil(CELLS * min(strides) / smallest / 32), low), high)
     longest = math.ceil(side * 5 / 3)  # Detectron2's 1333 to 800
 
     ends = [np.percentile(of_class, (5, 95)) * side for of_class in sizes.values()]
     first, last = min(end[0] for end in ends), max(end[1] for end in ends)
-    anchors = geometric(first, last, SIZES_PER_LEVEL * len(maps))
+    anchors = geometric(first, last, SIZES_PER_LEVEL * len(strides))
     wide, middle, tall = np.percentile(ratios, (5, 50, 95))
 
     iterations = cfg.SOLVER.MAX_ITER
     if "SOLVER.MAX_ITER" not in given:
-        images = max(EPOCHS * len(records), LEAST_IMAGES[pretrained_at])
+        images = max(EPOCHS * len(records), LEAST_IMAGES[image_size])
         iterations = math.ceil(images / cfg.SOLVER.IMS_PER_BATCH)
     period = math.ceil(iterations / 10)
 
@@ -129,30 +128,59 @@ def fit(
     return {key: value for key, value in chosen.items() if key not in given}
 
 
-def object_shapes(records: Sequence[Mapping[str, Any]]) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """Measure the objects of training records; crowds do not count.
+def rpn_strides(cfg: CfgNode) -> list[int]:
+    """The strides of the maps that the RPN runs on.
+
+    Raises:
+        ConfigError: the detector is no Faster R-CNN on one of ``NETS``.
+    """
+    name, _ = net_name(cfg)
+    if name not in NETS:
+        raise ConfigError(
+            f"RESNET_DET.FIT_TO_DATA: MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} is not one of "
+            "resnet_det.NETS, with or without _fpn"
+        )
+    strides = meta_net(name).strides | {f"p{level}": 2**level for level in range(10)}
+    unknown = [m for m in cfg.MODEL.RPN.IN_FEATURES if m not in strides]
+    if unknown:
+        raise ConfigError(f"MODEL.RPN.IN_FEATURES: {name} has no map {unknown[0]!r}")
+    return [strides[m] for m in cfg.MODEL.RPN.IN_FEATURES]
+
+
+def object_shapes(
+    records: Sequence[Mapping[str, Any]], use_difficult: bool
+) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """Measure the objects that are trained on.
+
+    Args:
+        use_difficult: whether those that VOC marks as difficult are.
 
     Returns:
         ``(sizes, ratios)``: per class the square roots of the boxes' areas, as parts of the image's
         shorter side; and the ratios of height to width of all boxes.
+
+    Raises:
+        ValueError: there is no object.
     """
     sizes, ratios = defaultdict(list), []
     for record in records:
-        objects = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+        objects = [a for a in record["annotations"] if usable(a, use_difficult)]
         for annotation, (x0, y0, x1, y1) in zip(objects, xyxy(objects)):
             width, height = x1 - x0, y1 - y0
             if min(width, height) > 0:
                 side = min(record["height"], record["width"])
                 sizes[annotation["category_id"]].append(math.sqrt(width * height) / side)
                 ratios.append(height / width)
+    if not ratios:
+        raise ValueError(f"none of the {len(records)} training images has an object")
     return {name: np.array(values) for name, values in sizes.items()}, np.array(ratios)
 
 
 def geometric(first: float, last: float, count: int) -> list[float]:
     """``count`` numbers in equal factors from ``first`` to ``last``, rounded to 0.1.
 
-    If the factor would be below ``LEAST_STEP``, the ends move apart.
+    If the factor would be below ``LEAST_FACTOR``, the ends move apart.
     """
-    factor = max((last / first) ** (1 / (count - 1)), LEAST_STEP)
+    factor = max((last / first) ** (1 / (count - 1)), LEAST_FACTOR)
     middle = math.sqrt(first * last)
     return [round(float(middle * factor ** (i - (count - 1) / 2)), 1) for i in range(count)]

@@ -68,6 +68,19 @@ def test_the_shorter_side_has_limits(cfg, pixels, side):
         assert fitted["INPUT.MIN_SIZE_TRAIN"] == (side,)
 
 
+def test_what_cannot_be_fitted_is_named(cfg):
+    with pytest.raises(ValueError, match="none of the 10 training images has an object"):
+        fit(records(), cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.RPN.IN_FEATURES = ["res9"]
+    with pytest.raises(ConfigError, match="IN_FEATURES: cifar_resnet20 has no map 'res9'"):
+        fit(records((0, 40, 40)), cfg)
+    cfg.MODEL.BACKBONE.NAME = "cifar_resnet20_retinanet_fpn"
+    with pytest.raises(ConfigError, match="FIT_TO_DATA: MODEL.BACKBONE.NAME .*retinanet"):
+        fit(records((0, 40, 40)), cfg)
+
+
 def test_anchors_fit_the_side_that_the_user_sets(cfg):
     cfg = cfg.clone()
     cfg.defrost()
@@ -78,10 +91,14 @@ def test_anchors_fit_the_side_that_the_user_sets(cfg):
     assert (sizes[0], sizes[-1]) == (30.0, 300.0)
 
 
-def test_a_crowd_is_no_object(cfg):
+@pytest.mark.parametrize("flag", ["iscrowd", "difficult"])
+def test_objects_that_are_not_trained_on_do_not_count(cfg, flag):
     data = records((0, 40, 40), (0, 4, 4), (0, 4, 4))
     for annotation in data[0]["annotations"][1:]:
-        annotation["iscrowd"] = 1
+        annotation[flag] = 1
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.RESNET_DET.USE_DIFFICULT = False
     assert fit(data, cfg)["INPUT.MIN_SIZE_TRAIN"] == (256,)
 
 
