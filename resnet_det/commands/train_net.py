@@ -14,7 +14,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from ..engines import classifier, pick, pretrain
+from ..engines import classifier, fit_to_data, pick, pretrain
 from ..engines.run import replayed
 from . import cli
 
@@ -29,6 +29,7 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
 def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     """Run the command in one process. Returns the metrics in the main process."""
     engine = pick(args.engine)
+    cfg = fit_to_data.fitted(cfg, engine, args.config_file, args.overrides)
     if args.eval_only:
         return engine.evaluate(cfg)
     if args.replay:

@@ -113,6 +113,20 @@ KEYS: dict[str, Key] = {
         "Further checkpoints to test together with MODEL.WEIGHTS; each carries its config. "
         "Classifiers average their softmax (Table 5); detectors follow Appendix B.",
         example=("other.pth",)),
+    "RESNET_DET.EVEN_POSITIVES": Key(False, DETECTOR,
+        "Draw the RPN's positive anchors evenly over the objects of an image: one of each object, "
+        "then a second one, and so on. By default an object's share grows with the number of its "
+        "positive anchors. Needs MODEL.PROPOSAL_GENERATOR.NAME PaperRPN."),
+    "RESNET_DET.FIT_TO_DATA": Key(False, DETECTOR,
+        "Choose image sizes, anchors and schedule by the boxes and the number of images of "
+        "DATASETS.TRAIN, where neither the config file nor the command line sets them "
+        "(docs/own_data.md)."),
+    "RESNET_DET.BEST.METRIC": Key("", DETECTOR,
+        "Metric, such as bbox/AP, whose best evaluation is kept as `model_best.pth`. With several "
+        "test sets it begins with the name of one: NAME/bbox/AP. Higher is better."),
+    "RESNET_DET.BEST.PATIENCE": Key(0, DETECTOR,
+        "Number of evaluations in a row without a new best that ends the run; 0: none do.",
+        least=0),
     "RESNET_DET.FAST": Key(True, DETECTOR,
         "Fold constant batch norms, skip feature-map cells that no layer reads, and use the "
         "channels-last memory format. The results and checkpoints are the same; False is for "
@@ -177,8 +191,9 @@ KEYS: dict[str, Key] = {
 
     # ---- proposals
     "MODEL.PROPOSAL_GENERATOR.NAME": Key("RPN", DETECTOR,
-        "An RPN, or files of proposals (MODEL.LOAD_PROPOSALS).",
-        choices=("RPN", "PrecomputedProposals")),
+        "An RPN, or files of proposals (MODEL.LOAD_PROPOSALS). `PaperRPN` is the same RPN, with "
+        "RESNET_DET.EVEN_POSITIVES.",
+        choices=("RPN", "PaperRPN", "PrecomputedProposals")),
     "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": Key(0, DETECTOR,
         "Width and height that a proposal must exceed, in pixels of the resized image."),
     "MODEL.ANCHOR_GENERATOR.NAME": Key("DefaultAnchorGenerator", DETECTOR,

@@ -126,6 +126,7 @@ def build_rpn(cfg: CfgNode, channels: int, strides: Sequence[int]) -> RPN:
         ),
         objectness_loss_weight=rpn.LOSS_WEIGHT,
         boundary_thresh=rpn.BOUNDARY_THRESH,
+        even_positives=cfg.RESNET_DET.EVEN_POSITIVES,
     )
 
 

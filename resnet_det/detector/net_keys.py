@@ -203,7 +203,8 @@ def _map_keys(cfg: CfgNode, own_heads: bool) -> list[str]:
     keys: list[str] = []
     if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
         return ["RETINANET.IN_FEATURES"]
-    if cfg.MODEL.PROPOSAL_GENERATOR.NAME in ("RPN", "RRPN") and not cfg.MODEL.LOAD_PROPOSALS:
+    generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    if generator in ("RPN", "PaperRPN", "RRPN") and not cfg.MODEL.LOAD_PROPOSALS:
         keys.append("RPN.IN_FEATURES")
     if has_roi_heads(cfg) and not own_heads:
         keys.append("ROI_HEADS.IN_FEATURES")

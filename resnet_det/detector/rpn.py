@@ -167,6 +167,7 @@ class RPN(RegionProposalNetwork):
         objectness_loss_weight: factor of the classification loss.
         boundary_thresh: training ignores an anchor that extends beyond the image by more than this
             many pixels; a negative value ignores none.
+        even_positives: draw the positives with :func:`keep_evenly`.
     """
 
     def __init__(
@@ -179,6 +180,7 @@ class RPN(RegionProposalNetwork):
         regression: BoxRegression,
         objectness_loss_weight: float = 1.0,
         boundary_thresh: float = -1,
+        even_positives: bool = False,
     ) -> None:
         background, foreground = sampling.iou_thresholds
         super().__init__(
@@ -193,7 +195,7 @@ class RPN(RegionProposalNetwork):
             nms_thresh=limits.nms_thresh,
         )
         self.box_coder.weights = regression.weights
-        self.boundary_thresh = boundary_thresh
+        self.boundary_thresh, self.even_positives = boundary_thresh, even_positives
         self.min_size = limits.min_size
         self.smooth_l1_beta = regression.smooth_l1_beta
         self.loss_weight = {
@@ -229,6 +231,11 @@ class RPN(RegionProposalNetwork):
                 low = anchor[:, :2] < -self.boundary_thresh
                 high = anchor[:, 2:] >= anchor.new_tensor([w, h]) + self.boundary_thresh
                 label[(low | high).any(1)] = -1
+        if self.even_positives:
+            sampler = self.fg_bg_sampler
+            count = int(sampler.batch_size_per_image * sampler.positive_fraction)
+            for label, box in zip(labels, boxes):
+                keep_evenly(label, box.unique(dim=0, return_inverse=True)[1], count)
         targets = self.box_coder.encode(boxes, anchors)
         return proposals, logits, self.compute_loss(objectness, deltas, labels, targets)
 
@@ -270,6 +277,27 @@ class RPN(RegionProposalNetwork):
         losses["loss_rpn_loc"] = torch.where(finite, losses["loss_rpn_loc"], math.nan)
         normaliser = self.fg_bg_sampler.batch_size_per_image * len(regression_targets)
         return {k: v * (self.loss_weight[k] / normaliser) for k, v in losses.items()}
+
+
+def keep_evenly(labels: Tensor, objects: Tensor, count: int) -> None:
+    """Keep ``count`` positives of an image, drawn evenly over its objects; ignore the others.
+
+    One positive of each object is kept, then a second one of each that has more, and so on. Which
+    of an object's positives are kept, and which objects have one more at the end, is random.
+
+    Args:
+        labels: (N,), 1 for a positive and -1 for an anchor to ignore. It is changed in place.
+        objects: (N,), the object that each anchor is matched with; read for positives only.
+        count: number of positives to keep at most.
+    """
+    positive = torch.nonzero(labels == 1)[:, 0]
+    positive = positive[torch.randperm(len(positive), device=labels.device)]
+    grouped, order = objects[positive].sort(stable=True)
+    turn = torch.empty_like(order)  # 0 for the first positive of its object, 1 for the second, ...
+    turn[order] = torch.arange(len(order), device=order.device) - torch.searchsorted(
+        grouped, grouped
+    )
+    labels[positive[turn.argsort(stable=True)[count:]]] = -1
 
 
 def smooth_l1(prediction: Tensor, target: Tensor, beta: float) -> Tensor:

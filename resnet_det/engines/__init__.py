@@ -28,6 +28,9 @@ class Engine(Protocol):
     def check(self, cfg: CfgNode, resume: bool = False) -> None:
         """Raise the errors that :meth:`train` raises before it needs weights."""
 
+    def training_records(self, cfg: CfgNode) -> list[dict[str, Any]]:
+        """Read the records to train on, Detectron2's standard dicts. Only detectors have it."""
+
     def train(self, cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         """Train, evaluate on ``DATASETS.TEST``, and return the metrics in the main process."""
 

@@ -14,6 +14,7 @@ from ..data.catalog import classification_spec
 from ..data.image_check import unusable
 from ..data.loader import check_share
 from ..detector.net_keys import net_options
+from ..evaluation.metrics import COCO_METRICS
 from ..nets import meta_net
 from ..records import together
 from ..training import distributed
@@ -70,7 +71,40 @@ def check_trainable(cfg: CfgNode, resume: bool) -> None:
         raise ConfigError("RESNET_DET.ENSEMBLE: is only for testing: give --eval-only")
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN: name at least one dataset")
+    if cfg.RESNET_DET.FIT_TO_DATA:
+        raise ConfigError(
+            "RESNET_DET.FIT_TO_DATA: True: this config is not fitted to its data: train it with "
+            "tools/train_net.py, or call resnet_det.engines.fit_to_data.fitted"
+        )
+    generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    if cfg.RESNET_DET.EVEN_POSITIVES and generator != "PaperRPN":
+        raise ConfigError(
+            f"RESNET_DET.EVEN_POSITIVES: needs MODEL.PROPOSAL_GENERATOR.NAME PaperRPN, not "
+            f"{generator}"
+        )
+    check_best(cfg)
     check_output(cfg, resume)
+
+
+def check_best(cfg: CfgNode) -> None:
+    """Raise ConfigError if no evaluation would give RESNET_DET.BEST.METRIC."""
+    metric, tests = cfg.RESNET_DET.BEST.METRIC, cfg.DATASETS.TEST
+    if not metric:
+        if cfg.RESNET_DET.BEST.PATIENCE:
+            raise ConfigError("RESNET_DET.BEST.PATIENCE: needs RESNET_DET.BEST.METRIC: bbox/AP")
+        return
+    if not tests or cfg.TEST.EVAL_PERIOD < 1:
+        raise ConfigError(
+            f"RESNET_DET.BEST.METRIC: {metric}: needs evaluations on the way: name a dataset in "
+            "DATASETS.TEST, and give TEST.EVAL_PERIOD"
+        )
+    prefixes = ["bbox/"] if len(tests) == 1 else [f"{name}/bbox/" for name in tests]
+    known = [prefix + name for prefix in prefixes for name in COCO_METRICS]
+    if metric.partition("-")[0] not in known:  # AP-cat is the AP of a class
+        raise ConfigError(
+            f"RESNET_DET.BEST.METRIC: {metric}: the evaluation does not give it; use "
+            f"{' or '.join(prefix + 'AP' for prefix in prefixes)}, or AP50 or AP75 instead of AP"
+        )
 
 
 def build_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Schedule:

@@ -31,7 +31,13 @@ from .checks import (
     check_trainable,
 )
 from .class_matching import check_resumed, match_test_sets
-from .embedded_data import prepare, read_test_sets, test_mapper, training_mapper
+from .embedded_data import (
+    prepare,
+    read_test_sets,
+    test_mapper,
+    training_mapper,
+    training_records,
+)
 from .embedded_evaluation import as_tested, detect, evaluate_model, load_to_train, trained
 from .own_classes import fit_to_training_set, fit_to_weights
 from .provenance import checkpoint_facts
@@ -46,7 +52,16 @@ from .run import (
 )
 from .scaling import for_processes
 
-__all__ = ["check", "check_schedule", "evaluate", "launch", "load_config", "predictor", "train"]
+__all__ = [
+    "check",
+    "check_schedule",
+    "evaluate",
+    "launch",
+    "load_config",
+    "predictor",
+    "train",
+    "training_records",
+]
 
 logger = logging.getLogger(__name__)
 

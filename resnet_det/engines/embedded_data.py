@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fvcore.common.config import CfgNode
 
-from ..data import Dataset, load_datasets
+from ..data import Dataset, check_names, load_datasets
 from ..data.detection.mapper import DetectionMapper, with_usable_annotations
 from .checks import check_images, proposal_files, test_files
 from .class_matching import TestSet, check_number, match_test_sets
@@ -39,11 +39,7 @@ def prepare(cfg: CfgNode) -> Data:
         DatasetError: a dataset is damaged, or test images are unusable.
     """
     make_datasets(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    dataset = load_datasets(
-        cfg.DATASETS.TRAIN,
-        skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA,
-        proposal_files=proposal_files(cfg, "TRAIN"),
-    )
+    dataset = _training_set(cfg)
     classes = dataset.metadata.classes
     check_number(cfg, classes, f"{dataset.name} (DATASETS.TRAIN)")
     sets = read_test_sets(cfg)
@@ -51,10 +47,33 @@ def prepare(cfg: CfgNode) -> Data:
     for name, test_set in sets.items():
         check_images(cfg, name, test_set.records)
     _log_skipped(dataset)
-    records = dataset.records
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records = with_usable_annotations(records, use_difficult=cfg.RESNET_DET.USE_DIFFICULT)
-    return Data(dataset.name, records, classes, tests)
+    return Data(dataset.name, _usable(dataset, cfg), classes, tests)
+
+
+def training_records(cfg: CfgNode) -> list[dict]:
+    """The records to train on, Detectron2's standard dicts.
+
+    Raises:
+        DatasetError, UnknownDataset, ValueError: a dataset is absent, damaged or empty.
+    """
+    check_names(cfg.DATASETS.TRAIN)
+    make_datasets(*cfg.DATASETS.TRAIN)
+    return _usable(_training_set(cfg), cfg)
+
+
+def _training_set(cfg):
+    return load_datasets(
+        cfg.DATASETS.TRAIN,
+        skip_bad=cfg.RESNET_DET.SKIP_BAD_DATA,
+        proposal_files=proposal_files(cfg, "TRAIN"),
+    )
+
+
+def _usable(dataset, cfg):
+    """The records with annotations to train on, or all without FILTER_EMPTY_ANNOTATIONS."""
+    if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        return dataset.records
+    return with_usable_annotations(dataset.records, use_difficult=cfg.RESNET_DET.USE_DIFFICULT)
 
 
 def read_test_sets(cfg: CfgNode) -> dict[str, Dataset]:

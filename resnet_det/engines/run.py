@@ -132,6 +132,8 @@ def build_trainer(
         eval_period=cfg.TEST.EVAL_PERIOD,
         amp=solver.AMP.ENABLED,
         clip=clip if solver.CLIP_GRADIENTS.ENABLED else None,
+        best_metric=cfg.RESNET_DET.BEST.METRIC,
+        patience=cfg.RESNET_DET.BEST.PATIENCE,
     )
     trainer = Trainer(model, optimizer, schedule, cfg.OUTPUT_DIR, plan, meta)
     if state is not None:
@@ -174,6 +176,7 @@ def replayed(cfg: CfgNode, path: str | Path) -> CfgNode:
     cfg.SOLVER.MAX_ITER = int(number[1]) + 1
     cfg.DATASETS.TEST = cfg.DATASETS.PROPOSAL_FILES_TEST = ()
     cfg.TEST.PRECISE_BN.ENABLED = False
+    cfg.RESNET_DET.BEST.METRIC, cfg.RESNET_DET.BEST.PATIENCE = "", 0  # nothing is evaluated
     cfg.freeze()
     output = Path(cfg.OUTPUT_DIR)
     output.mkdir(exist_ok=True)

@@ -7,16 +7,17 @@ They need no further config keys.
   ``MODEL.RESNETS`` that contradicts it is an error (:mod:`resnet_det.detector.net_keys`).
 * RoI heads ``PaperROIHeads``: the head of the net that ``MODEL.BACKBONE.NAME`` names.
 * The anchors ``TorchvisionAnchorGenerator``, for the detectors that torchvision trained.
+* Proposal generator ``PaperRPN``: Detectron2's RPN, with ``RESNET_DET.EVEN_POSITIVES``.
 * Our synthetic datasets, under their names; :func:`.datasets.register_dataset` adds others of ours.
 
 If the project's config has the node ``RESNET_DET``
-(:func:`resnet_det.config.defaults.add_resnet_det_config`), backbones and heads use its ``FAST`` and
-``GLOBAL_CONTEXT``. The other keys of the node are for the engines in :mod:`resnet_det.engines`.
+(:func:`resnet_det.config.defaults.add_resnet_det_config`), backbones, RPN and heads use its ``FAST``,
+``GLOBAL_CONTEXT`` and ``EVEN_POSITIVES``. The other keys of the node are for the engines in :mod:`resnet_det.engines`.
 
 In a LazyConfig: ``L(PaperBackbone)(name="paper_resnet34", out_features=["res4"], freeze_at=2,
 norm="FrozenBN")`` and ``L(PaperROIHeads)(res5=L(build_head)(name="paper_resnet34", ...), ...)``.
 """
 
-from . import anchors, backbones, datasets, roi_heads
+from . import anchors, backbones, datasets, roi_heads, rpn
 
-__all__ = ["anchors", "backbones", "datasets", "roi_heads"]
+__all__ = ["anchors", "backbones", "datasets", "roi_heads", "rpn"]

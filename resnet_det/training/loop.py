@@ -20,6 +20,7 @@ from torch import nn
 
 from ..files import whole_file
 from . import distributed
+from .best import no_improvement, since_best
 from .checkpoint import Checkpointer, rng_state, set_rng_state
 from .precision import amp_dtype
 from .schedule import Schedule
@@ -38,6 +39,8 @@ class Plan:
         log_period: iterations per line of ``metrics.json``.
         amp: use mixed precision, in the type of :func:`.precision.amp_dtype`.
         clip: clips the gradients; called with the list of parameters after each backward pass.
+        best_metric: the metric that chooses ``model_best.pth``, higher is better; "" keeps none.
+        patience: number of evaluations in a row without a new best that ends the run; 0: none do.
     """
 
     max_iter: int
@@ -46,6 +49,8 @@ class Plan:
     log_period: int = 20
     amp: bool = False
     clip: Callable[[list[nn.Parameter]], None] | None = None
+    best_metric: str = ""
+    patience: int = 0
 
 
 class Trainer:
@@ -108,6 +113,7 @@ class Trainer:
         self._resumed_rng: list[dict[str, Any]] | None = None
         self._signals: list[int] = []  # received by this process
         self._stopping = False  # any process has received one
+        self._stale = 0  # evaluations since the best one
         self.iteration = 0
         self.results: dict[str, float] = {}
 
@@ -139,6 +145,7 @@ class Trainer:
     ) -> None:
         """Train up to iteration ``max_iter`` and save ``model_final.pth``.
 
+        The run ends earlier once ``plan.patience`` evaluations in a row brought no new best.
         After SIGTERM, SIGUSR1 (Slurm's warning) or SIGINT (Ctrl-C) the process finishes the
         iteration in progress, saves a checkpoint and exits with 128 + the signal's number.
         A run that does not resume clears the metrics of an earlier one.
@@ -156,14 +163,19 @@ class Trainer:
         """
         if distributed.is_main():
             self._metrics = Metrics(self.checkpointer.folder, self.iteration)
+        if self.plan.best_metric:
+            self._compare()
         self.model.train()
         try:
             if self._resumed_rng is not None:
                 restore_rng(self._resumed_rng, self.device)
                 self._catch_up(test)
             with stop_signals() as self._signals:
-                while self.iteration < self.plan.max_iter:
+                while self.iteration < self.plan.max_iter and not self._exhausted():
                     self._iterate(batches, test, finish)
+                if self.iteration < self.plan.max_iter:
+                    logger.info(no_improvement(self.plan.best_metric, self._stale))
+                    self.save("model_final")
                 if self._signals:  # received during the last evaluation
                     raise SystemExit(exit_code(self._signals))
         finally:
@@ -200,7 +212,7 @@ class Trainer:
         values = dict(zip(["total_loss", *outputs], means))
         self._stopping = bool(stopping)
         if not all(math.isfinite(values[name]) for name in ["total_loss", *losses]):
-            path = self.save(f"not_finite_{self.iteration:07d}", before)
+            path = self.save(f"not_finite_{self.iteration:07d}", before, newest=False)
             raise FloatingPointError(not_finite(self.iteration, losses, batch, path))
 
         if self.plan.clip is not None:
@@ -214,19 +226,22 @@ class Trainer:
         self.iteration += 1
         return values
 
-    def save(self, name: str, failed_rng: dict[str, Any] | None = None) -> Path:
+    def save(
+        self, name: str, failed_rng: dict[str, Any] | None = None, newest: bool = True
+    ) -> Path:
         """Write the checkpoint ``<name>.pth``. Call this in every process.
 
         Args:
             failed_rng: random state from before an iteration that failed. The checkpoint then
-                resumes with that iteration, and ``last_checkpoint`` does not change.
+                resumes with that iteration.
+            newest: whether ``last_checkpoint`` names this checkpoint from now on.
         """
         distributed.share_buffers(self.plain_model)
         states = distributed.all_gather_objects(failed_rng or rng_state(self.device))
         if distributed.is_main():
             path = self.checkpointer.save(
                 name,
-                newest=failed_rng is None,
+                newest=newest,
                 model=self.plain_model.state_dict(),
                 optimizer=self.optimizer.state_dict(),
                 schedule=self.schedule.state_dict(),
@@ -251,6 +266,9 @@ class Trainer:
         distributed.share_buffers(self.plain_model)
         with undisturbed(self.plain_model, self.device):
             self.results = dict(test(self.plain_model))
+        # Before the metrics are written: a resumed run repeats an evaluation that has no line.
+        if self.plan.best_metric and self._compare(self.results) == 0:
+            self.save("model_best", newest=False)
         if self._metrics is not None:
             self._metrics.write(self.iteration - 1, self.results)
             logger.info(
@@ -288,6 +306,17 @@ class Trainer:
             raise SystemExit(exit_code(self._signals))
         if test is not None and self._evaluation_due():
             self.evaluate(test)
+
+    def _compare(self, *results):
+        """Count the evaluations since the best one: those in ``metrics.json``, then ``results``."""
+        stale = 0
+        if self._metrics is not None:
+            stale = since_best(self.plan.best_metric, [*self._metrics.lines(), *results])
+        self._stale = distributed.all_gather_objects(stale)[0]
+        return self._stale
+
+    def _exhausted(self):
+        return 0 < self.plan.patience <= self._stale
 
     def _evaluation_due(self):
         period = self.plan.eval_period
@@ -344,6 +373,10 @@ class Metrics:
         for name, value in values.items():
             self._events.add_scalar(name, value, iteration)
         self._events.flush()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines that were kept or written, in order."""
+        return read_metrics(self._path)
 
     def close(self) -> None:
         """Close the event file."""

@@ -13,6 +13,7 @@ import torch
 from toy import Toy, batches, run
 
 from resnet_det.training import Checkpointer, distributed, precise_bn, precision, read_metrics
+from resnet_det.training.checkpoint import load
 
 out = Path(sys.argv[1])
 torch.set_num_threads(1)
@@ -96,6 +97,21 @@ parts, whole = (
     for name in ("parts", "whole")
 )
 seen["same metrics"] = parts == whole
+
+scores = iter([{"AP": 1.0}, {"AP": 3.0}, {"AP": 2.0}, {"AP": 4.0}])
+run(
+    out / "best",
+    world=2,
+    rank=rank,
+    max_iter=8,
+    test=lambda m: {} if rank else next(scores),  # only the main process has the metrics
+    eval_period=2,
+    best_metric="AP",
+    patience=1,
+)
+seen["best and last"] = [
+    load(out / "best" / f"{name}.pth")["iteration"] for name in ("model_best", "model_final")
+]
 
 
 def poisoned(stream):

@@ -143,6 +143,11 @@ def test_sigterm_to_one_process_stops_and_resumes_both(two):
         assert torch.equal(value, parts["model"][name])
 
 
+def test_both_processes_keep_the_best_and_stop_together(two):
+    """Evaluations at 2, 4 and 6 of 8 iterations give 1, 3 and 2, with a patience of 1."""
+    assert [seen["best and last"] for seen in two[1]] == [[4, 6]] * 2
+
+
 def test_nan_in_one_process_stops_both_and_names_its_images(two):
     for seen in two[1]:
         assert "iteration 1:" in seen["nan"]

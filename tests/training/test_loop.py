@@ -330,3 +330,78 @@ def test_finish_runs_once_before_the_last_checkpoint_and_its_evaluation(tmp_path
     saved = {n: torch.load(tmp_path / f"{n}.pth", weights_only=True)["model"]["last.bias"].item()
              for n in ("model_0000004", "model_final")}  # fmt: skip
     assert saved["model_final"] == 42.0 != saved["model_0000004"]
+
+
+def scores(values):
+    """An evaluation that gives these values of bbox/AP, one after the other."""
+    values = iter(values)
+    return lambda model: {"bbox/AP": next(values)}
+
+
+BEST = {"best_metric": "bbox/AP", "eval_period": 5, "max_iter": 40}
+
+
+@pytest.mark.parametrize(
+    "values, best",
+    [([1, 3, 2, 3, 1, 1, 1, 2], 2), ([1, 2, 3, 4, 5, 6, 7, 8], 8), ([9, 2, 3, 4, 5, 6, 7, 8], 1),
+     ([float("nan"), 0, 0, 0, 0, 0, 0, 0], 2)],
+)  # fmt: skip
+def test_the_best_checkpoint_is_kept(tmp_path, values, best):
+    """It is the checkpoint of that iteration, and the newest one stays the one to resume from."""
+    run(tmp_path, test=scores(values), **BEST)
+    kept = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert kept["iteration"] == 5 * best
+    name = "model_final" if best == 8 else f"model_{5 * best - 1:07d}"
+    same = torch.load(tmp_path / f"{name}.pth", weights_only=True)["model"]
+    assert all(torch.equal(value, same[key]) for key, value in kept["model"].items())
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+@pytest.mark.parametrize("patience, last", [(1, 15), (2, 20), (3, 25), (4, 40), (0, 40)])
+def test_a_run_ends_when_its_patience_does(tmp_path, patience, last):
+    values = [1, 3, 2, 2.5, 3, 4, 3, 9]  # the second 3 is no improvement
+    run(tmp_path, test=scores(values), patience=patience, **BEST)
+    assert Checkpointer(tmp_path).load_latest()["iteration"] == last
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+@pytest.mark.parametrize("at", [4, 12, 15, 17, 29])
+def test_a_resumed_run_keeps_the_same_best_and_ends_at_the_same_time(tmp_path, at):
+    """Values by iteration, so that an evaluation that is repeated gives the same."""
+    values = dict(zip(range(5, 45, 5), [1, 5, 2, 6, 3, 4, 4, 4]))
+
+    def train(folder, state=None, stream=None):
+        start = done = state["iteration"] if state else 0
+
+        def counted():
+            nonlocal done  # iterations begun
+            for batch in stream or batches(start=start):
+                done += 1
+                yield batch
+
+        run(folder, state=state, stream=counted(), test=lambda _: {"bbox/AP": values[done]},
+            patience=3, noise=0.3, **BEST)  # fmt: skip
+
+    seeded()
+    train(tmp_path / "whole")
+    seeded()
+    with pytest.raises(Crash):
+        train(tmp_path / "parts", stream=until(batches(), at, crash))
+    state = Checkpointer(tmp_path / "parts").load_latest()
+    if state is None:
+        seeded()
+    train(tmp_path / "parts", state)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+    whole, parts = (torch.load(tmp_path / f / "model_best.pth", weights_only=True)
+                    for f in ("whole", "parts"))  # fmt: skip
+    assert whole["iteration"] == parts["iteration"] == 20
+    assert all(torch.equal(v, parts["model"][k]) for k, v in whole["model"].items())
+    done = read_metrics(tmp_path / "parts" / "metrics.json")
+    train(tmp_path / "parts", Checkpointer(tmp_path / "parts").load_latest())
+    assert read_metrics(tmp_path / "parts" / "metrics.json") == done  # it has ended
+
+
+def test_a_metric_that_no_evaluation_gives_is_an_error(tmp_path):
+    options = BEST | {"best_metric": "bbox/AP5"}
+    with pytest.raises(ValueError, match="BEST.METRIC: bbox/AP5: .* did you mean bbox/AP?"):
+        run(tmp_path, test=scores([1]), **options)

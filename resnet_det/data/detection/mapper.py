@@ -29,7 +29,7 @@ def with_usable_annotations(
     kept = [
         record
         for record in records
-        if any(_usable(annotation, use_difficult) for annotation in record["annotations"])
+        if any(usable(annotation, use_difficult) for annotation in record["annotations"])
     ]
     if len(kept) < len(records):
         logger.info(
@@ -132,8 +132,8 @@ class DetectionMapper:
             boxes, kept = moved(_proposals(record), 0)
             sample["proposals"] = torch.from_numpy(boxes[kept][: self.proposals])
         if self.train:
-            used = [a for a in record["annotations"] if _usable(a, self.use_difficult)]
-            boxes, kept = moved(_xyxy(used), _EMPTY)
+            used = [a for a in record["annotations"] if usable(a, self.use_difficult)]
+            boxes, kept = moved(xyxy(used), _EMPTY)
             classes = np.array([a["category_id"] for a in used], dtype=np.int64)
             sample["boxes"] = torch.from_numpy(boxes[kept])
             sample["classes"] = torch.from_numpy(classes[kept])
@@ -144,14 +144,15 @@ def _channels_first(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def _usable(annotation: dict[str, Any], use_difficult: bool) -> bool:
+def usable(annotation: dict[str, Any], use_difficult: bool) -> bool:
+    """Whether to train on an object: no crowd and, unless ``use_difficult``, not difficult."""
     if annotation.get("iscrowd", 0):
         return False
     return use_difficult or not annotation.get("difficult", 0)
 
 
-def _xyxy(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
-    """The boxes of the annotations as XYXY, float64 (N, 4)."""
+def xyxy(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The boxes of annotations as XYXY, float64 (N, 4)."""
     boxes = np.zeros((len(annotations), 4))
     for box, annotation in zip(boxes, annotations):
         box[:] = annotation["bbox"]

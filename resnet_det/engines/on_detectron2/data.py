@@ -70,7 +70,7 @@ def load_test_sets(cfg: Any) -> dict[str, Dataset]:
     return {name: load_any([name], skip_bad, files) for name, files in test_files(cfg)}
 
 
-def training_records(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
+def load_training_set(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
     """Read the training records, as Detectron2's standard dicts, and the class names.
 
     Raises:

@@ -50,11 +50,19 @@ from ..results import check_expected
 from ..run import make_datasets
 from ..scaling import for_processes
 from .checkpointer import trained
-from .data import check_names, load_test_sets, local_records, training_records
+from .data import check_names, load_test_sets, load_training_set, local_records
 from .evaluation import as_tested, evaluate_model
 from .trainer import Trainer
 
-__all__ = ["check", "check_schedule", "evaluate", "launch", "load_config", "train"]
+__all__ = [
+    "check",
+    "check_schedule",
+    "evaluate",
+    "launch",
+    "load_config",
+    "train",
+    "training_records",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -244,12 +252,23 @@ def prepare(cfg: CfgNode) -> Data:
         ConfigError, DatasetError, ValueError: a key or a dataset is wrong. The message names it.
     """
     make_datasets(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    records, classes = training_records(cfg)
+    records, classes = load_training_set(cfg)
     sets = load_test_sets(cfg)
     tests = match_test_sets(sets, classes, "+".join(cfg.DATASETS.TRAIN), cfg)
     for name, dataset in sets.items():
         check_images(cfg, name, local_records(dataset.records))
     return Data(records, classes, tests)
+
+
+def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
+    """The records to train on, Detectron2's standard dicts.
+
+    Raises:
+        ConfigError, DatasetError, ValueError: see :func:`.data.load_training_set`.
+    """
+    check_names(cfg.DATASETS.TRAIN)
+    make_datasets(*cfg.DATASETS.TRAIN)
+    return load_training_set(cfg)[0]
 
 
 def check_config(cfg: CfgNode, resume: bool) -> None:

@@ -103,7 +103,7 @@ class Simple(SimpleTrainer):
     def stop(self, losses: dict[str, torch.Tensor]) -> None:
         """Save the state before this iteration, and raise FloatingPointError in every process."""
         name = f"not_finite_{self.iter:07d}"
-        path = self.resumable.save(name, self.iter - 1, self.resumable.before)
+        path = self.resumable.save(name, self.iter - 1, self.resumable.before, newest=False)
         batch = getattr(self.data_loader, "current", None)
         raise FloatingPointError(not_finite(self.iter, losses, batch, path))
 
@@ -147,13 +147,14 @@ class Resumable(HookBase):
         self.received: list[int] = []
         self.signals = contextlib.ExitStack()
 
-    def save(self, name: str, iteration: int, state: Any = None) -> Path:
+    def save(self, name: str, iteration: int, state: Any = None, newest: bool = True) -> Path:
         """Write the checkpoint after ``iteration``; call it in every process.
 
         Args:
             name: name of the file, without ".pth".
-            state: this process's random state before an iteration that failed. Such a checkpoint
-                does not become the run's newest. By default the current state is saved.
+            state: this process's random state before an iteration that failed. By default the
+                current state is saved.
+            newest: whether runs resume from this checkpoint.
 
         Returns:
             The path of the checkpoint.
@@ -161,7 +162,7 @@ class Resumable(HookBase):
         self.trainer.iter = iteration  # the file stores it
         distributed.share_buffers(self.checkpointer.model)
         self.states = distributed.all_gather_objects(state or rng_state(self.device))
-        self.checkpointer.save(name, newest=state is None, iteration=iteration)
+        self.checkpointer.save(name, newest=newest, iteration=iteration)
         distributed.barrier()  # now every process may read it
         return self.metrics.with_name(f"{name}.pth")
 

@@ -1,5 +1,6 @@
 """Detectron2's trainer on our nets, datasets and evaluators."""
 
+import contextlib
 import logging
 import weakref
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from ...training.loop import exit_code, undisturbed
 from ...training.precision import amp_dtype
 from ..class_matching import TestSet
 from ..provenance import checkpoint_facts, say_changes
+from .best import Best, StopEarly
 from .checkpointer import Checkpointer
 from .data import Mapper
 from .evaluation import as_tested, evaluate_model
@@ -96,7 +98,8 @@ class Trainer(DefaultTrainer):
         Raises:
             SystemExit: a signal stopped the run. Its checkpoint is saved.
         """
-        TrainerBase.train(self, self.start_iter, self.max_iter)
+        with contextlib.suppress(StopEarly):
+            TrainerBase.train(self, self.start_iter, self.max_iter)
         stop = self.resumable.received
         if stop:  # a signal arrived during the last save or evaluation
             raise SystemExit(exit_code(stop))
@@ -140,6 +143,8 @@ class Trainer(DefaultTrainer):
         at = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
         built.insert(at, self.resumable)
         self._trainer.resumable = self.resumable
+        if self.cfg.RESNET_DET.BEST.METRIC:
+            built.insert(at + 2, Best(self.resumable, self.cfg))
         period, images = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.PRECISE_BN.NUM_ITER
         for hook in built:
             if isinstance(hook, hooks.PreciseBN):  # each continues where the last one stopped

@@ -11,7 +11,7 @@ from embedded_runs import lines
 from resnet_det.commands import train_net
 from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config
-from resnet_det.engines import classifier, embedded, pretrain
+from resnet_det.engines import classifier, embedded, pick, pretrain
 
 
 @pytest.mark.parametrize(
@@ -176,3 +176,25 @@ def test_another_config_than_a_run_began_with_is_said(pretrained, caplog):
         cfg = load_config("detector.yaml", ["RESNET_DET.PRETRAIN", path])
         assert pretrain.needed(cfg) is None
         assert caplog.text.count("SOLVER.MAX_ITER 4, now 9") == words
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["RESNET_DET.BEST.PATIENCE", 2], "BEST.PATIENCE: needs RESNET_DET.BEST.METRIC"),
+        (["RESNET_DET.BEST.METRIC", "bbox/AP", "TEST.EVAL_PERIOD", 0], "TEST.EVAL_PERIOD"),
+        (["RESNET_DET.BEST.METRIC", "bbox/AP", "DATASETS.TEST", ()], "DATASETS.TEST"),
+        (["RESNET_DET.BEST.METRIC", "bbox/AP51"], "bbox/AP51: .* use bbox/AP, or AP50"),
+        (["RESNET_DET.BEST.METRIC", "bbox/AP", "DATASETS.TEST",
+          ("scenes_voc_test", "scenes_coco_test")], "use scenes_voc_test/bbox/AP or scenes_coco_test/"),
+        (["RESNET_DET.EVEN_POSITIVES", True], "EVEN_POSITIVES: needs .*NAME PaperRPN, not RPN"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+)
+def test_keys_that_would_have_no_effect(folder, engine, overrides, words):
+    engine = pick(engine)
+    one = ["DATASETS.TEST", ("scenes_voc_test",), "TEST.EVAL_PERIOD", 2, "MODEL.WEIGHTS", ""]
+    with pytest.raises(ConfigError, match=words):
+        engine.check(engine.load_config("detector.yaml", [*one, *overrides]))
