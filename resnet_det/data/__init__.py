@@ -19,6 +19,7 @@ from .catalog import (
     load_dataset,
     load_datasets,
     missing,
+    published_classes,
     scan_dataset,
     shortfall,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "load_dataset",
     "load_datasets",
     "missing",
+    "published_classes",
     "scan_dataset",
     "shortfall",
 ]
