@@ -3,9 +3,11 @@
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -65,22 +67,33 @@ def read_frames(path: str | Path) -> Iterator[np.ndarray]:
     Raises:
         ImageError: the file is missing or damaged, or holds no video.
     """
+    with _opened(path) as container:
+        for frame in container.decode(video=0):
+            turns = round(frame.rotation / 90)
+            yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+
+
+def frame_rate(path: str | Path) -> Fraction:
+    """Frames per second of a video; 25 if the file does not say.
+
+    Raises:
+        ImageError: see :func:`read_frames`.
+    """
+    with _opened(path) as container:
+        return container.streams.video[0].average_rate or Fraction(25)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """Open a video. Any error from FFmpeg in the body becomes an ImageError."""
     av = _pyav(path)
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ImageError(path, "holds no video")
-            for frame in container.decode(video=0):
-                turns = round(frame.rotation / 90)
-                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+            yield container
     except av.error.FFmpegError as error:
         raise ImageError(path, f"cannot be decoded: {error.strerror}") from error
-
-
-def frame_rate(path: str | Path) -> Fraction:
-    """Frames per second of a video; 25 if the file does not say."""
-    with _pyav(path).open(str(path)) as container:
-        return container.streams.video[0].average_rate or Fraction(25)
 
 
 def write_video(path: str | Path, frames: Iterator[np.ndarray], rate: Fraction) -> None:
