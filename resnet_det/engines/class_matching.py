@@ -265,11 +265,13 @@ def class_names(
 
 
 def check_number(cfg: CfgNode, classes: Sequence[str], source: str) -> None:
-    """Raise ConfigError unless MODEL.ROI_HEADS.NUM_CLASSES is the number of ``classes``."""
-    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and count != len(classes):
+    """Raise ConfigError unless the detector's NUM_CLASSES is the number of ``classes``."""
+    nodes = {"GeneralizedRCNN": "ROI_HEADS", "RetinaNet": "RETINANET"}  # the second: Detectron2's
+    node = nodes.get(cfg.MODEL.META_ARCHITECTURE)
+    if node and cfg.MODEL[node].NUM_CLASSES != len(classes):
         raise ConfigError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES: {count}, but {source} has {len(classes)} classes"
+            f"MODEL.{node}.NUM_CLASSES: {cfg.MODEL[node].NUM_CLASSES}, but {source} has "
+            f"{len(classes)} classes"
         )
 
 

@@ -1,6 +1,7 @@
 """The predictor: kinds of input, batches, checkpoints, and its agreement with Detectron2's own."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -120,6 +121,23 @@ def test_a_list_gives_a_list_in_its_order_and_batches_by_size(predictor):
         assert_equal(found, predictor(pixels))
         assert found.image.shape == pixels.shape
     assert [len(x) for x in predictor((images[0],))] == [len(together[0])]
+
+
+@pytest.mark.parametrize("overrides", [
+    ["INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", [120.0], "MODEL.PIXEL_STD", [57.0]],
+    ["INPUT.FORMAT", "RGB"],
+    ["RESNET_DET.MULTI_SCALE_TEST", (40, 64), "RESNET_DET.BOX_REFINEMENT", True],
+], ids=["grey", "rgb", "appendix"])  # fmt: skip
+@pytest.mark.detectron2
+def test_both_engines_find_the_same_alone_and_in_batches(checkpoint, overrides):
+    path = checkpoint("other.pth", *overrides)
+    images = [image(seed) for seed in range(3)]
+    ours, theirs = (Predictor(path, name, "cpu", 0) for name in ("torchvision", "detectron2"))
+    for found, other, pixels in zip(ours(images), theirs(images), images, strict=True):
+        assert_equal(found, ours(pixels))
+        assert_equal(other, theirs(pixels))
+        np.testing.assert_allclose(found.scores, other.scores, atol=1e-4)
+        np.testing.assert_allclose(found.boxes[:5], other.boxes[:5], atol=1e-2)
 
 
 def test_results_are_in_pixels_of_the_given_image(predictor):
@@ -262,11 +280,38 @@ def test_a_config_and_class_names_complete_bare_weights(checkpoint, predictor, e
         Predictor(bare, engine, "cpu", config=checkpoint.config, overrides=keys)
 
 
+RETINANET = {
+    "VERSION": 2,
+    "MODEL": {
+        "META_ARCHITECTURE": "RetinaNet",
+        "BACKBONE": {"NAME": "cifar_resnet20_retinanet_fpn"},
+        "RESNETS": {"OUT_FEATURES": ["res2", "res3", "res4"]},
+        "FPN": {"IN_FEATURES": ["res2", "res3", "res4"], "OUT_CHANNELS": 16},
+        "ANCHOR_GENERATOR": {"SIZES": [[16], [32], [64], [128], [256]]},
+        "RETINANET": {"IN_FEATURES": ["p0", "p1", "p2", "p3", "p4"], "NUM_CLASSES": 8},
+    },
+    "INPUT": {"MIN_SIZE_TEST": 48},
+}
+
+
 @pytest.mark.detectron2
-def test_an_architecture_of_detectron2s_own_needs_its_whole_config(checkpoint):
-    config = yaml.safe_dump({"MODEL": {"META_ARCHITECTURE": "RetinaNet"}})
-    with pytest.raises(ConfigError, match="retina.pth: carries only a part of its config"):
-        Predictor(checkpoint("retina.pth", config=config), "detectron2", "cpu")
+def test_an_architecture_of_detectron2s_own_needs_its_whole_config(checkpoint, tmp_path):
+    pytest.importorskip("detectron2")
+    from detectron2.modeling import build_model
+
+    from resnet_det.engines.on_detectron2.engine import load_config
+
+    path, weights = tmp_path / "retinanet.yaml", tmp_path / "retinanet.pth"
+    path.write_text(yaml.safe_dump(RETINANET))
+    model = fill(build_model(load_config(path, ["MODEL.DEVICE", "cpu"])))
+    torch.save({"model": model.state_dict(), "meta": {"config": path.read_text()}}, weights)
+    with pytest.raises(ConfigError, match="retinanet.pth: carries only a part of its config"):
+        Predictor(weights, "detectron2", "cpu")
+    with pytest.raises(ConfigError, match="RETINANET.NUM_CLASSES: 8, .* has 7 classes"):
+        Predictor(weights, "detectron2", "cpu", config=path, classes=CLASSES[:7])
+    predictor = Predictor(weights, "detectron2", "cpu", 0.001, config=path, classes=CLASSES)
+    assert set(predictor(image()).names) <= set(CLASSES)
+    assert 0 < len(predictor(image())) <= 100
 
 
 def test_predictor_is_public():
@@ -275,19 +320,20 @@ def test_predictor_is_public():
 
 @pytest.mark.detectron2
 def test_agrees_with_detectron2s_predictor(tmp_path):
-    """Detectron2's own R18-FPN, saved as Detectron2 saves it, without facts."""
+    """Detectron2's own R18-FPN, in a file as those of its model zoo."""
     pytest.importorskip("detectron2")
     from detectron2.config import get_cfg
     from detectron2.engine import DefaultPredictor
     from detectron2.modeling import build_model
 
     width = ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64]  # the embedded engine knows it by the depth
-    path, weights = tmp_path / "config.yaml", tmp_path / "theirs.pth"
+    path, weights = tmp_path / "config.yaml", tmp_path / "theirs.pkl"
     path.write_text(yaml.safe_dump(R18_FPN))
     cfg = get_cfg()
     cfg.merge_from_file(str(path))
     cfg.merge_from_list([*width, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(weights)])
-    torch.save({"model": fill(build_model(cfg)).state_dict()}, weights)
+    arrays = {key: value.numpy() for key, value in fill(build_model(cfg)).state_dict().items()}
+    weights.write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}))
     theirs = DefaultPredictor(cfg)
     # Such weights amplify the rounding of the folded norms of the embedded engine.
     for engine, keys, atol in (("detectron2", width, 1e-6), ("torchvision", [], 2e-2)):
