@@ -125,9 +125,9 @@ def test_a_list_gives_a_list_in_its_order_and_batches_by_size(predictor):
 
 @pytest.mark.parametrize("overrides", [
     ["INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", [120.0], "MODEL.PIXEL_STD", [57.0]],
-    ["INPUT.FORMAT", "RGB"],
+    ["INPUT.FORMAT", "RGB", "MODEL.ROI_HEADS.NAME", "Res5ROIHeads"],
     ["RESNET_DET.MULTI_SCALE_TEST", (40, 64), "RESNET_DET.BOX_REFINEMENT", True],
-], ids=["grey", "rgb", "appendix"])  # fmt: skip
+], ids=["grey", "rgb and stock heads", "appendix"])  # fmt: skip
 @pytest.mark.detectron2
 def test_both_engines_find_the_same_alone_and_in_batches(checkpoint, overrides):
     path = checkpoint("other.pth", *overrides)

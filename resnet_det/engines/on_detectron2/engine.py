@@ -33,6 +33,7 @@ from ...config.defaults import DETECTOR, ConfigError, add_resnet_det_config, fla
 from ...config.loading import find_config, parse_text, read_yaml
 from ...config.messages import examples, explained, fits, wrong_value
 from ...data.loader import check_share
+from ...detector.build import DETECTRON2_BACKBONES
 from ...detector.net_keys import check_appendix
 from ...detector.weights import new_layers
 from ...hints import did_you_mean
@@ -97,10 +98,16 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
 def parse_config(text: str, where: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     """Load the config that a checkpoint carries, with the checks of :func:`load_config`.
 
+    In the embedded engine Res5ROIHeads run the head of any net, which PaperROIHeads do here.
+
     Args:
         where: the checkpoint's path, for error messages.
     """
-    pairs = list(chain.from_iterable(parse_text(text, where).items()))
+    content = parse_text(text, where)
+    own_net = content.get("MODEL.BACKBONE.NAME") not in DETECTRON2_BACKBONES
+    if own_net and content.get("MODEL.ROI_HEADS.NAME") == "Res5ROIHeads":
+        content["MODEL.ROI_HEADS.NAME"] = "PaperROIHeads"
+    pairs = list(chain.from_iterable(content.items()))
     return _load(where, lambda cfg: cfg.merge_from_list(pairs), overrides)
 
 
