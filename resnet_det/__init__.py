@@ -8,7 +8,8 @@ evaluation  VOC and COCO average precision, tables, charts, the report
 config      configs in Detectron2's YAML format: ``get_config("faster_rcnn_R101.yaml")``
 detector    Faster R-CNN, built from a config: ``configure(cfg, "paper_vgg16", head="c4")``
 plugin      nets, RoI heads and datasets in Detectron2's registries
-engines     train and evaluate a config, with Detectron2 or the embedded engine
+engines     train and evaluate a config, with Detectron2 or the embedded engine;
+            ``Predictor(weights)(image)`` finds objects
 reproduce   reproduce the paper's tables
 commands    the commands of ``resnet-det`` and tools/
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .config.defaults import add_resnet_det_config
     from .data.catalog import register_coco, register_voc
     from .detector.configure import configure
+    from .engines.predictor import Predictor
     from .nets import NETS, build_net
     from .plugin.backbones import PaperBackbone as PaperBackbone
     from .plugin.roi_heads import PaperROIHeads as PaperROIHeads
@@ -37,6 +39,7 @@ __version__ = "0.2.0"
 # Without the names that need Detectron2, so that ``from resnet_det import *`` works without it.
 __all__ = [
     "NETS",
+    "Predictor",
     "__version__",
     "add_resnet_det_config",
     "build_net",
@@ -51,6 +54,7 @@ _HOMES = {
     "build_net": "nets",
     "add_resnet_det_config": "config.defaults",
     "configure": "detector.configure",
+    "Predictor": "engines.predictor",
     "register_coco": "data.catalog",
     "register_voc": "data.catalog",
     "PaperBackbone": "plugin.backbones",

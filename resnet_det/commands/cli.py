@@ -82,7 +82,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="auto",
         choices=ENGINES,
-        help="engine that trains the detector; auto (the default) is Detectron2 if it is "
+        help="engine of the detector; auto (the default) is Detectron2 if it is "
         "installed, otherwise the embedded engine, torchvision",
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..hints import did_you_mean
 from ..records import DatasetError
+from ..weights.class_names import COCO
 from .check import Report
 from .classification.cifar10 import SPLITS as CIFAR10_SPLITS
 from .classification.cifar10 import Cifar10
@@ -195,6 +196,14 @@ def _find(name: str, task: str | None = None) -> DatasetSpec:
         else f"unknown dataset {name!r}"
     )
     raise UnknownDataset(f"{what}{hint}")
+
+
+def published_classes(name: str) -> tuple[str, ...] | None:
+    """The class names of a detection dataset, if they are known without reading its files."""
+    spec = DATASETS.get(name)
+    if isinstance(spec, VocFolder):
+        return spec.classes
+    return COCO if isinstance(spec, CocoJson) and spec.official else None
 
 
 def check_names(names: Iterable[str]) -> None:

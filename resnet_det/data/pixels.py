@@ -58,7 +58,7 @@ def read_image(path: Source, format: str = "BGR") -> np.ndarray:
     if format not in FORMATS:
         raise ValueError(f"INPUT.FORMAT: {format!r}: use one of {', '.join(FORMATS)}")
     with _opened(path) as image:
-        return _as_array(upright_rgb(image, path), format)
+        return as_array(upright_rgb(image, path), format)
 
 
 def check_size(image: np.ndarray, record: Mapping[str, Any]) -> None:
@@ -74,7 +74,7 @@ def check_size(image: np.ndarray, record: Mapping[str, Any]) -> None:
     raise ImageError(path, what)
 
 
-def upright_rgb(image: Image.Image, path: Source) -> Image.Image:
+def upright_rgb(image: Image.Image, path: Source, turn: bool = True) -> Image.Image:
     """Decode an opened PIL image to 8-bit RGB, turned upright by its EXIF orientation.
 
     | mode | becomes |
@@ -86,12 +86,13 @@ def upright_rgb(image: Image.Image, path: Source) -> Image.Image:
 
     Args:
         path: the file's name, for errors.
+        turn: False keeps the orientation in which the pixels are stored.
 
     Raises:
         ImageError: the image has another mode, or values whose range the file does not declare.
     """
     white, inverted = _declared_white(image), _white_is_zero(image)
-    if _orientation(image) != 1:
+    if turn and _orientation(image) != 1:
         image.info.pop("exif", None)  # Pillow would rewrite the tag, which fails if it is damaged
         image = ImageOps.exif_transpose(image)
     image.load()
@@ -178,11 +179,14 @@ def read_crop(
         crop = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
         if mirror:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return _as_array(crop, format)
+        return as_array(crop, format)
 
 
-def _as_array(image: Image.Image, format: str) -> np.ndarray:
-    """An RGB image as an array. Pillow reorders channels several times faster than numpy."""
+def as_array(image: Image.Image, format: str) -> np.ndarray:
+    """An RGB image as an array (h, w, channels), in one of ``FORMATS``.
+
+    Pillow reorders channels several times faster than numpy.
+    """
     if format == "L":
         image = image.convert("L")
     content = bytearray(image.tobytes("raw", format))

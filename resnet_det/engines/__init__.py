@@ -6,9 +6,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from fvcore.common.config import CfgNode
 
 ENGINES = ("auto", "detectron2", "torchvision")
+
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes (N, 4), scores (N,), classes (N,)
+
+
+class Detector(Protocol):
+    """A trained detector that is ready to run: an engine's, or one in another runtime.
+
+    Attributes:
+        classes: class names, in the order of the class indices.
+    """
+
+    classes: tuple[str, ...]
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Found]:
+        """Detect the objects in RGB images, uint8 (H, W, 3), which all have the same size.
+
+        Returns:
+            Per image: boxes float32 (N, 4), x1 y1 x2 y2 in its pixels; scores float32 (N,); and
+            classes int64 (N,), by descending score.
+        """
 
 
 class Engine(Protocol):
@@ -36,6 +57,25 @@ class Engine(Protocol):
 
     def evaluate(self, cfg: CfgNode) -> dict[str, float]:
         """Evaluate ``MODEL.WEIGHTS`` and return the metrics in the main process."""
+
+    def load_detector(
+        self,
+        weights: str | Path,
+        config: str | Path | None = None,
+        overrides: Sequence[Any] = (),
+        *,
+        score_thresh: float,
+        classes: Sequence[str] | None = None,
+    ) -> Detector:
+        """Load a trained detector, as its config tests it. (A classifier's engine lacks this.)
+
+        Args:
+            weights: a checkpoint.
+            config: a YAML config that replaces the one in the checkpoint.
+            overrides: ``KEY, VALUE, ...`` that override the config.
+            score_thresh: the detector returns at least the objects that score as much.
+            classes: class names that replace those in the checkpoint.
+        """
 
     def launch(self, main: Callable[..., Any], *args: Any, **processes: Any) -> Any:
         """Run ``main(*args)`` in processes; see :func:`resnet_det.training.distributed.launch`."""

@@ -174,6 +174,32 @@ def check_testable(cfg: CfgNode) -> None:
         )
 
 
+def as_predictor(cfg: CfgNode, score_thresh: float) -> CfgNode:
+    """A copy of a detector's config whose score threshold is at most ``score_thresh``.
+
+    A lower threshold stays, because box voting also uses the boxes of lower scores.
+
+    Raises:
+        ConfigError: the config's model does not find objects in an image alone.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name in ("ProposalNetwork", "SemanticSegmentor"):
+        raise ConfigError(f"MODEL.META_ARCHITECTURE: {name}: finds no objects: give a detector")
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise ConfigError(
+            "MODEL.LOAD_PROPOSALS: True: this detector needs the proposals of each image: evaluate "
+            "it with tools/train_net.py"
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    for node in ("ROI_HEADS", "RETINANET"):  # the second is Detectron2's alone
+        if node in cfg.MODEL:
+            part = cfg.MODEL[node]
+            part.SCORE_THRESH_TEST = min(part.SCORE_THRESH_TEST, score_thresh)
+    cfg.freeze()
+    return cfg
+
+
 def proposal_files(cfg: CfgNode, split: str) -> tuple[str, ...]:
     """The files of precomputed proposals, one per dataset, or () without MODEL.LOAD_PROPOSALS.
 

@@ -6,7 +6,7 @@ that name the same classes differently. Both engines share this module.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -238,12 +238,40 @@ def match_test_sets(
     }
 
 
+def class_names(
+    cfg: CfgNode,
+    facts: Facts,
+    given: Sequence[str] | None,
+    of_dataset: Callable[[str], Sequence[str] | None],
+) -> tuple[str, ...]:
+    """The class names of a trained detector: those given, its checkpoint's, or its datasets'.
+
+    Args:
+        facts: the facts of its checkpoint, ``MODEL.WEIGHTS``.
+        given: names that replace the checkpoint's.
+        of_dataset: returns the class names of a dataset, or None if they are not known.
+
+    Raises:
+        ConfigError: nothing names the classes, or the config has another number of classes.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    sources = [("the argument classes", given), (weights, facts.get("classes"))]
+    sources += [(name, of_dataset(name)) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
+    for source, names in sources:
+        if names is not None:
+            check_number(cfg, names, source)
+            return tuple(names)
+    raise ConfigError(f"{weights}: does not name its classes: give their names, in order")
+
+
 def check_number(cfg: CfgNode, classes: Sequence[str], source: str) -> None:
-    """Raise ConfigError unless MODEL.ROI_HEADS.NUM_CLASSES is the number of ``classes``."""
-    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and count != len(classes):
+    """Raise ConfigError unless the detector's NUM_CLASSES is the number of ``classes``."""
+    nodes = {"GeneralizedRCNN": "ROI_HEADS", "RetinaNet": "RETINANET"}  # the second: Detectron2's
+    node = nodes.get(cfg.MODEL.META_ARCHITECTURE)
+    if node and cfg.MODEL[node].NUM_CLASSES != len(classes):
         raise ConfigError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES: {count}, but {source} has {len(classes)} classes"
+            f"MODEL.{node}.NUM_CLASSES: {cfg.MODEL[node].NUM_CLASSES}, but {source} has "
+            f"{len(classes)} classes"
         )
 
 

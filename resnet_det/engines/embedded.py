@@ -4,7 +4,7 @@ It needs no Detectron2. This module implements the interface :class:`resnet_det.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..config import loading
 from ..config.checks import check_users
 from ..config.defaults import DETECTOR, ConfigError
 from ..config.loading import parse_config
-from ..data import check_names, load_dataset
+from ..data import check_names, load_dataset, published_classes
 from ..data.detection import proposals
 from ..data.loader import training_batches
 from ..detector.build import build_model
@@ -24,23 +24,17 @@ from ..detector.weights import new_layers
 from ..training import distributed
 from ..training.distributed import launch
 from ..weights.loading import read
-from ..weights.published import find as find_published
 from .checks import (
+    as_predictor,
     check_schedule,
     check_testable,
     check_trainable,
 )
-from .class_matching import check_resumed, match_test_sets
-from .embedded_data import (
-    prepare,
-    read_test_sets,
-    test_mapper,
-    training_mapper,
-    training_records,
-)
-from .embedded_evaluation import as_tested, detect, evaluate_model, load_to_train, trained
+from .class_matching import check_resumed, class_names, match_test_sets
+from .embedded_data import prepare, read_test_sets, training_mapper, training_records
+from .embedded_evaluation import Detector, as_tested, detect, evaluate_model, load_to_train, trained
 from .own_classes import fit_to_training_set, fit_to_weights
-from .provenance import checkpoint_facts
+from .provenance import checkpoint_facts, stored_config
 from .results import check_expected
 from .run import (
     build_trainer,
@@ -58,7 +52,7 @@ __all__ = [
     "evaluate",
     "launch",
     "load_config",
-    "predictor",
+    "load_detector",
     "train",
     "training_records",
 ]
@@ -210,45 +204,31 @@ def propose(cfg: CfgNode, name: str, path: str) -> None:
     distributed.barrier()
 
 
-def predictor(
-    weights: str, overrides: Sequence[Any] = ()
-) -> tuple[Callable[[str], dict[str, np.ndarray]], tuple[str, ...]]:
-    """Return a function that detects the objects in an image, built from a checkpoint alone.
+def load_detector(
+    weights: str | Path,
+    config: str | Path | None = None,
+    overrides: Sequence[Any] = (),
+    *,
+    score_thresh: float,
+    classes: Sequence[str] | None = None,
+) -> Detector:
+    """Load a trained detector, as its config tests it.
 
     Args:
-        weights: a checkpoint that :func:`train` wrote, which holds its config and classes, or the
-            address of a published detector (:data:`resnet_det.weights.published.PUBLISHED`).
-        overrides: ``KEY, VALUE`` pairs that override its config.
-
-    Returns:
-        (function, tuple of class names). The function maps the path of an image to a dict with
-        ``boxes`` (N, 4), ``scores`` (N,) and ``classes`` (N,), numpy arrays.
+        weights, config, overrides, score_thresh, classes: see
+            :meth:`resnet_det.engines.Engine.load_detector`.
 
     Raises:
-        ConfigError: the file carries no config or classes.
+        ConfigError, WeightsError: a key or the file is wrong. The message names it.
     """
     state, facts = read(weights)
     overrides = ["MODEL.WEIGHTS", str(weights), *overrides]
-    entry = find_published(weights)
-    if entry and entry.config:
-        cfg = load_config(entry.config, overrides)
-    elif {"config", "classes"} <= facts.keys():
-        cfg = parse_config(facts["config"], weights, overrides)
+    if config is None:
+        cfg = parse_config(stored_config(facts, weights), weights, overrides)
     else:
-        raise ConfigError(
-            f"{weights}: carries no config or classes; give a checkpoint of tools/train_net.py, or "
-            "the address of a detector in docs/weights.md"
-        )
+        cfg = load_config(config, overrides)
+    cfg = as_predictor(cfg, score_thresh)
     check_model(cfg)
-    device = torch.device(cfg.MODEL.DEVICE)
-    classes = tuple(facts["classes"])
-    model, _ = trained(cfg, device, (state, facts))
-    model = as_tested(model, cfg, device, classes).eval()
-    mapper = test_mapper(cfg)
-
-    @torch.no_grad()
-    def predict(path: str | Path):
-        sample = mapper({"file_name": path, "image_id": path}, np.random.default_rng(0))
-        return {key: value.cpu().numpy() for key, value in model([sample])[0].items()}
-
-    return predict, classes
+    names = class_names(cfg, facts, classes, published_classes)
+    model, _ = trained(cfg, cfg.MODEL.DEVICE, (state, facts))
+    return Detector(as_tested(model, cfg, cfg.MODEL.DEVICE, names), cfg, names)

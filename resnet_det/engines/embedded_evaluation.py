@@ -4,14 +4,16 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from ..config.defaults import ConfigError
 from ..config.loading import parse_config
-from ..data import Dataset
+from ..data import Dataset, pixels
 from ..data.loader import test_batches
 from ..detector.build import build_improved, build_model, in_test
 from ..detector.weights import check_statistics, fit_detector, fit_trained, new_layers
@@ -19,6 +21,7 @@ from ..files import safe_name
 from ..training import distributed
 from ..weights.facts import Facts, check_facts
 from ..weights.loading import State, read
+from . import Found
 from .class_matching import TestSet, keep_shared_classes
 from .embedded_data import test_mapper
 from .provenance import ensemble
@@ -92,6 +95,34 @@ def as_tested(
         detectors.append(trained(own, device, (member.state, member.facts))[0])
         orders.append(member.order)
     return build_improved(detectors, cfg, orders)
+
+
+class Detector:
+    """A model that is ready to run; see :class:`resnet_det.engines.Detector`.
+
+    Args:
+        model: from :func:`as_tested`.
+        classes: its class names.
+    """
+
+    def __init__(self, model: nn.Module, cfg: CfgNode, classes: tuple[str, ...]) -> None:
+        self.model, self.classes = model.eval(), classes
+        self.mapper = test_mapper(cfg)
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Found]:
+        return [
+            (
+                found["boxes"].float().cpu().numpy(),
+                found["scores"].float().cpu().numpy(),
+                found["classes"].cpu().numpy(),
+            )
+            for found in self.model([self._sample(image) for image in images])
+        ]
+
+    def _sample(self, image: np.ndarray) -> dict[str, Any]:
+        image = pixels.as_array(Image.fromarray(image), self.mapper.format)
+        return self.mapper.sample(image, {}, np.random.default_rng(0))
 
 
 @torch.no_grad()

@@ -91,6 +91,17 @@ def say_changes(facts: Facts, cfg: CfgNode, path: str | Path, keys: str = "") ->
         logger.warning("%s: was trained with another config: %s", path, "; ".join(changed))
 
 
+def stored_config(facts: Facts, weights: str | Path) -> str:
+    """The config that a checkpoint carries, as text.
+
+    Raises:
+        ConfigError: it carries none.
+    """
+    if "config" not in facts:
+        raise ConfigError(f"{weights}: carries no config: name the config file that it belongs to")
+    return facts["config"]
+
+
 @dataclass(frozen=True)
 class Member:
     """A further detector of an ensemble.

@@ -1,4 +1,7 @@
-"""Write ``report.html``: one self-contained page that shows a run, without network or scripts."""
+"""Write ``report.html``: one self-contained page that shows a run, without network or scripts.
+
+Also the pages of tables and of galleries.
+"""
 
 import base64
 import io
@@ -107,6 +110,37 @@ def write_tables(
         tables=tables,
         figures={caption: _base64(Path(svg).read_bytes()) for caption, svg in figures.items()},
     )
+
+
+class GalleryPicture(NamedTuple):
+    """A drawn image or video of a gallery.
+
+    Attributes:
+        file: its path, relative to the page.
+        source: the file that was given.
+        objects: a line about the objects that were found.
+        video: whether it is a video.
+    """
+
+    file: str
+    source: str
+    objects: str
+    video: bool = False
+
+
+def write_gallery(
+    path: str | Path, title: str, pictures: Sequence[GalleryPicture], facts: Mapping[str, Any]
+) -> Path:
+    """Write a page that shows pictures and videos, which lie in its folder.
+
+    Args:
+        path: path of the page; its folder is created if absent.
+        facts: name -> value for the head of the page.
+
+    Returns:
+        The path.
+    """
+    return _write_page(Path(path), "gallery.html.j2", title=title, pictures=pictures, facts=facts)
 
 
 _TEMPLATES = jinja2.Environment(

@@ -19,8 +19,9 @@ COCO = (
     "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
 
-# Ids from 1 to 90 that COCO's detection task does not use.
+# COCO's category ids of these classes: those of the categories that were dropped are unused.
 _UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-_names = iter(COCO)
+COCO_IDS = tuple(i for i in range(1, 91) if i not in _UNUSED)
+_names = dict(zip(COCO_IDS, COCO))
 # torchvision's detectors have one class for each id.
-COCO_BY_ID = tuple(f"unused {i}" if i in _UNUSED else next(_names) for i in range(1, 91))
+COCO_BY_ID = tuple(_names.get(i, f"unused {i}") for i in range(1, 91))

@@ -9,6 +9,7 @@ from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import parse_config
 from resnet_det.detector.build import build_model
 from resnet_det.engines import embedded
+from resnet_det.engines.predictor import Predictor
 from resnet_det.engines.provenance import checkpoint_facts
 
 
@@ -38,13 +39,16 @@ def photograph(tmp_path):
     return path
 
 
+def detect(photograph, path, overrides=()):
+    found = Predictor(path, "torchvision", "cpu", 0, overrides=overrides)(photograph)
+    return {key: getattr(found, key) for key in ("boxes", "scores", "classes")}
+
+
 def test_an_ensemble_of_a_model_with_itself_is_the_model(checkpoint, photograph):
     path = checkpoint("one")
-    alone, _ = embedded.predictor(path)
     for overrides in ([], ["RESNET_DET.BOX_REFINEMENT", True]):
-        alone, _ = embedded.predictor(path, overrides)
-        twice, _ = embedded.predictor(path, ["RESNET_DET.ENSEMBLE", (path,), *overrides])
-        expected, found = alone(photograph), twice(photograph)
+        expected = detect(photograph, path, overrides)
+        found = detect(photograph, path, ["RESNET_DET.ENSEMBLE", (path,), *overrides])
         assert len(expected["scores"]) > 5
         for key, value in expected.items():
             np.testing.assert_allclose(found[key], value, atol=1e-3, rtol=1e-4)
@@ -66,8 +70,7 @@ def test_members_whose_classes_are_in_another_order_are_matched_by_name(
     turned = str(tmp_path / "turned.pth")
     torch.save(file, turned)
     expected, found = (
-        embedded.predictor(one, ["RESNET_DET.ENSEMBLE", (path,)])[0](photograph)
-        for path in (two, turned)
+        detect(photograph, one, ["RESNET_DET.ENSEMBLE", (path,)]) for path in (two, turned)
     )
     assert len(set(expected["classes"])) > 1
     assert found["classes"].tolist() == expected["classes"].tolist()
@@ -75,7 +78,7 @@ def test_members_whose_classes_are_in_another_order_are_matched_by_name(
         np.testing.assert_allclose(found[key], value, atol=1e-4, rtol=1e-5)
     # By their order they are another three classes.
     keys = ["RESNET_DET.ENSEMBLE", (turned,), "RESNET_DET.CLASSES_BY_ORDER", True]
-    by_order = embedded.predictor(one, keys)[0](photograph)
+    by_order = detect(photograph, one, keys)
     assert by_order["scores"][:5].tolist() != pytest.approx(expected["scores"][:5].tolist())
 
 
@@ -84,12 +87,11 @@ def test_members_of_an_ensemble_bring_their_own_nets(checkpoint, photograph):
     two = checkpoint("two", "MODEL.BACKBONE.NAME", "cifar_plain20", "RESNET_DET.GLOBAL_CONTEXT",
                      True, "MODEL.PIXEL_STD", [50.0] * 3)  # fmt: skip
     results = [
-        embedded.predictor(a, ["RESNET_DET.ENSEMBLE", b])[0](photograph)
-        for a, b in ((one, (two,)), (two, (one,)))
+        detect(photograph, a, ["RESNET_DET.ENSEMBLE", b]) for a, b in ((one, (two,)), (two, (one,)))
     ]
     for key, value in results[0].items():
         np.testing.assert_allclose(results[1][key], value, atol=1e-3, rtol=1e-4)
-    alone = embedded.predictor(one)[0](photograph)
+    alone = detect(photograph, one)
     assert alone["scores"][:5].tolist() != pytest.approx(
         results[0]["scores"][:5].tolist(), abs=1e-3
     )
@@ -100,13 +102,13 @@ def test_context_of_the_file_and_of_the_config_must_agree(checkpoint, trained):
     path = checkpoint("one", "RESNET_DET.GLOBAL_CONTEXT", trained)
     words = f"one.pth: was trained with RESNET_DET.GLOBAL_CONTEXT {trained}, but .* {not trained}"
     with pytest.raises(ConfigError, match=words):
-        embedded.predictor(path, ["RESNET_DET.GLOBAL_CONTEXT", not trained])
+        Predictor(path, "torchvision", overrides=["RESNET_DET.GLOBAL_CONTEXT", not trained])
     text = torch.load(path, weights_only=True)["meta"]["config"]
     keys = ["MODEL.WEIGHTS", path, "RESNET_DET.GLOBAL_CONTEXT", not trained]
     cfg = parse_config(text, path, keys)
     with pytest.raises(ConfigError, match=words):  # at the start of a training too
         embedded.load_to_train(build_model(cfg), cfg, ["star"])
-    embedded.predictor(path)
+    Predictor(path, "torchvision")
 
 
 def test_members_that_do_not_fit_are_refused(checkpoint, config, tmp_path):
@@ -116,10 +118,10 @@ def test_members_that_do_not_fit_are_refused(checkpoint, config, tmp_path):
         (checkpoint("rgb", "INPUT.FORMAT", "RGB"), "rgb.pth: was trained with INPUT.FORMAT RGB"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"RESNET_DET.ENSEMBLE: .*{words}"):
-            embedded.predictor(one, ["RESNET_DET.ENSEMBLE", (other,)])
+            Predictor(one, "torchvision", overrides=["RESNET_DET.ENSEMBLE", (other,)])
     bare = tmp_path / "bare.pth"
     torch.save(torch.load(one, weights_only=True)["model"], bare)
     with pytest.raises(ConfigError, match="bare.pth: carries no config"):
-        embedded.predictor(one, ["RESNET_DET.ENSEMBLE", (str(bare),)])
+        Predictor(one, "torchvision", overrides=["RESNET_DET.ENSEMBLE", (str(bare),)])
     with pytest.raises(ConfigError, match="RESNET_DET.ENSEMBLE: is only for testing"):
         embedded.train(config("RESNET_DET.ENSEMBLE", (one,)))

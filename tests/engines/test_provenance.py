@@ -11,6 +11,7 @@ from small_configs import DETECTOR
 
 from resnet_det.detector.build import build_model
 from resnet_det.engines import embedded, provenance
+from resnet_det.engines.predictor import Predictor
 from resnet_det.weights import loading
 
 
@@ -83,7 +84,7 @@ def checkpoint(tmp_path):
 
 def test_a_predictor_and_its_ensemble_read_each_file_once(checkpoint, reads):
     one, two = checkpoint("one.pth"), checkpoint("two.pth")
-    embedded.predictor(one, ["RESNET_DET.ENSEMBLE", (two,)])
+    Predictor(one, "torchvision", overrides=["RESNET_DET.ENSEMBLE", (two,)])
     assert reads == ["one.pth", "two.pth"]
 
 

@@ -6,6 +6,7 @@ import math
 import re
 from html.parser import HTMLParser
 
+import browser
 import numpy as np
 import pytest
 from PIL import Image
@@ -110,6 +111,14 @@ def test_hostile_names_are_shown_not_obeyed(page):
     assert parsed.text.count(HOSTILE) >= 6  # title, heading, fact, data set, class in both sets
     assert f"{HOSTILE_FILE}4.jpg" in parsed.text
     assert all(not name.startswith("on") for _, attrs in parsed.tags for name in attrs)
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="Chromium is not installed")
+def test_a_browser_shows_every_picture_without_an_error(page, tmp_path):
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    with browser.Browser() as chromium:
+        errors, shown, unloaded = chromium.open(tmp_path / "report.html")
+    assert (errors, unloaded) == ([], []) and shown == len(Page(page).all("img")) == 16
 
 
 def test_self_contained(page):

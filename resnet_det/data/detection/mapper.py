@@ -100,8 +100,14 @@ class DetectionMapper:
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         image = pixels.read_image(record["file_name"], self.format)
-        height, width = image.shape[:2]
         pixels.check_size(image, record)
+        return self.sample(image, record, rng)
+
+    def sample(
+        self, image: np.ndarray, record: dict[str, Any], rng: np.random.Generator
+    ) -> dict[str, Any]:
+        """Make the sample of a record whose image, uint8 (h, w, channels), is already read."""
+        height, width = image.shape[:2]
         short = draw_size(self.short_sizes, self.sampling, rng)
         new_height, new_width = pixels.resized_shape(height, width, short, self.max_size)
         mirror = self.flip == "horizontal" and rng.random() < 0.5
@@ -109,13 +115,10 @@ class DetectionMapper:
         image = pixels.resize(image, new_height, new_width)
         if mirror:
             image = pixels.flip_image(image)
-        sample = {
-            "file_name": record["file_name"],
-            "image_id": record["image_id"],
-            "height": height,
-            "width": width,
-            "image": _channels_first(image),
+        sample: dict[str, Any] = {
+            key: record[key] for key in ("file_name", "image_id") if key in record
         }
+        sample |= {"height": height, "width": width, "image": _channels_first(image)}
         if self.scales:
             sample["scales"] = [_channels_first(other) for other in others]
 

@@ -106,7 +106,9 @@ class Checkpointer(DetectionCheckpointer):
             content = {"matching_heuristics": True, "__author__": "Caffe2"}
         kept = {key: own[key].clone() for key in self.fresh}
         self._log_incompatible_keys(self._load_model({**content, **stored, "model": tensors}))
-        self.model.load_state_dict(kept, strict=False)
+        loaded = self.model.state_dict()
+        for key, value in kept.items():  # Detectron2's FrozenBatchNorm2d resets what a dict lacks
+            loaded[key].copy_(value)
         return facts
 
     def _load_file(self, filename: str) -> dict[str, Any]:

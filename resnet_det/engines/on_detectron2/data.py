@@ -32,7 +32,7 @@ from ...data import (
 )
 from ...data.detection import voc
 from ...data.detection.mapper import with_usable_annotations
-from ...data.pixels import FORMATS, at_scales, check_size, read_image
+from ...data.pixels import FORMATS, as_array, at_scales, check_size, read_image
 from ..checks import proposal_files, test_files
 from ..class_matching import check_number
 
@@ -42,6 +42,11 @@ logger = logging.getLogger(__name__)
 def check_names(names: Sequence[str]) -> None:
     """Raise UnknownDataset, with similar names, unless all are in Detectron2's catalog."""
     data.check_names(name for name in names if name not in DatasetCatalog)
+
+
+def known_classes(name: str) -> Sequence[str] | None:
+    """The class names of a dataset, if they are known without reading its files."""
+    return MetadataCatalog.get(name).get("thing_classes") or data.published_classes(name)
 
 
 def load_any(names: Sequence[str], skip_bad: bool = False, files: Sequence[str] = ()) -> Dataset:
@@ -145,6 +150,14 @@ class Mapper(DatasetMapper):
         check_size(image, sample | {"file_name": PathManager.get_local_path(sample["file_name"])})
         sample.setdefault("height", image.shape[0])
         sample.setdefault("width", image.shape[1])
+        return self.sample(image, sample)
+
+    def sample(self, image: np.ndarray, sample: dict[str, Any]) -> dict[str, Any]:
+        """Make a sample of a record and its image, (h, w, channels) in INPUT.FORMAT.
+
+        Args:
+            sample: the record; it becomes the sample.
+        """
         if self.scales:
             others = at_scales(image, self.scales, *self.size)
             sample["scales"] = [torch.from_numpy(x.transpose(2, 0, 1).copy()) for x in others]
@@ -179,7 +192,13 @@ def read(file_name: str, format: str) -> np.ndarray:
     path = PathManager.get_local_path(file_name)
     if format in FORMATS:
         return read_image(path, format)
-    return convert_PIL_to_numpy(Image.fromarray(read_image(path, "RGB")), format)
+    return in_format(read_image(path, "RGB"), format)
+
+
+def in_format(image: np.ndarray, format: str) -> np.ndarray:
+    """Convert RGB pixels, uint8 (h, w, 3), to any value of INPUT.FORMAT that Detectron2 accepts."""
+    picture = Image.fromarray(image)
+    return as_array(picture, format) if format in FORMATS else convert_PIL_to_numpy(picture, format)
 
 
 def local_records(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

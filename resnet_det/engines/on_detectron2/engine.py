@@ -5,7 +5,8 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,29 +30,40 @@ from ...config.checks import (
     resolve_device,
 )
 from ...config.defaults import DETECTOR, ConfigError, add_resnet_det_config, flatten
-from ...config.loading import find_config, read_yaml
+from ...config.loading import find_config, parse_text, read_yaml
 from ...config.messages import examples, explained, fits, wrong_value
 from ...data.loader import check_share
+from ...detector.build import DETECTRON2_BACKBONES
 from ...detector.net_keys import check_appendix
 from ...detector.weights import new_layers
 from ...hints import did_you_mean
 from ...training import Checkpointer as Files
 from ...training import alone_in, distributed
 from ...training.distributed import launch
+from ...weights.facts import check_stored
+from ...weights.files import read_file
 from ..checks import (
+    as_predictor,
     check_images,
     check_output,
     check_testable,
     check_trainable,
 )
-from ..class_matching import TestSet, match_test_sets
+from ..class_matching import TestSet, class_names, match_test_sets
 from ..own_classes import fit_to_training_set, fit_to_weights
+from ..provenance import stored_config
 from ..results import check_expected
 from ..run import make_datasets
 from ..scaling import for_processes
 from .checkpointer import trained
-from .data import check_names, load_test_sets, load_training_set, local_records
-from .evaluation import as_tested, evaluate_model
+from .data import (
+    check_names,
+    known_classes,
+    load_test_sets,
+    load_training_set,
+    local_records,
+)
+from .evaluation import Detector, as_tested, evaluate_model
 from .trainer import Trainer
 
 __all__ = [
@@ -60,6 +72,7 @@ __all__ = [
     "evaluate",
     "launch",
     "load_config",
+    "load_detector",
     "train",
     "training_records",
 ]
@@ -95,25 +108,48 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
         ConfigError: a file, key or value is invalid. The message names it, and similar valid keys.
         DatasetError: the user's own training set is absent.
     """
+    file = str(find_config(path))
+    cfg = _load(path, lambda cfg: cfg.merge_from_file(file), overrides)
+    return fit_to_training_set(cfg, overrides)
+
+
+def parse_config(text: str, where: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
+    """Load the config that a checkpoint carries, with the checks of :func:`load_config`.
+
+    In the embedded engine Res5ROIHeads run the head of any net, which PaperROIHeads do here.
+
+    Args:
+        where: the checkpoint's path, for error messages.
+    """
+    content = parse_text(text, where)
+    own_net = content.get("MODEL.BACKBONE.NAME") not in DETECTRON2_BACKBONES
+    if own_net and content.get("MODEL.ROI_HEADS.NAME") == "Res5ROIHeads":
+        content["MODEL.ROI_HEADS.NAME"] = "PaperROIHeads"
+    pairs = list(chain.from_iterable(content.items()))
+    return _load(where, lambda cfg: cfg.merge_from_list(pairs), overrides)
+
+
+def _load(
+    where: str | Path, merge_content: Callable[[CfgNode], None], overrides: Sequence[Any]
+) -> CfgNode:
     cfg = _File(get_cfg())
     add_resnet_det_config(cfg)
-    file = str(find_config(path))
     overrides = list(overrides)
     if len(overrides) % 2:
         raise ConfigError(f"overrides {overrides}: give pairs KEY VALUE")
     known = examples(flatten(cfg))
-    for where, merge in (
-        (path, lambda: cfg.merge_from_file(file)),
-        ("command line", lambda: cfg.merge_from_list(overrides)),
+    for source, merge in (
+        (where, merge_content),
+        ("command line", lambda cfg: cfg.merge_from_list(overrides)),
     ):
         images = cfg.SOLVER.IMS_PER_BATCH
         try:
-            merge()
+            merge(cfg)
             _check_lists(cfg, known)
         except ConfigError:
             raise
         except (KeyError, ValueError, AssertionError, TypeError, AttributeError, OSError) as error:
-            raise ConfigError(f"{where}: {_explained(str(error.args[0]), known)}") from error
+            raise ConfigError(f"{source}: {_explained(str(error.args[0]), known)}") from error
     cfg = CfgNode(cfg)
     resolve_device(cfg)
     check_lengths(cfg)
@@ -123,7 +159,7 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     check_users(cfg, DETECTOR, "RESNET_DET.")
     check_ranges(cfg, "RESNET_DET.")
     cfg.freeze()
-    return fit_to_training_set(cfg, overrides)
+    return cfg
 
 
 def _check_lists(cfg: CfgNode, known: dict[str, Any]) -> None:
@@ -235,6 +271,51 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
         if comm.is_main_process():
             check_expected(cfg, metrics)
     return metrics
+
+
+def load_detector(
+    weights: str | Path,
+    config: str | Path | None = None,
+    overrides: Sequence[Any] = (),
+    *,
+    score_thresh: float,
+    classes: Sequence[str] | None = None,
+) -> Detector:
+    """Load a trained detector, as its config tests it.
+
+    Args:
+        weights, config, overrides, score_thresh, classes: see
+            :meth:`resnet_det.engines.Engine.load_detector`.
+
+    Raises:
+        ConfigError, WeightsError: a key or the file is wrong. The message names it.
+    """
+    overrides = ["MODEL.WEIGHTS", str(weights), *overrides]
+    if config is None:
+        stored = check_stored(read_file(weights)[1].get("meta", {}), weights)
+        cfg = parse_config(stored_config(stored, weights), weights, overrides)
+        _check_whole(cfg)
+    else:
+        cfg = load_config(config, overrides)
+    cfg = as_predictor(cfg, score_thresh)
+    check_model(cfg)
+    model, facts = trained(cfg)
+    names = class_names(cfg, facts, classes, known_classes)
+    return Detector(as_tested(model, cfg, names), cfg, names)
+
+
+def _check_whole(cfg: CfgNode) -> None:
+    """Raise ConfigError if a config from a checkpoint lacks the keys of its architecture.
+
+    A checkpoint carries only the keys that the embedded engine knows.
+    """
+    try:
+        check_ranges(cfg, "MODEL.")
+    except ConfigError as error:
+        raise ConfigError(
+            f"{cfg.MODEL.WEIGHTS}: carries only a part of its config, without the keys of this "
+            "architecture: name the config.yaml of its training"
+        ) from error
 
 
 class Data(NamedTuple):

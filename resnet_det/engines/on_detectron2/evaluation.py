@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 from detectron2 import __version__ as detectron2_version
 from detectron2.config import CfgNode, get_cfg
@@ -21,12 +23,44 @@ from ...detector.build import build_improved, in_test
 from ...detector.weights import fit_trained
 from ...files import safe_name
 from ...training import distributed
+from .. import Found
 from ..class_matching import TestSet
 from ..provenance import ensemble
 from ..results import publish, score
-from .data import Mapper
+from .data import Mapper, in_format
 
 logger = logging.getLogger(__name__)
+
+
+def to_arrays(output: Mapping[str, Instances]) -> Found:
+    """The boxes, scores and classes of a model's output for an image."""
+    found = output["instances"].to("cpu")
+    return (
+        found.pred_boxes.tensor.float().numpy(),
+        found.scores.float().numpy(),
+        found.pred_classes.numpy(),
+    )
+
+
+class Detector:
+    """A model that is ready to run; see :class:`resnet_det.engines.Detector`.
+
+    Args:
+        model: from :func:`as_tested`.
+        classes: its class names.
+    """
+
+    def __init__(self, model: nn.Module, cfg: CfgNode, classes: tuple[str, ...]) -> None:
+        self.model, self.classes = model.eval(), classes
+        self.mapper = Mapper(cfg, is_train=False)
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Found]:
+        return [to_arrays(output) for output in self.model([self._sample(x) for x in images])]
+
+    def _sample(self, image: np.ndarray) -> dict[str, Any]:
+        size = dict(zip(("height", "width"), image.shape))
+        return self.mapper.sample(in_format(image, self.mapper.image_format), size)
 
 
 class Evaluator(DatasetEvaluator):
@@ -50,15 +84,8 @@ class Evaluator(DatasetEvaluator):
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for record, output in zip(inputs, outputs):
-            found = output["instances"].to("cpu")
-            self.predictions.append(
-                {
-                    "image_id": record["image_id"],
-                    "boxes": found.pred_boxes.tensor.float().numpy(),
-                    "scores": found.scores.float().numpy(),
-                    "classes": found.pred_classes.numpy(),
-                }
-            )
+            found = dict(zip(("boxes", "scores", "classes"), to_arrays(output)))
+            self.predictions.append({"image_id": record["image_id"], **found})
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Returns ``{"bbox": metrics}``; ``{}`` without annotations or outside the main process."""

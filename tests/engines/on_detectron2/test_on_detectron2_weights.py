@@ -4,6 +4,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,11 +14,14 @@ from resnet_det.weights.loading import WeightsError, classifier_name, read
 
 detectron2 = pytest.importorskip("detectron2")
 
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 
+from resnet_det.data.synthetic.drawing import CLASSES
 from resnet_det.detector.weights import check_statistics, new_layers
 from resnet_det.engines.on_detectron2 import engine
 from resnet_det.engines.on_detectron2.checkpointer import Checkpointer
+from resnet_det.engines.predictor import Predictor
 
 pytestmark = pytest.mark.detectron2
 
@@ -180,15 +184,18 @@ def test_caffes_folded_norms_count_as_filled(config):
     check_statistics(model)
 
 
-def test_the_demo_reads_a_checkpoint_of_this_engine(config):
-    from resnet_det.engines.embedded import predictor
-
+def test_a_predictor_of_either_engine_reads_a_checkpoint_of_this_one(config):
     cfg = config("SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()")
     engine.train(cfg)
-    predict, classes = predictor(f"{cfg.OUTPUT_DIR}/model_final.pth")
-    assert len(classes) == 8
     picture = data.load_datasets(cfg.DATASETS.TRAIN).records[0]["file_name"]
-    assert set(predict(picture)) == {"boxes", "scores", "classes"}
+    weights, keys = f"{cfg.OUTPUT_DIR}/model_final.pth", ["MODEL.ROI_HEADS.NMS_THRESH_TEST", 1.0]
+    found = [
+        Predictor(weights, name, "cpu", 0, overrides=keys)(picture)
+        for name in ("detectron2", "torchvision")
+    ]
+    assert [len(each) for each in found] == [80, 80]  # 10 regions of 8 classes
+    np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-4)
+    assert set(found[0].names) == set(CLASSES)
 
 
 def test_a_run_of_the_embedded_engine_is_not_resumed_here(config, tmp_path):
@@ -200,6 +207,19 @@ def test_a_run_of_the_embedded_engine_is_not_resumed_here(config, tmp_path):
     (tmp_path / "embedded/last_checkpoint").write_text("model_0000002.pth")
     with pytest.raises(ValueError, match="embedded engine.*MODEL.WEIGHTS"):
         engine.train(cfg, resume=True)
+
+
+@pytest.mark.parametrize("fresh", [(), ("fc.weight",)])
+def test_frozen_norms_of_detectron2_keep_the_statistics_of_the_file(tmp_path, fresh):
+    norm = FrozenBatchNorm2d(4)
+    net = torch.nn.ModuleDict({"norm": norm, "fc": torch.nn.Linear(2, 2)})
+    file = {key: value + 0.5 for key, value in net.state_dict().items()}
+    torch.save({"model": file}, tmp_path / "net.pth")
+    before = net["fc"].weight.clone()
+    Checkpointer(net, fresh=fresh).load(str(tmp_path / "net.pth"), checkpointables=[])
+    for key, value in norm.state_dict(prefix="norm.").items():
+        assert torch.equal(value, file[key]), key
+    assert torch.equal(net["fc"].weight, before) == bool(fresh)
 
 
 class Hostile:
