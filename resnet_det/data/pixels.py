@@ -294,7 +294,8 @@ def at_scales(
 
 def grey(images: np.ndarray) -> np.ndarray:
     """The grey levels of RGB images, uint8 (N, 3, H, W) -> (N, 1, H, W), by Pillow's rule."""
-    levels = np.tensordot(images.astype(np.uint32), np.uint32(GREY_WEIGHTS), (1, 0)) + 2**15
+    weights = np.array(GREY_WEIGHTS, np.uint32)
+    levels = np.tensordot(images.astype(np.uint32), weights, (1, 0)) + 2**15
     return (levels >> 16).astype(np.uint8)[:, None]
 
 

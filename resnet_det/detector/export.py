@@ -54,10 +54,9 @@ class ImageDetector(nn.Module):
         the sizes of all maps are short terms in these.
         """
         sides = vector(torch.empty(0, dtype=torch.float64), [height, width])
-        sides = torch.where(sides == sides.min(), self.short, self.short / sides.min() * sides)
-        sides = torch.where(
-            sides.max() > self.longest, self.longest / sides.max() * sides, sides
-        )
+        short, longest = vector(sides, [self.short, self.longest])
+        sides = torch.where(sides == sides.min(), short, short / sides.min() * sides)
+        sides = torch.where(sides.max() > longest, longest / sides.max() * sides, sides)
         size = (sides + 0.5).long().tolist()
         for side in size:
             torch._check(side >= 1)
@@ -80,8 +79,8 @@ def resize(image: Tensor, size: Sequence[int]) -> Tensor:
 def _resize_weights(old: int, new: int) -> Tensor:
     """Pillow's bilinear filter with antialiasing, (new, old): a triangle that spans two cells of
     the coarser grid, in units of 2**-22."""
-    scale = torch.full((), old / new, dtype=torch.float64)
-    centre = (torch.arange(new) + 0.5) * scale
-    distance = (torch.arange(old) + 0.5 - centre[:, None]).abs()
+    cells, centres = (torch.arange(n, dtype=torch.float64) + 0.5 for n in (old, new))
+    scale = vector(cells, [old]) / new
+    distance = (cells - centres[:, None] * scale).abs()
     weights = (1 - distance / scale.clamp(min=1)).clamp(min=0)
     return torch.floor(weights / weights.sum(1, keepdim=True) * 2**22 + 0.5) / 2**22

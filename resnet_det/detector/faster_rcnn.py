@@ -58,7 +58,7 @@ class ProposalNetwork(nn.Module):
         images = [(x.to(device).float() - self.pixel_mean) / self.pixel_std for x in images]
         sizes = [(x.shape[-2], x.shape[-1]) for x in images]
         divisor = getattr(self.backbone, "size_divisibility", 1)
-        h, w = (-(-max(side) // divisor) * divisor for side in zip(*sizes))
+        h, w = ((max(side) + divisor - 1) // divisor * divisor for side in zip(*sizes))
         batch = [F.pad(x, (0, w - x.shape[-1], 0, h - x.shape[-2])) for x in images]
         return ImageList(torch.stack(batch), sizes)
 
