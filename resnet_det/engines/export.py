@@ -222,7 +222,7 @@ def _pt2(program: ExportedProgram, path: Path, metadata: dict[str, str]) -> None
 
 def _load_pt2(path: Path) -> Run:
     module = torch.export.load(path).module()
-    return lambda image: [x.numpy() for x in module(torch.from_numpy(image))]
+    return lambda image: tuple(x.numpy() for x in module(torch.from_numpy(image)))
 
 
 def _load(path: Path) -> Run:
@@ -244,9 +244,7 @@ FORMATS = {
 }
 
 
-def difference(
-    wanted: Found, found: Sequence[np.ndarray], tolerance: Tolerance, thresholds: Thresholds
-) -> str:
+def difference(wanted: Found, found: Found, tolerance: Tolerance, thresholds: Thresholds) -> str:
     """Describe an object of one result that the other lacks; "" if there is none.
 
     An object may be missing if its score is within the tolerance of the least that counts, which

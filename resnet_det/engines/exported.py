@@ -11,7 +11,7 @@ import numpy as np
 from . import Found
 
 OUTPUTS = ("boxes", "scores", "classes")
-Run = Callable[[np.ndarray], Sequence[np.ndarray]]  # an image -> its boxes, scores and classes
+Run = Callable[[np.ndarray], Found]  # of one image
 
 
 class ExportError(ValueError):
@@ -45,7 +45,36 @@ class Exported:
         self.score_thresh: float = self.metadata["score_thresh"]
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[Found]:
-        return [tuple(self.run(image)) for image in images]
+        return [self.run(image) for image in images]
+
+
+def load_exported(
+    path: str | Path, score_thresh: float, classes: Sequence[str] | None = None
+) -> Exported:
+    """Load an exported detector for a predictor.
+
+    Args:
+        score_thresh: lowest score of the objects that the predictor returns.
+        classes: class names that replace those in the file.
+
+    Raises:
+        ExportError: the file cannot be used, or lacks objects that score as much, or has another
+            number of classes.
+    """
+    detector = Exported(path)
+    if score_thresh < detector.score_thresh:
+        raise ExportError(
+            f"score_thresh: {score_thresh}: {path} finds objects that score above "
+            f"{detector.score_thresh}: export it again with a lower threshold"
+        )
+    if classes is not None:
+        if len(classes) != len(detector.classes):
+            raise ExportError(
+                f"{path}: has {len(detector.classes)} classes, but the argument classes has "
+                f"{len(classes)}"
+            )
+        detector.classes = tuple(classes)
+    return detector
 
 
 def need(library: str, path: str | Path) -> Any:
@@ -69,7 +98,7 @@ def _load_onnx(path: Path) -> tuple[Run, Mapping[str, str]]:
     except Exception as error:  # of many types
         raise ExportError(f"{path}: ONNX Runtime cannot load it: {error}") from error
     metadata = session.get_modelmeta().custom_metadata_map
-    return lambda image: session.run(OUTPUTS, {"image": image}), metadata
+    return lambda image: tuple(session.run(OUTPUTS, {"image": image})), metadata
 
 
 def _load_openvino(path: Path) -> tuple[Run, Mapping[str, str]]:
@@ -83,9 +112,9 @@ def _load_openvino(path: Path) -> tuple[Run, Mapping[str, str]]:
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     metadata = model.get_rt_info("resnet_det").value if model.has_rt_info("resnet_det") else {}
 
-    def run(image: np.ndarray) -> list[np.ndarray]:
+    def run(image: np.ndarray) -> Found:
         found = compiled([image])
-        return [found[name] for name in OUTPUTS]
+        return found["boxes"], found["scores"], found["classes"]
 
     return run, metadata
 
