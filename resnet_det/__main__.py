@@ -11,6 +11,7 @@ COMMANDS = {
     "pretrain": ("pretrain", "train and test a classifier, which initialises a detector"),
     "reproduce": ("reproduce", "run a table of the paper"),
     "demo": ("demo", "run a detector on images and draw its detections"),
+    "export": ("export", "export a detector to ONNX, OpenVINO or torch.export"),
     "plot": ("plot", "draw figures 1, 4, 6 and 7 of the paper from runs"),
     "model-table": ("model_table", "print layers, parameters and multiply-adds of every net"),
     "get-data": ("get_data", "download VOC, COCO or CIFAR-10, or draw the synthetic datasets"),

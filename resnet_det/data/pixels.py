@@ -39,6 +39,7 @@ class ImageBytes:
 
 Source = str | os.PathLike | ImageBytes
 FORMATS = ("BGR", "RGB", "L")  # of INPUT.FORMAT: the order of the channels; L is grey, one channel
+GREY_WEIGHTS = (19595, 38470, 7471)  # of red, green and blue, of 65536: Pillow's
 
 
 def read_image(path: Source, format: str = "BGR") -> np.ndarray:
@@ -290,7 +291,7 @@ def at_scales(
 
 def grey(images: np.ndarray) -> np.ndarray:
     """The grey levels of RGB images, uint8 (N, 3, H, W) -> (N, 1, H, W), by Pillow's rule."""
-    weights = np.array([19595, 38470, 7471], np.uint32)  # of 65536
+    weights = np.array(GREY_WEIGHTS, np.uint32)
     levels = np.tensordot(images.astype(np.uint32), weights, (1, 0)) + 2**15
     return (levels >> 16).astype(np.uint8)[:, None]
 

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, box_area, box_iou, clip_boxes_to_image
+from torchvision.ops import box_area, box_iou, clip_boxes_to_image
+
+from .nms import nms_per_class
 
 CANONICAL_PIXELS = 224**2  # the size of the classifier's training images
 VOTING_IOU = 0.5  # as in MR-CNN
@@ -85,6 +87,11 @@ class Thresholds:
     max_detections: int
 
 
+def vector(like: Tensor, values: Sequence[float]) -> Tensor:
+    """``like.new_tensor(values)``, for values that are symbols while the detector is exported."""
+    return torch.stack([like.new_full((), value) for value in values])
+
+
 def with_context(
     vectors: Callable[[list[Tensor]], Tensor], boxes: Sequence[Tensor], sizes: Sequence[Size]
 ) -> Tensor:
@@ -98,9 +105,9 @@ def with_context(
     Returns:
         (sum N_i, 2 C)
     """
-    whole = [b.new_tensor([[0, 0, w, h]]) for b, (h, w) in zip(boxes, sizes)]
+    whole = [vector(b, [0, 0, w, h])[None] for b, (h, w) in zip(boxes, sizes)]
     x = vectors([torch.cat(pair) for pair in zip(boxes, whole)])
-    images = x.split([len(b) + 1 for b in boxes])
+    images = x.split([b.shape[0] + 1 for b in boxes])
     return torch.cat([torch.cat((v[:-1], v[-1:].expand_as(v[:-1])), 1) for v in images])
 
 
@@ -163,7 +170,7 @@ def select(
     scores, boxes = scores[finite], clip_boxes_to_image(boxes[finite], size)
     region, label = torch.nonzero(scores > thresholds.score_thresh, as_tuple=True)
     boxes, scores = boxes[region, label], scores[region, label]
-    keep = batched_nms(boxes, scores, label, thresholds.nms_thresh)
+    keep = nms_per_class(boxes, scores, label, thresholds.nms_thresh)
     if thresholds.max_detections >= 0:
         keep = keep[: thresholds.max_detections]
     chosen = vote(keep, boxes, scores, label) if voting else boxes[keep]

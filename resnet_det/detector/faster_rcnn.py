@@ -3,7 +3,6 @@
 The parameter names are Detectron2's, so that a checkpoint of one engine loads in the other.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image
 
-from .appendix import Detections, Size
+from .appendix import Detections, Size, vector
 from .roi_heads import RoIHeads
 from .rpn import RPN
 
@@ -59,7 +58,7 @@ class ProposalNetwork(nn.Module):
         images = [(x.to(device).float() - self.pixel_mean) / self.pixel_std for x in images]
         sizes = [(x.shape[-2], x.shape[-1]) for x in images]
         divisor = getattr(self.backbone, "size_divisibility", 1)
-        h, w = (math.ceil(max(side) / divisor) * divisor for side in zip(*sizes))
+        h, w = ((max(side) + divisor - 1) // divisor * divisor for side in zip(*sizes))
         batch = [F.pad(x, (0, w - x.shape[-1], 0, h - x.shape[-2])) for x in images]
         return ImageList(torch.stack(batch), sizes)
 
@@ -156,7 +155,7 @@ class FasterRCNN(ProposalNetwork):
         outputs = []
         for x, (h, w), (boxes, scores, classes) in zip(batch, sizes, found):
             height, width = x["height"], x["width"]
-            scale = boxes.new_tensor([width / w, height / h]).repeat(2)
+            scale = vector(boxes, [width / w, height / h]).repeat(2)
             boxes = clip_boxes_to_image(boxes * scale, (height, width))
             keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
             kept = {"boxes": boxes[keep], "scores": scores[keep], "classes": classes[keep]}

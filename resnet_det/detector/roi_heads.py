@@ -72,7 +72,7 @@ class Pooler(nn.Module):
     ) -> Tensor:
         """Pool boxes (N_i, 4) from the maps of all levels: -> (sum N_i, C, resolution,
         resolution)."""
-        index = [box.new_full((len(box), 1), i) for i, box in enumerate(proposals)]
+        index = [torch.full_like(box[:, :1], i) for i, box in enumerate(proposals)]
         boxes = torch.cat(proposals)
         rois = torch.cat((torch.cat(index), boxes), 1)  # float32, even for bfloat16 maps
         if len(features) == 1:
@@ -80,7 +80,7 @@ class Pooler(nn.Module):
         size = box_area(boxes).sqrt()
         level = torch.floor(self.CANONICAL_LEVEL + torch.log2(size / self.CANONICAL_SIZE + 1e-8))
         level = (level - self.min_level).clamp(0, len(features) - 1)
-        shape = (len(rois), features[0].shape[1], self.resolution, self.resolution)
+        shape = (rois.shape[0], features[0].shape[1], self.resolution, self.resolution)
         regions = features[0].new_zeros(shape)
         for i, (x, stride) in enumerate(zip(features, self.strides)):
             at = torch.nonzero(level == i)[:, 0]
@@ -204,9 +204,10 @@ class RoIHeads(TorchvisionRoIHeads):
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Returns scores (N_i, K), without the background, and boxes (N_i, K, 4) of each image."""
         logits, deltas = self.box_predictor(vectors)
-        counts = [len(b) for b in boxes]
+        counts = [b.shape[0] for b in boxes]
         scores = F.softmax(logits.float(), -1)[:, 1:]
-        found = self.box_coder.decode(deltas.float(), boxes).view(-1, logits.shape[1], 4)[:, 1:]
+        found = self.box_coder.decode_single(deltas.float(), torch.cat(boxes))
+        found = found.view(-1, logits.shape[1], 4)[:, 1:]
         return scores.split(counts), found.split(counts)
 
     def losses(

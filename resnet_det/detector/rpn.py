@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
 
 from ..nets.layers import rename_parameters
+from .nms import nms_per_class
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ class RPN(RegionProposalNetwork):
         anchors = self.anchor_generator(images, features)
         objectness, deltas = concat_box_prediction_layers(objectness, deltas)
         exact = torch.promote_types(deltas.dtype, torch.float32)  # autocast gives half precision
-        proposals = self.box_coder.decode(deltas.detach().to(exact), anchors)
+        proposals = self.box_coder.decode_single(deltas.detach().to(exact), torch.cat(anchors))
         proposals = proposals.view(len(anchors), -1, 4)
         proposals, logits = self.filter_proposals(proposals, objectness, images.image_sizes, counts)
         if not self.training:
@@ -243,20 +244,28 @@ class RPN(RegionProposalNetwork):
         self, proposals: Any, objectness: Tensor, image_shapes: Any, num_anchors_per_level: Any
     ) -> tuple[list[Tensor], list[Tensor]]:
         logits = objectness.detach().float().view(len(image_shapes), -1)
-        top = self._get_top_n_idx(logits, num_anchors_per_level)
-        level = torch.arange(len(num_anchors_per_level), device=logits.device)
-        level = level.repeat_interleave(torch.tensor(num_anchors_per_level, device=logits.device))
+        top, level = self._top(logits, num_anchors_per_level)
         kept_boxes, kept_scores = [], []
         for boxes, scores, index, shape in zip(proposals, logits, top, image_shapes):
-            boxes, scores, levels = boxes[index].float(), scores[index], level[index]
+            boxes, scores, levels = boxes[index].float(), scores[index], level
             finite = boxes.isfinite().all(1) & scores.isfinite()
             boxes = clip_boxes_to_image(boxes, shape)
             keep = finite & ((boxes[:, 2:] - boxes[:, :2]) > self.min_size).all(1)
             boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
-            keep = batched_nms(boxes, scores, levels, self.nms_thresh)[: self.post_nms_top_n()]
+            keep = nms_per_class(boxes, scores, levels, self.nms_thresh)[: self.post_nms_top_n()]
             kept_boxes.append(boxes[keep])
             kept_scores.append(scores[keep])
         return kept_boxes, kept_scores
+
+    def _top(self, logits: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
+        """Returns the indices (B, n) of the best anchors of all levels, and their levels (n,)."""
+        indices, levels, first = [], [], 0
+        for i, of_level in enumerate(logits.split(counts, 1)):
+            number = torch.sym_min(self.pre_nms_top_n(), of_level.shape[1])
+            indices.append(of_level.topk(number, dim=1).indices + first)
+            levels.append(torch.full((number,), i, device=logits.device))
+            first += of_level.shape[1]
+        return torch.cat(indices, 1), torch.cat(levels)
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: Any, regression_targets: Any

@@ -14,6 +14,7 @@ from ..data import pixels
 from ..evaluation.draw import draw_boxes
 from ..weights import published
 from . import Detector, Found, pick
+from .exported import RUNTIMES, load_exported
 
 BATCH = 8  # images per forward pass
 CHANNELS = ("RGB", "BGR")  # orders of the channels of arrays and tensors
@@ -73,7 +74,8 @@ class Predictor:
 
     Args:
         weights: a detector's checkpoint, from either engine or from Detectron2 itself; or an
-            address, as in ``MODEL.WEIGHTS`` (docs/weights.md).
+            address, as in ``MODEL.WEIGHTS`` (docs/weights.md); or an exported detector, .onnx or
+            .xml, which other libraries run on the CPU.
         engine: "detectron2", "torchvision" (the embedded engine), or "auto" (Detectron2 if it is
             installed). Both find the same objects.
         device: "cpu", "cuda", "cuda:1"; by default the GPU if there is one.
@@ -104,16 +106,27 @@ class Predictor:
     ) -> None:
         if not 0 <= score_thresh <= 1:
             raise ValueError(f"score_thresh: {score_thresh}: give a number from 0 to 1")
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        overrides = ["MODEL.DEVICE", str(device), *overrides]
         self.score_thresh = score_thresh
-        entry = published.find(weights)
-        if config is None and entry and entry.config:
-            config = entry.config
-        self.detector: Detector = pick(engine).load_detector(
-            weights, config, overrides, score_thresh=score_thresh, classes=classes
-        )
+        self.detector: Detector
+        if Path(weights).suffix in RUNTIMES:
+            if config is not None or overrides or str(device or "cpu") != "cpu":
+                raise ValueError(
+                    f"{weights}: an exported detector runs on the CPU, without config and overrides"
+                )
+            self.detector = load_exported(weights, score_thresh, classes)
+        else:
+            if device is None:
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+            entry = published.find(weights)
+            if config is None and entry:
+                config = entry.config or None
+            self.detector = pick(engine).load_detector(
+                weights,
+                config,
+                ["MODEL.DEVICE", str(device), *overrides],
+                score_thresh=score_thresh,
+                classes=classes,
+            )
         self.classes = self.detector.classes
 
     def __call__(self, images: Any, format: str = "RGB") -> Any:

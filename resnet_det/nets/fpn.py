@@ -61,7 +61,7 @@ class FPN(nn.Module):
         top: Tensor | None = None
         for name, level in zip(self.in_features[::-1], self.levels[::-1]):
             lateral = getattr(self, f"fpn_lateral{level}")(features[name])
-            top = lateral if top is None else lateral + F.interpolate(top, scale_factor=2.0)
+            top = lateral if top is None else lateral + F.interpolate(top, size=lateral.shape[-2:])
             maps[f"p{level}"] = getattr(self, f"fpn_output{level}")(top)
         coarsest = self.levels[-1]
         levels = {f"p{n}": maps[f"p{n}"] for n in self.levels}

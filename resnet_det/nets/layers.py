@@ -175,6 +175,12 @@ class Conv2d(nn.Conv2d):
                 self._folded = state, [t.detach() for t in sources], *self._fold()
         return self._folded[2:]
 
+    def merge_norm(self) -> None:
+        """Merge the norm into weight and bias if it is constant, for good: to export the net."""
+        if self._norm_is_constant():
+            self.weight, self.bias = (nn.Parameter(x, requires_grad=False) for x in self._fold())
+            self.norm = None
+
     def _forget(self) -> None:
         self.__dict__.pop("_folded", None)
 

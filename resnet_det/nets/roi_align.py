@@ -44,6 +44,8 @@ def _bin_weights(
     samples = torch.ceil(size / bins) if sampling_ratio <= 0 else size.new_full((), sampling_ratio)
     samples = samples.expand_as(size).clamp(min=0)[:, None]
     first = start[:, None] + torch.arange(0, bins, step, device=size.device) * size[:, None] / bins
+    if torch.compiler.is_compiling():
+        return _exported_bin_weights(first, size / bins, samples, length)
     weights = size.new_zeros(*first.shape, length)
     for s in range(int(samples.max()) if len(samples) else 0):
         at = first + (s + 0.5) / samples * (size[:, None] / bins)
@@ -56,6 +58,23 @@ def _bin_weights(
         weights.scatter_add_(2, low, (share - high_share)[..., None])
         weights.scatter_add_(2, (low + 1).clamp(max=length - 1), high_share[..., None])
     return weights
+
+
+def _exported_bin_weights(first: Tensor, bin: Tensor, samples: Tensor, length: int) -> Tensor:
+    """:func:`_bin_weights` without a loop over the samples, whose number depends on the data.
+
+    Args:
+        first: start of each bin (R, N), in cells.
+        bin: length of a region's bins (R,).
+        samples: samples per bin (R, 1).
+    """
+    most = torch.cat((samples.flatten(), samples.new_ones(1))).max()  # there may be no region
+    s = torch.arange(most.long().item(), device=first.device)  # type: ignore[arg-type]
+    bin, samples = bin[:, None, None], samples[..., None]
+    at = first[..., None] + (s + 0.5) / samples.clamp(min=1) * bin
+    share = ((s < samples) & (at >= -1) & (at <= length)) / samples.clamp(min=1)
+    distance = at.clamp(0, length - 1)[..., None] - torch.arange(length, device=first.device)
+    return (share[..., None] * (1 - distance.abs()).clamp(min=0)).sum(2)
 
 
 def strided_roi_align(
@@ -100,6 +119,13 @@ def strided_roi_align(
             for i, length in enumerate((width, height))
         )
         bins, channels = rows.shape[1], x.shape[1]
+        if torch.compiler.is_compiling() and x.shape[0] == 1:
+            # An export cannot loop over regions, whose number depends on the data.
+            parts = [
+                columns[:, None] @ (rows @ part.flatten(1)).view(-1, bins, width, part.shape[2])
+                for part in maps[0].split(128, 2)
+            ]
+            return torch.cat(parts, 3).to(x.dtype).permute(0, 3, 1, 2)
         if not len(rois):
             return x.new_zeros(0, channels, bins, bins) + 0 * x.sum()
         images, counts = torch.unique_consecutive(rois[:, 0].long(), return_counts=True)

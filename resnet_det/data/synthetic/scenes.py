@@ -108,6 +108,14 @@ def compose_scene(
     return canvas, objects
 
 
+def draw_scene(seed: int, height: int, width: int) -> np.ndarray:
+    """Draw one scene without its annotations. Returns uint8 RGB (height, width, 3)."""
+    rng = np.random.default_rng(seed)
+    short = min(height, width)
+    canvas, _ = compose_scene(rng, height, width, sizes=(0.17 * short, 0.5 * short))
+    return np.asarray(finish(rng, canvas))
+
+
 def _acceptable(mask: np.ndarray, total: int) -> bool:
     """Whether the visible part of an object with ``total`` pixels is large enough."""
     if mask.sum() < 0.25 * total:
