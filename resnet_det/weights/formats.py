@@ -16,7 +16,7 @@ from ..nets.catalog import NETS, meta_net
 from ..nets.vgg import CONVOLUTIONS
 from .class_names import COCO, COCO_BY_ID, VOC
 from .facts import Facts, State, same_mean
-from .identify import FIRST_CONVOLUTIONS, classifier_name, is_counter
+from .identify import FIRST_CONVOLUTIONS, classifier_name, is_counter, some
 from .pickles import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -283,7 +283,9 @@ def _without_prefixes(state: State) -> State:
         if prefix == "encoder_q.":  # its last layers are no classes
             inner = {key: value for key, value in inner.items() if not key.startswith("fc.")}
     if 0 < len(inner) < len(state):
-        logger.info("of %d tensors in the file, the net's %d are loaded", len(state), len(inner))
+        taken = {id(value) for value in inner.values()}
+        others = [key for key, value in state.items() if id(value) not in taken]
+        logger.warning("%d tensors beside the net are not used: %s", len(others), some(others))
     return inner
 
 

@@ -257,11 +257,16 @@ def test_norms_do_not_hide_a_net(norm):
     assert fitting_nets(state, "it.pth") == ["paper_resnet50"]
 
 
-def mmdetection():
-    state = torchvision.models.resnet50().state_dict()
-    return {f"backbone.{k}": v for k, v in state.items() if not k.startswith("fc.")} | {
-        "neck.lateral_convs.0.conv.weight": torch.ones(2, 2)
-    }
+def test_what_stands_beside_the_net_is_named(tmp_path, monkeypatch, caplog):
+    """A file of MMDetection holds a ResNet under backbone., and its pyramid beside it."""
+    monkeypatch.chdir(tmp_path)
+    theirs = torchvision.models.resnet18().state_dict()
+    state = {f"backbone.{k}": v for k, v in theirs.items() if not k.startswith("fc.")}
+    torch.save({"state_dict": state | {"neck.lateral.weight": torch.ones(2, 2)}}, "it.pth")
+    tool.main(["it.pth", "out.pth"])
+    assert "1 tensors beside the net are not used: neck.lateral.weight" in caplog.text
+    written = torch.load("out.pth", weights_only=True)["model"]
+    assert torch.equal(written["stem.conv1.weight"], theirs["conv1.weight"])
 
 
 def without(state, *keys):
@@ -269,7 +274,6 @@ def without(state, *keys):
 
 
 @pytest.mark.parametrize("make, words", [
-    (mmdetection, "holds none of the nets paper_resnet18, .*names, backbone.conv1.weight"),
     (lambda: timm.create_model("resnet50d").state_dict(),
      "nearest is paper_resnet50, but the file lacks stem.conv1.weight.*has no .*stem.conv1.0.weight"),
     (lambda: without(torchvision.models.resnet18().state_dict(), "layer2.0.conv1.weight"),

@@ -13,7 +13,7 @@ from torchvision.ops import roi_align
 from resnet_det.config.defaults import ConfigError
 from resnet_det.detector import appendix
 from resnet_det.detector.build import build_improved, in_test
-from resnet_det.engines import embedded
+from resnet_det.engines import embedded, embedded_data
 from resnet_det.nets import resnet
 
 HEIGHT, WIDTH, STRIDE, RESOLUTION, CLASSES = 48, 64, 2, 8, 3
@@ -288,7 +288,7 @@ def test_the_mapper_gives_the_scales(detector, tmp_path):
         "RESNET_DET.MULTI_SCALE_TEST", (20, 60, 120), "INPUT.MIN_SIZE_TEST", 60,
         "INPUT.MAX_SIZE_TEST", 120, "INPUT.FORMAT", "RGB",
     )  # fmt: skip
-    x = embedded.test_mapper(cfg)({"file_name": path, "image_id": 0}, np.random.default_rng(0))
+    x = embedded_data.test_mapper(cfg)({"file_name": path, "image_id": 0}, np.random.default_rng(0))
     sizes = [
         (13, 40),
         (40, 120),

@@ -15,7 +15,7 @@ from tiny_configs import TINY
 
 from resnet_det.config.defaults import add_resnet_det_config
 from resnet_det.data.synthetic.scenes import write_scenes
-from resnet_det.engines import embedded
+from resnet_det.engines import embedded, embedded_data
 from resnet_det.engines.on_detectron2 import engine
 from resnet_det.engines.on_detectron2.data import Mapper, load_any
 from resnet_det.engines.on_detectron2.evaluation import as_tested
@@ -67,7 +67,7 @@ def test_the_mapper_gives_the_embedded_engines_scales(config, tmp_path):
     cfg = config(*keys)
     (record, *_) = load_any(cfg.DATASETS.TEST).records
     theirs = Mapper(cfg, False)(record)
-    ours = embedded.test_mapper(embedded.load_config(tmp_path / "tiny.yaml", keys))
+    ours = embedded_data.test_mapper(embedded.load_config(tmp_path / "tiny.yaml", keys))
     ours = ours(record, np.random.default_rng(0))
     assert len(theirs["scales"]) == 3
     for a, b in zip([theirs["image"], *theirs["scales"]], [ours["image"], *ours["scales"]]):

@@ -13,6 +13,7 @@ from small_configs import DETECTOR
 from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config
 from resnet_det.data import DatasetError, load_dataset
+from resnet_det.data.pixels import read_image
 from resnet_det.engines import alternating, classifier, embedded
 from resnet_det.engines.results import score
 from resnet_det.weights.loading import read
@@ -77,7 +78,7 @@ def test_train_test_and_detect(site, engine):
     assert results["dataset"] == TEST
     assert {"AP", "AP50", "APs", "AP50_area"} <= results.keys()
     page = Path("out/report.html").read_text()
-    assert TEST in page and TRAIN in page and "published" not in page
+    assert TEST in page and TRAIN in page and "published set" not in page
     facts = read("out/model_final.pth")[1]
     assert facts["classes"] == ["head", "helmet"]
     assert yaml.safe_load(facts["config"])["DATASETS"]["TRAIN"] == [TRAIN]
@@ -92,8 +93,10 @@ def test_train_test_and_detect(site, engine):
 
     picture = str(Path("My site/0.jpg").rename("0.jpg"))
     Path("My site").rename("elsewhere")  # a checkpoint needs no data
-    predict, classes = embedded.predictor("out/model_final.pth")
-    assert classes == ("head", "helmet") and len(predict(picture)["boxes"])
+    given = {"overrides": ["MODEL.DEVICE", "cpu"], "score_thresh": 0}
+    detector = engine.load_detector("out/model_final.pth", **given)
+    assert detector.classes == ("head", "helmet")
+    assert len(detector([read_image(picture, "RGB")])[0][0])
 
 
 def test_proposals_have_a_short_name(site):
@@ -240,13 +243,14 @@ def test_registered_datasets_are_in_detectron2s_catalogs(site, catalogs, tmp_pat
 @pytest.mark.detectron2
 def test_a_name_of_detectron2s_catalog_joins_a_path(site, catalogs):
     from resnet_det.engines.on_detectron2 import engine
+    from resnet_det.engines.on_detectron2.data import load_training_set
 
     datasets, metadata = catalogs
     datasets.register("own_site_foreign", lambda: load_dataset(TEST).records)
     metadata.get("own_site_foreign").set(thing_classes=["head", "helmet"])
     names = (TRAIN, "own_site_foreign")
     cfg = engine.load_config("site.yaml", ["DATASETS.TRAIN", names, "OUTPUT_DIR", "out"])
-    records, classes = engine.training_records(cfg)
+    records, classes = load_training_set(cfg)
     assert classes == ("head", "helmet")
     assert len(records) == 12
 

@@ -15,6 +15,7 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from resnet_det.data.synthetic.scenes import write_scenes
 from resnet_det.engines import embedded, pick
+from resnet_det.engines.predictor import Predictor
 from resnet_det.training.checkpoint import load
 from resnet_det.weights import published
 from resnet_det.weights.loading import read
@@ -46,9 +47,10 @@ def test_torchvisions_detector_is_its_address_alone(server, tmp_path, monkeypatc
     images.mkdir(parents=True)
     Image.new("RGB", (96, 64), (200, 30, 90)).save(images / "1.jpg")
     small = ["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", 64, "DATALOADER.NUM_WORKERS", 0]
-    predict, classes = embedded.predictor(address, small)
+    predictor = Predictor(address, "torchvision", overrides=small)
+    classes = predictor.classes
     assert (classes[0], classes[-1], len(classes)) == ("person", "toothbrush", 90)
-    assert predict(images / "1.jpg")["boxes"].shape[1] == 4
+    assert predictor(images / "1.jpg").boxes.shape[1] == 4
 
     categories = [
         {"id": i, "name": name} for i, name in enumerate(classes, 1) if "unused" not in name
