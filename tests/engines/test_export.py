@@ -17,7 +17,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from small_configs import DETECTOR
 
-import resnet_det
 from resnet_det.commands import export as command
 from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config
@@ -25,7 +24,7 @@ from resnet_det.data.pixels import read_image
 from resnet_det.data.synthetic.scenes import write_scenes
 from resnet_det.engines import export as exporting
 from resnet_det.engines import pick
-from resnet_det.engines.export import FORMATS, ExportError, Exporter, export
+from resnet_det.engines.export import FORMATS, Exporter, ExportError, export
 from resnet_det.engines.predictor import Predictor
 from resnet_det.engines.provenance import checkpoint_facts
 from resnet_det.weights import published, shipped
