@@ -2,6 +2,7 @@
 
     python tools/benchmark.py --depth 50 --size 600x800 --rois 512
     python tools/benchmark.py --depth 101 --size 600x800 --rois 300 --appendix
+    python tools/benchmark.py --depth 50 --size 600x800 --rois 300 --exported
 
 Each contender runs in its own process. They take turns, one step each, and the medians are
 compared. All have the same random weights (except torchvision's, which only offers pyramids), one
@@ -11,6 +12,9 @@ all batch norms). Prints Markdown. Contenders that are not installed are skipped
 --appendix compares the embedded engine's detector with itself with each improvement of the paper's
 Appendix B, to measure the cost. On a CPU it measures processor time, which other jobs do not
 change.
+
+--exported compares the exported detector in ONNX Runtime and in OpenVINO with both engines, in
+inference on the CPU.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import tempfile
 import time
 import zlib
 from functools import partial
@@ -28,6 +33,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a waiting contender does 
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_det.config.defaults import get_cfg
@@ -91,12 +97,16 @@ def detectron2_ours(args):
     return detectron2_own(args, **names)
 
 
-def embedded(args, fast=True):
+def embedded_model(args, **more):
     from resnet_det.detector.build import build_model
 
     cfg = get_cfg()
-    cfg.merge_from_list(settings(args, **{"RESNET_DET.FAST": fast}))
-    model = build_model(cfg).to(args.device)
+    cfg.merge_from_list(settings(args, **more))
+    return cfg, build_model(cfg).to(args.device)
+
+
+def embedded(args, fast=True):
+    _, model = embedded_model(args, **{"RESNET_DET.FAST": fast})
     return model, model.backbone, ([sample(args)],)
 
 
@@ -144,6 +154,56 @@ def improved(args, members=1, scales=(), **ours):
     return build_improved(models, cfg) if tested else models[0], models[0].backbone, ([data],)
 
 
+class Exported(nn.Module):
+    """The embedded detector, exported. ``load(path, threads)`` returns a function of an image.
+
+    As in the other contenders, the image has the size of the net's input and is not resized.
+    """
+
+    def __init__(self, args, format, load):
+        from resnet_det.engines.export import FORMATS, Exporter
+        from resnet_det.engines.provenance import checkpoint_facts
+
+        super().__init__()
+        cfg, model = embedded_model(args, **{"INPUT.MIN_SIZE_TEST": 0})
+        with torch.no_grad():
+            fill(model)
+        facts = checkpoint_facts(cfg, [f"class {i}" for i in range(20)])
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = Path(folder, "model.pth")
+            torch.save({"model": model.state_dict(), "meta": facts}, checkpoint)
+            exporter = Exporter(checkpoint)
+            path = checkpoint.with_suffix(FORMATS[format].suffix)
+            FORMATS[format].write(exporter.program(), path, exporter.metadata())
+            self.run = load(path, args.threads)
+
+    def forward(self, batch):
+        """Run on the first image of a batch, (3, H, W) BGR."""
+        return self.run(batch[0]["image"].flip(0).permute(1, 2, 0).contiguous().numpy())
+
+
+def exported(args, format, load):
+    model = Exported(args, format, load)
+    return model, model, ([sample(args)],)
+
+
+def onnx_runtime(path, threads):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    return lambda image: session.run(None, {"image": image})
+
+
+def openvino(path, threads):
+    from openvino import Core
+
+    keys = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    return Core().compile_model(path, "CPU", keys)
+
+
 CONTENDERS = {
     REFERENCE: detectron2_own,
     "Detectron2 with our net": detectron2_ours,
@@ -160,6 +220,13 @@ APPENDIX = {
     "these three together": partial(improved, **_TESTS),
     "ensemble of 3": partial(improved, members=3),
     "all together": partial(improved, members=3, **_TESTS),
+}
+EXPORTED = {
+    REFERENCE: detectron2_own,
+    "embedded engine, FAST: False": embedded_plain,
+    "embedded engine": embedded,
+    "exported, ONNX Runtime": partial(exported, format="onnx", load=onnx_runtime),
+    "exported, OpenVINO": partial(exported, format="openvino", load=openvino),
 }
 FUSED = ("Detectron2 with our net", "embedded engine", *APPENDIX)  # as our engines have it
 
@@ -201,11 +268,11 @@ def worker(name, args, pipe):
     """Run each job that arrives through ``pipe``. Sends seconds, peak bytes and multiply-adds
     back."""
     torch.set_num_threads(args.threads)
-    model, trunk, batch = (CONTENDERS | APPENDIX)[name](args)
+    model, trunk, batch = (CONTENDERS | APPENDIX | EXPORTED)[name](args)
     with torch.no_grad():
         fill(model)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(  # the work, not the change
+    optimizer = trained and torch.optim.SGD(  # the work, not the change
         trained, 0.0, 0.9, weight_decay=1e-4, fused=name in FUSED
     )
     image = torch.randn(1, 3, *args.size, device=args.device)
@@ -309,6 +376,16 @@ def costs(args, names, measure):
         print(f"## {job}\n\n{markdown_table(rows, header, digits=2)}", flush=True)
 
 
+def runtimes(args, names, measure):
+    """Print a table of images per second in inference, and the ratios to the first contender."""
+    found = measure("inference", names)
+    first = found[names[0]][0]
+    rows = [(name, f"{1 / x[0]:.3f}", first / x[0]) for name, x in found.items()]
+    print(
+        f"## inference\n\n{markdown_table(rows, ('', 'images/s', 'ratio'), digits=2)}", flush=True
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -319,15 +396,25 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"),
                         help="bfloat16 uses autocast")  # fmt: skip
-    parser.add_argument("--appendix", action="store_true", help="measure the cost of Appendix B")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--appendix", action="store_true", help="measure the cost of Appendix B")
+    what.add_argument("--exported", action="store_true", help="measure the exported detector")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps per contender")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     print(f"`python tools/benchmark.py --depth {args.depth} --size {args.size} --rois {args.rois} "
           f"--device {args.device} --dtype {args.dtype} --rounds {args.rounds}"
-          f"{' --appendix' * args.appendix} --threads {args.threads}`\n")  # fmt: skip
+          f"{' --appendix' * args.appendix}{' --exported' * args.exported} "
+          f"--threads {args.threads}`\n")  # fmt: skip
+    if args.exported and (args.device, args.dtype) != ("cpu", "float32"):
+        parser.error("--exported runs on the CPU in float32: use --device cpu")
     args.size = tuple(map(int, args.size.split("x")))
-    names = list(APPENDIX if args.appendix else CONTENDERS)
+    contenders, show = CONTENDERS, compare
+    if args.appendix:
+        contenders, show = APPENDIX, costs
+    if args.exported:
+        contenders, show = EXPORTED, runtimes
+    names = list(contenders)
     if not args.appendix and importlib.util.find_spec("detectron2") is None:
         names = [n for n in names if "Detectron2" not in n]
         print("Detectron2 is not installed and is skipped; ratios refer to the first line.\n")
@@ -360,7 +447,7 @@ def main():
         seconds, peaks = ({n: [x[i] for x in steps[n]] for n in names} for i in (0, 1))
         return {n: (statistics.median(seconds[n]), max(peaks[n]), adds[n]) for n in names}
 
-    (costs if args.appendix else compare)(args, names, measure)
+    show(args, names, measure)
     for pipe in pipes.values():
         pipe.send((None, False))
 

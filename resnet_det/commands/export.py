@@ -18,7 +18,8 @@ def main(argv: cli.Words = None) -> None:
         "--weights",
         required=True,
         metavar="FILE",
-        help="checkpoint of a detector, from either engine; it contains its config",
+        help="checkpoint of a detector, from either engine, or its address, such as "
+        "resnet_det://quickstart",
     )
     add(
         "--format",

@@ -8,7 +8,9 @@ import copy
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ from ..data.synthetic.scenes import draw_scene
 from ..detector.appendix import Thresholds
 from ..detector.export import ImageDetector
 from ..detector.faster_rcnn import FasterRCNN
+from ..weights import published
 from . import Found
 from .embedded import load_detector
 from .exported import OUTPUTS, Exported, ExportError, Run, need
@@ -58,7 +61,8 @@ def export(
     """Export a detector, and check the file before it gets its name.
 
     Args:
-        weights: a detector's checkpoint, from either engine.
+        weights: a detector's checkpoint, from either engine, or an address, as in
+            ``MODEL.WEIGHTS`` (docs/weights.md).
         output: the file to write, with the suffix of its format. OpenVINO's weights go to a second
             file, with the suffix .bin.
         format: one of ``FORMATS``.
@@ -83,7 +87,8 @@ def export(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
         path = Path(folder) / output.name
-        write(exporter.program(), path, exporter.metadata())
+        with _quiet():
+            write(exporter.program(), path, exporter.metadata())
         count = exporter.check(load(path), pictures, output)
         for file in sorted(os.listdir(folder)):
             os.replace(Path(folder) / file, output.parent / file)
@@ -102,7 +107,8 @@ class Exporter:
 
     def __init__(self, weights: str | Path, overrides: Sequence[Any] = ()) -> None:
         keys = ["MODEL.DEVICE", "cpu", "RESNET_DET.FAST", True, *overrides]
-        self.detector = load_detector(weights, None, keys, score_thresh=1)
+        config = published.config_of(weights)
+        self.detector = load_detector(weights, config, keys, score_thresh=1)
         self.mapper = self.detector.mapper
         if not isinstance(self.detector.model, FasterRCNN):
             raise ExportError(
@@ -182,6 +188,14 @@ class Exporter:
 # ---- writing
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what torch says of torchvision's NMS whenever it exports it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*create_unbacked_symint", FutureWarning)
+        yield
+
+
 def _onnx(program: ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
     need("onnx", path)
     opset = need("onnxscript", path).opset18
@@ -222,7 +236,7 @@ def _pt2(program: ExportedProgram, path: Path, metadata: dict[str, str]) -> None
 
 def _load_pt2(path: Path) -> Run:
     module = torch.export.load(path).module()
-    return lambda image: tuple(x.numpy() for x in module(torch.from_numpy(image)))
+    return lambda image: tuple(x.numpy() for x in module(torch.tensor(image)))
 
 
 def _load(path: Path) -> Run:

@@ -117,12 +117,9 @@ class Predictor:
         else:
             if device is None:
                 device = "cuda" if torch.cuda.is_available() else "cpu"
-            entry = published.find(weights)
-            if config is None and entry:
-                config = entry.config or None
             self.detector = pick(engine).load_detector(
                 weights,
-                config,
+                config or published.config_of(weights),
                 ["MODEL.DEVICE", str(device), *overrides],
                 score_thresh=score_thresh,
                 classes=classes,

@@ -171,6 +171,12 @@ def find(path: str | Path) -> Published | None:
     return next((entry for entry in PUBLISHED if entry.url == url), None)
 
 
+def config_of(path: str | Path) -> str | None:
+    """The config of the detector at an address, or None if the table names none."""
+    entry = find(path)
+    return (entry.config or None) if entry else None
+
+
 def cached_path(url: str) -> Path:
     """The file that a URL is downloaded to.
 
