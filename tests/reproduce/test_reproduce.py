@@ -228,7 +228,9 @@ def test_a_table_of_classes_and_what_its_data_lack(tmp_path, monkeypatch):
     results = run.folder / "inference/voc_2007_test"
     results.mkdir(parents=True)
     classes = {"cat": {"AP50": 10.0}, "dog": {"AP50": 20.0}, "cow": {"AP50": None}}
-    (results / "results.json").write_text(json.dumps({"AP50": 15.0, "classes": classes}))
+    (results / "results.json").write_text(
+        json.dumps({"dataset": "voc_2007_test", "AP50": 15.0, "classes": classes})
+    )
     text = publish.publish(table, plan, Fraction(1), tmp_path).read_text()
     assert "voc_2007_test has 2 images, but the published set has 4,952." in text
     (row,) = [line for line in text.splitlines() if "seed 1, voc_2007_test" in line]
