@@ -334,12 +334,15 @@ KEYS: dict[str, Key] = {
         "processes, IMS_PER_BATCH and BASE_LR are multiplied by N / REFERENCE_WORLD_SIZE, and "
         "numbers of iterations divided by it. 0: not scaled.", least=0),
     "SOLVER.MAX_ITER": Key(40000, ALL, "Number of iterations.", least=1),
-    "SOLVER.BASE_LR": Key(0.001, ALL, "Learning rate before the first of STEPS.", least=0),
+    "SOLVER.BASE_LR": Key(0.001, ALL, "Learning rate after the warm-up.", least=0),
+    "SOLVER.BASE_LR_END": Key(0.0, ALL,
+        "Learning rate that `WarmupCosineLR` reaches at MAX_ITER.", least=0),
     "SOLVER.STEPS": Key((30000,), ALL,
-        "Iterations at which the learning rate is multiplied by GAMMA."),
+        "Iterations at which `WarmupMultiStepLR` multiplies the learning rate by GAMMA."),
     "SOLVER.GAMMA": Key(0.1, ALL, "Factor of the learning rate at each of STEPS."),
     "SOLVER.LR_SCHEDULER_NAME": Key("WarmupMultiStepLR", ALL,
-        "Kind of schedule.", choices=("WarmupMultiStepLR",)),
+        "How the learning rate falls: by GAMMA at each of STEPS, or along half a cosine from "
+        "BASE_LR to BASE_LR_END.", choices=("WarmupMultiStepLR", "WarmupCosineLR")),
     "SOLVER.WARMUP_METHOD": Key("linear", ALL,
         "How the learning rate rises.", choices=("linear", "constant")),
     "SOLVER.WARMUP_FACTOR": Key(0.001, ALL, "Factor of BASE_LR at the first iteration."),

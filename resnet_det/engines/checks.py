@@ -120,6 +120,7 @@ def build_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Schedule:
         steps=solver.STEPS,
         gamma=solver.GAMMA,
         max_iter=solver.MAX_ITER,
+        base_lr_end=solver.BASE_LR_END,
         warmup_iters=solver.WARMUP_ITERS,
         warmup_factor=solver.WARMUP_FACTOR,
         warmup_method=solver.WARMUP_METHOD,

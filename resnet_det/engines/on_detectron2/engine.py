@@ -192,7 +192,7 @@ def check_schedule(cfg: CfgNode) -> None:
     world, solver = distributed.launch_info().world, cfg.SOLVER
     try:
         Trainer.build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1)], solver.BASE_LR))
-    except (ValueError, AssertionError) as error:
+    except (ValueError, AssertionError, ZeroDivisionError) as error:
         raise ConfigError(
             f"SOLVER: Detectron2 cannot build a schedule from BASE_LR {solver.BASE_LR}, STEPS "
             f"{solver.STEPS}, MAX_ITER {solver.MAX_ITER}, LR_SCHEDULER_NAME "

@@ -52,6 +52,10 @@ LATE = [
     (["RESNET_DET.NEW_LAYERS", "('fc6',)"], "NEW_LAYERS: fc6"),
     (["RESNET_DET.ENSEMBLE", "('x.pth',)"], "ENSEMBLE: is only for testing"),
     (["SOLVER.STEPS", "(3, 2)"], r"SOLVER.STEPS: \(3, 2\): give ascending iterations from 1"),
+    (
+        ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR_END", "1.0"],
+        "BASE_LR_END: 1.0: must be between 0 and SOLVER.BASE_LR, 0.01",
+    ),
 ]
 
 
