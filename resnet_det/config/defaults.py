@@ -301,11 +301,18 @@ KEYS: dict[str, Key] = {
     "INPUT.MAX_SIZE_TEST": Key(1333, DETECTOR,
         "Upper limit of the longer side of test images, in pixels."),
     "INPUT.RANDOM_FLIP": Key("horizontal", ALL,
-        "Mirror each training image with probability 1/2.", choices=("horizontal", "none")),
-    "INPUT.CROP.ENABLED": Key(False, CLASSIFIER, "Crop training images."),
-    "INPUT.CROP.TYPE": Key("relative_range", CLASSIFIER,
-        "Classifiers need `absolute`.", choices=("relative_range", "absolute")),
-    "INPUT.CROP.SIZE": Key([0.9, 0.9], CLASSIFIER, "Height and width of a crop in pixels, equal."),
+        "Mirror each training image with probability 1/2. `vertical` is only for detectors.",
+        choices=("horizontal", "vertical", "none")),
+    "INPUT.CROP.ENABLED": Key(False, ALL,
+        "Crop training images at random: a detector's before they are resized."),
+    "INPUT.CROP.TYPE": Key("relative_range", ALL,
+        "How SIZE gives the height and width of a crop: in pixels, in pixels drawn from the range "
+        "SIZE, as parts of the image's, or as parts drawn between SIZE and 1. Classifiers need "
+        "`absolute`.",
+        choices=("relative_range", "relative", "absolute_range", "absolute")),
+    "INPUT.CROP.SIZE": Key([0.9, 0.9], ALL,
+        "Height and width of a crop, or the ends of a range (see TYPE). A classifier's crops are "
+        "square."),
     "DATASETS.TRAIN": Key((), ALL,
         "Datasets to train on, by name or path.", example=("voc_2007_trainval",)),
     "DATASETS.TEST": Key((), ALL,

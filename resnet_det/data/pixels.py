@@ -296,16 +296,22 @@ def grey(images: np.ndarray) -> np.ndarray:
     return (levels >> 16).astype(np.uint8)[:, None]
 
 
-def flip_image(image: np.ndarray) -> np.ndarray:
-    """Return a contiguous, horizontally mirrored copy of an array (h, w, 3)."""
-    return np.ascontiguousarray(image[:, ::-1])
+def flip_image(image: np.ndarray, axis: int = 1) -> np.ndarray:
+    """Return a contiguous, mirrored copy of an array (h, w, channels): horizontally, or vertically
+    with ``axis`` 0."""
+    return np.ascontiguousarray(np.flip(image, axis))
 
 
-def flip_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
-    """Mirror boxes (N, 4), XYXY in continuous coordinates, in an image that is ``width`` wide."""
+def flip_boxes(boxes: np.ndarray, side: float, axis: int = 1) -> np.ndarray:
+    """Mirror boxes (N, 4), XYXY in continuous coordinates, as :func:`flip_image` does.
+
+    Args:
+        side: the image's width, or its height with ``axis`` 0.
+    """
     boxes = np.asarray(boxes)
     flipped = boxes.copy()
-    flipped[:, 0], flipped[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
+    first, second = (0, 2) if axis == 1 else (1, 3)
+    flipped[:, first], flipped[:, second] = side - boxes[:, second], side - boxes[:, first]
     return flipped
 
 

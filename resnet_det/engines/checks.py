@@ -49,6 +49,8 @@ def check_classifier(cfg: CfgNode) -> None:
             "TEST.AUG.ENABLED: RESNET_DET.PER_PIXEL_MEAN does not fit whole images: set one of "
             "them to False"
         )
+    if cfg.INPUT.RANDOM_FLIP == "vertical":
+        raise ConfigError("INPUT.RANDOM_FLIP: 'vertical' is only for detectors")
     crop = cfg.INPUT.CROP
     whole = all(type(side) is int and side > 0 for side in crop.SIZE)
     if not crop.ENABLED or crop.TYPE != "absolute" or len(set(crop.SIZE)) != 1 or not whole:
@@ -82,8 +84,23 @@ def check_trainable(cfg: CfgNode, resume: bool) -> None:
             f"RESNET_DET.EVEN_POSITIVES: needs MODEL.PROPOSAL_GENERATOR.NAME PaperRPN, not "
             f"{generator}"
         )
+    check_crop(cfg)
     check_best(cfg)
     check_output(cfg, resume)
+
+
+def check_crop(cfg: CfgNode) -> None:
+    """Raise ConfigError if INPUT.CROP.SIZE does not fit INPUT.CROP.TYPE."""
+    type, size = cfg.INPUT.CROP.TYPE, list(cfg.INPUT.CROP.SIZE)
+    if type.startswith("relative"):
+        what, good = "two numbers above 0 and at most 1", all(0 < part <= 1 for part in size)
+    else:
+        what = "two whole numbers of pixels"
+        good = all(isinstance(side, int) and side > 0 for side in size)
+        if type == "absolute_range":
+            what, good = f"{what}, the smallest and the largest", good and size == sorted(size)
+    if cfg.INPUT.CROP.ENABLED and not (good and len(size) == 2):
+        raise ConfigError(f"INPUT.CROP.SIZE: {size}: INPUT.CROP.TYPE {type!r} needs {what}")
 
 
 def check_best(cfg: CfgNode) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fvcore.common.config import CfgNode
 
 from ..data import Dataset, check_names, load_datasets
-from ..data.detection.mapper import DetectionMapper, with_usable_annotations
+from ..data.detection.mapper import Crop, DetectionMapper, with_usable_annotations
 from .checks import check_images, proposal_files, test_files
 from .class_matching import TestSet, check_number, match_test_sets
 from .run import make_datasets
@@ -89,11 +89,13 @@ def read_test_sets(cfg: CfgNode) -> dict[str, Dataset]:
 
 def training_mapper(cfg: CfgNode) -> DetectionMapper:
     """The dataset mapper for training."""
+    crop = cfg.INPUT.CROP
     return DetectionMapper(
         cfg.INPUT.MIN_SIZE_TRAIN,
         cfg.INPUT.MAX_SIZE_TRAIN,
         sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
         flip=cfg.INPUT.RANDOM_FLIP,
+        crop=Crop(crop.TYPE, tuple(crop.SIZE)) if crop.ENABLED else None,
         format=cfg.INPUT.FORMAT,
         train=True,
         use_difficult=cfg.RESNET_DET.USE_DIFFICULT,

@@ -145,6 +145,7 @@ def test_an_unknown_name_is_told_before_the_scenes_are_drawn(folder, monkeypatch
         (["INPUT.FORMAT", "RGB"], "INPUT.FORMAT BGR, but the config says RGB"),
         (["DATALOADER.NUM_WORKERS", 2], "DATALOADER.NUM_WORKERS: 2: .* only for"),
         (["INPUT.CROP.ENABLED", False], "INPUT.CROP"),
+        (["INPUT.RANDOM_FLIP", "vertical"], "RANDOM_FLIP: 'vertical' is only for detectors"),
         (["MODEL.RESNETS.NORM", "FrozenBN"], "learns no statistics"),
         (["MODEL.RESNETS.RES5_DILATION", 2], "RES5_DILATION: 2: cifar_resnet20 takes 1"),
         (
