@@ -103,8 +103,9 @@ KEYS: dict[str, Key] = {
         "Warm up at WARMUP_FACTOR * BASE_LR until the running training error is below this "
         "percentage (section 4.2, 110 layers). 0: warm up for SOLVER.WARMUP_ITERS iterations.",
         least=0),
-    "RESNET_DET.COLOR_PCA": Key(False, LARGE,
-        "Use AlexNet's colour augmentation of training images (section 3.4)."),
+    "RESNET_DET.COLOR_PCA": Key(False, DETECTOR | LARGE,
+        "Use AlexNet's colour augmentation of training images (section 3.4): shift all pixels of "
+        "an image by a random multiple of each principal component of ImageNet's colours."),
     "RESNET_DET.TEST_CROPS": Key(1, LARGE,
         "Crops per test image. 1: the centre. 10: the centre and the four corners, and their "
         "mirror images.",

@@ -84,6 +84,10 @@ def check_trainable(cfg: CfgNode, resume: bool) -> None:
             f"RESNET_DET.EVEN_POSITIVES: needs MODEL.PROPOSAL_GENERATOR.NAME PaperRPN, not "
             f"{generator}"
         )
+    if cfg.RESNET_DET.COLOR_PCA and cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+        raise ConfigError(
+            f"RESNET_DET.COLOR_PCA: True: needs INPUT.FORMAT BGR or RGB, not {cfg.INPUT.FORMAT}"
+        )
     check_crop(cfg)
     check_best(cfg)
     check_output(cfg, resume)

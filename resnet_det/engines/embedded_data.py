@@ -96,6 +96,7 @@ def training_mapper(cfg: CfgNode) -> DetectionMapper:
         sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
         flip=cfg.INPUT.RANDOM_FLIP,
         crop=Crop(crop.TYPE, tuple(crop.SIZE)) if crop.ENABLED else None,
+        color_pca=cfg.RESNET_DET.COLOR_PCA,
         format=cfg.INPUT.FORMAT,
         train=True,
         use_difficult=cfg.RESNET_DET.USE_DIFFICULT,

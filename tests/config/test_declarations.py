@@ -88,8 +88,9 @@ def test_a_key_of_other_users_keeps_its_default(user):
 
 @pytest.mark.parametrize("key, value, user, words", [
     ("RESNET_DET.CROP_PADDING", 4, LARGE, "only for classifiers of small images"),
-    ("RESNET_DET.COLOR_PCA", True, SMALL, "only for classifiers of large images"),
-    ("RESNET_DET.COLOR_PCA", True, DETECTOR, "only for classifiers of large images"),
+    ("RESNET_DET.TEST_CROPS", 10, SMALL, "only for classifiers of large images"),
+    ("RESNET_DET.TEST_CROPS", 10, DETECTOR, "only for classifiers of large images"),
+    ("RESNET_DET.COLOR_PCA", True, SMALL, "only for detectors and classifiers of large images"),
     ("TEST.PRECISE_BN.ENABLED", True, DETECTOR, "only for classifiers"),
     ("MODEL.RPN.NMS_THRESH", 0.5, SMALL, "only for detectors"),
     ("DATALOADER.NUM_WORKERS", 1, SMALL, "only for detectors and classifiers of large images"),

@@ -171,6 +171,29 @@ def test_boxes_follow_the_pixels_of_a_crop(photo, flip):
     assert len(seen) > 5 and max(seen) == 24
 
 
+@pytest.mark.parametrize("format", ["RGB", "BGR"])
+def test_a_detectors_colours_are_shifted_along_imagenets_principal_components(photo, format):
+    """By far most along (0.57, 0.58, 0.58), so grey stays grey; white and black are clipped."""
+    picture = np.full((60, 80, 3), (100, 150, 200), np.uint8)
+    picture[:, :20], picture[:, 60:] = 0, 255
+    Image.fromarray(picture).save(photo["file_name"])
+    mapper = DetectionMapper(0, 100, format=format, color_pca=True, train=True)
+    shifts = []
+    for seed in range(400):
+        image = mapper(photo, np.random.default_rng(seed))["image"].numpy()
+        image = image if format == "RGB" else image[::-1]
+        black, middle, white = (image[:, :, x].astype(int) for x in (0, 40, 79))
+        assert (middle == middle[:, :1]).all()
+        shift = middle[:, 0] - (100, 150, 200)
+        assert np.array_equal(black[:, 0], shift.clip(0)) and np.array_equal(
+            white[:, 0], 255 + shift.clip(None, 0)
+        )
+        shifts.append(shift)
+    values, vectors = np.linalg.eigh(np.cov(np.array(shifts).T))
+    assert np.abs(vectors[:, 2] @ [0.5675, 0.5808, 0.5836]) > 0.99
+    assert values[2] ** 0.5 == pytest.approx(255 * 0.1 * 0.2175, rel=0.1)
+
+
 def test_which_annotations_are_learnt_from(photo):
     photo["annotations"] = [
         annotation([0, 0, 10, 10], 0, iscrowd=1),

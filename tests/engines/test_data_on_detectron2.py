@@ -89,6 +89,36 @@ class SameDraws:
     """The numbers that Detectron2's augmentations draw, as a numpy Generator."""
 
     integers, random = staticmethod(np.random.randint), staticmethod(np.random.random_sample)
+    normal = staticmethod(np.random.normal)
+
+
+@pytest.mark.parametrize("format", ["RGB", "BGR"])
+def test_both_engines_shift_colours(record, format):
+    """After the same augmentations, by the same draws: a constant per channel, here without the
+    clipped pixels."""
+    del record["sem_seg_file_name"]
+    record |= {"width": 70, "height": 50, "image_id": 1}
+    keys = ["INPUT.FORMAT", format]
+    embedded = defaults.get_cfg()
+    embedded.merge_from_list(
+        ["INPUT.MIN_SIZE_TRAIN", (50, 60), *keys, "RESNET_DET.COLOR_PCA", True]
+    )
+    images = []
+    for draw in (
+        lambda: training_mapper(embedded)(record, SameDraws),
+        lambda: Mapper(config(*keys, "RESNET_DET.COLOR_PCA", True), True)(record),
+        lambda: Mapper(config(*keys), True)(record),
+    ):
+        np.random.seed(5)
+        images.append(draw()["image"].int())
+    assert torch.equal(images[0], images[1])
+    shift = (images[0] - images[2]).flatten(1)
+    assert all(
+        len(c[(v > 20) & (v < 235)].unique()) == 1 and c.any()
+        for c, v in zip(shift, images[2].flatten(1))
+    )
+    test = Mapper(config("RESNET_DET.COLOR_PCA", True), False)(record)["image"]
+    assert torch.equal(test, Mapper(config(), False)(record)["image"])
 
 
 CROPS = [

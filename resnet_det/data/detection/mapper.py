@@ -128,6 +128,7 @@ class DetectionMapper:
         max_size: upper limit of the longer edge.
         flip: "horizontal" or "vertical", to mirror each image with probability 0.5, or "none".
         crop: draws the part of each image that is used; None uses the whole image.
+        color_pca: use AlexNet's colour augmentation, :func:`~resnet_det.data.pixels.shift_colors`.
         format: order of the channels, "BGR" or "RGB".
         train: whether the sample has annotations.
         use_difficult: train on objects that VOC marks difficult, as Detectron2 does.
@@ -150,6 +151,7 @@ class DetectionMapper:
         sampling: str = "choice",
         flip: str = "none",
         crop: Crop | None = None,
+        color_pca: bool = False,
         format: str = "BGR",
         train: bool,
         use_difficult: bool = True,
@@ -170,6 +172,7 @@ class DetectionMapper:
         self.sampling = sampling
         self.flip = flip
         self.crop = crop
+        self.color_pca = color_pca
         self.format = format
         self.train = train
         self.use_difficult = use_difficult
@@ -190,7 +193,10 @@ class DetectionMapper:
         sample: dict[str, Any] = {
             key: record[key] for key in ("file_name", "image_id") if key in record
         }
-        sample |= {"height": height, "width": width, "image": _channels_first(place.image(image))}
+        seen = place.image(image)
+        if self.color_pca:
+            seen = pixels.shift_colors(seen, self.format, rng)
+        sample |= {"height": height, "width": width, "image": _channels_first(seen)}
         if self.scales:
             others = pixels.at_scales(image, self.scales, self.short_sizes[0], self.max_size)
             sample["scales"] = [_channels_first(other) for other in others]
