@@ -380,11 +380,15 @@ KEYS: dict[str, Key] = {
         "Recompute the statistics of batch norms after training (precise BN)."),
     "TEST.PRECISE_BN.NUM_ITER": Key(200, CLASSIFIER,
         "Number of batches that precise BN averages over.", least=1),
-    "TEST.AUG.ENABLED": Key(False, LARGE,
-        "Test fully convolutionally at several scales (Table 4)."),
-    "TEST.AUG.MIN_SIZES": Key((400, 500, 600, 700, 800, 900, 1000, 1100, 1200), LARGE,
-        "Shorter sides of the multi-scale test, in pixels."),
-    "TEST.AUG.FLIP": Key(True, LARGE, "Also test the mirrored image at each scale."),
+    "TEST.AUG.ENABLED": Key(False, DETECTOR | LARGE,
+        "Test-time augmentation. Classifiers test fully convolutionally at several scales (Table "
+        "4). Detectors are evaluated with it after the evaluation without it, at the end of "
+        "training and with `--eval-only`; its metrics are named `bbox_TTA`."),
+    "TEST.AUG.MIN_SIZES": Key((400, 500, 600, 700, 800, 900, 1000, 1100, 1200), DETECTOR | LARGE,
+        "Shorter sides of the copies of an image, in pixels."),
+    "TEST.AUG.MAX_SIZE": Key(4000, DETECTOR,
+        "Upper limit of the longer side of the copies, in pixels.", least=1),
+    "TEST.AUG.FLIP": Key(True, DETECTOR | LARGE, "Also test the mirrored image at each scale."),
 }
 # fmt: on
 

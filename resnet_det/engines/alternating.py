@@ -49,7 +49,8 @@ def step_config(cfg: CfgNode, index: int) -> CfgNode:
     images, world = cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world
     step = [
         "OUTPUT_DIR", str(output / STEPS[index]),
-        "DATASETS.TEST", (), "TEST.EXPECTED_RESULTS", [], "RESNET_DET.PRETRAIN", "",
+        "DATASETS.TEST", (), "TEST.EXPECTED_RESULTS", [], "TEST.AUG.ENABLED", False,
+        "RESNET_DET.PRETRAIN", "",
         "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", (drop,) if drop else (),
         "SOLVER.IMS_PER_BATCH", max(images // 2 // world, 1) * world if rpn else images,
     ]  # fmt: skip

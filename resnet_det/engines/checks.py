@@ -13,7 +13,7 @@ from ..config.defaults import LARGE, SMALL, ConfigError
 from ..data.catalog import classification_spec
 from ..data.image_check import unusable
 from ..data.loader import check_share
-from ..detector.net_keys import net_options
+from ..detector.net_keys import IN_TEST, net_options
 from ..evaluation.metrics import COCO_METRICS
 from ..nets import meta_net
 from ..records import together
@@ -188,12 +188,22 @@ def check_images(cfg: CfgNode, name: str, records: Sequence[dict[str, Any]]) -> 
 
 
 def check_testable(cfg: CfgNode) -> None:
-    """Raise ConfigError if a ProposalNetwork, which makes no detections, has test sets."""
+    """Raise ConfigError if a ProposalNetwork, which makes no detections, has test sets, or if
+    TEST.AUG does not fit the config's other keys."""
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" and cfg.DATASETS.TEST:
         raise ConfigError(
             f"DATASETS.TEST: {cfg.DATASETS.TEST}: a ProposalNetwork makes no detections to test: "
             "give ()"
         )
+    if not cfg.TEST.AUG.ENABLED:
+        return
+    others = [f"RESNET_DET.{key}" for key in IN_TEST if cfg.RESNET_DET[key]]
+    others += [f"MODEL.{key}" for key in ("LOAD_PROPOSALS", "KEYPOINT_ON") if cfg.MODEL[key]]
+    if others:
+        raise ConfigError(f"TEST.AUG.ENABLED and {others[0]} cannot be combined: use one of them")
+    sizes = list(cfg.TEST.AUG.MIN_SIZES)
+    if not sizes or min(sizes) < 1:
+        raise ConfigError(f"TEST.AUG.MIN_SIZES: {sizes}: give one or more shorter sides in pixels")
 
 
 def as_predictor(cfg: CfgNode, score_thresh: float) -> CfgNode:

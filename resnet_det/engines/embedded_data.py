@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fvcore.common.config import CfgNode
 
 from ..data import Dataset, check_names, load_datasets
-from ..data.detection.mapper import Crop, DetectionMapper, with_usable_annotations
+from ..data.detection.mapper import Copies, Crop, DetectionMapper, with_usable_annotations
 from .checks import check_images, proposal_files, test_files
 from .class_matching import TestSet, check_number, match_test_sets
 from .run import make_datasets
@@ -104,8 +104,9 @@ def training_mapper(cfg: CfgNode) -> DetectionMapper:
     )
 
 
-def test_mapper(cfg: CfgNode) -> DetectionMapper:
-    """The dataset mapper for testing."""
+def test_mapper(cfg: CfgNode, augmented: bool = False) -> DetectionMapper:
+    """The dataset mapper for testing; ``augmented`` adds the copies of ``TEST.AUG``."""
+    aug = cfg.TEST.AUG
     return DetectionMapper(
         cfg.INPUT.MIN_SIZE_TEST,
         cfg.INPUT.MAX_SIZE_TEST,
@@ -113,6 +114,7 @@ def test_mapper(cfg: CfgNode) -> DetectionMapper:
         train=False,
         proposals=_max_proposals(cfg, "TEST"),
         scales=cfg.RESNET_DET.MULTI_SCALE_TEST,
+        copies=Copies(tuple(aug.MIN_SIZES), aug.MAX_SIZE, aug.FLIP) if augmented else None,
     )
 
 

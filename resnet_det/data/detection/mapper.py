@@ -117,6 +117,34 @@ class Placement:
         return boxes, ((boxes[:, 2:] - boxes[:, :2]) > min_side).all(axis=1)
 
 
+@dataclass(frozen=True)
+class Copies:
+    """Resized and mirrored copies of a test image, as Detectron2's ``DatasetMapperTTA`` makes them.
+
+    Attributes:
+        short_sizes: lengths of the shorter edge, one copy each.
+        max_size: upper limit of the longer edge.
+        flip: also mirror each copy horizontally.
+    """
+
+    short_sizes: tuple[int, ...]
+    max_size: int
+    flip: bool
+
+    def __call__(self, image: np.ndarray) -> list[dict[str, Any]]:
+        """uint8 (h, w, channels) -> dicts with ``image`` (uint8 tensor (3, h, w)) and
+        ``mirrored``."""
+        copies = []
+        height, width = image.shape[:2]
+        for short in self.short_sizes:
+            size = pixels.resized_shape(height, width, short, self.max_size)
+            copy = pixels.resize(image, *size)
+            copies.append({"image": _channels_first(copy), "mirrored": False})
+            if self.flip:
+                copies.append({"image": _channels_first(copy[:, ::-1]), "mirrored": True})
+        return copies
+
+
 class DetectionMapper:
     """Maps a record to a sample: reads the image, randomly crops, resizes and mirrors it and its
     boxes.
@@ -135,12 +163,13 @@ class DetectionMapper:
         proposals: number of precomputed proposals to use per image, by descending score; None if
             the records have none.
         scales: further lengths of the shorter edge, for multi-scale testing.
+        copies: makes copies of the resized image, for test-time augmentation.
 
     A sample has ``file_name``, ``image_id``, ``height`` and ``width`` (of the original image), and
     ``image`` (uint8 tensor (3, h, w)). In training it also has ``boxes`` (float32 (N, 4), XYXY in
     the resized image) and ``classes`` (int64 (N,)). If ``proposals`` is set, it has ``proposals``
-    (float32 (N, 4)); if ``scales`` is set, it has ``scales``, a list of images. Boxes are clipped;
-    crowds and empty boxes are dropped. A crop may leave no box.
+    (float32 (N, 4)); if ``scales`` is set, it has ``scales``, a list of images; if ``copies``
+    is set, it has ``copies``. Boxes are clipped; crowds and empty boxes are dropped. A crop may leave no box.
     """
 
     def __init__(
@@ -157,6 +186,7 @@ class DetectionMapper:
         use_difficult: bool = True,
         proposals: int | None = None,
         scales: Sequence[int] = (),
+        copies: Copies | None = None,
     ) -> None:
         short_sizes = [short_sizes] if isinstance(short_sizes, int) else list(short_sizes)
         if sampling not in ("choice", "range"):
@@ -178,6 +208,7 @@ class DetectionMapper:
         self.use_difficult = use_difficult
         self.proposals = proposals
         self.scales = tuple(scales)
+        self.copies = copies
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         image = pixels.read_image(record["file_name"], self.format)
@@ -200,6 +231,8 @@ class DetectionMapper:
         if self.scales:
             others = pixels.at_scales(image, self.scales, self.short_sizes[0], self.max_size)
             sample["scales"] = [_channels_first(other) for other in others]
+        if self.copies is not None:
+            sample["copies"] = self.copies(seen)
         if self.proposals is not None:
             boxes, kept = place.boxes(_proposals(record), 0)
             sample["proposals"] = torch.from_numpy(boxes[kept][: self.proposals])

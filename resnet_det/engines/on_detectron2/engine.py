@@ -17,6 +17,7 @@ from detectron2.modeling import (
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
     ROI_HEADS_REGISTRY,
+    GeneralizedRCNN,
     build_model,
 )
 from detectron2.utils import comm
@@ -267,7 +268,8 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
         model, facts = trained(cfg)
         classes = facts.get("classes")
         tests = match_test_sets(sets, classes, cfg.MODEL.WEIGHTS, cfg)
-        metrics = evaluate_model(cfg, as_tested(model, cfg, classes), tests, facts)
+        tested, augment = as_tested(model, cfg, classes), cfg.TEST.AUG.ENABLED
+        metrics = evaluate_model(cfg, tested, tests, facts, augment=augment)
         if comm.is_main_process():
             check_expected(cfg, metrics)
     return metrics
@@ -373,10 +375,10 @@ def check_model(cfg: CfgNode) -> None:
         if name and name not in known:
             hint = did_you_mean(name, known, list_all=True)
             raise ConfigError(f"{key}: Detectron2 has no {name!r}{hint}")
-    if cfg.TEST.AUG.ENABLED:
+    name = cfg.MODEL.META_ARCHITECTURE
+    if cfg.TEST.AUG.ENABLED and not issubclass(META_ARCH_REGISTRY.get(name), GeneralizedRCNN):
         raise ConfigError(
-            "TEST.AUG.ENABLED: this engine does not support it: set it to False; to test at "
-            "several scales, use RESNET_DET.MULTI_SCALE_TEST"
+            f"TEST.AUG.ENABLED: needs MODEL.META_ARCHITECTURE GeneralizedRCNN, not {name}"
         )
     check_appendix(cfg)
 

@@ -156,8 +156,9 @@ class Trainer(DefaultTrainer):
     def test(self, cfg: CfgNode, model: nn.Module) -> dict[str, float]:
         """Evaluate the model on the test sets, with the improvements that the config enables."""
         distributed.share_buffers(model)  # evaluate the buffers that are saved
+        augment = cfg.TEST.AUG.ENABLED and self.iter >= self.max_iter  # training is finished
         with undisturbed(model, torch.device(cfg.MODEL.DEVICE)):
-            return evaluate_model(cfg, as_tested(model, cfg), self.tests)
+            return evaluate_model(cfg, as_tested(model, cfg), self.tests, augment=augment)
 
 
 def _autocast_in_training(model: nn.Module, dtype: torch.dtype) -> None:
