@@ -122,6 +122,9 @@ KEYS: dict[str, Key] = {
         "Choose image sizes, anchors and schedule by the boxes and the number of images of "
         "DATASETS.TRAIN, where neither the config file nor the command line sets them "
         "(docs/own_data.md)."),
+    "RESNET_DET.VAL_LOSS": Key(False, DETECTOR,
+        "At each evaluation in training, also log the losses on the test sets as `val_total_loss`, "
+        "`val_loss_cls` and so on; with several test sets as NAME/val_total_loss."),
     "RESNET_DET.BEST.METRIC": Key("", DETECTOR,
         "Metric, such as bbox/AP, whose best evaluation is kept as `model_best.pth`. With several "
         "test sets it begins with the name of one: NAME/bbox/AP. Higher is better."),

@@ -151,6 +151,11 @@ def _steps(engine, cfg, resume):
         raise ConfigError(
             "MODEL.BACKBONE.NAME: alternating training does not support feature pyramids"
         )
+    if cfg.RESNET_DET.VAL_LOSS:
+        raise ConfigError(
+            "RESNET_DET.VAL_LOSS: True: the steps of alternating training are not evaluated: set it "
+            "to False"
+        )
     iterations = cfg.RESNET_DET.ALTERNATING
     if len(iterations) != 4 or min(iterations) < 1:
         raise ConfigError(

@@ -89,6 +89,8 @@ def check_trainable(cfg: CfgNode, resume: bool) -> None:
             f"RESNET_DET.COLOR_PCA: True: needs INPUT.FORMAT BGR or RGB, not {cfg.INPUT.FORMAT}"
         )
     check_crop(cfg)
+    if cfg.RESNET_DET.VAL_LOSS and not cfg.DATASETS.TEST:
+        raise ConfigError("RESNET_DET.VAL_LOSS: True: name a dataset in DATASETS.TEST")
     check_best(cfg)
     check_output(cfg, resume)
 

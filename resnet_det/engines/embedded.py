@@ -45,6 +45,7 @@ from .run import (
     start,
 )
 from .scaling import for_processes
+from .validation import validation_config, validation_losses
 
 __all__ = [
     "check",
@@ -154,7 +155,10 @@ def _train(cfg, resume, device, seed):
     def test(model):
         last = trainer.iteration == cfg.SOLVER.MAX_ITER
         tested, augment = as_tested(model, cfg, device), cfg.TEST.AUG.ENABLED and last
-        return evaluate_model(tested, data.tests, cfg, augment=augment)
+        metrics = evaluate_model(tested, data.tests, cfg, augment=augment)
+        mapper = training_mapper(validation_config(cfg))
+        workers = cfg.DATALOADER.NUM_WORKERS
+        return metrics | validation_losses(model, data.validation, mapper, workers)
 
     trainer.run(batches, test if data.tests else None)
     return final_results(cfg, trainer)

@@ -10,6 +10,7 @@ from ..data.detection.mapper import Copies, Crop, DetectionMapper, with_usable_a
 from .checks import check_images, proposal_files, test_files
 from .class_matching import TestSet, check_number, match_test_sets
 from .run import make_datasets
+from .validation import Validation, validation_records
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +24,14 @@ class Data:
         records: the records to train on, Detectron2's standard dicts.
         classes: class names, in the order of the detector's rows.
         tests: name -> test set, with its classes in the detector's order.
+        validation: see :func:`.validation.validation_records`.
     """
 
     name: str
     records: list[dict]
     classes: tuple[str, ...]
     tests: dict[str, TestSet]
+    validation: Validation
 
 
 def prepare(cfg: CfgNode) -> Data:
@@ -47,7 +50,8 @@ def prepare(cfg: CfgNode) -> Data:
     for name, test_set in sets.items():
         check_images(cfg, name, test_set.records)
     _log_skipped(dataset)
-    return Data(dataset.name, _usable(dataset, cfg), classes, tests)
+    validation = validation_records(tests, cfg)
+    return Data(dataset.name, _usable(dataset, cfg), classes, tests, validation)
 
 
 def training_records(cfg: CfgNode) -> list[dict]:

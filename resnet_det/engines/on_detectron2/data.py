@@ -89,7 +89,11 @@ def load_training_set(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
     records, difficult = dataset.records, cfg.RESNET_DET.USE_DIFFICULT
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
-        for key, default in (("USE_DIFFICULT", True), ("SKIP_BAD_DATA", False)):
+        for key, default in (
+            ("USE_DIFFICULT", True),
+            ("SKIP_BAD_DATA", False),
+            ("VAL_LOSS", False),
+        ):
             if cfg.RESNET_DET[key] != default:
                 raise ConfigError(f"RESNET_DET.{key}: is only for box detectors")
         for name in filter(own_spec, cfg.DATASETS.TRAIN):

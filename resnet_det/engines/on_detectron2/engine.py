@@ -56,6 +56,7 @@ from ..provenance import stored_config
 from ..results import check_expected
 from ..run import make_datasets
 from ..scaling import for_processes
+from ..validation import Validation, validation_records
 from .checkpointer import trained
 from .data import (
     check_names,
@@ -321,11 +322,13 @@ def _check_whole(cfg: CfgNode) -> None:
 
 
 class Data(NamedTuple):
-    """The datasets of a training run: Detectron2's records, their class names, the test sets."""
+    """The datasets of a training run: Detectron2's records, their class names, the test sets, and
+    those for validation losses."""
 
     records: list[dict[str, Any]]
     classes: tuple[str, ...]
     tests: dict[str, TestSet]
+    validation: Validation
 
 
 def prepare(cfg: CfgNode) -> Data:
@@ -340,7 +343,7 @@ def prepare(cfg: CfgNode) -> Data:
     tests = match_test_sets(sets, classes, "+".join(cfg.DATASETS.TRAIN), cfg)
     for name, dataset in sets.items():
         check_images(cfg, name, local_records(dataset.records))
-    return Data(records, classes, tests)
+    return Data(records, classes, tests, validation_records(tests, cfg))
 
 
 def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
