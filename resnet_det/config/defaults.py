@@ -103,8 +103,9 @@ KEYS: dict[str, Key] = {
         "Warm up at WARMUP_FACTOR * BASE_LR until the running training error is below this "
         "percentage (section 4.2, 110 layers). 0: warm up for SOLVER.WARMUP_ITERS iterations.",
         least=0),
-    "RESNET_DET.COLOR_PCA": Key(False, LARGE,
-        "Use AlexNet's colour augmentation of training images (section 3.4)."),
+    "RESNET_DET.COLOR_PCA": Key(False, DETECTOR | LARGE,
+        "Use AlexNet's colour augmentation of training images (section 3.4): shift all pixels of "
+        "an image by a random multiple of each principal component of ImageNet's colours."),
     "RESNET_DET.TEST_CROPS": Key(1, LARGE,
         "Crops per test image. 1: the centre. 10: the centre and the four corners, and their "
         "mirror images.",
@@ -121,6 +122,9 @@ KEYS: dict[str, Key] = {
         "Choose image sizes, anchors and schedule by the boxes and the number of images of "
         "DATASETS.TRAIN, where neither the config file nor the command line sets them "
         "(docs/own_data.md)."),
+    "RESNET_DET.VAL_LOSS": Key(False, DETECTOR,
+        "At each evaluation in training, also log the losses on the test sets as `val_total_loss`, "
+        "`val_loss_cls` and so on; with several test sets as NAME/val_total_loss."),
     "RESNET_DET.BEST.METRIC": Key("", DETECTOR,
         "Metric, such as bbox/AP, whose best evaluation is kept as `model_best.pth`. With several "
         "test sets it begins with the name of one: NAME/bbox/AP. Higher is better."),
@@ -301,11 +305,18 @@ KEYS: dict[str, Key] = {
     "INPUT.MAX_SIZE_TEST": Key(1333, DETECTOR,
         "Upper limit of the longer side of test images, in pixels."),
     "INPUT.RANDOM_FLIP": Key("horizontal", ALL,
-        "Mirror each training image with probability 1/2.", choices=("horizontal", "none")),
-    "INPUT.CROP.ENABLED": Key(False, CLASSIFIER, "Crop training images."),
-    "INPUT.CROP.TYPE": Key("relative_range", CLASSIFIER,
-        "Classifiers need `absolute`.", choices=("relative_range", "absolute")),
-    "INPUT.CROP.SIZE": Key([0.9, 0.9], CLASSIFIER, "Height and width of a crop in pixels, equal."),
+        "Mirror each training image with probability 1/2. `vertical` is only for detectors.",
+        choices=("horizontal", "vertical", "none")),
+    "INPUT.CROP.ENABLED": Key(False, ALL,
+        "Crop training images at random: a detector's before they are resized."),
+    "INPUT.CROP.TYPE": Key("relative_range", ALL,
+        "How SIZE gives the height and width of a crop: in pixels, in pixels drawn from the range "
+        "SIZE, as parts of the image's, or as parts drawn between SIZE and 1. Classifiers need "
+        "`absolute`.",
+        choices=("relative_range", "relative", "absolute_range", "absolute")),
+    "INPUT.CROP.SIZE": Key([0.9, 0.9], ALL,
+        "Height and width of a crop, or the ends of a range (see TYPE). A classifier's crops are "
+        "square."),
     "DATASETS.TRAIN": Key((), ALL,
         "Datasets to train on, by name or path.", example=("voc_2007_trainval",)),
     "DATASETS.TEST": Key((), ALL,
@@ -334,12 +345,15 @@ KEYS: dict[str, Key] = {
         "processes, IMS_PER_BATCH and BASE_LR are multiplied by N / REFERENCE_WORLD_SIZE, and "
         "numbers of iterations divided by it. 0: not scaled.", least=0),
     "SOLVER.MAX_ITER": Key(40000, ALL, "Number of iterations.", least=1),
-    "SOLVER.BASE_LR": Key(0.001, ALL, "Learning rate before the first of STEPS.", least=0),
+    "SOLVER.BASE_LR": Key(0.001, ALL, "Learning rate after the warm-up.", least=0),
+    "SOLVER.BASE_LR_END": Key(0.0, ALL,
+        "Learning rate that `WarmupCosineLR` reaches at MAX_ITER.", least=0),
     "SOLVER.STEPS": Key((30000,), ALL,
-        "Iterations at which the learning rate is multiplied by GAMMA."),
+        "Iterations at which `WarmupMultiStepLR` multiplies the learning rate by GAMMA."),
     "SOLVER.GAMMA": Key(0.1, ALL, "Factor of the learning rate at each of STEPS."),
     "SOLVER.LR_SCHEDULER_NAME": Key("WarmupMultiStepLR", ALL,
-        "Kind of schedule.", choices=("WarmupMultiStepLR",)),
+        "How the learning rate falls: by GAMMA at each of STEPS, or along half a cosine from "
+        "BASE_LR to BASE_LR_END.", choices=("WarmupMultiStepLR", "WarmupCosineLR")),
     "SOLVER.WARMUP_METHOD": Key("linear", ALL,
         "How the learning rate rises.", choices=("linear", "constant")),
     "SOLVER.WARMUP_FACTOR": Key(0.001, ALL, "Factor of BASE_LR at the first iteration."),
@@ -369,11 +383,15 @@ KEYS: dict[str, Key] = {
         "Recompute the statistics of batch norms after training (precise BN)."),
     "TEST.PRECISE_BN.NUM_ITER": Key(200, CLASSIFIER,
         "Number of batches that precise BN averages over.", least=1),
-    "TEST.AUG.ENABLED": Key(False, LARGE,
-        "Test fully convolutionally at several scales (Table 4)."),
-    "TEST.AUG.MIN_SIZES": Key((400, 500, 600, 700, 800, 900, 1000, 1100, 1200), LARGE,
-        "Shorter sides of the multi-scale test, in pixels."),
-    "TEST.AUG.FLIP": Key(True, LARGE, "Also test the mirrored image at each scale."),
+    "TEST.AUG.ENABLED": Key(False, DETECTOR | LARGE,
+        "Test-time augmentation. Classifiers test fully convolutionally at several scales (Table "
+        "4). Detectors are evaluated with it after the evaluation without it, at the end of "
+        "training and with `--eval-only`; its metrics are named `bbox_TTA`."),
+    "TEST.AUG.MIN_SIZES": Key((400, 500, 600, 700, 800, 900, 1000, 1100, 1200), DETECTOR | LARGE,
+        "Shorter sides of the copies of an image, in pixels."),
+    "TEST.AUG.MAX_SIZE": Key(4000, DETECTOR,
+        "Upper limit of the longer side of the copies, in pixels.", least=1),
+    "TEST.AUG.FLIP": Key(True, DETECTOR | LARGE, "Also test the mirrored image at each scale."),
 }
 # fmt: on
 

@@ -40,6 +40,14 @@ class ImageBytes:
 Source = str | os.PathLike | ImageBytes
 FORMATS = ("BGR", "RGB", "L")  # of INPUT.FORMAT: the order of the channels; L is grey, one channel
 GREY_WEIGHTS = (19595, 38470, 7471)  # of red, green and blue, of 65536: Pillow's
+# The principal components of ImageNet's RGB values in [0, 1] (rows R, G, B; one column per
+# component) as published by fb.resnet.torch (datasets/imagenet.lua), and AlexNet's standard
+# deviation.
+EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
+EIGENVECTORS = np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+)
+_ALPHA = 0.1
 
 
 def read_image(path: Source, format: str = "BGR") -> np.ndarray:
@@ -296,17 +304,40 @@ def grey(images: np.ndarray) -> np.ndarray:
     return (levels >> 16).astype(np.uint8)[:, None]
 
 
-def flip_image(image: np.ndarray) -> np.ndarray:
-    """Return a contiguous, horizontally mirrored copy of an array (h, w, 3)."""
-    return np.ascontiguousarray(image[:, ::-1])
+def flip_image(image: np.ndarray, axis: int = 1) -> np.ndarray:
+    """Return a contiguous, mirrored copy of an array (h, w, channels): horizontally, or vertically
+    with ``axis`` 0."""
+    return np.ascontiguousarray(np.flip(image, axis))
 
 
-def flip_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
-    """Mirror boxes (N, 4), XYXY in continuous coordinates, in an image that is ``width`` wide."""
+def flip_boxes(boxes: np.ndarray, side: float, axis: int = 1) -> np.ndarray:
+    """Mirror boxes (N, 4), XYXY in continuous coordinates, as :func:`flip_image` does.
+
+    Args:
+        side: the image's width, or its height with ``axis`` 0.
+    """
     boxes = np.asarray(boxes)
     flipped = boxes.copy()
-    flipped[:, 0], flipped[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
+    first, second = (0, 2) if axis == 1 else (1, 3)
+    flipped[:, first], flipped[:, second] = side - boxes[:, second], side - boxes[:, first]
     return flipped
+
+
+def color_shift(rng: Any, format: str = "RGB") -> np.ndarray:
+    """AlexNet's colour augmentation: the random offsets added to the channels of every pixel of an
+    image, on the scale 0-255. Float32 (3,), with standard deviations 3.2, 3.2 and 3.3.
+
+    Args:
+        rng: a numpy Generator, or the module ``numpy.random``.
+        format: order of the channels, "RGB" or "BGR".
+    """
+    shift = (255 * EIGENVECTORS @ (rng.normal(0, _ALPHA, 3) * EIGENVALUES)).astype(np.float32)
+    return shift if format == "RGB" else shift[::-1].copy()
+
+
+def shift_colors(image: np.ndarray, format: str, rng: Any) -> np.ndarray:
+    """Add a :func:`color_shift` to a uint8 image (h, w, 3). The sums are rounded and clipped."""
+    return (image + color_shift(rng, format)).round().clip(0, 255).astype(np.uint8)
 
 
 def draw_size(sizes: Sequence[int], sampling: str, rng: np.random.Generator) -> int:

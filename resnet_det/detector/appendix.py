@@ -152,6 +152,16 @@ def vote(keep: Tensor, boxes: Tensor, scores: Tensor, classes: Tensor) -> Tensor
     return weights @ boxes / weights.sum(1, keepdim=True)
 
 
+def suppress(boxes: Tensor, scores: Tensor, classes: Tensor, thresholds: Thresholds) -> Tensor:
+    """NMS per class: the indices of the best detections of one image, by descending score.
+
+    Args:
+        boxes, scores, classes: (N, 4), clipped to the image, (N,), (N,).
+    """
+    keep = nms_per_class(boxes, scores, classes, thresholds.nms_thresh)
+    return keep[: thresholds.max_detections] if thresholds.max_detections >= 0 else keep
+
+
 def select(
     scores: Tensor, boxes: Tensor, size: Size, thresholds: Thresholds, voting: bool = False
 ) -> Detections:
@@ -170,9 +180,7 @@ def select(
     scores, boxes = scores[finite], clip_boxes_to_image(boxes[finite], size)
     region, label = torch.nonzero(scores > thresholds.score_thresh, as_tuple=True)
     boxes, scores = boxes[region, label], scores[region, label]
-    keep = nms_per_class(boxes, scores, label, thresholds.nms_thresh)
-    if thresholds.max_detections >= 0:
-        keep = keep[: thresholds.max_detections]
+    keep = suppress(boxes, scores, label, thresholds)
     chosen = vote(keep, boxes, scores, label) if voting else boxes[keep]
     return chosen, scores[keep], label[keep]
 
@@ -268,6 +276,10 @@ class Improved(nn.Module):
         self.orders = orders or [None] * len(detectors)
 
     def forward(self, batch: Sequence[Mapping]) -> list[Any]:
+        return cast(Detector, self.detectors[0]).finish(batch, *self.detect(batch))
+
+    def detect(self, batch: Sequence[Mapping]) -> tuple[list[Size], list[Detections]]:
+        """The size of each input image, and its detections in pixels of it."""
         proposals, views = [], []
         for module, order in zip(self.detectors, self.orders):
             detector = cast(Detector, module)
@@ -287,11 +299,10 @@ class Improved(nn.Module):
                 (torch.cat((s, s2)), torch.cat((b, b2)))
                 for (s, b), (s2, b2) in zip(found, second)
             ]  # fmt: skip
-        selected = [
+        return sizes, [
             select(s, b, size, self.thresholds, voting=self.refine)
             for (s, b), size in zip(found, sizes)
         ]
-        return views[0].detector.finish(batch, sizes, selected)
 
 
 def _at_scales(detector: Detector, batch: Sequence[Mapping], test_scale: Level) -> list[Level]:

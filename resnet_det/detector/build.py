@@ -14,6 +14,7 @@ from ..nets.fast import channels_last_on_gpu, speed_up, take_stride
 from ..nets.fpn import FPN
 from ..nets.layers import FullyConnected, rename_parameters
 from .appendix import Detector, Improved, Thresholds
+from .augmented import Augmented
 from .faster_rcnn import FasterRCNN, ProposalNetwork
 from .net_keys import IN_TEST, check_appendix, check_detector, net_options
 from .roi_heads import Pooler, Predictor, RegionSampling, RoIHeads
@@ -220,3 +221,8 @@ def build_improved(
         multi_scale=bool(cfg.RESNET_DET.MULTI_SCALE_TEST),
         orders=orders,
     )
+
+
+def build_augmented(detector: Detector, cfg: CfgNode) -> Augmented:
+    """Wrap a detector of the embedded engine in the test-time augmentation of ``TEST.AUG``."""
+    return Augmented(detector, thresholds(cfg))

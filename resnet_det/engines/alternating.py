@@ -49,7 +49,8 @@ def step_config(cfg: CfgNode, index: int) -> CfgNode:
     images, world = cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world
     step = [
         "OUTPUT_DIR", str(output / STEPS[index]),
-        "DATASETS.TEST", (), "TEST.EXPECTED_RESULTS", [], "RESNET_DET.PRETRAIN", "",
+        "DATASETS.TEST", (), "TEST.EXPECTED_RESULTS", [], "TEST.AUG.ENABLED", False,
+        "RESNET_DET.PRETRAIN", "",
         "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", (drop,) if drop else (),
         "SOLVER.IMS_PER_BATCH", max(images // 2 // world, 1) * world if rpn else images,
     ]  # fmt: skip
@@ -149,6 +150,11 @@ def _steps(engine, cfg, resume):
     if net_name(cfg)[1]:
         raise ConfigError(
             "MODEL.BACKBONE.NAME: alternating training does not support feature pyramids"
+        )
+    if cfg.RESNET_DET.VAL_LOSS:
+        raise ConfigError(
+            "RESNET_DET.VAL_LOSS: True: the steps of alternating training are not evaluated: set it "
+            "to False"
         )
     iterations = cfg.RESNET_DET.ALTERNATING
     if len(iterations) != 4 or min(iterations) < 1:

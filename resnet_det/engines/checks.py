@@ -13,7 +13,7 @@ from ..config.defaults import LARGE, SMALL, ConfigError
 from ..data.catalog import classification_spec
 from ..data.image_check import unusable
 from ..data.loader import check_share
-from ..detector.net_keys import net_options
+from ..detector.net_keys import IN_TEST, net_options
 from ..evaluation.metrics import COCO_METRICS
 from ..nets import meta_net
 from ..records import together
@@ -49,6 +49,8 @@ def check_classifier(cfg: CfgNode) -> None:
             "TEST.AUG.ENABLED: RESNET_DET.PER_PIXEL_MEAN does not fit whole images: set one of "
             "them to False"
         )
+    if cfg.INPUT.RANDOM_FLIP == "vertical":
+        raise ConfigError("INPUT.RANDOM_FLIP: 'vertical' is only for detectors")
     crop = cfg.INPUT.CROP
     whole = all(type(side) is int and side > 0 for side in crop.SIZE)
     if not crop.ENABLED or crop.TYPE != "absolute" or len(set(crop.SIZE)) != 1 or not whole:
@@ -82,8 +84,29 @@ def check_trainable(cfg: CfgNode, resume: bool) -> None:
             f"RESNET_DET.EVEN_POSITIVES: needs MODEL.PROPOSAL_GENERATOR.NAME PaperRPN, not "
             f"{generator}"
         )
+    if cfg.RESNET_DET.COLOR_PCA and cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+        raise ConfigError(
+            f"RESNET_DET.COLOR_PCA: True: needs INPUT.FORMAT BGR or RGB, not {cfg.INPUT.FORMAT}"
+        )
+    check_crop(cfg)
+    if cfg.RESNET_DET.VAL_LOSS and not cfg.DATASETS.TEST:
+        raise ConfigError("RESNET_DET.VAL_LOSS: True: name a dataset in DATASETS.TEST")
     check_best(cfg)
     check_output(cfg, resume)
+
+
+def check_crop(cfg: CfgNode) -> None:
+    """Raise ConfigError if INPUT.CROP.SIZE does not fit INPUT.CROP.TYPE."""
+    type, size = cfg.INPUT.CROP.TYPE, list(cfg.INPUT.CROP.SIZE)
+    if type.startswith("relative"):
+        what, good = "two numbers above 0 and at most 1", all(0 < part <= 1 for part in size)
+    else:
+        what = "two whole numbers of pixels"
+        good = all(isinstance(side, int) and side > 0 for side in size)
+        if type == "absolute_range":
+            what, good = f"{what}, the smallest and the largest", good and size == sorted(size)
+    if cfg.INPUT.CROP.ENABLED and not (good and len(size) == 2):
+        raise ConfigError(f"INPUT.CROP.SIZE: {size}: INPUT.CROP.TYPE {type!r} needs {what}")
 
 
 def check_best(cfg: CfgNode) -> None:
@@ -120,6 +143,7 @@ def build_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Schedule:
         steps=solver.STEPS,
         gamma=solver.GAMMA,
         max_iter=solver.MAX_ITER,
+        base_lr_end=solver.BASE_LR_END,
         warmup_iters=solver.WARMUP_ITERS,
         warmup_factor=solver.WARMUP_FACTOR,
         warmup_method=solver.WARMUP_METHOD,
@@ -166,12 +190,22 @@ def check_images(cfg: CfgNode, name: str, records: Sequence[dict[str, Any]]) -> 
 
 
 def check_testable(cfg: CfgNode) -> None:
-    """Raise ConfigError if a ProposalNetwork, which makes no detections, has test sets."""
+    """Raise ConfigError if a ProposalNetwork, which makes no detections, has test sets, or if
+    TEST.AUG does not fit the config's other keys."""
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" and cfg.DATASETS.TEST:
         raise ConfigError(
             f"DATASETS.TEST: {cfg.DATASETS.TEST}: a ProposalNetwork makes no detections to test: "
             "give ()"
         )
+    if not cfg.TEST.AUG.ENABLED:
+        return
+    others = [f"RESNET_DET.{key}" for key in IN_TEST if cfg.RESNET_DET[key]]
+    others += [f"MODEL.{key}" for key in ("LOAD_PROPOSALS", "KEYPOINT_ON") if cfg.MODEL[key]]
+    if others:
+        raise ConfigError(f"TEST.AUG.ENABLED and {others[0]} cannot be combined: use one of them")
+    sizes = list(cfg.TEST.AUG.MIN_SIZES)
+    if not sizes or min(sizes) < 1:
+        raise ConfigError(f"TEST.AUG.MIN_SIZES: {sizes}: give one or more shorter sides in pixels")
 
 
 def as_predictor(cfg: CfgNode, score_thresh: float) -> CfgNode:

@@ -45,6 +45,7 @@ from .run import (
     start,
 )
 from .scaling import for_processes
+from .validation import validation_config, validation_losses
 
 __all__ = [
     "check",
@@ -152,7 +153,12 @@ def _train(cfg, resume, device, seed):
     )
 
     def test(model):
-        return evaluate_model(as_tested(model, cfg, device), data.tests, cfg)
+        last = trainer.iteration == cfg.SOLVER.MAX_ITER
+        tested, augment = as_tested(model, cfg, device), cfg.TEST.AUG.ENABLED and last
+        metrics = evaluate_model(tested, data.tests, cfg, augment=augment)
+        mapper = training_mapper(validation_config(cfg))
+        workers = cfg.DATALOADER.NUM_WORKERS
+        return metrics | validation_losses(model, data.validation, mapper, workers)
 
     trainer.run(batches, test if data.tests else None)
     return final_results(cfg, trainer)
@@ -178,7 +184,8 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
         model, facts = trained(cfg, device)
         classes = facts.get("classes")
         tests = match_test_sets(sets, classes, cfg.MODEL.WEIGHTS, cfg)
-        metrics = evaluate_model(as_tested(model, cfg, device, classes), tests, cfg, facts)
+        tested, augment = as_tested(model, cfg, device, classes), cfg.TEST.AUG.ENABLED
+        metrics = evaluate_model(tested, tests, cfg, facts, augment=augment)
     if distributed.is_main():
         check_expected(cfg, metrics)
     return metrics
@@ -196,7 +203,7 @@ def propose(cfg: CfgNode, name: str, path: str) -> None:
     make_datasets(name)
     skip_bad = cfg.RESNET_DET.SKIP_BAD_DATA
     dataset = load_dataset(name, skip_bad=skip_bad)
-    predictions = detect(trained(cfg, device)[0], dataset, cfg, skip_bad)
+    predictions = detect(trained(cfg, device)[0], dataset, cfg, skip_bad=skip_bad)
     if distributed.is_main():
         found = {record["image_id"]: (np.zeros((0, 4)), np.zeros(0)) for record in dataset.records}
         found |= {p["image_id"]: (p["boxes"], p["logits"]) for p in predictions}

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from fvcore.common.config import CfgNode
 
 from ..data import Dataset, check_names, load_datasets
-from ..data.detection.mapper import DetectionMapper, with_usable_annotations
+from ..data.detection.mapper import Copies, Crop, DetectionMapper, with_usable_annotations
 from .checks import check_images, proposal_files, test_files
 from .class_matching import TestSet, check_number, match_test_sets
 from .run import make_datasets
+from .validation import Validation, validation_records
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +24,14 @@ class Data:
         records: the records to train on, Detectron2's standard dicts.
         classes: class names, in the order of the detector's rows.
         tests: name -> test set, with its classes in the detector's order.
+        validation: see :func:`.validation.validation_records`.
     """
 
     name: str
     records: list[dict]
     classes: tuple[str, ...]
     tests: dict[str, TestSet]
+    validation: Validation
 
 
 def prepare(cfg: CfgNode) -> Data:
@@ -47,7 +50,8 @@ def prepare(cfg: CfgNode) -> Data:
     for name, test_set in sets.items():
         check_images(cfg, name, test_set.records)
     _log_skipped(dataset)
-    return Data(dataset.name, _usable(dataset, cfg), classes, tests)
+    validation = validation_records(tests, cfg)
+    return Data(dataset.name, _usable(dataset, cfg), classes, tests, validation)
 
 
 def training_records(cfg: CfgNode) -> list[dict]:
@@ -89,11 +93,14 @@ def read_test_sets(cfg: CfgNode) -> dict[str, Dataset]:
 
 def training_mapper(cfg: CfgNode) -> DetectionMapper:
     """The dataset mapper for training."""
+    crop = cfg.INPUT.CROP
     return DetectionMapper(
         cfg.INPUT.MIN_SIZE_TRAIN,
         cfg.INPUT.MAX_SIZE_TRAIN,
         sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
         flip=cfg.INPUT.RANDOM_FLIP,
+        crop=Crop(crop.TYPE, tuple(crop.SIZE)) if crop.ENABLED else None,
+        color_pca=cfg.RESNET_DET.COLOR_PCA,
         format=cfg.INPUT.FORMAT,
         train=True,
         use_difficult=cfg.RESNET_DET.USE_DIFFICULT,
@@ -101,8 +108,9 @@ def training_mapper(cfg: CfgNode) -> DetectionMapper:
     )
 
 
-def test_mapper(cfg: CfgNode) -> DetectionMapper:
-    """The dataset mapper for testing."""
+def test_mapper(cfg: CfgNode, augmented: bool = False) -> DetectionMapper:
+    """The dataset mapper for testing; ``augmented`` adds the copies of ``TEST.AUG``."""
+    aug = cfg.TEST.AUG
     return DetectionMapper(
         cfg.INPUT.MIN_SIZE_TEST,
         cfg.INPUT.MAX_SIZE_TEST,
@@ -110,6 +118,7 @@ def test_mapper(cfg: CfgNode) -> DetectionMapper:
         train=False,
         proposals=_max_proposals(cfg, "TEST"),
         scales=cfg.RESNET_DET.MULTI_SCALE_TEST,
+        copies=Copies(tuple(aug.MIN_SIZES), aug.MAX_SIZE, aug.FLIP) if augmented else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from ..config.defaults import ConfigError
 from ..config.loading import parse_config
 from ..data import Dataset, pixels
 from ..data.loader import test_batches
-from ..detector.build import build_improved, build_model, in_test
+from ..detector.build import build_augmented, build_improved, build_model, in_test
 from ..detector.weights import check_statistics, fit_detector, fit_trained, new_layers
 from ..files import safe_name
 from ..training import distributed
@@ -25,7 +25,7 @@ from . import Found
 from .class_matching import TestSet, keep_shared_classes
 from .embedded_data import test_mapper
 from .provenance import ensemble
-from .results import publish, score
+from .results import BOX, BOX_TTA, publish, score
 
 logger = logging.getLogger(__name__)
 
@@ -127,11 +127,17 @@ class Detector:
 
 @torch.no_grad()
 def detect(
-    model: nn.Module, dataset: Dataset, cfg: CfgNode, skip_bad: bool = False
+    model: nn.Module,
+    dataset: Dataset,
+    cfg: CfgNode,
+    *,
+    augmented: bool = False,
+    skip_bad: bool = False,
 ) -> list[dict[str, Any]]:
     """Run a model over a dataset. The processes share the images.
 
     Args:
+        augmented: whether the model takes the copies of ``TEST.AUG``.
         skip_bad: see :func:`resnet_det.data.loader.test_batches`.
 
     Returns:
@@ -140,7 +146,7 @@ def detect(
     model.eval()
     batches = test_batches(
         dataset.records,
-        test_mapper(cfg),
+        test_mapper(cfg, augmented),
         rank=distributed.get_rank(),
         world=distributed.get_world_size(),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -159,24 +165,36 @@ def evaluate_model(
     tests: dict[str, TestSet],
     cfg: CfgNode,
     weights: dict[str, Any] | None = None,
+    *,
+    augment: bool = False,
 ) -> dict[str, float]:
     """Evaluate a model on test sets and publish the results.
 
     Args:
         model: from :func:`as_tested`.
         weights: see :func:`.results.publish`.
+        augment: evaluate it with ``TEST.AUG`` as well.
 
     Returns:
         dict of metrics in the main process, {} in the others.
     """
+    scored = {BOX: _scored(model, tests, cfg, "inference")}
+    if augment:
+        copies = build_augmented(cast(Any, model), cfg)
+        scored[BOX_TTA] = _scored(copies, tests, cfg, "inference_TTA", augmented=True)
+    return publish(cfg, scored, weights=weights)
+
+
+def _scored(model, tests, cfg, folder, augmented=False):
+    """Dataset name -> (evaluation, dataset, predictions), in the main process."""
     scored = {}
     for name, test in tests.items():
-        predictions = test.select(detect(model, test.dataset, cfg))
+        predictions = test.select(detect(model, test.dataset, cfg, augmented=augmented))
         if distributed.is_main():
-            folder = f"{cfg.OUTPUT_DIR}/inference/{safe_name(name)}"
-            evaluation = score(test.dataset, predictions, folder)
+            path = f"{cfg.OUTPUT_DIR}/{folder}/{safe_name(name)}"
+            evaluation = score(test.dataset, predictions, path)
             if evaluation is None:
-                logger.info("%s has no annotations: wrote submission files to %s", name, folder)
+                logger.info("%s has no annotations: wrote submission files to %s", name, path)
             else:
                 scored[name] = evaluation, test.dataset, predictions
-    return publish(cfg, scored, weights=weights) if scored else {}
+    return scored

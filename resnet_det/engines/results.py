@@ -22,6 +22,10 @@ from .provenance import commit, machine
 logger = logging.getLogger(__name__)
 
 
+BOX, BOX_TTA = "bbox", "bbox_TTA"  # Detectron2's tasks: without and with TEST.AUG
+Scored = Mapping[str, tuple[Evaluation, Dataset, Sequence[Mapping[str, Any]]]]
+
+
 def score(
     dataset: Dataset, predictions: Sequence[Mapping[str, Any]], folder: str | Path
 ) -> Evaluation | None:
@@ -87,14 +91,15 @@ EVALUATIONS: dict[str, Callable[..., Evaluation | None]] = {
 
 def publish(
     cfg: CfgNode,
-    scored: Mapping[str, tuple[Evaluation, Dataset, Sequence[Mapping[str, Any]]]],
+    scored: Mapping[str, Scored],
     facts: Mapping[str, Any] | None = None,
     weights: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Log the tables of a run and write its ``report.html``.
 
     Args:
-        scored: dataset name -> (evaluation, dataset, predictions).
+        scored: task -> dataset name -> (evaluation, dataset, predictions). Without any dataset,
+            nothing is published.
         facts: further facts for the head of the page.
         weights: the facts that the file ``MODEL.WEIGHTS`` carries, if the run only tests it;
             ``cfg`` then does not describe the training. None if this run trained the net.
@@ -104,11 +109,17 @@ def publish(
         datasets.
     """
     flat: dict[str, float] = {}
-    for name, (evaluation, _, _) in scored.items():
-        prefix = f"{name}/" if len(scored) > 1 else ""
-        flat |= {f"{prefix}bbox/{k}": v for k, v in evaluation.metrics.items()}
-        logger.info("%s:\n%s", name, class_table(evaluation))
-    logger.info("results:\n%s", summary_table({n: e for n, (e, _, _) in scored.items()}))
+    pages: dict[str, Any] = {}
+    for task, of_task in scored.items():
+        for name, (evaluation, dataset, predictions) in of_task.items():
+            prefix = f"{name}/" if len(of_task) > 1 else ""
+            flat |= {f"{prefix}{task}/{k}": v for k, v in evaluation.metrics.items()}
+            title = name if task == BOX else f"{name} ({task})"
+            pages[title] = evaluation, dataset.records, predictions, dataset.metadata.classes
+            logger.info("%s:\n%s", title, class_table(evaluation))
+    if not pages:
+        return {}
+    logger.info("results:\n%s", summary_table({title: page[0] for title, page in pages.items()}))
     if weights is None:
         origin = {
             "trained on": " + ".join(cfg.DATASETS.TRAIN),
@@ -121,7 +132,7 @@ def publish(
         origin = {"weights": cfg.MODEL.WEIGHTS, **known}
     write_report(
         cfg.OUTPUT_DIR,
-        {n: (e, d.records, p, d.metadata.classes) for n, (e, d, p) in scored.items()},
+        pages,
         lambda path: pixels.read_image(path, "RGB"),
         training.read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json"),
         {

@@ -177,6 +177,7 @@ def replayed(cfg: CfgNode, path: str | Path) -> CfgNode:
     cfg.DATASETS.TEST = cfg.DATASETS.PROPOSAL_FILES_TEST = ()
     cfg.TEST.PRECISE_BN.ENABLED = False
     cfg.RESNET_DET.BEST.METRIC, cfg.RESNET_DET.BEST.PATIENCE = "", 0  # nothing is evaluated
+    cfg.RESNET_DET.VAL_LOSS = False
     cfg.freeze()
     output = Path(cfg.OUTPUT_DIR)
     output.mkdir(exist_ok=True)

@@ -180,11 +180,16 @@ def _training_charts(metrics: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
     other_losses = {key: key for key in keys if key.startswith("loss") and key not in _LOSSES}
     losses, rate = series(_LOSSES | other_losses), series({"lr": "lr"})
+    validation = series(
+        {key: key.replace("val_", "") for key in keys if key.rpartition("/")[2].startswith("val_")}
+    )
     ap_keys = [key for key in keys if key.endswith(("bbox/AP", "bbox/AP50"))]
     aps = series({key: key.replace("/bbox/", " ").replace("bbox/", "") for key in ap_keys})
     figures = {}
     if losses:
         figures["Loss"] = charts.line_chart(losses, smooth=True)
+    if any(len(points) > 1 for points in validation.values()):
+        figures["Loss on the test sets"] = charts.line_chart(validation)
     if rate:
         figures["Learning rate"] = charts.line_chart(rate)
     if any(len(points) > 1 for points in aps.values()):

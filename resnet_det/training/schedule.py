@@ -6,6 +6,7 @@ use its ``state_dict()`` and ``load_state_dict()``.
 
 import functools
 import logging
+import math
 import statistics
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -133,7 +134,7 @@ class Schedule(torch.optim.lr_scheduler.LambdaLR):
 Decay = Callable[[int], float]  # iteration from 0 -> factor of the learning rate
 
 
-def multi_step(*, steps: Sequence[int], gamma: float, max_iter: int) -> Decay:
+def multi_step(*, steps: Sequence[int], gamma: float, max_iter: int, **_: Any) -> Decay:
     """``gamma ** (number of steps <= iteration)``. Steps from ``max_iter`` on have no effect.
 
     Raises:
@@ -155,10 +156,27 @@ def _warn_of_late_steps(late: tuple[int, ...], max_iter: int) -> None:
     )
 
 
-# Each SOLVER.LR_SCHEDULER_NAME without its warm-up. A further schedule is a function with the
-# parameters of `multi_step`, which ignores those that it does not need (as Detectron2's do), an
-# entry here, and its name among the choices of the key in config/defaults.py.
-SCHEDULES: dict[str, Callable[..., Decay]] = {"WarmupMultiStepLR": multi_step}
+def cosine(*, base_lr: float, base_lr_end: float, max_iter: int, **_: Any) -> Decay:
+    """Half a cosine from 1 at iteration 0 to ``base_lr_end / base_lr`` at ``max_iter``.
+
+    Raises:
+        ValueError: ``base_lr_end`` is not between 0 and ``base_lr``.
+    """
+    if not 0 <= base_lr_end <= base_lr:
+        raise ValueError(
+            f"SOLVER.BASE_LR_END: {base_lr_end}: must be between 0 and SOLVER.BASE_LR, {base_lr}"
+        )
+    end = base_lr_end / base_lr if base_lr else 0.0
+    return lambda iteration: end + (1 - end) / 2 * (1 + math.cos(math.pi * iteration / max_iter))
+
+
+# Each SOLVER.LR_SCHEDULER_NAME without its warm-up. A further schedule is a function that takes
+# what `build_schedule` passes and ignores what it does not need (as Detectron2's do), an entry
+# here, and its name among the choices of the key in config/defaults.py.
+SCHEDULES: dict[str, Callable[..., Decay]] = {
+    "WarmupMultiStepLR": multi_step,
+    "WarmupCosineLR": cosine,
+}
 
 
 def build_schedule(
@@ -168,6 +186,7 @@ def build_schedule(
     steps: Sequence[int],
     gamma: float,
     max_iter: int,
+    base_lr_end: float = 0.0,
     warmup_iters: int = 0,
     warmup_factor: float = 0.001,
     warmup_method: str = "linear",
@@ -182,7 +201,8 @@ def build_schedule(
 
     Args:
         name: a key of ``SCHEDULES``.
-        steps, gamma, max_iter: as for :func:`multi_step`.
+        steps, gamma: as for :func:`multi_step`.
+        base_lr_end: as for :func:`cosine`, whose ``base_lr`` is the optimizer's.
 
     Raises:
         ValueError: unknown ``warmup_method``, two warm-ups, or as the decay's function.
@@ -194,7 +214,13 @@ def build_schedule(
         )
     if warmup_method not in ("linear", "constant"):
         raise ValueError(f"SOLVER.WARMUP_METHOD: {warmup_method!r}: give 'linear' or 'constant'")
-    decay = SCHEDULES[name](steps=steps, gamma=gamma, max_iter=max_iter)
+    decay = SCHEDULES[name](
+        steps=steps,
+        gamma=gamma,
+        max_iter=max_iter,
+        base_lr=optimizer.defaults["lr"],
+        base_lr_end=base_lr_end,
+    )
     warmup_iters = min(warmup_iters, max_iter)
 
     def multiplier(iteration):

@@ -88,9 +88,10 @@ def test_a_key_of_other_users_keeps_its_default(user):
 
 @pytest.mark.parametrize("key, value, user, words", [
     ("RESNET_DET.CROP_PADDING", 4, LARGE, "only for classifiers of small images"),
-    ("RESNET_DET.COLOR_PCA", True, SMALL, "only for classifiers of large images"),
-    ("RESNET_DET.COLOR_PCA", True, DETECTOR, "only for classifiers of large images"),
-    ("INPUT.CROP.ENABLED", True, DETECTOR, "only for classifiers"),
+    ("RESNET_DET.TEST_CROPS", 10, SMALL, "only for classifiers of large images"),
+    ("RESNET_DET.TEST_CROPS", 10, DETECTOR, "only for classifiers of large images"),
+    ("RESNET_DET.COLOR_PCA", True, SMALL, "only for detectors and classifiers of large images"),
+    ("TEST.PRECISE_BN.ENABLED", True, DETECTOR, "only for classifiers"),
     ("MODEL.RPN.NMS_THRESH", 0.5, SMALL, "only for detectors"),
     ("DATALOADER.NUM_WORKERS", 1, SMALL, "only for detectors and classifiers of large images"),
 ])  # fmt: skip
@@ -104,11 +105,10 @@ def test_the_users_are_named(key, value, user, words):
 
 def test_keys_of_a_node_that_is_switched_off_have_no_effect():
     cfg = get_cfg()
-    cfg.INPUT.CROP.SIZE = [32, 32]
     cfg.TEST.PRECISE_BN.NUM_ITER = 5
     check_users(cfg, DETECTOR)
-    cfg.INPUT.CROP.ENABLED = True
-    with pytest.raises(ConfigError, match="INPUT.CROP"):
+    cfg.TEST.PRECISE_BN.ENABLED = True
+    with pytest.raises(ConfigError, match="TEST.PRECISE_BN"):
         check_users(cfg, DETECTOR)
 
 

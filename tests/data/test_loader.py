@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from resnet_det.data import loader
-from resnet_det.data.detection.mapper import DetectionMapper, with_usable_annotations
+from resnet_det.data.detection.mapper import Crop, DetectionMapper, with_usable_annotations
 from resnet_det.data.loader import global_batches, training_batches
 from resnet_det.data.pixels import ImageError
 from resnet_det.records import BoxMode
@@ -153,6 +153,47 @@ def test_boxes_follow_the_pixels(photo):
     assert "boxes" not in bgr and "classes" not in bgr
 
 
+@pytest.mark.parametrize("flip", ["vertical", "none"])
+def test_boxes_follow_the_pixels_of_a_crop(photo, flip):
+    """An object of white pixels, of which a crop shows all, a part or nothing."""
+    picture = np.zeros((60, 80, 3), np.uint8)
+    picture[6:30, 8:40] = 255  # the annotation of the photo
+    Image.fromarray(picture).save(photo["file_name"])
+    mapper = DetectionMapper(0, 100, flip=flip, crop=Crop("absolute", (36, 90)), train=True)
+    seen = set()
+    for seed in range(30):
+        sample = mapper(photo, np.random.default_rng(seed))
+        assert sample["image"].shape == (3, 36, 80)
+        rows = np.flatnonzero(sample["image"][0].numpy().any(1))
+        boxes = [[8, rows[0], 40, rows[-1] + 1]] if len(rows) else []
+        assert sample["boxes"].tolist() == boxes
+        seen.add(len(rows))
+    assert len(seen) > 5 and max(seen) == 24
+
+
+@pytest.mark.parametrize("format", ["RGB", "BGR"])
+def test_a_detectors_colours_are_shifted_along_imagenets_principal_components(photo, format):
+    """By far most along (0.57, 0.58, 0.58), so grey stays grey; white and black are clipped."""
+    picture = np.full((60, 80, 3), (100, 150, 200), np.uint8)
+    picture[:, :20], picture[:, 60:] = 0, 255
+    Image.fromarray(picture).save(photo["file_name"])
+    mapper = DetectionMapper(0, 100, format=format, color_pca=True, train=True)
+    shifts = []
+    for seed in range(400):
+        image = mapper(photo, np.random.default_rng(seed))["image"].numpy()
+        image = image if format == "RGB" else image[::-1]
+        black, middle, white = (image[:, :, x].astype(int) for x in (0, 40, 79))
+        assert (middle == middle[:, :1]).all()
+        shift = middle[:, 0] - (100, 150, 200)
+        assert np.array_equal(black[:, 0], shift.clip(0)) and np.array_equal(
+            white[:, 0], 255 + shift.clip(None, 0)
+        )
+        shifts.append(shift)
+    values, vectors = np.linalg.eigh(np.cov(np.array(shifts).T))
+    assert np.abs(vectors[:, 2] @ [0.5675, 0.5808, 0.5836]) > 0.99
+    assert values[2] ** 0.5 == pytest.approx(255 * 0.1 * 0.2175, rel=0.1)
+
+
 def test_which_annotations_are_learnt_from(photo):
     photo["annotations"] = [
         annotation([0, 0, 10, 10], 0, iscrowd=1),
@@ -181,7 +222,7 @@ def test_sizes_are_drawn_from_the_list_or_the_range(photo):
     assert shorter(DetectionMapper((20, 24), 100, train=True)) == {20, 24}
     range_of_sizes = DetectionMapper((20, 24), 100, sampling="range", train=True)
     assert shorter(range_of_sizes) == {20, 21, 22, 23, 24}
-    for options in ({"sampling": "all"}, {"flip": "vertical"}, {"sampling": "range"}):
+    for options in ({"sampling": "all"}, {"flip": "both"}, {"sampling": "range"}):
         with pytest.raises(ValueError):
             DetectionMapper((20, 24, 28), 100, train=True, **options)
 

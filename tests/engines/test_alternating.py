@@ -205,6 +205,11 @@ def test_a_pyramid_is_refused(folder):
         alternating.train(pick("torchvision"), cfg)
 
 
+def test_validation_losses_are_refused(folder):
+    with pytest.raises(ConfigError, match="VAL_LOSS: True: the steps .* are not evaluated"):
+        run("torchvision", "RESNET_DET.VAL_LOSS", True)
+
+
 def test_a_file_of_proposals_comes_back_and_is_checked(folder):
     records = load_dataset("scenes_voc_test").records
     boxes = np.array([[1.5, 2, 30, 40], [0, 0, 10, 10]], np.float32)

@@ -1,5 +1,7 @@
 """The appendix's improvements in Detectron2; what they compute is held by test_appendix.py."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,29 @@ def test_train_and_evaluate_with_all_of_them(config, tmp_path):
         engine.evaluate(config("MODEL.WEIGHTS", weights))
     with pytest.raises(ValueError, match="RESNET_DET.ENSEMBLE: is only for testing"):
         engine.train(config("RESNET_DET.ENSEMBLE", f"('{weights}',)", "OUTPUT_DIR", "new"))
+
+
+def test_both_engines_augment_tests_alike(config, tmp_path):
+    """Trained, then evaluated by each engine: with and without TEST.AUG, as Detectron2 names it."""
+    augment = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(32, 56)", "TEST.EVAL_PERIOD", "1",
+               "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "SOLVER.MAX_ITER", "2"]  # fmt: skip
+    trained = engine.train(config(*augment))
+    with open(tmp_path / "out/metrics.json") as file:
+        lines = [json.loads(line) for line in file]
+    assert ["bbox_TTA/AP" in line for line in lines if "bbox/AP" in line] == [False, True]
+    assert (tmp_path / "out/inference_TTA/scenes_voc_test/results.json").exists()
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "out/model_final.pth")]
+    keys = [*augment, *weights, "OUTPUT_DIR", str(tmp_path / "theirs")]
+    theirs = engine.evaluate(config(*keys))
+    keys[-1] = str(tmp_path / "ours")
+    ours = embedded.evaluate(embedded.load_config(tmp_path / "tiny.yaml", keys))
+    assert trained == pytest.approx(theirs, nan_ok=True, abs=1e-3)
+    assert ours == pytest.approx(theirs, nan_ok=True, abs=1e-3)
+    assert {key.partition("/")[0] for key in ours} == {"bbox", "bbox_TTA"}
+    assert "scenes_voc_test (bbox_TTA)" in (tmp_path / "ours/report.html").read_text()
+    expected = [*keys, "TEST.EXPECTED_RESULTS", "[['bbox_TTA', 'AP', 99.0, 0.5]]"]
+    with pytest.raises(RuntimeError, match="EXPECTED_RESULTS: bbox_TTA/AP"):
+        embedded.evaluate(embedded.load_config(tmp_path / "tiny.yaml", expected))
 
 
 def test_the_mapper_gives_the_embedded_engines_scales(config, tmp_path):

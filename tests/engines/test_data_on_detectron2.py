@@ -1,4 +1,4 @@
-"""Our mapper in Detectron2: its samples, bit for bit, of images that Detectron2 reads rightly."""
+"""Our mappers give Detectron2's samples, bit for bit, of images that Detectron2 reads rightly."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,10 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper
 from detectron2.structures import BoxMode
 
+from resnet_det.config import defaults
 from resnet_det.config.defaults import add_resnet_det_config
 from resnet_det.data import ImageError
+from resnet_det.engines.embedded_data import training_mapper
 from resnet_det.engines.on_detectron2.data import Mapper
 
 pytestmark = pytest.mark.detectron2
@@ -81,6 +83,94 @@ def test_samples_are_detectron2s(record, overrides, train):
         samples.append(flat(mapper(cfg, train)(record)))
     assert samples[0] == samples[1]
     assert len(samples[0]["image"]) == (1 if "L" in overrides else 3)
+
+
+class SameDraws:
+    """The numbers that Detectron2's augmentations draw, as a numpy Generator."""
+
+    integers, random = staticmethod(np.random.randint), staticmethod(np.random.random_sample)
+    normal = staticmethod(np.random.normal)
+
+
+@pytest.mark.parametrize("format", ["RGB", "BGR"])
+def test_both_engines_shift_colours(record, format):
+    """After the same augmentations, by the same draws: a constant per channel, here without the
+    clipped pixels."""
+    del record["sem_seg_file_name"]
+    record |= {"width": 70, "height": 50, "image_id": 1}
+    keys = ["INPUT.FORMAT", format]
+    embedded = defaults.get_cfg()
+    embedded.merge_from_list(
+        ["INPUT.MIN_SIZE_TRAIN", (50, 60), *keys, "RESNET_DET.COLOR_PCA", True]
+    )
+    images = []
+    for draw in (
+        lambda: training_mapper(embedded)(record, SameDraws),
+        lambda: Mapper(config(*keys, "RESNET_DET.COLOR_PCA", True), True)(record),
+        lambda: Mapper(config(*keys), True)(record),
+    ):
+        np.random.seed(5)
+        images.append(draw()["image"].int())
+    assert torch.equal(images[0], images[1])
+    shift = (images[0] - images[2]).flatten(1)
+    assert all(
+        len(c[(v > 20) & (v < 235)].unique()) == 1 and c.any()
+        for c, v in zip(shift, images[2].flatten(1))
+    )
+    test = Mapper(config("RESNET_DET.COLOR_PCA", True), False)(record)["image"]
+    assert torch.equal(test, Mapper(config(), False)(record)["image"])
+
+
+CROPS = [
+    ("relative_range", [0.3, 0.5]),
+    ("relative", [0.7, 0.35]),
+    ("absolute_range", [20, 65]),
+    ("absolute", [24, 90]),
+]
+
+
+@pytest.mark.parametrize("flip", ["horizontal", "vertical", "none"])
+@pytest.mark.parametrize("type, size", [(None, None), *CROPS])
+def test_random_crops_and_flips_of_the_embedded_engine_are_detectron2s(tmp_path, flip, type, size):
+    rng = np.random.default_rng(1)
+    Image.fromarray(rng.integers(0, 256, (50, 70, 3), np.uint8)).save(tmp_path / "a.png")
+    corners, sides = rng.uniform(-4, 60, (60, 2)), rng.uniform(0, 40, (60, 2))
+    record = {
+        "file_name": str(tmp_path / "a.png"), "image_id": 1, "height": 50, "width": 70,
+        "annotations": [
+            {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": i}
+            for i, box in enumerate(np.hstack([corners, corners + sides]).round(2).tolist())
+        ],
+        "proposal_boxes": np.hstack([corners, corners + sides]).round(2),
+        "proposal_objectness_logits": np.arange(60)[::-1],
+        "proposal_bbox_mode": BoxMode.XYXY_ABS,
+    }  # fmt: skip
+    keys = [
+        "INPUT.RANDOM_FLIP",
+        flip,
+        "INPUT.MIN_SIZE_TRAIN",
+        (50, 64),
+        "MODEL.LOAD_PROPOSALS",
+        True,
+    ]
+    if type:
+        keys += ["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", type, "INPUT.CROP.SIZE", size]
+    embedded = defaults.get_cfg()
+    embedded.merge_from_list(keys)
+    ours, theirs = training_mapper(embedded), DatasetMapper(config(*keys), True)
+    shapes = set()
+    for seed in range(12):
+        np.random.seed(seed)
+        sample = ours(record, SameDraws)
+        np.random.seed(seed)
+        wanted = theirs(record)
+        assert torch.equal(sample["image"], wanted["image"])
+        assert torch.equal(sample["boxes"], wanted["instances"].gt_boxes.tensor)
+        assert torch.equal(sample["classes"], wanted["instances"].gt_classes)
+        assert torch.equal(sample["proposals"], wanted["proposals"].proposal_boxes.tensor)
+        assert 0 < len(sample["boxes"]) < 60
+        shapes.add(sample["image"].shape)
+    assert len(shapes) > 3 if "range" in (type or "") else len(shapes) == 2
 
 
 @pytest.mark.parametrize("train", [True, False])

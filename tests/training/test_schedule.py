@@ -48,6 +48,16 @@ def test_constant_warmup():
     assert lr == pytest.approx([0.1, 0.1, 0.1, 1, 1], rel=1e-12)
 
 
+def test_cosine_falls_to_base_lr_end():
+    """A quarter of the way 0.146 of the difference is gone, (1 - cos 45 deg) / 2; then half."""
+    options = {"name": "WarmupCosineLR", "steps": [3, 2], "gamma": 0.1, "max_iter": 8}
+    lr = rates(9, lr=2.0, base_lr_end=1.0, **options)
+    assert [lr[i] for i in (0, 2, 4, 8)] == pytest.approx([2, 1.853553391, 1.5, 1])
+    # The warm-up rises to the cosine's value where it ends.
+    lr = rates(9, lr=2.0, warmup_iters=4, warmup_factor=0.5, **options)
+    assert lr[:5] == pytest.approx([1, 1, 1, 1, 1])
+
+
 def by_rule(errors, until=None):
     """Learning rates of the paper's 110 layers under the given training errors, and the
     schedule."""
@@ -92,6 +102,8 @@ def test_bad_schedules_are_refused():
         rates(1, steps=[], gamma=0.1, max_iter=5, warmup_method="cosine")
     with pytest.raises(ValueError, match=r"\[4, 3\]"):
         rates(1, steps=[4, 3], gamma=0.1, max_iter=5)
+    with pytest.raises(ValueError, match="BASE_LR_END: 1.5.*BASE_LR, 1.0"):
+        rates(1, name="WarmupCosineLR", base_lr_end=1.5, steps=[], gamma=0.1, max_iter=5)
 
 
 def test_late_steps_are_told_once_and_have_no_effect(caplog):
@@ -131,6 +143,7 @@ def test_every_iteration_equals_detectron2(name, steps, max_iter, warmup_iters, 
 
     cfg = get_cfg()
     cfg.SOLVER.LR_SCHEDULER_NAME = name
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.BASE_LR_END = 0.02, 0.003
     cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER = steps, max_iter
     cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR = warmup_iters, factor
     cfg.SOLVER.WARMUP_METHOD = method
@@ -147,6 +160,7 @@ def test_every_iteration_equals_detectron2(name, steps, max_iter, warmup_iters, 
         steps=steps,
         gamma=cfg.SOLVER.GAMMA,
         max_iter=max_iter,
+        base_lr_end=0.003,
         warmup_iters=warmup_iters,
         warmup_factor=factor,
         warmup_method=method,

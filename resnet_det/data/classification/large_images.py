@@ -16,27 +16,12 @@ from torch.utils.data import default_collate
 
 from .. import loader, pixels
 from ..catalog import Root, classification_spec, datasets_root
-from ..pixels import draw_size
+from ..pixels import color_shift, draw_size
 from . import shards
-
-# The principal components of ImageNet's RGB values in [0, 1] (rows R, G, B; one column per
-# component) as published by fb.resnet.torch (datasets/imagenet.lua), and AlexNet's standard
-# deviation.
-EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
-EIGENVECTORS = np.array(
-    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
-)
-_ALPHA = 0.1
 
 MEAN_IMAGES = 10_000  # at most so many images contribute to a mean image
 
 Record = tuple[pixels.Source, int]  # image, label
-
-
-def color_shift(rng: np.random.Generator) -> np.ndarray:
-    """AlexNet's colour augmentation: the random offsets added to R, G and B of every pixel of an
-    image, on the scale 0-255. Float32 (3,), with standard deviations 3.2, 3.2 and 3.3."""
-    return (255 * EIGENVECTORS @ (rng.normal(0, _ALPHA, 3) * EIGENVALUES)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -49,7 +34,7 @@ class RandomCrop:
 
     Args:
         short_sizes, sampling: as :func:`~resnet_det.data.pixels.draw_size` takes them.
-        format: one of :data:`~resnet_det.data.pixels.FORMATS`. "L" has no colours to shift.
+        format: one of :data:`~resnet_det.data.pixels.FORMATS`.
     """
 
     short_sizes: tuple[int, ...]
@@ -74,8 +59,7 @@ class RandomCrop:
         image = pixels.read_crop(file, place, self.size, self.format, mirror=mirror)
         if not self.color_pca:
             return image, label, np.zeros(image.shape[2], np.float32)
-        shift = color_shift(rng)
-        return image, label, shift if self.format == "RGB" else shift[::-1].copy()
+        return image, label, color_shift(rng, self.format)
 
 
 @dataclass(frozen=True)
@@ -181,8 +165,6 @@ class LargeImages:
     def __post_init__(self) -> None:
         self.mean: torch.Tensor
         self.std: torch.Tensor
-        if self.color_pca and self.format == "L":
-            raise ValueError("RESNET_DET.COLOR_PCA: True: images of INPUT.FORMAT L have no colours")
         self.normalise_by(0.0, 1.0)
 
     @property

@@ -326,7 +326,8 @@ class _Reader:
                 "'ignore' is not supported; mark a region to be ignored with iscrowd 1"
             )
         annotation = {
-            "bbox": bbox,
+            # Detectron2 would round the corners of a resized box of integers down.
+            "bbox": [float(value) for value in bbox],
             "bbox_mode": BoxMode.XYWH_ABS,
             "category_id": contiguous[category],
             "iscrowd": read_flag(entry.get("iscrowd"), "iscrowd", self.changes),

@@ -32,7 +32,7 @@ from ...data import (
 )
 from ...data.detection import voc
 from ...data.detection.mapper import with_usable_annotations
-from ...data.pixels import FORMATS, as_array, at_scales, check_size, read_image
+from ...data.pixels import FORMATS, as_array, at_scales, check_size, read_image, shift_colors
 from ..checks import proposal_files, test_files
 from ..class_matching import check_number
 
@@ -89,7 +89,11 @@ def load_training_set(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
     records, difficult = dataset.records, cfg.RESNET_DET.USE_DIFFICULT
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
-        for key, default in (("USE_DIFFICULT", True), ("SKIP_BAD_DATA", False)):
+        for key, default in (
+            ("USE_DIFFICULT", True),
+            ("SKIP_BAD_DATA", False),
+            ("VAL_LOSS", False),
+        ):
             if cfg.RESNET_DET[key] != default:
                 raise ConfigError(f"RESNET_DET.{key}: is only for box detectors")
         for name in filter(own_spec, cfg.DATASETS.TRAIN):
@@ -136,15 +140,17 @@ class Mapper(DatasetMapper):
 
     Errors therefore name a broken image, and images with more than 8 bits are scaled, not clipped.
     When testing with RESNET_DET.MULTI_SCALE_TEST, a sample also has ``scales``, a list of images.
+    RESNET_DET.COLOR_PCA shifts the colours of training images after Detectron2's augmentations.
     """
 
     def __init__(self, cfg: Any, is_train: bool) -> None:
         super().__init__(cfg, is_train)
+        self.color_pca = is_train and cfg.RESNET_DET.COLOR_PCA
         self.scales = () if is_train else cfg.RESNET_DET.MULTI_SCALE_TEST
         self.size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Do as Detectron2's method does, except for reading the image and for ``scales``."""
+        """Do as Detectron2's method does, but read the image and add what the class names."""
         sample = copy.deepcopy(dataset_dict)
         image = read(sample["file_name"], self.image_format)
         check_size(image, sample | {"file_name": PathManager.get_local_path(sample["file_name"])})
@@ -166,6 +172,8 @@ class Mapper(DatasetMapper):
             labels = detectron2_read(labels, "L").squeeze(2)
         augmented = AugInput(image, sem_seg=labels)
         transforms = self.augmentations(augmented)
+        if self.color_pca:
+            augmented.image = shift_colors(augmented.image, self.image_format, np.random)
         sample["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())
         if labels is not None:
             sample["sem_seg"] = torch.from_numpy(augmented.sem_seg.astype("long"))

@@ -17,6 +17,7 @@ from detectron2.modeling import (
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
     ROI_HEADS_REGISTRY,
+    GeneralizedRCNN,
     build_model,
 )
 from detectron2.utils import comm
@@ -55,6 +56,7 @@ from ..provenance import stored_config
 from ..results import check_expected
 from ..run import make_datasets
 from ..scaling import for_processes
+from ..validation import Validation, validation_records
 from .checkpointer import trained
 from .data import (
     check_names,
@@ -192,7 +194,7 @@ def check_schedule(cfg: CfgNode) -> None:
     world, solver = distributed.launch_info().world, cfg.SOLVER
     try:
         Trainer.build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1)], solver.BASE_LR))
-    except (ValueError, AssertionError) as error:
+    except (ValueError, AssertionError, ZeroDivisionError) as error:
         raise ConfigError(
             f"SOLVER: Detectron2 cannot build a schedule from BASE_LR {solver.BASE_LR}, STEPS "
             f"{solver.STEPS}, MAX_ITER {solver.MAX_ITER}, LR_SCHEDULER_NAME "
@@ -267,7 +269,8 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
         model, facts = trained(cfg)
         classes = facts.get("classes")
         tests = match_test_sets(sets, classes, cfg.MODEL.WEIGHTS, cfg)
-        metrics = evaluate_model(cfg, as_tested(model, cfg, classes), tests, facts)
+        tested, augment = as_tested(model, cfg, classes), cfg.TEST.AUG.ENABLED
+        metrics = evaluate_model(cfg, tested, tests, facts, augment=augment)
         if comm.is_main_process():
             check_expected(cfg, metrics)
     return metrics
@@ -319,11 +322,13 @@ def _check_whole(cfg: CfgNode) -> None:
 
 
 class Data(NamedTuple):
-    """The datasets of a training run: Detectron2's records, their class names, the test sets."""
+    """The datasets of a training run: Detectron2's records, their class names, the test sets, and
+    those for validation losses."""
 
     records: list[dict[str, Any]]
     classes: tuple[str, ...]
     tests: dict[str, TestSet]
+    validation: Validation
 
 
 def prepare(cfg: CfgNode) -> Data:
@@ -338,7 +343,7 @@ def prepare(cfg: CfgNode) -> Data:
     tests = match_test_sets(sets, classes, "+".join(cfg.DATASETS.TRAIN), cfg)
     for name, dataset in sets.items():
         check_images(cfg, name, local_records(dataset.records))
-    return Data(records, classes, tests)
+    return Data(records, classes, tests, validation_records(tests, cfg))
 
 
 def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
@@ -373,10 +378,10 @@ def check_model(cfg: CfgNode) -> None:
         if name and name not in known:
             hint = did_you_mean(name, known, list_all=True)
             raise ConfigError(f"{key}: Detectron2 has no {name!r}{hint}")
-    if cfg.TEST.AUG.ENABLED:
+    name = cfg.MODEL.META_ARCHITECTURE
+    if cfg.TEST.AUG.ENABLED and not issubclass(META_ARCH_REGISTRY.get(name), GeneralizedRCNN):
         raise ConfigError(
-            "TEST.AUG.ENABLED: this engine does not support it: set it to False; to test at "
-            "several scales, use RESNET_DET.MULTI_SCALE_TEST"
+            f"TEST.AUG.ENABLED: needs MODEL.META_ARCHITECTURE GeneralizedRCNN, not {name}"
         )
     check_appendix(cfg)
 

@@ -12,7 +12,7 @@ from detectron2 import __version__ as detectron2_version
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
-from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, build_model
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from ...training import distributed
 from .. import Found
 from ..class_matching import TestSet
 from ..provenance import ensemble
-from ..results import publish, score
+from ..results import BOX, BOX_TTA, publish, score
 from .data import Mapper, in_format
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,8 @@ def evaluate_model(
     model: nn.Module,
     tests: Mapping[str, TestSet],
     weights: Mapping[str, Any] | None = None,
+    *,
+    augment: bool = False,
 ) -> dict[str, float]:
     """Evaluate a model on test sets and publish the results.
 
@@ -117,13 +119,24 @@ def evaluate_model(
         model: from :func:`as_tested`.
         tests: from :func:`.class_matching.match_test_sets`.
         weights: see :func:`.results.publish`.
+        augment: evaluate it with Detectron2's test-time augmentation (``TEST.AUG``) as well.
 
     Returns:
         dict of metrics in the main process, {} in the others.
     """
+    scored = {BOX: _scored(cfg, model, tests, "inference")}
+    if augment:
+        copies = GeneralizedRCNNWithTTA(cfg, distributed.unwrap(model))
+        scored[BOX_TTA] = _scored(cfg, copies, tests, "inference_TTA")
+    facts = {"engine": f"Detectron2 {detectron2_version}", "processes": comm.get_world_size()}
+    return publish(cfg, scored, facts, weights)
+
+
+def _scored(cfg, model, tests, folder):
+    """Dataset name -> (evaluation, dataset, predictions), in the main process."""
     scored = {}
     for name, test in tests.items():
-        evaluator = Evaluator(test, f"{cfg.OUTPUT_DIR}/inference/{safe_name(name)}")
+        evaluator = Evaluator(test, f"{cfg.OUTPUT_DIR}/{folder}/{safe_name(name)}")
         loader = build_detection_test_loader(
             evaluator.dataset.records,
             mapper=Mapper(cfg, False),
@@ -132,8 +145,7 @@ def evaluate_model(
         inference_on_dataset(model, loader, evaluator)
         if evaluator.scored:
             scored[name] = evaluator.scored
-    facts = {"engine": f"Detectron2 {detectron2_version}", "processes": comm.get_world_size()}
-    return publish(cfg, scored, facts, weights) if scored else {}
+    return scored
 
 
 class Parts(nn.Module):

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ...detector.weights import check_statistics, new_layers
@@ -21,11 +22,12 @@ from ...training.loop import exit_code, undisturbed
 from ...training.precision import amp_dtype
 from ..class_matching import TestSet
 from ..provenance import checkpoint_facts, say_changes
+from ..validation import Validation, validation_config, validation_losses
 from .best import Best, StopEarly
 from .checkpointer import Checkpointer
 from .data import Mapper
 from .evaluation import as_tested, evaluate_model
-from .resume import AMP, Batches, Resumable, Simple
+from .resume import AMP, Batches, Resumable, Seeded, Simple
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class Trainer(DefaultTrainer):
         records: the records to train on, Detectron2's standard dicts.
         classes: class names, in the order of ``category_id``.
         tests: the test sets by name, from :func:`.class_matching.match_test_sets`.
+        validation: from :func:`.validation.validation_records`.
     """
 
     def __init__(
@@ -48,10 +51,11 @@ class Trainer(DefaultTrainer):
         records: list[dict[str, Any]],
         classes: tuple[str, ...],
         tests: dict[str, TestSet],
+        validation: Validation,
     ) -> None:
         TrainerBase.__init__(self)  # DefaultTrainer's needs a GPU for DistributedDataParallel
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        self.records, self.tests = records, tests
+        self.records, self.tests, self.validation = records, tests, validation
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -156,8 +160,15 @@ class Trainer(DefaultTrainer):
     def test(self, cfg: CfgNode, model: nn.Module) -> dict[str, float]:
         """Evaluate the model on the test sets, with the improvements that the config enables."""
         distributed.share_buffers(model)  # evaluate the buffers that are saved
+        augment = cfg.TEST.AUG.ENABLED and self.iter >= self.max_iter  # training is finished
         with undisturbed(model, torch.device(cfg.MODEL.DEVICE)):
-            return evaluate_model(cfg, as_tested(model, cfg), self.tests)
+            metrics = evaluate_model(cfg, as_tested(model, cfg), self.tests, augment=augment)
+            return metrics | self._validation_losses(cfg, distributed.unwrap(model))
+
+    def _validation_losses(self, cfg, model):
+        mapper = Seeded(Mapper(validation_config(cfg), True))
+        with EventStorage():  # the model writes scalars, which are not the training's
+            return validation_losses(model, self.validation, mapper, cfg.DATALOADER.NUM_WORKERS)
 
 
 def _autocast_in_training(model: nn.Module, dtype: torch.dtype) -> None:

@@ -14,7 +14,6 @@ from resnet_det.data.classification.large_images import (
     LargeImages,
     RandomCrop,
     Scales,
-    color_shift,
 )
 from resnet_det.data.pixels import draw_size
 
@@ -173,8 +172,8 @@ def test_lengths_are_uniform_over_the_range():
 def test_colour_shift_is_along_the_principal_components():
     """Covariance 255^2 V diag((0.1 lambda)^2) V^T, and one shift for a whole image, BGR swapped."""
     rng = np.random.default_rng(0)
-    shifts = np.stack([color_shift(rng) for _ in range(20000)]) / 255
-    vectors, values = large_images.EIGENVECTORS, large_images.EIGENVALUES
+    shifts = np.stack([pixels.color_shift(rng) for _ in range(20000)]) / 255
+    vectors, values = pixels.EIGENVECTORS, pixels.EIGENVALUES
     assert np.allclose(vectors.T @ vectors, np.eye(3), atol=1e-3)
     along = shifts @ vectors
     assert np.allclose(along.std(0), 0.1 * values, rtol=0.03)

@@ -113,6 +113,22 @@ def test_resumed_run_equals_the_uninterrupted_one(pretrained):
     assert a == b
 
 
+def test_test_time_augmentation_follows_the_last_evaluation(pretrained):
+    keys = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (40, 56), "TEST.EVAL_PERIOD", 3]
+    embedded.train(load_config("detector.yaml", keys))
+    first, last = [o for o in lines("output/detector/metrics.json") if "total_loss" not in o]
+    assert "scenes_voc_test/bbox/AP" in first and "scenes_voc_test/bbox_TTA/AP" not in first
+    weights = ["MODEL.WEIGHTS", "output/detector/model_final.pth", "OUTPUT_DIR", "output/again"]
+    metrics = embedded.evaluate(load_config("detector.yaml", [*keys, *weights]))
+    assert {"iteration": 5, **metrics} == pytest.approx(last, nan_ok=True)
+    for name in ("scenes_voc_test", "scenes_coco_test"):
+        assert 0 <= metrics[f"{name}/bbox_TTA/AP50"] <= 100
+        assert f"{name} (bbox_TTA)" in Path("output/again/report.html").read_text()
+    combined = [*keys, *weights, "RESNET_DET.BOX_REFINEMENT", True]
+    with pytest.raises(ConfigError, match="TEST.AUG.ENABLED and RESNET_DET.BOX_REFINEMENT"):
+        embedded.evaluate(load_config("detector.yaml", combined))
+
+
 def test_mixed_precision_on_the_cpu(pretrained, monkeypatch):
     """The whole detector in bfloat16: the RPN's losses are close to float32's on the same anchors.
 

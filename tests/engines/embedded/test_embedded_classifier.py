@@ -111,6 +111,12 @@ def test_warmup_by_the_training_error_resumes_exactly(folder):
     assert all(torch.equal(whole[k], cut[k]) for k in whole)
 
 
+def test_a_classifiers_learning_rate_falls_along_a_cosine(folder):
+    rule = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR_END", 0.02]
+    classifier.train(load_config("classifier.yaml", [*rule, "SOLVER.MAX_ITER", 2]))
+    assert lines("output/classifier/metrics.json")[0]["lr"] == pytest.approx(0.06)  # half-way
+
+
 def test_metrics_of_several_processes_are_those_of_the_saved_classifier(folder):
     """Batch norms of two processes differ; what is saved is what was evaluated."""
     off = ["TEST.PRECISE_BN.ENABLED", "False"]

@@ -52,6 +52,10 @@ LATE = [
     (["RESNET_DET.NEW_LAYERS", "('fc6',)"], "NEW_LAYERS: fc6"),
     (["RESNET_DET.ENSEMBLE", "('x.pth',)"], "ENSEMBLE: is only for testing"),
     (["SOLVER.STEPS", "(3, 2)"], r"SOLVER.STEPS: \(3, 2\): give ascending iterations from 1"),
+    (
+        ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR_END", "1.0"],
+        "BASE_LR_END: 1.0: must be between 0 and SOLVER.BASE_LR, 0.01",
+    ),
 ]
 
 
@@ -141,6 +145,7 @@ def test_an_unknown_name_is_told_before_the_scenes_are_drawn(folder, monkeypatch
         (["INPUT.FORMAT", "RGB"], "INPUT.FORMAT BGR, but the config says RGB"),
         (["DATALOADER.NUM_WORKERS", 2], "DATALOADER.NUM_WORKERS: 2: .* only for"),
         (["INPUT.CROP.ENABLED", False], "INPUT.CROP"),
+        (["INPUT.RANDOM_FLIP", "vertical"], "RANDOM_FLIP: 'vertical' is only for detectors"),
         (["MODEL.RESNETS.NORM", "FrozenBN"], "learns no statistics"),
         (["MODEL.RESNETS.RES5_DILATION", 2], "RES5_DILATION: 2: cifar_resnet20 takes 1"),
         (

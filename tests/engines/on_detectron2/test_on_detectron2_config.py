@@ -64,13 +64,23 @@ def test_missing_config_file(tmp_path):
         engine.load_config(tmp_path / "none.yaml")
 
 
+@pytest.mark.parametrize("overrides, words", [
+    (["RESNET_DET.BOX_REFINEMENT", "True"], "and RESNET_DET.BOX_REFINEMENT cannot be combined"),
+    (["MODEL.KEYPOINT_ON", "True"], "and MODEL.KEYPOINT_ON cannot be combined"),
+    (["TEST.AUG.MIN_SIZES", "()"], r"MIN_SIZES: \[\]: give one or more"),
+    (["MODEL.META_ARCHITECTURE", "RetinaNet"], "needs MODEL.META_ARCHITECTURE GeneralizedRCNN, not"),
+])  # fmt: skip
+def test_what_cannot_be_augmented_is_named(config, overrides, words):
+    for run in (engine.train, engine.evaluate):
+        with pytest.raises(ValueError, match=f"TEST.AUG.*{words}"):
+            run(config("TEST.AUG.ENABLED", "True", *overrides))
+
+
 def test_wrong_class_count_and_names_are_refused(config):
     with pytest.raises(ValueError, match="NUM_CLASSES: 20, but scenes_voc_trainval has 8"):
         engine.train(config("MODEL.ROI_HEADS.NUM_CLASSES", "20"))
     with pytest.raises(data.UnknownDataset, match="scenes_voc_trainval"):
         engine.train(config("DATASETS.TRAIN", "('scenes_voc_trainvall',)"))
-    with pytest.raises(ValueError, match="TEST.AUG.ENABLED"):
-        engine.train(config("TEST.AUG.ENABLED", "True"))
     with pytest.raises(ValueError, match="DATASETS.TRAIN"):
         engine.train(config("DATASETS.TRAIN", "()"))
     for key in ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.ROI_HEADS.NAME"):
