@@ -97,7 +97,7 @@ def publish(table: Table, plan: Plan, fraction: Fraction, output: str | Path) ->
     remarks = data_remarks(finished)
     if starts_published(table):
         start = "classifiers trained here" if trains_classifiers(plan) else "published weights"
-        remarks.append(f"Detectors start from {start}")
+        remarks.append(f"detectors start from {start}")
     note = "; ".join([f"Machine: {'; '.join(machine().values())}", *remarks]) + "."
     tables = [TableSection(title, *table_rows(table, plan, fraction), note)]
     if table.per_class:

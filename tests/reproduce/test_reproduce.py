@@ -232,7 +232,7 @@ def test_a_table_of_classes_and_what_its_data_lack(tmp_path, monkeypatch):
         json.dumps({"dataset": "voc_2007_test", "AP50": 15.0, "classes": classes})
     )
     text = publish.publish(table, plan, Fraction(1), tmp_path).read_text()
-    assert "voc_2007_test has 2 images, but the published set has 4,952." in text
+    assert "voc_2007_test has 2 images, but the published set has 4,952;" in text
     (row,) = [line for line in text.splitlines() if "seed 1, voc_2007_test" in line]
     assert [cell.strip() for cell in row.split("|")[2:-1]] == ["15.0", "10.0", "20.0", "–"]
     assert "<td>20.0</td>" in (tmp_path / "table10.html").read_text()
