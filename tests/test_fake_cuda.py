@@ -32,7 +32,8 @@ TESTED = ["faster_rcnn_R50", "modern_faster_rcnn_R101_FPN", "faster_rcnn_R101_co
 @pytest.fixture
 def fake(monkeypatch):
     """Models are built before this mode begins: a net that is built in it would stay in a cache."""
-    monkeypatch.setattr(FakeTensor, "tolist", lambda self: [0] * len(self))
+    # One wait (the item), which reports image 0 for every region and no samples.
+    monkeypatch.setattr(FakeTensor, "tolist", lambda self: [0 * self[0].item()] * len(self))
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     for draw in ("normal_", "uniform_"):  # weights are not read
