@@ -55,7 +55,8 @@ class ProposalNetwork(nn.Module):
     def preprocess(self, images: Sequence[Tensor]) -> ImageList:
         """Normalise uint8 images (3, h, w), and pad them with zeros at the right and bottom."""
         device = self.pixel_mean.device
-        images = [(x.to(device).float() - self.pixel_mean) / self.pixel_std for x in images]
+        images = [x.to(device, non_blocking=True).float() for x in images]
+        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
         sizes = [(x.shape[-2], x.shape[-1]) for x in images]
         divisor = getattr(self.backbone, "size_divisibility", 1)
         h, w = ((max(side) + divisor - 1) // divisor * divisor for side in zip(*sizes))
@@ -66,10 +67,8 @@ class ProposalNetwork(nn.Module):
         """The training targets in torchvision's form: boxes, and labels from 1."""
         if not self.training:
             return None
-        device = self.pixel_mean.device
-        return [
-            {"boxes": x["boxes"].to(device), "labels": x["classes"].to(device) + 1} for x in batch
-        ]
+        to = {"device": self.pixel_mean.device, "non_blocking": True}
+        return [{"boxes": x["boxes"].to(**to), "labels": x["classes"].to(**to) + 1} for x in batch]
 
     def forward(self, batch: Batch) -> Any:
         images, targets = self.preprocess([x["image"] for x in batch]), self.targets(batch)
@@ -126,7 +125,7 @@ class FasterRCNN(ProposalNetwork):
     def _propose(self, images: ImageList, features: Features, batch: Batch, targets=None):
         """Returns (boxes (N_i, 4) of each image, losses)."""
         if self.proposal_generator is None:
-            return [x["proposals"].to(images.tensors) for x in batch], {}
+            return [x["proposals"].to(images.tensors, non_blocking=True) for x in batch], {}
         return self.proposal_generator(images, [features[f] for f in self.rpn_in], targets)
 
     @property

@@ -14,6 +14,7 @@ from torchvision.ops import box_area, roi_align, roi_pool
 
 from ..nets.roi_align import pool_exactly, strided_roi_align
 from .appendix import Detections, Size, Thresholds, select, with_context
+from .matching import Coder, Sampler, union
 from .rpn import BoxRegression, Sampling, smooth_l1
 
 
@@ -156,12 +157,17 @@ class RoIHeads(TorchvisionRoIHeads):
             nms_thresh=thresholds.nms_thresh,
             detections_per_img=thresholds.max_detections,
         )
+        self.box_coder = Coder(regression.weights)
+        self.fg_bg_sampler = Sampler(sampling.batch_size_per_image, sampling.positive_fraction)
         self.context, self.sampling, self.thresholds = context, sampling, thresholds
         self.regression = regression
 
     def add_gt_proposals(self, proposals: Any, gt_boxes: Any) -> Any:
         append = self.sampling.append_gt
         return super().add_gt_proposals(proposals, gt_boxes) if append else proposals
+
+    def subsample(self, labels: Any) -> list[Tensor]:
+        return union(self.fg_bg_sampler(labels))
 
     def assign_targets_to_proposals(self, proposals: Any, gt_boxes: Any, gt_labels: Any) -> Any:
         matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)

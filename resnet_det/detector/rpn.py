@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_p
 from torchvision.ops import clip_boxes_to_image
 
 from ..nets.layers import rename_parameters
+from .matching import AnchorMatcher, Coder, Sampler, union
 from .nms import nms_per_class
 
 
@@ -102,8 +104,8 @@ class Anchors(AnchorGenerator):
         device = features[0].device
         self.set_cell_anchors(torch.float32, device)
         sizes = [f.shape[-2:] for f in features]
-        strides = [[torch.tensor(s, device=device) for s in pair] for pair in self.steps(sizes)]
-        anchors = torch.cat(self.grid_anchors(sizes, strides))
+        steps: Any = self.steps(sizes)  # torchvision passes tensors, which must be copied to a GPU
+        anchors = torch.cat(self.grid_anchors(sizes, steps))
         return [anchors] * len(images.image_sizes)
 
     def steps(self, sizes: Sequence[torch.Size]) -> list[tuple[int, int]]:
@@ -195,7 +197,9 @@ class RPN(RegionProposalNetwork):
             post_nms_top_n=dict(zip(("training", "testing"), limits.post_nms_topk)),
             nms_thresh=limits.nms_thresh,
         )
-        self.box_coder.weights = regression.weights
+        self.box_coder = Coder(regression.weights)
+        self.proposal_matcher = AnchorMatcher(foreground, background, True)
+        self.fg_bg_sampler = Sampler(sampling.batch_size_per_image, sampling.positive_fraction)
         self.boundary_thresh, self.even_positives = boundary_thresh, even_positives
         self.min_size = limits.min_size
         self.smooth_l1_beta = regression.smooth_l1_beta
@@ -229,9 +233,10 @@ class RPN(RegionProposalNetwork):
         labels, boxes = self.assign_targets_to_anchors(anchors, targets)
         if self.boundary_thresh >= 0:
             for label, anchor, (h, w) in zip(labels, anchors, images.image_sizes):
-                low = anchor[:, :2] < -self.boundary_thresh
-                high = anchor[:, 2:] >= anchor.new_tensor([w, h]) + self.boundary_thresh
-                label[(low | high).any(1)] = -1
+                low = (anchor[:, :2] < -self.boundary_thresh).any(1)
+                right = anchor[:, 2] >= w + self.boundary_thresh
+                below = anchor[:, 3] >= h + self.boundary_thresh
+                label[low | right | below] = -1
         if self.even_positives:
             sampler = self.fg_bg_sampler
             count = int(sampler.batch_size_per_image * sampler.positive_fraction)
@@ -247,31 +252,36 @@ class RPN(RegionProposalNetwork):
         top, level = self._top(logits, num_anchors_per_level)
         kept_boxes, kept_scores = [], []
         for boxes, scores, index, shape in zip(proposals, logits, top, image_shapes):
-            boxes, scores, levels = boxes[index].float(), scores[index], level
+            boxes, scores = boxes[index].float(), scores[index]
             finite = boxes.isfinite().all(1) & scores.isfinite()
             boxes = clip_boxes_to_image(boxes, shape)
             keep = finite & ((boxes[:, 2:] - boxes[:, :2]) > self.min_size).all(1)
-            boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
+            keep = keep.nonzero()[:, 0]
+            boxes, scores = boxes[keep], scores[keep]
+            levels = None if level is None else level[keep]
             keep = nms_per_class(boxes, scores, levels, self.nms_thresh)[: self.post_nms_top_n()]
             kept_boxes.append(boxes[keep])
             kept_scores.append(scores[keep])
         return kept_boxes, kept_scores
 
-    def _top(self, logits: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
-        """Returns the indices (B, n) of the best anchors of all levels, and their levels (n,)."""
+    def _top(self, logits: Tensor, counts: list[int]) -> tuple[Tensor, Tensor | None]:
+        """Returns the indices (B, n) of the best anchors of all levels, and their levels (n,), or
+        None if there is one level."""
         indices, levels, first = [], [], 0
         for i, of_level in enumerate(logits.split(counts, 1)):
             number = torch.sym_min(self.pre_nms_top_n(), of_level.shape[1])
             indices.append(of_level.topk(number, dim=1).indices + first)
             levels.append(torch.full((number,), i, device=logits.device))
             first += of_level.shape[1]
-        return torch.cat(indices, 1), torch.cat(levels)
+        return torch.cat(indices, 1), torch.cat(levels) if len(levels) > 1 else None
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: Any, regression_targets: Any
     ) -> Any:
-        positive, negative = (torch.cat(x).bool() for x in self.fg_bg_sampler(labels))
-        sampled = positive | negative
+        samples = self.fg_bg_sampler(labels)
+        firsts = [0, *accumulate(len(x) for x in labels)]
+        sampled = torch.cat([x + first for x, first in zip(union(samples), firsts)])
+        positive = torch.cat([x + first for (x, _), first in zip(samples, firsts)])
         labels, targets = torch.cat(labels), torch.cat(regression_targets)
         losses = {
             "loss_rpn_cls": F.binary_cross_entropy_with_logits(

@@ -107,8 +107,8 @@ class Conv2d(nn.Conv2d):
 
     If ``fold`` is set (see :mod:`.fast`), a batch norm that is a constant affine map is multiplied
     into the convolution's weight. This saves one pass over the map and gives the same gradients.
-    While the weight needs no gradient, the folded weight is cached until one of its tensors
-    changes. A change in place through ``.data`` goes unnoticed: make it under ``torch.no_grad()``
+    What does not change in training is cached until one of its tensors changes: the folded weight
+    or, while the weight needs a gradient, the norm's scale and bias. A change in place through ``.data`` goes unnoticed: make it under ``torch.no_grad()``
     instead, or call ``train()`` or ``eval()`` afterwards. A trace and an export compute the folded
     weight in their graph; TorchScript by ``torch.jit.script`` keeps the norm apart.
 
@@ -122,9 +122,9 @@ class Conv2d(nn.Conv2d):
     fold = False
     if TYPE_CHECKING:  # TorchScript would take these annotations at their word
         norm: Any  # a module, or None
-        _folded: Any  # ((address and version of each source), sources, weight, bias), or None
+        _cached: Any  # ((address and version of each source), sources, weight or scale, bias)
     else:
-        _folded = None
+        _cached = None
 
     def __init__(
         self, cin: int, cout: int, kernel: int, stride: int = 1, norm: Norm = "", dilation: int = 1
@@ -152,28 +152,36 @@ class Conv2d(nn.Conv2d):
             return not (self.norm.training or with_grad)
         return isinstance(self.norm, FrozenBatchNorm2d)
 
-    def _fold(self) -> tuple[Tensor, Tensor]:
+    def _scale_and_bias(self) -> tuple[Tensor, Tensor]:
         scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
         bias = self.norm.bias - self.norm.running_mean * scale
-        return self.weight * scale[:, None, None, None], bias
+        return scale[:, None, None, None], bias
+
+    def _fold(self) -> tuple[Tensor, Tensor]:
+        scale, bias = self._scale_and_bias()
+        return self.weight * scale, bias
 
     def _fold_or_reuse(self) -> tuple[Tensor, Tensor]:
-        norm = self.norm
-        sources = (self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        norm, weight = self.norm, self.weight
+        sources = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
         if (
-            (torch.is_grad_enabled() and self.weight.requires_grad)
-            or torch.compiler.is_compiling()  # which torch.export does too
+            torch.compiler.is_compiling()  # which torch.export does too
             or torch.jit.is_tracing()
-            or any(t.is_inference() for t in sources)  # inference tensors have no version counter
+            or any(t.is_inference() for t in (weight, *sources))  # these have no version counter
         ):
             return self._fold()
+        trained = torch.is_grad_enabled() and weight.requires_grad
+        if not trained:
+            sources.append(weight)
         state = [(t.data_ptr(), t._version) for t in sources]
-        if self._folded is None or self._folded[0] != state:
+        if self._cached is None or self._cached[0] != state:
             # Keeping the sources alive ensures that no other tensor gets their addresses. The
-            # cached weight must not be an inference tensor, which later training could not use.
+            # cache must not hold inference tensors, which later training could not use.
             with torch.inference_mode(False), torch.no_grad():
-                self._folded = state, [t.detach() for t in sources], *self._fold()
-        return self._folded[2:]
+                result = self._scale_and_bias() if trained else self._fold()
+                self._cached = state, [t.detach() for t in sources], *result
+        cached, bias = self._cached[2:]
+        return (weight * cached if trained else cached), bias
 
     def merge_norm(self) -> None:
         """Merge the norm into weight and bias if it is constant, for good: to export the net."""
@@ -182,7 +190,7 @@ class Conv2d(nn.Conv2d):
             self.norm = None
 
     def _forget(self) -> None:
-        self.__dict__.pop("_folded", None)
+        self.__dict__.pop("_cached", None)
 
     def train(self, mode: bool = True) -> "Conv2d":
         self._forget()
@@ -198,7 +206,7 @@ class Conv2d(nn.Conv2d):
         return super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:  # copies and pickles do not contain the cache
-        return {k: v for k, v in self.__dict__.items() if k != "_folded"}
+        return {k: v for k, v in self.__dict__.items() if k != "_cached"}
 
 
 class FullyConnected(nn.Linear):

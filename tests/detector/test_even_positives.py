@@ -78,7 +78,9 @@ def drawn_by_the_embedded_engine(config, even, samples):
     seen = []
 
     def losses(objectness, deltas, labels, targets):
-        seen.extend(mask.bool() for mask in rpn.fg_bg_sampler(labels)[0])
+        for label, (positives, _) in zip(labels, rpn.fg_bg_sampler(labels)):
+            seen.append(torch.zeros_like(label, dtype=torch.bool))
+            seen[-1][positives] = True
         return {}
 
     rpn.compute_loss = losses

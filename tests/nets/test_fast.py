@@ -218,13 +218,13 @@ def unfolded(conv, x):
 def test_folded_weight_is_kept_and_renewed():
     conv, x = folding_conv(), torch.randn(1, 4, 5, 5)
     close(conv(x), unfolded(conv, x))
-    kept = conv._folded[2]
+    kept = conv._cached[2]
     conv(x)
-    assert conv._folded[2] is kept
+    assert conv._cached[2] is kept
     conv.requires_grad_(True)
     with torch.inference_mode():
         conv(x)
-    assert conv._folded[2] is kept and not kept.is_inference()
+    assert conv._cached[2] is kept and not kept.is_inference()
     conv.requires_grad_(False)
 
     def in_place(tensor):
@@ -265,14 +265,14 @@ def test_folded_weight_is_kept_and_renewed():
 def test_copies_and_files_hold_no_folded_weight():
     conv, x = folding_conv(), torch.randn(1, 4, 5, 5)
     expected = conv(x)
-    assert "_folded" in conv.__dict__
+    assert "_cached" in conv.__dict__
     twin = copy.deepcopy(conv)
     file = io.BytesIO()
     torch.save(conv, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
     for other in (twin, loaded):
-        assert "_folded" not in other.__dict__ and other.state_dict().keys() == set(
+        assert "_cached" not in other.__dict__ and other.state_dict().keys() == set(
             conv.state_dict()
         )
         assert torch.equal(other(x), expected)
@@ -280,7 +280,7 @@ def test_copies_and_files_hold_no_folded_weight():
     assert torch.equal(conv(x), expected) and not torch.equal(twin(x), expected)
 
 
-def test_norm_in_training_is_not_folded():
+def test_norm_in_training_is_not_cached():
     torch.manual_seed(0)
     conv = fill(nn.Sequential(Conv2d(4, 6, 3, norm="BN")))[0]
     conv.fold = True
@@ -291,7 +291,7 @@ def test_norm_in_training_is_not_folded():
     conv.eval()
     with torch.no_grad():
         close(conv(x), unfolded(conv, x))
-        assert conv._folded is not None
+        assert conv._cached is not None
 
 
 def test_autocast_and_compile():
