@@ -102,11 +102,11 @@ def embedded_model(args, **more):
 
     cfg = get_cfg()
     cfg.merge_from_list(settings(args, **more))
-    return cfg, build_model(cfg).to(args.device)
+    return build_model(cfg).to(args.device)
 
 
 def embedded(args, fast=True):
-    _, model = embedded_model(args, **{"RESNET_DET.FAST": fast})
+    model = embedded_model(args, **{"RESNET_DET.FAST": fast})
     return model, model.backbone, ([sample(args)],)
 
 
@@ -161,20 +161,15 @@ class Exported(nn.Module):
     """
 
     def __init__(self, args, format, load):
-        from resnet_det.engines.export import FORMATS, Exporter
-        from resnet_det.engines.provenance import checkpoint_facts
+        from resnet_det.engines.export import FORMATS, capture
 
         super().__init__()
-        cfg, model = embedded_model(args, **{"INPUT.MIN_SIZE_TEST": 0})
+        model = embedded_model(args)
         with torch.no_grad():
             fill(model)
-        facts = checkpoint_facts(cfg, [f"class {i}" for i in range(20)])
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint = Path(folder, "model.pth")
-            torch.save({"model": model.state_dict(), "meta": facts}, checkpoint)
-            exporter = Exporter(checkpoint)
-            path = checkpoint.with_suffix(FORMATS[format].suffix)
-            FORMATS[format].write(exporter.program(), path, exporter.metadata())
+            path = Path(folder, "model").with_suffix(FORMATS[format].suffix)
+            FORMATS[format].write(capture(model, 0, 0, "BGR"), path, {})
             self.run = load(path, args.threads)
 
     def forward(self, batch):

@@ -87,8 +87,7 @@ def export(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
         path = Path(folder) / output.name
-        with _quiet():
-            write(exporter.program(), path, exporter.metadata())
+        write(exporter.program(), path, exporter.metadata())
         count = exporter.check(load(path), pictures, output)
         for file in sorted(os.listdir(folder)):
             os.replace(Path(folder) / file, output.parent / file)
@@ -121,13 +120,7 @@ class Exporter:
     def program(self) -> ExportedProgram:
         """Capture the detector as a program for images of all sizes."""
         mapper = self.mapper
-        module = ImageDetector(
-            copy.deepcopy(self.model), mapper.short_sizes[0], mapper.max_size, mapper.format
-        )
-        sizes = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
-        image = torch.zeros(96, 128, 3, dtype=torch.uint8)
-        with torch.no_grad():
-            return torch.export.export(module, (image,), dynamic_shapes=(sizes,), strict=False)
+        return capture(self.model, mapper.short_sizes[0], mapper.max_size, mapper.format)
 
     def metadata(self) -> dict[str, str]:
         """What the exported file says of itself, as JSON by name."""
@@ -185,9 +178,6 @@ class Exporter:
         return count
 
 
-# ---- writing
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide what torch says of torchvision's NMS whenever it exports it."""
@@ -196,6 +186,25 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+@_quiet()
+def capture(model: FasterRCNN, short: int, longest: int, format: str) -> ExportedProgram:
+    """Capture a detector as a program for images of all sizes.
+
+    Args:
+        model: the detector. It is not changed.
+        short, longest, format: see :class:`.ImageDetector`.
+    """
+    module = ImageDetector(copy.deepcopy(model), short, longest, format)
+    sizes = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
+    image = torch.zeros(96, 128, 3, dtype=torch.uint8)
+    with torch.no_grad():
+        return torch.export.export(module, (image,), dynamic_shapes=(sizes,), strict=False)
+
+
+# ---- writing
+
+
+@_quiet()
 def _onnx(program: ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
     need("onnx", path)
     opset = need("onnxscript", path).opset18

@@ -30,8 +30,6 @@ from resnet_det.engines.provenance import checkpoint_facts
 from resnet_det.weights import published, shipped
 from resnet_det.weights.pickles import WeightsError
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*create_unbacked_symint:FutureWarning")
-
 QUICKSTART = "resnet_det://quickstart"
 PAGE = (Path(__file__).parents[2] / "docs/export.md").read_text()
 PROGRAM, NAMES = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
