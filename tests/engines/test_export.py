@@ -207,7 +207,7 @@ def test_mistakes_with_an_exported_file(onnx, tmp_path):
 # ---- the programs of other nets
 
 
-@pytest.mark.parametrize("kind", ["R18-C4", "R18-FPN"])
+@pytest.mark.parametrize("kind", [pytest.param("R18-C4", marks=pytest.mark.slow), "R18-FPN"])
 def test_programs_find_the_detectors_objects(checkpoint, kind):
     exporter = Exporter(checkpoint(*items(kind)))
     program = exporter.program().module()
