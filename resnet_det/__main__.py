@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": ("demo", "run a detector on images and draw its detections"),
     "export": ("export", "export a detector to ONNX, OpenVINO or torch.export"),
     "plot": ("plot", "draw figures 1, 4, 6 and 7 of the paper from runs"),
+    "compare": ("compare", "compare the AP of two evaluated detectors"),
     "model-table": ("model_table", "print layers, parameters and multiply-adds of every net"),
     "get-data": ("get_data", "download VOC, COCO or CIFAR-10, or draw the synthetic datasets"),
     "check-dataset": ("check_dataset", "list the faults of a dataset"),

@@ -24,12 +24,18 @@ logger = logging.getLogger(__name__)
 
 BOX, BOX_TTA = "bbox", "bbox_TTA"  # Detectron2's tasks: without and with TEST.AUG
 Scored = Mapping[str, tuple[Evaluation, Dataset, Sequence[Mapping[str, Any]]]]
+DETECTIONS = "detections.json"  # COCO's submission file, for all datasets
+
+
+def category_ids(dataset: Dataset) -> Sequence[int]:
+    """The category id of every class in `DETECTIONS`: COCO's, or from 1."""
+    return dataset.metadata.category_ids or range(1, len(dataset.metadata.classes) + 1)
 
 
 def score(
     dataset: Dataset, predictions: Sequence[Mapping[str, Any]], folder: str | Path
 ) -> Evaluation | None:
-    """Evaluate predictions by the dataset's protocol, and write the protocol's submission files.
+    """Evaluate predictions by the dataset's protocol. Write `DETECTIONS` and the submission files.
 
     VOC 2007 uses the 11-point AP, later years the area under the curve. AP50 by the other metric
     is reported as well. The user's own datasets use COCO's AP; in VOC's format, they also get VOC's
@@ -45,6 +51,9 @@ def score(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    coco_ap.write_submission(
+        folder / DETECTIONS, dataset.records, predictions, category_ids(dataset)
+    )
     result = EVALUATIONS[dataset.metadata.evaluation](dataset, predictions, folder)
     if result is not None:
         result.overall |= {what: count for what, count in dataset.counts.items() if count}
@@ -67,9 +76,6 @@ def _score_voc(metric, other_metric, dataset, predictions, folder):
 
 def _score_coco(dataset, predictions, folder):
     meta, records = dataset.metadata, dataset.records
-    if meta.category_ids is not None:
-        file = folder / "detections.json"
-        coco_ap.write_submission(file, records, predictions, meta.category_ids)
     return coco_ap.evaluate(records, predictions, meta.classes) if meta.annotated else None
 
 

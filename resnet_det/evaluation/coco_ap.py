@@ -149,6 +149,37 @@ def write_submission(
     return file
 
 
+def read_submission(
+    file: str | Path, records: Records, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Read a file of :func:`write_submission` as predictions, one per record.
+
+    Raises:
+        ValueError: the file cannot be read, or it has an image or a category that is not in the
+            dataset.
+    """
+    label = {number: index for index, number in enumerate(category_ids)}
+    rows: dict[ImageId, list[tuple]] = {record["image_id"]: [] for record in records}
+    try:
+        for row in json.loads(Path(file).read_text()):
+            x, y, width, height = row["bbox"]
+            box = [x, y, x + width, y + height]
+            rows[row["image_id"]].append((box, row["score"], label[row["category_id"]]))
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}: evaluate the run again") from None
+    except KeyError as error:
+        raise ValueError(f"{file}: {error} is not in the dataset: evaluate the run again") from None
+    return [
+        {
+            "image_id": image,
+            "boxes": [box for box, _, _ in found],
+            "scores": [score for _, score, _ in found],
+            "classes": [index for _, _, index in found],
+        }
+        for image, found in rows.items()
+    ]
+
+
 def _joined(parts: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
     """The arrays of all images, one after the other."""
     return [np.concatenate(arrays) for arrays in zip(*parts)]
