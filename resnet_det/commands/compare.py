@@ -41,7 +41,9 @@ def main(argv: cli.Words = None) -> None:
             f" {args.runs[1]} on {', '.join(b)}"
         )
     for name in a:
-        dataset = load_dataset(name, skip_bad=True)  # as a run with RESNET_DET.SKIP_BAD reads it
+        tested = json.loads((a[name] / "results.json").read_text())
+        skip_bad = any(tested.get(what) for what in ("skipped_images", "skipped_objects"))
+        dataset = load_dataset(name, skip_bad=skip_bad)  # as the run read it
         found = [
             coco_ap.read_submission(each[name] / DETECTIONS, dataset.records, category_ids(dataset))
             for each in (a, b)
