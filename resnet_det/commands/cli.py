@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import torch
 from fvcore.common.config import CfgNode
 
 from ..engines import ENGINES
@@ -117,8 +118,15 @@ def start(run: Callable[..., Any], args: argparse.Namespace, cfg: CfgNode) -> No
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command and exit with its status; for invalid input, print one line and exit with 1."""
+    """Run a command and exit with its status. For invalid input, and if the GPU's memory does not
+    suffice, print one line and exit with 1."""
     try:
         sys.exit(main())
     except ValueError as error:  # the message is for the user
         sys.exit(f"error: {error}")
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(". ")[0]
+        sys.exit(
+            f"error: {reason}: lower SOLVER.IMS_PER_BATCH, INPUT.MAX_SIZE_TRAIN or INPUT.MAX_SIZE_TEST, "
+            "or set SOLVER.AMP.ENABLED True"
+        )

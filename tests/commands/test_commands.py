@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from resnet_det import __main__ as console
 from resnet_det.commands import cli, pretrain, train_alternating, train_net
@@ -99,3 +100,11 @@ def test_bad_input_ends_with_one_line():
     with pytest.raises(SystemExit) as end:
         cli.run(lambda: 1)
     assert end.value.code == 1
+
+
+def test_too_little_memory_is_one_line_that_says_what_to_lower():
+    def main():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    with pytest.raises(SystemExit, match="error: CUDA out of memory: lower SOLVER.IMS_PER_BATCH"):
+        cli.run(main)
