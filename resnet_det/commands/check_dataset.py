@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 from ..data import UnknownDataset, check_dataset, dataset_names
 from ..data.check import Report
@@ -63,10 +64,12 @@ def _fix(report: Report, path: str) -> None:
     if report.sound is None or not report.sound.records:
         raise ValueError(f"--fix: {report.name} has no sound detection images to write")
     folder = coco.write(path, report.sound)
-    rest = Path(path).with_suffix(".txt")
+    address = f"coco:{quote(path)}?images={quote(str(folder))}"
+    print(f"wrote {path}: {len(report.sound.records)} images; as a dataset, its name is {address}")
+    rest, lines = Path(path).with_suffix(".txt"), [*report.faults, *report.known]
     with whole_file(rest) as file:
-        file.write_text("".join(f"{line}\n" for line in [*report.faults, *report.known]))
-    print(f"wrote {path}: {len(report.sound.records)} images from {folder}; the rest: {rest}")
+        file.write_text("".join(f"{line}\n" for line in lines))
+    print(f"wrote {rest}: {len(lines)} lines, what was left out")
 
 
 if __name__ == "__main__":

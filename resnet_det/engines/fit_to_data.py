@@ -12,10 +12,11 @@ import numpy as np
 from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError, flatten
-from ..config.loading import find_config, read_yaml
+from ..config.loading import find_config, parse_text, read_yaml
 from ..data.detection.mapper import usable, xyxy
 from ..detector.build import net_name
 from ..nets import NETS, meta_net
+from ..weights.loading import read
 from . import Engine
 from .run import start
 
@@ -29,9 +30,29 @@ EPOCHS = 12  # as in Detectron2's 1x schedule
 CELLS = 5  # width of the median object of the class with the smallest objects
 SIZES_PER_LEVEL = 3
 LEAST_FACTOR = 1.2  # between neighbouring anchor sizes
+# The keys that are fitted.
+KEYS = (
+    "INPUT.MIN_SIZE_TRAIN",
+    "INPUT.MAX_SIZE_TRAIN",
+    "INPUT.MIN_SIZE_TEST",
+    "INPUT.MAX_SIZE_TEST",
+    "MODEL.ANCHOR_GENERATOR.SIZES",
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
+    "SOLVER.MAX_ITER",
+    "SOLVER.STEPS",
+    "SOLVER.WARMUP_ITERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
+)
 
 
-def fitted(cfg: CfgNode, engine: Engine, path: str | Path, overrides: Sequence[Any]) -> CfgNode:
+def fitted(
+    cfg: CfgNode,
+    engine: Engine,
+    path: str | Path,
+    overrides: Sequence[Any],
+    checkpoint: str | Path | None = None,
+) -> CfgNode:
     """Fit a config to its training data, if ``RESNET_DET.FIT_TO_DATA`` asks for it.
 
     Keys that the file, its ``_BASE_`` or the overrides set keep their values. The others are logged
@@ -39,6 +60,8 @@ def fitted(cfg: CfgNode, engine: Engine, path: str | Path, overrides: Sequence[A
 
     Args:
         cfg: from ``engine.load_config(path, overrides)``.
+        checkpoint: the file to resume from or to evaluate. If it carries a config, the keys have
+            the values that are there, whatever the training data are now.
 
     Returns:
         The config to train or evaluate with, in which FIT_TO_DATA is False.
@@ -48,17 +71,20 @@ def fitted(cfg: CfgNode, engine: Engine, path: str | Path, overrides: Sequence[A
     """
     if not cfg.RESNET_DET.FIT_TO_DATA:
         return cfg
-    if not cfg.DATASETS.TRAIN:
-        raise ConfigError("DATASETS.TRAIN: RESNET_DET.FIT_TO_DATA needs at least one dataset")
     start(cfg)
     given = {*flatten(read_yaml(find_config(path))), *overrides[::2]}
-    chosen = fit(engine.training_records(cfg), cfg, given)
+    facts = read(checkpoint)[1] if checkpoint else {}
+    if checkpoint and "config" in facts:
+        before = parse_text(facts["config"], checkpoint)
+        chosen = {key: before[key] for key in KEYS if key in before and key not in given}
+        source = f"the config of {checkpoint}"
+    elif cfg.DATASETS.TRAIN:
+        chosen = fit(engine.training_records(cfg), cfg, given)
+        source = " + ".join(cfg.DATASETS.TRAIN)
+    else:
+        raise ConfigError("DATASETS.TRAIN: RESNET_DET.FIT_TO_DATA needs at least one dataset")
     words = [word for pair in chosen.items() for word in pair]
-    logger.info(
-        "fitted to %s: %s",
-        " + ".join(cfg.DATASETS.TRAIN),
-        " ".join(shlex.quote(str(word)) for word in words),
-    )
+    logger.info("fitted to %s: %s", source, " ".join(shlex.quote(str(word)) for word in words))
     return engine.load_config(path, [*overrides, *words, "RESNET_DET.FIT_TO_DATA", False])
 
 

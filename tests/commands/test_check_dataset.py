@@ -145,7 +145,9 @@ def test_fix_writes_what_is_sound(voc_folder, check, tmp_path, caplog):
     voc_folder.xml("000004").write_text("<annotation>")
     clean = tmp_path / "clean.json"
     status, lines = check(voc_folder.root, "--fix", str(clean))
-    assert status == 1 and lines[-1].startswith(f"wrote {clean}: 2 images from ")
+    assert status == 1 and lines[-2].startswith(f"wrote {clean}: 2 images; as a dataset, ")
+    status, reread = check(tmp_path, name=lines[-2].split()[-1])
+    assert status == 0 and "2 images, 2 objects" in " ".join(reread)
     listed = clean.with_suffix(".txt").read_text().splitlines()
     assert [Path(line.split(":")[0]).name for line in listed] == [
         "000001.xml", "000003.xml", "000004.xml", "000001.jpg",

@@ -102,6 +102,10 @@ def test_objects_that_are_not_trained_on_do_not_count(cfg, flag):
     assert fit(data, cfg)["INPUT.MIN_SIZE_TRAIN"] == (256,)
 
 
+def test_the_fitted_keys_are_listed(cfg):
+    assert tuple(fit(records((0, 40, 40)), cfg)) == fit_to_data.KEYS
+
+
 def test_anchors_cover_the_objects_in_equal_factors(cfg):
     """Objects of 30 and 300 pixels on 480 are 20 and 200 on 320. Every size between them has an
     anchor with an IoU of at least 1 / factor."""
@@ -186,5 +190,8 @@ def test_the_command_trains_and_evaluates_the_fitted_config(tmp_path, few_scenes
     cfg = parse_config(facts["config"], "model_best.pth")
     assert cfg.TEST.EVAL_PERIOD == 1 and not cfg.RESNET_DET.FIT_TO_DATA
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES != [[32, 64, 128, 256, 512]]
-    again = run("--eval-only", *few, "MODEL.WEIGHTS", "out/model_final.pth", "OUTPUT_DIR", "again")
-    assert again == pytest.approx(trained, nan_ok=True)
+    # The checkpoint holds what was fitted: neither keys nor training data are repeated.
+    weights = ["MODEL.WEIGHTS", "out/model_final.pth", "DATALOADER.NUM_WORKERS", "0"]
+    for number, train in enumerate((("scenes_voc_trainval",), ("scenes_voc_test",), ())):
+        words = [*weights, "DATASETS.TRAIN", str(train), "OUTPUT_DIR", f"again{number}"]
+        assert run("--eval-only", *words) == pytest.approx(trained, nan_ok=True)
