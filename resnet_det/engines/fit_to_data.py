@@ -18,6 +18,7 @@ from ..detector.build import net_name
 from ..nets import NETS, meta_net
 from ..weights.loading import read
 from . import Engine
+from .own_classes import class_count
 from .run import start
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ def fitted(
         raise ConfigError("DATASETS.TRAIN: RESNET_DET.FIT_TO_DATA needs at least one dataset")
     words = [word for pair in chosen.items() for word in pair]
     logger.info("fitted to %s: %s", source, " ".join(shlex.quote(str(word)) for word in words))
-    return engine.load_config(path, [*overrides, *words, "RESNET_DET.FIT_TO_DATA", False])
+    words += [*class_count(cfg), "RESNET_DET.FIT_TO_DATA", False]
+    return engine.load_config(path, [*overrides, *words])
 
 
 def fit(

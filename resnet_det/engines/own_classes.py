@@ -27,7 +27,7 @@ def fit_to_training_set(cfg: CfgNode, overrides: Sequence[Any]) -> CfgNode:
     if not names or cfg.MODEL.META_ARCHITECTURE == "Classifier":  # which counts them itself
         return cfg
     classes = scan_dataset(names[0])[0].classes
-    key, count = _count(cfg)
+    key, count = class_count(cfg)
     if key in overrides[::2] and count != len(classes):
         raise ConfigError(
             f"{key}: {count}, but {names[0]} has {len(classes)} classes ({', '.join(classes)}): "
@@ -49,14 +49,14 @@ def fit_to_weights(cfg: CfgNode) -> CfgNode:
     return _with_count(cfg, len(classes), path) if classes else cfg
 
 
-def _count(cfg: CfgNode) -> tuple[str, int]:
+def class_count(cfg: CfgNode) -> tuple[str, int]:
     """The key that holds the number of classes of a config's detector, and that number."""
     head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
     return f"MODEL.{head}.NUM_CLASSES", cfg.MODEL[head].NUM_CLASSES
 
 
 def _with_count(cfg: CfgNode, count: int, source: str) -> CfgNode:
-    key, before = _count(cfg)
+    key, before = class_count(cfg)
     if before == count:
         return cfg
     logger.warning("%s is %d, as %s has, instead of the config's %d", key, count, source, before)
