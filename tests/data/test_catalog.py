@@ -107,14 +107,16 @@ def test_a_further_kind_is_one_class(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("evaluation", EVALUATIONS)
-def test_a_dataset_without_a_server_is_scored_without_a_submission(tmp_path, evaluation):
+def test_a_dataset_without_a_server_is_scored_without_a_devkits_files(tmp_path, evaluation):
     box = {"bbox": [0, 0, 2, 2], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0}
     record = {"image_id": 0, "height": 4, "width": 4, "annotations": [box]}
     dataset = Dataset("points", [record], Metadata("points", ("point",), evaluation))
     found = {"boxes": np.array([[0.0, 0, 2, 2]]), "scores": np.ones(1), "classes": np.zeros(1, int)}
     result = score(dataset, [{"image_id": 0, **found}], tmp_path / "out")
     assert result.metrics["AP50"] == pytest.approx(100)
-    assert os.listdir(tmp_path / "out") == ["results.json"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["detections.json", "results.json"]
+    (detection,) = json.loads((tmp_path / "out/detections.json").read_text())
+    assert (detection["category_id"], detection["bbox"]) == (1, [0, 0, 2, 2])
 
 
 def test_root_is_argument_then_variable_then_folder(monkeypatch, voc_folder, tmp_path):
