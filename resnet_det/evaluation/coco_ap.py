@@ -23,6 +23,7 @@ from .inputs import (
     Predictions,
     Records,
     Truth,
+    as_xywh,
     image_f1,
     read_predictions,
     read_truth,
@@ -60,7 +61,16 @@ def evaluate(records: Records, predictions: Predictions, classes: Sequence[str])
     """
     truth = read_truth(records, classes)
     detections = read_predictions(records, predictions, classes)
-    run = evaluated(truth, detections, classes)
+    return summary(evaluated(truth, detections, classes), truth, detections, classes)
+
+
+def summary(
+    run: Any,
+    truth: Mapping[ImageId, Truth],
+    detections: Mapping[ImageId, Detections],
+    classes: Sequence[str],
+) -> Evaluation:
+    """What :func:`evaluate` returns, from a COCOeval of :func:`evaluated`."""
     overall = {name: _mean(run, metric) for name, metric in COCO_METRICS.items()}
     per_class = {
         name: {key: _mean(run, COCO_METRICS[key], [label]) for key in PER_CLASS_METRICS}
@@ -100,7 +110,7 @@ def evaluated(
         "iscrowd": real.crowd.astype(int),
     }
     numbers = np.repeat(np.arange(len(images)), [len(detections[i].scores) for i in images])
-    results = np.column_stack([numbers, _xywh(found.boxes), found.scores, found.classes])
+    results = np.column_stack([numbers, as_xywh(found.boxes), found.scores, found.classes])
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         head = (
             [{"id": number} for number in range(len(images))],
@@ -140,7 +150,7 @@ def write_submission(
         {"image_id": image, "category_id": int(category_ids[label]), "bbox": box, "score": score}
         for image, found in read_predictions(records, predictions, category_ids).items()
         for label, box, score in zip(
-            found.classes, _xywh(found.boxes).tolist(), found.scores.tolist()
+            found.classes, as_xywh(found.boxes).tolist(), found.scores.tolist()
         )
     ]
     file = Path(file)
@@ -183,10 +193,6 @@ def read_submission(
 def _joined(parts: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
     """The arrays of all images, one after the other."""
     return [np.concatenate(arrays) for arrays in zip(*parts)]
-
-
-def _xywh(boxes: np.ndarray) -> np.ndarray:
-    return np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
 
 
 def _pycocotools(images: list, categories: list, **columns: np.ndarray) -> COCO:

@@ -35,8 +35,8 @@ def compare(
         raise ValueError("comparing needs hotcoco: pip install hotcoco")
     truth = read_truth(records, classes)
     found = [read_predictions(records, each, classes) for each in predictions]
-    a, b = (coco_ap.evaluate(records, each, classes) for each in predictions)
     runs = [coco_ap.evaluated(truth, each, classes) for each in found]
+    a, b = (coco_ap.summary(run, truth, each, classes) for run, each in zip(runs, found))
     intervals = coco_ap.hotcoco.compare(*runs, n_bootstrap=samples)["ci"]
 
     def row(name: str, before: float, after: float) -> list:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..files import whole_file
+from .inputs import as_xywh
 
 Row = dict[str, Any]
 # The columns of a CSV file. The box is in pixels, from the top left corner.
@@ -36,11 +37,10 @@ def coco_rows(
         One dict per object: ``image``, ``category_id``, ``category``, ``bbox`` (x y w h) and
         ``score``.
     """
-    boxes = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
     return [
         {**image, "category_id": number, "category": name, "bbox": box, "score": score}
         for box, score, (number, name) in zip(
-            boxes.tolist(), scores.tolist(), [categories[index] for index in classes]
+            as_xywh(boxes).tolist(), scores.tolist(), [categories[index] for index in classes]
         )
     ]
 

@@ -54,6 +54,11 @@ class Evaluation:
         }
 
 
+def as_xywh(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (N, 4), x1 y1 x2 y2, as COCO writes them: x y w h."""
+    return np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
+
+
 class Truth(NamedTuple):
     """The annotated objects of an image."""
 

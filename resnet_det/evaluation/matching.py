@@ -8,7 +8,7 @@ IOU = 0.5
 FALSE_POSITIVE, IGNORED = -1, -2
 
 
-def match(found: Detections, truth: Truth, across_classes: bool = False) -> np.ndarray:
+def match(found: Detections, truth: Truth) -> np.ndarray:
     """Match detections at IoU `IOU`, each with the free object that it overlaps most.
 
     A detection prefers objects that count to ignored ones, and the later of two with the same IoU.
@@ -16,7 +16,6 @@ def match(found: Detections, truth: Truth, across_classes: bool = False) -> np.n
 
     Args:
         found: by descending score, as :meth:`Detections.confident` returns them.
-        across_classes: match objects of other classes, too.
 
     Returns:
         (N,) int: the index of each detection's object, or FALSE_POSITIVE, or IGNORED if the object
@@ -24,8 +23,7 @@ def match(found: Detections, truth: Truth, across_classes: bool = False) -> np.n
     """
     outcome = np.full(len(found.scores), FALSE_POSITIVE)
     iou = _iou(found, truth)
-    if not across_classes:
-        iou[found.classes[:, None] != truth.classes] = 0
+    iou[found.classes[:, None] != truth.classes] = 0
     rows, columns = np.nonzero(iou >= IOU)
     ignored = truth.ignored
     order = np.lexsort((-columns, -iou[rows, columns], ignored[columns], rows))

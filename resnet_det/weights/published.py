@@ -1,7 +1,4 @@
-"""Weights by address: the table of published files, and the cache they are downloaded to.
-
-python -m resnet_det.weights.published > docs/weights.md
-"""
+"""Weights by address: the published files that are known, and the cache they are downloaded to."""
 
 import os
 from dataclasses import dataclass, field
