@@ -24,6 +24,7 @@ from torchvision.datasets.folder import default_loader
 
 from resnet_det.data.classification.image_folder import read_folder
 from resnet_det.data.classification.large_images import LargeImages, RandomCrop
+from resnet_det.data.jitter import NO_JITTER
 from resnet_det.engines.provenance import commit
 from resnet_det.evaluation.tables import markdown_table
 from resnet_det.nets import build_net
@@ -51,7 +52,7 @@ def ours(records, color):
 
 
 def ours_worker(records):
-    crop = RandomCrop(SHORT, "range", SIZE, True, True, "BGR")
+    crop = RandomCrop(SHORT, "range", SIZE, True, NO_JITTER, True, "BGR")
     rng = np.random.default_rng(0)
 
     def run():

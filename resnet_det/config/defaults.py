@@ -106,6 +106,14 @@ KEYS: dict[str, Key] = {
     "RESNET_DET.COLOR_PCA": Key(False, DETECTOR | LARGE,
         "Use AlexNet's colour augmentation of training images (section 3.4): shift all pixels of "
         "an image by a random multiple of each principal component of ImageNet's colours."),
+    "RESNET_DET.COLOR_JITTER.BRIGHTNESS": Key((1.0, 1.0), DETECTOR | LARGE,
+        "Range of the factor by which the brightness of each training image is multiplied, as in "
+        "Detectron2's `RandomBrightness`, for example (0.8, 1.2). (1.0, 1.0): off."),
+    "RESNET_DET.COLOR_JITTER.CONTRAST": Key((1.0, 1.0), DETECTOR | LARGE,
+        "The same for the contrast, as in `RandomContrast`."),
+    "RESNET_DET.COLOR_JITTER.SATURATION": Key((1.0, 1.0), DETECTOR | LARGE,
+        "The same for the saturation, as in `RandomSaturation`, but for images in BGR as well. Not "
+        "for grey images."),
     "RESNET_DET.TEST_CROPS": Key(1, LARGE,
         "Crops per test image. 1: the centre. 10: the centre and the four corners, and their "
         "mirror images.",

@@ -1,5 +1,6 @@
 """Checks that need several keys, the data or the output folder. All engines share them."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from ..config.checks import check_users
 from ..config.defaults import LARGE, SMALL, ConfigError
 from ..data.catalog import classification_spec
 from ..data.image_check import unusable
+from ..data.jitter import UNCHANGED, ColorJitter
 from ..data.loader import check_share
+from ..data.pixels import FORMATS
 from ..detector.net_keys import IN_TEST, net_options
 from ..evaluation.metrics import COCO_METRICS
 from ..nets import meta_net
@@ -88,11 +91,34 @@ def check_trainable(cfg: CfgNode, resume: bool) -> None:
         raise ConfigError(
             f"RESNET_DET.COLOR_PCA: True: needs INPUT.FORMAT BGR or RGB, not {cfg.INPUT.FORMAT}"
         )
+    check_jitter(cfg)
     check_crop(cfg)
     if cfg.RESNET_DET.VAL_LOSS and not cfg.DATASETS.TEST:
         raise ConfigError("RESNET_DET.VAL_LOSS: True: name a dataset in DATASETS.TEST")
     check_best(cfg)
     check_output(cfg, resume)
+
+
+def check_jitter(cfg: CfgNode) -> None:
+    """Raise ConfigError if a key of RESNET_DET.COLOR_JITTER is no range of factors, or does not fit
+    INPUT.FORMAT."""
+    for name, ends in cfg.RESNET_DET.COLOR_JITTER.items():
+        key = f"RESNET_DET.COLOR_JITTER.{name}: {ends}"
+        if len(ends) != 2 or not 0 <= ends[0] <= ends[1] < math.inf:
+            raise ConfigError(f"{key}: give a range of factors, such as (0.8, 1.2)")
+        formats = ("BGR", "RGB") if name == "SATURATION" else FORMATS
+        if tuple(ends) != UNCHANGED and cfg.INPUT.FORMAT not in formats:
+            raise ConfigError(
+                f"{key}: needs INPUT.FORMAT {' or '.join(formats)}, not {cfg.INPUT.FORMAT}"
+            )
+
+
+def color_jitter(cfg: CfgNode) -> ColorJitter:
+    """The colour jitter of training images."""
+    keys = cfg.RESNET_DET.COLOR_JITTER
+    return ColorJitter(
+        tuple(keys.BRIGHTNESS), tuple(keys.CONTRAST), tuple(keys.SATURATION), cfg.INPUT.FORMAT
+    )
 
 
 def check_crop(cfg: CfgNode) -> None:

@@ -8,6 +8,7 @@ from ..data.catalog import classification_spec
 from ..data.classification import large_images
 from ..data.classification.large_images import LargeImages
 from ..data.classification.small_images import SmallImages
+from .checks import color_jitter
 
 Images = SmallImages | LargeImages
 
@@ -37,6 +38,7 @@ def read_images(name: str, cfg: CfgNode, device: torch.device, skip_bad: bool = 
         cfg.INPUT.FORMAT,
         short_sizes=tuple(cfg.INPUT.MIN_SIZE_TRAIN),
         sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
+        jitter=color_jitter(cfg),
         color_pca=cfg.RESNET_DET.COLOR_PCA,
         views=views,
         num_workers=cfg.DATALOADER.NUM_WORKERS,

@@ -7,7 +7,7 @@ from fvcore.common.config import CfgNode
 
 from ..data import Dataset, check_names, load_datasets
 from ..data.detection.mapper import Copies, Crop, DetectionMapper, with_usable_annotations
-from .checks import check_images, proposal_files, test_files
+from .checks import check_images, color_jitter, proposal_files, test_files
 from .class_matching import TestSet, check_number, match_test_sets
 from .run import make_datasets
 from .validation import Validation, validation_records
@@ -100,6 +100,7 @@ def training_mapper(cfg: CfgNode) -> DetectionMapper:
         sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
         flip=cfg.INPUT.RANDOM_FLIP,
         crop=Crop(crop.TYPE, tuple(crop.SIZE)) if crop.ENABLED else None,
+        jitter=color_jitter(cfg),
         color_pca=cfg.RESNET_DET.COLOR_PCA,
         format=cfg.INPUT.FORMAT,
         train=True,

@@ -10,6 +10,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from ..data.detection.mapper import usable, with_usable_annotations
+from ..data.jitter import UNCHANGED
 from ..data.loader import Mapper, test_batches
 from ..training import distributed
 from .class_matching import TestSet
@@ -58,6 +59,8 @@ def validation_config(cfg: CfgNode) -> CfgNode:
     given.MIN_SIZE_TRAIN, given.MIN_SIZE_TRAIN_SAMPLING = (cfg.INPUT.MIN_SIZE_TEST,), "choice"
     given.MAX_SIZE_TRAIN, given.RANDOM_FLIP = cfg.INPUT.MAX_SIZE_TEST, "none"
     given.CROP.ENABLED = result.RESNET_DET.COLOR_PCA = False
+    for name in result.RESNET_DET.COLOR_JITTER:
+        result.RESNET_DET.COLOR_JITTER[name] = UNCHANGED
     proposals.PRECOMPUTED_PROPOSAL_TOPK_TRAIN = proposals.PRECOMPUTED_PROPOSAL_TOPK_TEST
     result.freeze()
     return result

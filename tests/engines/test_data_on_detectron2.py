@@ -9,6 +9,7 @@ pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 from resnet_det.config import defaults
@@ -89,7 +90,7 @@ class SameDraws:
     """The numbers that Detectron2's augmentations draw, as a numpy Generator."""
 
     integers, random = staticmethod(np.random.randint), staticmethod(np.random.random_sample)
-    normal = staticmethod(np.random.normal)
+    normal, uniform = staticmethod(np.random.normal), staticmethod(np.random.uniform)
 
 
 @pytest.mark.parametrize("format", ["RGB", "BGR"])
@@ -119,6 +120,37 @@ def test_both_engines_shift_colours(record, format):
     )
     test = Mapper(config("RESNET_DET.COLOR_PCA", True), False)(record)["image"]
     assert torch.equal(test, Mapper(config(), False)(record)["image"])
+
+
+@pytest.mark.parametrize("names", [
+    ("Brightness",), ("Contrast",), ("Saturation",), ("Brightness", "Contrast", "Saturation"),
+], ids="-".join)  # fmt: skip
+def test_both_engines_jitter_colours_as_detectron2s_augmentations_do(record, names):
+    """Appended to Detectron2's own, by the same draws. Its RandomSaturation takes RGB only."""
+    del record["sem_seg_file_name"]
+    record |= {"width": 70, "height": 50, "image_id": 1}
+    keys = ["INPUT.FORMAT", "RGB"]
+    theirs = DatasetMapper(config(*keys), True)
+    theirs.augmentations.augs += [getattr(T, f"Random{name}")(0.3, 1.9) for name in names]
+    for name in names:
+        keys += [f"RESNET_DET.COLOR_JITTER.{name.upper()}", (0.3, 1.9)]
+    embedded = defaults.get_cfg()
+    embedded.merge_from_list(["INPUT.MIN_SIZE_TRAIN", (50, 60), *keys])
+    seen = set()
+    for seed in range(4):
+        images = []
+        for draw in (
+            lambda: theirs(record),
+            lambda: Mapper(config(*keys), True)(record),
+            lambda: training_mapper(embedded)(record, SameDraws),
+        ):
+            np.random.seed(seed)
+            images.append(draw()["image"])
+        assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
+        seen.add(images[0].float().mean().item())
+    assert len(seen) == 4
+    test = Mapper(config(*keys), False)(record)["image"]
+    assert torch.equal(test, Mapper(config(*keys[:2]), False)(record)["image"])
 
 
 CROPS = [

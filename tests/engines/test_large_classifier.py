@@ -46,7 +46,7 @@ SOLVER:
 TEST:
   PRECISE_BN: {ENABLED: True, NUM_ITER: 4}
   AUG: {MIN_SIZES: [32, 48]}
-RESNET_DET: {COLOR_PCA: True}
+RESNET_DET: {COLOR_PCA: True, COLOR_JITTER: {CONTRAST: [0.8, 1.2]}}
 SEED: 3
 """
 WEIGHTS = "output/a/model_final.pth"

@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 
 from .. import loader, pixels
 from ..catalog import Root, classification_spec, datasets_root
+from ..jitter import NO_JITTER, ColorJitter
 from ..pixels import color_shift, draw_size
 from . import shards
 
@@ -29,8 +30,8 @@ class RandomCrop:
     """Record ``(file, label)`` -> ``(uint8 (size, size, 3), label, colour shift (3,))``.
 
     The shorter side is resized to a random length, and a random square of ``size`` pixels is cut
-    out and, with ``flip``, mirrored with probability 0.5 (section 3.4). The shift is zero unless
-    ``color_pca``.
+    out and, with ``flip``, mirrored with probability 0.5 (section 3.4). Then ``jitter`` changes its
+    colours. The shift is zero unless ``color_pca``.
 
     Args:
         short_sizes, sampling: as :func:`~resnet_det.data.pixels.draw_size` takes them.
@@ -41,6 +42,7 @@ class RandomCrop:
     sampling: str
     size: int
     flip: bool
+    jitter: ColorJitter
     color_pca: bool
     format: str
 
@@ -57,6 +59,7 @@ class RandomCrop:
             return height, width, top, int(rng.integers(width - self.size + 1))
 
         image = pixels.read_crop(file, place, self.size, self.format, mirror=mirror)
+        image = self.jitter(image, rng)
         if not self.color_pca:
             return image, label, np.zeros(image.shape[2], np.float32)
         return image, label, color_shift(rng, self.format)
@@ -128,7 +131,7 @@ class LargeImages:
     Attributes:
         records: list of ``(file, label)``, or :class:`.shards.Shards`. classes: names.
         format: one of :data:`~resnet_det.data.pixels.FORMATS`.
-        short_sizes, sampling, color_pca: of training images, see :class:`RandomCrop`.
+        short_sizes, sampling, jitter, color_pca: of training images, see :class:`RandomCrop`.
         views: of test images, :class:`Crops` or :class:`Scales`.
         num_workers: number of processes that decode; 0 decodes in this process.
         skip_bad: replace an unreadable training image by the next good one, with a warning that
@@ -142,6 +145,7 @@ class LargeImages:
     format: str
     short_sizes: tuple[int, ...] = (256, 480)
     sampling: str = "range"
+    jitter: ColorJitter = NO_JITTER
     color_pca: bool = False
     views: Crops | Scales = Crops(256)
     num_workers: int = 0
@@ -247,9 +251,12 @@ class LargeImages:
         """
         self._check_sizes(size, self.short_sizes, "INPUT.MIN_SIZE_TRAIN")
         reader, known = self._reader
+        crop = RandomCrop(
+            self.short_sizes, self.sampling, size, flip, self.jitter, self.color_pca, self.format
+        )
         stream = reader.training_batches(
             self.records,
-            RandomCrop(self.short_sizes, self.sampling, size, flip, self.color_pca, self.format),
+            crop,
             total_batch=total_batch,
             seed=seed,
             rank=rank,

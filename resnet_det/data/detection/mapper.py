@@ -10,6 +10,7 @@ import torch
 
 from ...records import BoxMode
 from .. import pixels
+from ..jitter import NO_JITTER, ColorJitter
 from ..pixels import draw_size
 
 logger = logging.getLogger(__name__)
@@ -156,7 +157,8 @@ class DetectionMapper:
         max_size: upper limit of the longer edge.
         flip: "horizontal" or "vertical", to mirror each image with probability 0.5, or "none".
         crop: draws the part of each image that is used; None uses the whole image.
-        color_pca: use AlexNet's colour augmentation, :func:`~resnet_det.data.pixels.shift_colors`.
+        jitter: changes the colours of each image at random.
+        color_pca: then use AlexNet's colour augmentation, :func:`~resnet_det.data.pixels.shift_colors`.
         format: order of the channels, "BGR" or "RGB".
         train: whether the sample has annotations.
         use_difficult: train on objects that VOC marks difficult, as Detectron2 does.
@@ -180,6 +182,7 @@ class DetectionMapper:
         sampling: str = "choice",
         flip: str = "none",
         crop: Crop | None = None,
+        jitter: ColorJitter = NO_JITTER,
         color_pca: bool = False,
         format: str = "BGR",
         train: bool,
@@ -202,6 +205,7 @@ class DetectionMapper:
         self.sampling = sampling
         self.flip = flip
         self.crop = crop
+        self.jitter = jitter
         self.color_pca = color_pca
         self.format = format
         self.train = train
@@ -224,7 +228,7 @@ class DetectionMapper:
         sample: dict[str, Any] = {
             key: record[key] for key in ("file_name", "image_id") if key in record
         }
-        seen = place.image(image)
+        seen = self.jitter(place.image(image), rng)
         if self.color_pca:
             seen = pixels.shift_colors(seen, self.format, rng)
         sample |= {"height": height, "width": width, "image": _channels_first(seen)}

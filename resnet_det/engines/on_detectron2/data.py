@@ -32,8 +32,9 @@ from ...data import (
 )
 from ...data.detection import voc
 from ...data.detection.mapper import with_usable_annotations
+from ...data.jitter import NO_JITTER
 from ...data.pixels import FORMATS, as_array, at_scales, check_size, read_image, shift_colors
-from ..checks import proposal_files, test_files
+from ..checks import color_jitter, proposal_files, test_files
 from ..class_matching import check_number
 
 logger = logging.getLogger(__name__)
@@ -140,11 +141,13 @@ class Mapper(DatasetMapper):
 
     Errors therefore name a broken image, and images with more than 8 bits are scaled, not clipped.
     When testing with RESNET_DET.MULTI_SCALE_TEST, a sample also has ``scales``, a list of images.
-    RESNET_DET.COLOR_PCA shifts the colours of training images after Detectron2's augmentations.
+    RESNET_DET.COLOR_JITTER and COLOR_PCA change the colours of training images after Detectron2's
+    augmentations.
     """
 
     def __init__(self, cfg: Any, is_train: bool) -> None:
         super().__init__(cfg, is_train)
+        self.jitter = color_jitter(cfg) if is_train else NO_JITTER
         self.color_pca = is_train and cfg.RESNET_DET.COLOR_PCA
         self.scales = () if is_train else cfg.RESNET_DET.MULTI_SCALE_TEST
         self.size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
@@ -172,6 +175,7 @@ class Mapper(DatasetMapper):
             labels = detectron2_read(labels, "L").squeeze(2)
         augmented = AugInput(image, sem_seg=labels)
         transforms = self.augmentations(augmented)
+        augmented.image = self.jitter(augmented.image, np.random)
         if self.color_pca:
             augmented.image = shift_colors(augmented.image, self.image_format, np.random)
         sample["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())

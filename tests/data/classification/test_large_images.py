@@ -15,6 +15,7 @@ from resnet_det.data.classification.large_images import (
     RandomCrop,
     Scales,
 )
+from resnet_det.data.jitter import NO_JITTER, ColorJitter
 from resnet_det.data.pixels import draw_size
 
 MEAN, STD = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
@@ -150,9 +151,11 @@ def test_training_images_are_normalised_crops_of_the_resized_files(root):
 
 
 def test_batches_do_not_depend_on_processes_workers_or_interruptions(root):
-    data = read(root, color_pca=True)
+    colors = {"color_pca": True, "jitter": ColorJitter(saturation=(0.5, 1.5))}
+    data = read(root, **colors)
     whole = batches(data, 6)
-    halves = [batches(read(root, color_pca=True, num_workers=r + 1), 6, rank=r, world=2)
+    assert not torch.equal(whole[0][0], batches(read(root, color_pca=True), 1)[0][0])
+    halves = [batches(read(root, **colors, num_workers=r + 1), 6, rank=r, world=2)
               for r in range(2)]  # fmt: skip
     for (images, labels), (a, la), (b, lb) in zip(whole, *halves):
         assert torch.equal(images, torch.cat((a, b))) and torch.equal(labels, torch.cat((la, lb)))
@@ -198,7 +201,7 @@ def test_colour_shift_is_added_to_the_pixels(root):
     rgb, bgr = shift("RGB"), shift("BGR")
     assert torch.allclose(rgb, bgr.flip(1), atol=1e-3) and rgb.std(0).min() > 0.5
     file, label = read(root).records[np.random.default_rng([5, 0]).permutation(12)[0]]
-    crop = RandomCrop((256, 480), "range", 32, True, True, "RGB")
+    crop = RandomCrop((256, 480), "range", 32, True, NO_JITTER, True, "RGB")
     assert np.allclose(rgb[0], crop((file, label), np.random.default_rng([5, 0]))[2], atol=1e-3)
 
 

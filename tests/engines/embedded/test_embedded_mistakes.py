@@ -192,6 +192,10 @@ def test_another_config_than_a_run_began_with_is_said(pretrained, caplog):
         (["RESNET_DET.BEST.METRIC", "bbox/AP51"], "bbox/AP51: .* use bbox/AP, or AP50"),
         (["RESNET_DET.BEST.METRIC", "bbox/AP", "DATASETS.TEST",
           ("scenes_voc_test", "scenes_coco_test")], "use scenes_voc_test/bbox/AP or scenes_coco_test/"),
+        (["RESNET_DET.COLOR_JITTER.CONTRAST", (1.2, 0.8)], "CONTRAST: .*1.2, 0.8.*: give a range"),
+        (["RESNET_DET.COLOR_JITTER.BRIGHTNESS", (-0.1, 1)], "BRIGHTNESS: .*: give a range"),
+        (["RESNET_DET.COLOR_JITTER.SATURATION", (0.8, 1.2), "INPUT.FORMAT", "L",
+          "MODEL.PIXEL_MEAN", [1.0], "MODEL.PIXEL_STD", [1.0]], "SATURATION: .*BGR or RGB, not L"),
         (["RESNET_DET.EVEN_POSITIVES", True], "EVEN_POSITIVES: needs .*NAME PaperRPN, not RPN"),
     ],
 )  # fmt: skip

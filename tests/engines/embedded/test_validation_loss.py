@@ -9,7 +9,10 @@ from embedded_runs import final_weights, lines
 from small_configs import DETECTOR
 
 from resnet_det.config.defaults import ConfigError
+from resnet_det.data.jitter import NO_JITTER
 from resnet_det.engines import embedded
+from resnet_det.engines.embedded_data import training_mapper
+from resnet_det.engines.validation import validation_config
 
 SETS = ("scenes_voc_test", "scenes_coco_test")
 LOSSES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
@@ -20,6 +23,7 @@ def config(folder):
     Path("small.yaml").write_text(yaml.safe_dump(DETECTOR))
     keys = ["SOLVER.MAX_ITER", 6, "SOLVER.STEPS", (4,), "TEST.EVAL_PERIOD", 2,
             "INPUT.CROP.ENABLED", True, "RESNET_DET.COLOR_PCA", True,
+            "RESNET_DET.COLOR_JITTER.CONTRAST", (0.5, 1.5),
             "INPUT.RANDOM_FLIP", "vertical"]  # fmt: skip
     return lambda output, *more: embedded.load_config(
         "small.yaml", [*keys, "OUTPUT_DIR", f"output/{output}", *more]
@@ -85,6 +89,15 @@ def test_several_sets_and_processes(config, monkeypatch):
         assert validation.mean_losses(model, part) == {}
     monkeypatch.setattr(distributed, "gather_objects", lambda _: parts)
     assert validation.mean_losses(model, []) == pytest.approx(whole)
+
+
+def test_its_images_are_not_augmented(config):
+    cfg = config("plain")
+    assert training_mapper(cfg).jitter != NO_JITTER
+    mapper = training_mapper(validation_config(cfg))
+    assert (mapper.jitter, mapper.color_pca, mapper.flip, mapper.crop) == (
+        NO_JITTER, False, "none", None
+    )  # fmt: skip
 
 
 def test_it_needs_a_test_set(config):
