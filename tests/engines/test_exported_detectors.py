@@ -43,6 +43,13 @@ NETS = {
         "MODEL.ROI_HEADS.IN_FEATURES": ["res4"],
         "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14,
     },
+    "R50-C4": {
+        "MODEL.BACKBONE.NAME": "paper_resnet50",
+        "MODEL.RESNETS.OUT_FEATURES": ["res4"],
+        "MODEL.RPN.IN_FEATURES": ["res4"],
+        "MODEL.ROI_HEADS.IN_FEATURES": ["res4"],
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14,
+    },
     "R18-FPN": {
         "MODEL.BACKBONE.NAME": "paper_resnet18_fpn",
         "MODEL.RESNETS.OUT_FEATURES": STAGES,
