@@ -147,25 +147,33 @@ def test_mixed_precision_on_the_cpu(pretrained, monkeypatch):
 
 
 def test_two_processes_detect_the_same(pretrained):
-    """Evaluation shared by two processes gives the same results; training scales its schedule."""
+    """Evaluation shared by two processes gives the same results, with TEST.AUG, too; training
+    scales its schedule."""
     arguments = ["--engine", "torchvision", "--config-file", "detector.yaml"]
     for_one = ["SOLVER.REFERENCE_WORLD_SIZE", "1"]
-    trained = tool("train_net.py", *arguments, *for_one, torchrun=2)
+    augment = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(40, 56)",
+               "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]  # fmt: skip
+    trained = tool("train_net.py", *arguments, *for_one, *augment, torchrun=2)
     assert trained.stderr.count("IMS_PER_BATCH 2 -> 4") == 1
     assert lines("output/detector/metrics.json")[-1]["iteration"] == 2  # 3 iterations of 4 images
     assert load_config("output/detector/config.yaml").SOLVER.BASE_LR == 0.02
     # A run that is resumed by one process keeps the schedule of two.
     resumed = for_processes(load_config("detector.yaml", for_one), resume=True).SOLVER
     assert (resumed.IMS_PER_BATCH, resumed.MAX_ITER, resumed.REFERENCE_WORLD_SIZE) == (4, 3, 2)
-    weights = ["MODEL.WEIGHTS", "output/detector/model_final.pth"]
+    weights = ["MODEL.WEIGHTS", "output/detector/model_final.pth", *augment]
     tool("train_net.py", *arguments, "--eval-only", *weights, "OUTPUT_DIR", "output/one")
     tool("train_net.py", *arguments, "--eval-only", "--num-gpus", "2", *weights,
          "OUTPUT_DIR", "output/two")  # fmt: skip
-    trained, one, two = (
-        json.loads(Path("output", o, "inference/scenes_voc_test/results.json").read_text())
-        for o in ("detector", "one", "two")
+    for folder in ("inference", "inference_TTA"):
+        for name in ("results", "detections"):
+            trained, one, two = (
+                json.loads(Path("output", o, folder, f"scenes_voc_test/{name}.json").read_text())
+                for o in ("detector", "one", "two")
+            )
+            assert trained == one == two and one
+    assert one != json.loads(
+        Path("output/one/inference/scenes_voc_test/detections.json").read_text()
     )
-    assert trained == one == two
 
 
 def test_an_evaluation_makes_and_reads_no_training_set(pretrained, monkeypatch):

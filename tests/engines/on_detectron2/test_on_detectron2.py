@@ -93,7 +93,9 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("how", ["torchrun", "num_gpus", "machines"])
 def test_two_processes_on_the_cpu(how, config, tmp_path):
-    """Started by torchrun, as two processes on one machine and as two machines (on loopback)."""
+    """Started by torchrun, as two processes on one machine and as two machines (on loopback).
+
+    Their evaluations, without and with TEST.AUG, find what one process finds."""
     script = tmp_path / "main.py"
     script.write_text(MAIN)
     start, processes = [sys.executable, "-W", "ignore"], [{"num_gpus": 2}]
@@ -105,7 +107,9 @@ def test_two_processes_on_the_cpu(how, config, tmp_path):
             url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
         processes = [{"num_machines": 2, "machine_rank": rank, "dist_url": url} for rank in (0, 1)]
     out = tmp_path / "out"
-    rest = [config.path, "OUTPUT_DIR", out, "SOLVER.MAX_ITER", "2"]
+    keys = ["SOLVER.MAX_ITER", "2", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
+            "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(32, 56)"]  # fmt: skip
+    rest = [config.path, "OUTPUT_DIR", out, *keys]
     running = [
         subprocess.Popen(
             [str(x) for x in (*start, script, json.dumps(options), *rest)],
@@ -121,6 +125,17 @@ def test_two_processes_on_the_cpu(how, config, tmp_path):
     assert sorted(printed) == ["metrics ['bbox/AP']", "metrics []"]
     assert "World size: 2" in (out / "log.txt").read_text()
     assert (out / "report.html").exists()
+    one = tmp_path / "one"
+    engine.evaluate(
+        config("MODEL.WEIGHTS", str(out / "model_final.pth"), *keys, "OUTPUT_DIR", str(one))
+    )
+    for folder in ("inference", "inference_TTA"):
+        for name in ("results", "detections"):
+            found, expected = (
+                json.loads((output / folder / f"scenes_voc_test/{name}.json").read_text())
+                for output in (out, one)
+            )
+            assert found == expected and found
 
 
 def test_amp_is_bfloat16_where_the_cpu_has_it(config, monkeypatch):
