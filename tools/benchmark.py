@@ -10,11 +10,12 @@ image per step, the same number of regions, SGD, and the default frozen parts (c
 all batch norms). Prints Markdown. Contenders that are not installed are skipped with a message.
 
 --appendix compares the embedded engine's detector with itself with each improvement of the paper's
-Appendix B, to measure the cost. On a CPU it measures processor time, which other jobs do not
-change.
+Appendix B, to measure the cost.
 
 --exported compares the exported detector in ONNX Runtime and in OpenVINO with both engines, in
 inference on the CPU.
+
+On a CPU, these two measure processor time, which other jobs hardly change.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import time
 import zlib
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a waiting contender does not use the cores
 
@@ -256,7 +258,17 @@ def peak_memory(device, reset=False):
 
 
 def processor_time(args):
-    return args.appendix and args.device == "cpu"
+    return (args.appendix or args.exported) and args.device == "cpu"
+
+
+class Measured(NamedTuple):
+    """What a contender's steps took: the median of their seconds, and all of them; the peak bytes
+    and the multiply-adds of a step."""
+
+    seconds: float
+    peak: int
+    adds: float
+    steps: list[float]
 
 
 def worker(name, args, pipe):
@@ -345,13 +357,13 @@ def compare(args, names, measure):
         rates.append(matrix_rate(args))
         first = found[names[0]]
         rows = [
-            (name, f"{1 / seconds:.3f}", first[0] / seconds, peak / 1e9, peak / first[1],
-             f"{adds / 1e9:.0f}")
-            for name, (seconds, peak, adds) in found.items()
+            (name, f"{1 / x.seconds:.3f}", first.seconds / x.seconds, x.peak / 1e9,
+             x.peak / first.peak, f"{x.adds / 1e9:.0f}")
+            for name, x in found.items()
         ]  # fmt: skip
         header = ("", "images/s", "ratio", "peak GB", "ratio", "G multiply-adds")
         print(f"## {job}\n\n{markdown_table(rows, header, digits=2)}", end="")
-        floor = max(rates[-2:]) / found["embedded engine"][2]
+        floor = max(rates[-2:]) / found["embedded engine"].adds
         print(f"\nThe floor: {floor:.3f} images/s, the embedded engine's multiply-adds at the "
               f"{max(rates[-2:]) / 1e9:.0f} G/s of a large matrix product.\n", flush=True)  # fmt: skip
 
@@ -363,22 +375,25 @@ def costs(args, names, measure):
         found = measure(job, shown)
         first = found["baseline"]
         rows = [
-            (name, f"{seconds:.3f}", seconds / first[0], peak / 1e9, peak / first[1],
-             f"{adds / 1e9:.1f}", adds / first[2])
-            for name, (seconds, peak, adds) in found.items()
+            (name, f"{x.seconds:.3f}", x.seconds / first.seconds, x.peak / 1e9,
+             x.peak / first.peak, f"{x.adds / 1e9:.1f}", x.adds / first.adds)
+            for name, x in found.items()
         ]  # fmt: skip
         header = ("", unit, "ratio", "peak GB", "ratio", "G multiply-adds", "ratio")
         print(f"## {job}\n\n{markdown_table(rows, header, digits=2)}", flush=True)
 
 
 def runtimes(args, names, measure):
-    """Print a table of images per second in inference, and the ratios to the first contender."""
+    """Print a table of processor seconds per image, and of the speed relative to the first
+    contender: of the medians, and the lowest and the highest of a round."""
     found = measure("inference", names)
-    first = found[names[0]][0]
-    rows = [(name, f"{1 / x[0]:.3f}", first / x[0]) for name, x in found.items()]
-    print(
-        f"## inference\n\n{markdown_table(rows, ('', 'images/s', 'ratio'), digits=2)}", flush=True
-    )
+    first = found[names[0]]
+    rows = []
+    for name, x in found.items():
+        rounds = [a / b for a, b in zip(first.steps, x.steps)]
+        rows.append((name, f"{x.seconds:.3f}", first.seconds / x.seconds, min(rounds), max(rounds)))
+    header = ("", "processor seconds", "speed", "lowest", "highest")
+    print(f"## inference\n\n{markdown_table(rows, header, digits=2)}", flush=True)
 
 
 def main():
@@ -422,10 +437,11 @@ def main():
           f"Medians of {args.rounds}, taken in turn.\n")  # fmt: skip
 
     spawn = multiprocessing.get_context("spawn")
-    pipes = {}
+    pipes, processes = {}, []
     for name in names:
         pipes[name], end = spawn.Pipe()
-        spawn.Process(target=worker, args=(name, args, end), daemon=True).start()
+        processes.append(spawn.Process(target=worker, args=(name, args, end), daemon=True))
+        processes[-1].start()
         end.close()
 
     def ask(name, job, count=False):
@@ -433,18 +449,23 @@ def main():
         return pipes[name].recv()
 
     def measure(job, names):
-        """Measure in turns. Returns {name: (median seconds, peak bytes, multiply-adds)}."""
+        """Measure in turns. Returns {name: Measured}."""
         adds = {name: ask(name, job, count=True) for name in names}
         steps = {name: [] for name in names}
         for _ in range(args.rounds):
             for name in names:
                 steps[name].append(ask(name, job))
-        seconds, peaks = ({n: [x[i] for x in steps[n]] for n in names} for i in (0, 1))
-        return {n: (statistics.median(seconds[n]), max(peaks[n]), adds[n]) for n in names}
+        found = {}
+        for name in names:
+            seconds, peaks = zip(*steps[name])
+            found[name] = Measured(statistics.median(seconds), max(peaks), adds[name], seconds)
+        return found
 
     show(args, names, measure)
     for pipe in pipes.values():
         pipe.send((None, False))
+    for process in processes:
+        process.join()
 
 
 if __name__ == "__main__":
