@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..data.pixels import GREY_WEIGHTS
 from ..nets.layers import Conv2d
+from ..nets.winograd import replace_convolutions
 from .appendix import vector
 from .faster_rcnn import FasterRCNN
 
@@ -15,7 +16,8 @@ class ImageDetector(nn.Module):
     """Finds the objects in one image, without Pillow.
 
     Args:
-        detector: a trained detector. Its batch norms are merged into its convolutions, in place.
+        detector: a trained detector. Its batch norms are merged into its convolutions, and wide
+            convolutions are computed by :class:`.WinogradConv`, in place.
         short, longest: length of the shorter edge, and maximum of the longer one, to which the
             image is resized; see :func:`resnet_det.data.pixels.resized_shape`.
         format: channels that the detector takes, one of ``resnet_det.data.pixels.FORMATS``.
@@ -29,13 +31,15 @@ class ImageDetector(nn.Module):
             for module in detector.modules():
                 if isinstance(module, Conv2d):
                     module.merge_norm()
+        replace_convolutions(detector)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 RGB (H, W, 3) -> boxes (N, 4) in its pixels, scores (N,) and classes (N,)."""
         height, width = image.shape[:2]
         x = self._channels(image)
-        if self.short:
-            x = resize(x, self._size(height, width))
+        size = self._size(height, width)
+        # The slice cuts nothing off: it gives the sides of the image new symbols.
+        x = resize(x, size) if self.short else x[:, : size[0], : size[1]]
         (found,) = self.detector([{"image": x, "height": height, "width": width}])
         return found["boxes"], found["scores"], found["classes"]
 
@@ -54,12 +58,15 @@ class ImageDetector(nn.Module):
         the sizes of all maps are short terms in these.
         """
         sides = vector(torch.empty(0, dtype=torch.float64), [height, width])
-        short, longest = vector(sides, [self.short, self.longest])
-        sides = torch.where(sides == sides.min(), short, short / sides.min() * sides)
-        sides = torch.where(sides.max() > longest, longest / sides.max() * sides, sides)
+        if self.short:
+            short, longest = vector(sides, [self.short, self.longest])
+            sides = torch.where(sides == sides.min(), short, short / sides.min() * sides)
+            sides = torch.where(sides.max() > longest, longest / sides.max() * sides, sides)
         size = (sides + 0.5).long().tolist()
-        for side in size:
+        for side, before in zip(size, (height, width)):
             torch._check(side >= 1)
+            if not self.short:
+                torch._check(side <= before)
         return size
 
 
