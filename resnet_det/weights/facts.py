@@ -17,8 +17,8 @@ A checkpoint stores its facts under the key "meta"; :mod:`resnet_det.engines.pro
 """
 
 import logging
-import math
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,10 @@ Check = tuple[Callable[[Any], bool], str]  # the check, and a description of val
 _TEXT: Check = (lambda v: type(v) is str, "a string")
 _TEXTS: Check = (lambda v: type(v) is list and all(type(x) is str for x in v), "a list of strings")
 _NUMBERS: Check = (
-    lambda v: type(v) is list and all(type(x) in (int, float) and math.isfinite(x) for x in v),
+    # math.isfinite raises for a whole number that no float can hold.
+    lambda v: (
+        type(v) is list and all(type(x) in (int, float) and abs(x) <= sys.float_info.max for x in v)
+    ),
     "a list of finite numbers",
 )
 # A file may store further facts, which are not used in computations.

@@ -104,9 +104,15 @@ def read_torch(path: str | Path, strict: bool = True) -> Any:
     Raises:
         WeightsError: the file is damaged or compressed or, if ``strict``, holds other objects.
     """
+    with open(path, "rb") as file:
+        start = file.read(4)
+    zipped = start == b"PK\x03\x04"
+    if not zipped and start[:1] != b"\x80":
+        raise WeightsError(
+            f"{path}: not a weight file: torch.save writes a zip archive or a pickle, and this is "
+            "neither; give a .pth, .pkl or .safetensors file"
+        )
     try:
-        with open(path, "rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"
         unpickler, value = (_read_zip if zipped else _read_legacy)(path, strict)
     except Exception as error:  # a damaged file raises many types
         raise WeightsError(f"{path}: not a readable weight file: {reason(error)}") from error

@@ -94,6 +94,25 @@ def test_hostile_and_broken_files_are_refused(tmp_path, monkeypatch, checkpoint)
     assert not (tmp_path / "hostile-code-ran").exists()
 
 
+@pytest.mark.parametrize("value", [10**400, float("nan"), "1", True])
+def test_a_mean_that_is_no_number_is_refused(tmp_path, value):
+    facts = {"pixel_mean": [1.0, 2.0, value]}
+    torch.save({"model": {"x": torch.ones(2)}, "meta": facts}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="a.pth: its fact 'pixel_mean' must be a list of finite"):
+        read(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "notes.pth"])
+def test_text_is_refused_in_plain_words(tmp_path, name):
+    (tmp_path / name).write_text("hello weights\n")
+    with pytest.raises(WeightsError) as caught:
+        read(tmp_path / name)
+    assert str(caught.value) == (
+        f"{tmp_path / name}: not a weight file: torch.save writes a zip archive or a pickle, and "
+        "this is neither; give a .pth, .pkl or .safetensors file"
+    )
+
+
 def test_pickles_of_arrays_are_read_and_others_refused(tmp_path, monkeypatch):
     """Detectron2's .pkl, without what a pickle may call."""
     monkeypatch.chdir(tmp_path)
