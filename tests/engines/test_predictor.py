@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -138,6 +140,19 @@ def test_both_engines_find_the_same_alone_and_in_batches(checkpoint, overrides):
         assert_equal(other, theirs(pixels))
         np.testing.assert_allclose(found.scores, other.scores, atol=1e-4)
         np.testing.assert_allclose(found.boxes[:5], other.boxes[:5], atol=1e-2)
+
+
+@pytest.mark.detectron2
+def test_detectron2_prints_no_warnings(checkpoint):
+    code = """
+import sys, numpy, resnet_det
+resnet_det.Predictor(sys.argv[1], "detectron2", "cpu", 0)(numpy.zeros((48, 64, 3), "uint8"))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, checkpoint("quiet.pth")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_results_are_in_pixels_of_the_given_image(predictor):
