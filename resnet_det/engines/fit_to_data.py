@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 SHORTER_SIDES = {32: (192, 320), 224: (480, 800)}
 LEAST_IMAGES = {32: 4800, 224: 24000}
 EPOCHS = 12  # as in Detectron2's 1x schedule
+LEAST_PERIOD = 100  # iterations between evaluations
 CELLS = 5  # width of the median object of the class with the smallest objects
 SIZES_PER_LEVEL = 3
 LEAST_FACTOR = 1.2  # between neighbouring anchor sizes
@@ -101,7 +102,8 @@ def fit(
       outermost 5 % of each class; the finest maps get the smallest ones. There is one aspect ratio
       if those of nine objects in ten are within a factor of 3, otherwise three.
     * The run sees every image ``EPOCHS`` times, but at least ``LEAST_IMAGES``. The learning rate
-      falls after 2/3 and 8/9 of it. It is evaluated ten times.
+      falls after 2/3 and 8/9 of it. It is evaluated ten times, but at most once per
+      ``LEAST_PERIOD`` iterations and at its end.
 
     Args:
         records: Detectron2's standard dicts, with at least one object.
@@ -134,7 +136,8 @@ def fit(
     if "SOLVER.MAX_ITER" not in given:
         images = max(EPOCHS * len(records), LEAST_IMAGES[image_size])
         iterations = math.ceil(images / cfg.SOLVER.IMS_PER_BATCH)
-    period = math.ceil(iterations / 10)
+    tenth = math.ceil(iterations / 10)
+    period = max(tenth, min(iterations, LEAST_PERIOD))
 
     chosen = {
         "INPUT.MIN_SIZE_TRAIN": (side,),
@@ -149,7 +152,7 @@ def fit(
         ],
         "SOLVER.MAX_ITER": iterations,
         "SOLVER.STEPS": tuple(sorted({iterations * 2 // 3, iterations * 8 // 9} - {0})),
-        "SOLVER.WARMUP_ITERS": min(1000, period // 2),
+        "SOLVER.WARMUP_ITERS": min(1000, tenth // 2),
         "SOLVER.CHECKPOINT_PERIOD": period,
         "TEST.EVAL_PERIOD": period,
     }

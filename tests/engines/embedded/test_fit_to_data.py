@@ -165,7 +165,8 @@ def test_what_the_user_sets_wins(engine, tmp_path, few_scenes, monkeypatch, capl
     cfg = fit_to_data.fitted(engine.load_config(path, overrides), engine, path, overrides)
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.SOLVER.MAX_ITER) == (100, 90)
     assert len(cfg.MODEL.ANCHOR_GENERATOR.SIZES) == 2
-    assert cfg.SOLVER.STEPS == (60, 80) and cfg.TEST.EVAL_PERIOD == 9  # of the user's 90
+    assert cfg.SOLVER.STEPS == (60, 80) and cfg.SOLVER.WARMUP_ITERS == 4  # of the user's 90
+    assert cfg.TEST.EVAL_PERIOD == cfg.SOLVER.CHECKPOINT_PERIOD == 90  # less than 100, the least
     assert not cfg.RESNET_DET.FIT_TO_DATA
     assert "fitted to scenes_voc_trainval: INPUT.MIN_SIZE_TRAIN" in caplog.text
     assert "SOLVER.MAX_ITER" not in caplog.text and "MIN_SIZE_TEST" not in caplog.text
@@ -188,7 +189,7 @@ def test_the_command_trains_and_evaluates_the_fitted_config(tmp_path, few_scenes
     trained = run(*few, "OUTPUT_DIR", "out", "RESNET_DET.BEST.METRIC", "bbox/AP50")
     _, facts = read("out/model_best.pth")
     cfg = parse_config(facts["config"], "model_best.pth")
-    assert cfg.TEST.EVAL_PERIOD == 1 and not cfg.RESNET_DET.FIT_TO_DATA
+    assert cfg.TEST.EVAL_PERIOD == 2 and not cfg.RESNET_DET.FIT_TO_DATA
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES != [[32, 64, 128, 256, 512]]
     # The checkpoint holds what was fitted: neither keys nor training data are repeated.
     weights = ["MODEL.WEIGHTS", "out/model_final.pth", "DATALOADER.NUM_WORKERS", "0"]
