@@ -50,7 +50,10 @@ class Report:
         note = ""
         if self.published not in (None, self.images):
             note = f" (the published set: {self.published} images)"
-        yield f"{self.name}: {self.images} images, {self.units} {self.unit}{note}"
+        if self.faults and not self.images:
+            yield f"{self.name}: none of its images can be used"
+        else:
+            yield f"{self.name}: {self.images} images, {self.units} {self.unit}{note}"
         if self.faults:
             yield f"{len(self.faults)} fault{'s' * (len(self.faults) > 1)}"
         else:

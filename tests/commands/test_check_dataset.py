@@ -123,6 +123,15 @@ def test_fault(voc_folder, check, spoil):
     assert lines[-1] == "1 fault"
 
 
+def test_images_that_are_not_found_are_not_counted_as_none(voc_folder, check):
+    for number in ("000001", "000002"):
+        voc_folder.image(number).unlink()
+    name = f"voc:{voc_folder.xml('000001').parent.parent}"
+    status, lines = check(voc_folder.root, name=name)
+    assert status == 1 and all("its image is missing" in line for line in lines[:2])
+    assert lines[2:] == [f"{name}: none of its images can be used", "2 faults"]
+
+
 def test_what_loading_corrects_is_listed_but_no_fault(voc_folder, check):
     voc_folder.annotate("000001", voc_folder.object((2, 3, 70, 40)))
     turned(voc_folder, orientation=3)
