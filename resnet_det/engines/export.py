@@ -30,6 +30,7 @@ from .exported import OUTPUTS, Exported, ExportError, Run, need
 from .provenance import commit
 
 OPSET = 18  # of ONNX
+TORCH = "2.14"  # the oldest version that exports every detector
 SHAPES = ((240, 320), (300, 200), (480, 640))  # of the images that are drawn for the check
 
 
@@ -105,6 +106,11 @@ class Exporter:
     """
 
     def __init__(self, weights: str | Path, overrides: Sequence[Any] = ()) -> None:
+        if torch.__version__ < TORCH:
+            raise ExportError(
+                f"exporting needs torch {TORCH} or newer, and this is {torch.__version__}: "
+                "pip install 'resnet_det[export]'"
+            )
         keys = ["MODEL.DEVICE", "cpu", "RESNET_DET.FAST", True, *overrides]
         config = published.config_of(weights)
         self.detector = load_detector(weights, config, keys, score_thresh=1)

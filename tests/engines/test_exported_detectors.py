@@ -16,6 +16,7 @@ from appendix_models import filled
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from small_configs import DETECTOR
+from torch.torch_version import TorchVersion
 
 from resnet_det.commands import export as command
 from resnet_det.config.defaults import ConfigError
@@ -216,10 +217,12 @@ def test_mistakes_with_an_exported_file(onnx, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [pytest.param("R18-C4", marks=pytest.mark.slow), "R18-FPN"])
-def test_programs_find_the_detectors_objects(checkpoint, kind):
-    exporter = Exporter(checkpoint(*items(kind)))
+@pytest.mark.parametrize("size", [48, pytest.param(0, marks=pytest.mark.slow)])
+def test_programs_find_the_detectors_objects(checkpoint, kind, size):
+    """Resized or not, also of one row of cells, and of whole tiles of Winograd's convolutions."""
+    exporter = Exporter(checkpoint(*items(kind), "INPUT.MIN_SIZE_TEST", size))
     program = exporter.program().module()
-    pictures = [scene(), scene(64, 61)]
+    pictures = [scene(), scene(64, 61), scene(15, 200), scene(64, 128)]
     assert exporter.check(lambda x: numpy(program(torch.tensor(x))), pictures, "program") > 20
 
 
@@ -391,6 +394,15 @@ def test_wrong_arguments_get_one_line(words, error, message, tmp_path, monkeypat
     with pytest.raises(error, match=message) as caught:
         command.main(["--weights", QUICKSTART, *words])
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_an_older_torch_is_refused(tmp_path, monkeypatch):
+    for version in ("2.9.0", "2.13.1+cu130"):
+        monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+        words = rf"needs torch 2.14 or newer, and this is {re.escape(version)}: pip install"
+        with pytest.raises(ExportError, match=words):
+            export(QUICKSTART, tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_absent_library_is_named(tmp_path, monkeypatch):
