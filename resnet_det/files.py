@@ -34,6 +34,12 @@ def whole_file(target: str | Path, temporary: str | None = None) -> Iterator[Pat
         path.unlink(missing_ok=True)
 
 
+def write_whole(target: str | Path, text: str) -> None:
+    """Write a text file by :func:`whole_file`."""
+    with whole_file(target) as file:
+        file.write_text(text, encoding="utf-8")
+
+
 @contextlib.contextmanager
 def whole_folder(target: str | Path) -> Iterator[str]:
     """Yield a temporary folder to fill, and rename it to ``target`` on exit.

@@ -1,11 +1,13 @@
 """Files and folders that are written completely or not at all."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from resnet_det.files import whole_file, whole_folder
+import resnet_det
+from resnet_det.files import whole_file, whole_folder, write_whole
 
 
 def test_a_file_takes_its_name_when_it_is_complete(tmp_path):
@@ -74,3 +76,28 @@ def test_the_folder_of_the_process_that_finished_first_is_kept(tmp_path):
         with whole_folder(tmp_path / "set") as first:
             Path(f"{first}/of_the_first").touch()
     assert os.listdir(tmp_path / "set") == ["of_the_first"] and os.listdir(tmp_path) == ["set"]
+
+
+def test_results_are_written_whole():
+    """Readers of results, such as compare.py, may run while a run writes them."""
+    package = Path(resnet_det.__file__).parent
+    bare = {
+        str(path.relative_to(package))
+        for folder in ("engines", "evaluation", "training", "reproduce", "commands")
+        for path in (package / folder).rglob("*.py")
+        if re.search(r"(?<!\bfile)\.write_text\(|json\.dump\(", path.read_text())
+    }
+    assert bare == set()
+
+
+def test_text_is_written_whole(tmp_path, monkeypatch):
+    write_whole(tmp_path / "a.json", "ä 1")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.replace", interrupted)
+        write_whole(tmp_path / "a.json", "2")
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == "ä 1"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt

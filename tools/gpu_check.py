@@ -25,7 +25,7 @@ import torch
 
 from resnet_det.data import missing
 from resnet_det.engines.provenance import commit, machine
-from resnet_det.files import whole_file
+from resnet_det.files import write_whole
 
 SAVE_SECONDS = 60  # that a step has to save its state after SIGTERM
 BENCHMARK = "tools/benchmark.py --device cuda --depth 50 --size 800x1333 --rounds 11"
@@ -106,8 +106,7 @@ def write_page(path: Path, outcomes: dict[str, dict]) -> None:
         table = outcome["output"].startswith("`python tools/benchmark")  # already Markdown
         text = outcome["output"].strip()
         lines += [text.replace("\n## ", "\n### ") if table else f"```\n{text}\n```", ""]
-    with whole_file(path) as file:
-        file.write_text("\n".join(lines))
+    write_whole(path, "\n".join(lines))
 
 
 def main() -> None:
@@ -132,8 +131,7 @@ def main() -> None:
         print(f"{step.title} ...", flush=True)
         outcomes[step.title] = run(step, min(60 * step.minutes, left))
         print(f"{step.title}: {outcomes[step.title]['status']}", flush=True)
-        with whole_file(state) as file:
-            file.write_text(json.dumps(outcomes, indent=1))
+        write_whole(state, json.dumps(outcomes, indent=1))
         write_page(page, outcomes)
     print(f"wrote {page}")
 

@@ -21,7 +21,7 @@ from urllib.parse import quote
 from ..data import UnknownDataset, check_dataset, dataset_names
 from ..data.check import Report
 from ..data.detection import coco
-from ..files import whole_file
+from ..files import write_whole
 from . import cli
 
 
@@ -67,8 +67,7 @@ def _fix(report: Report, path: str) -> None:
     address = f"coco:{quote(path)}?images={quote(str(folder))}"
     print(f"wrote {path}: {len(report.sound.records)} images; as a dataset, its name is {address}")
     rest, lines = Path(path).with_suffix(".txt"), [*report.faults, *report.known]
-    with whole_file(rest) as file:
-        file.write_text("".join(f"{line}\n" for line in lines))
+    write_whole(rest, "".join(f"{line}\n" for line in lines))
     print(f"wrote {rest}: {len(lines)} lines, what was left out")
 
 

@@ -18,7 +18,7 @@ from ..data.classification.large_images import LargeImages
 from ..data.classification.small_images import SmallImages
 from ..evaluation import responses
 from ..evaluation.classification import count_errors, write_results
-from ..files import safe_name
+from ..files import safe_name, write_whole
 from ..nets.classifier import Classifier
 from ..training import distributed, precise_bn
 from ..training.distributed import launch
@@ -281,5 +281,5 @@ def layer_responses(folder: str | Path) -> dict[str, float]:
     normalise(cfg, facts.get("mean_image"), str(weights), test)
     images = (views[0] for views, _ in test.test_batches(size=cfg.INPUT.CROP.SIZE[0]))
     result = responses.layer_responses(net.to(device), images)
-    kept.write_text(json.dumps(result, indent=1) + "\n")
+    write_whole(kept, json.dumps(result, indent=1) + "\n")
     return result

@@ -17,6 +17,7 @@ from ..evaluation import coco_ap, voc_ap
 from ..evaluation.inputs import Evaluation
 from ..evaluation.report import write_report
 from ..evaluation.tables import as_json, class_table, summary_table
+from ..files import write_whole
 from .provenance import commit, machine
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def score(
     if result is not None:
         result.overall |= {what: count for what, count in dataset.counts.items() if count}
         content = {"dataset": dataset.name, **as_json(result)}
-        (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+        write_whole(folder / "results.json", json.dumps(content, indent=1) + "\n")
     return result
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from .. import training
 from ..config.defaults import ConfigError
 from ..data import ensure_made
-from ..files import whole_file
+from ..files import whole_file, write_whole
 from ..training import Checkpointer, Plan, Trainer, distributed
 from .checks import build_schedule, check_output
 from .provenance import say_changes
@@ -107,7 +107,7 @@ def build_trainer(
     if distributed.is_main():
         output = Path(cfg.OUTPUT_DIR)
         output.mkdir(parents=True, exist_ok=True)
-        (output / "config.yaml").write_text(cfg.dump())
+        write_whole(output / "config.yaml", cfg.dump())
     solver = cfg.SOLVER
     optimizer = training.build_optimizer(
         model,

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..files import write_whole
+
 Model = Callable[[torch.Tensor], torch.Tensor]  # images (N, 3, h, w) -> logits (N, classes)
 
 
@@ -75,4 +77,4 @@ def write_results(
     folder.mkdir(parents=True, exist_ok=True)
     content = {f"top{k}_error": error for k, error in errors.items()}
     content |= {"images": images, **facts}
-    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_whole(folder / "results.json", json.dumps(content, indent=1) + "\n")

@@ -16,6 +16,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..files import write_whole
 from .inputs import (
     Detections,
     Evaluation,
@@ -155,7 +156,7 @@ def write_submission(
     ]
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results))
+    write_whole(file, json.dumps(results))
     return file
 
 

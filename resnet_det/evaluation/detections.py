@@ -3,13 +3,12 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import whole_file
+from ..files import whole_file, write_whole
 from .inputs import as_xywh
 
 Row = dict[str, Any]
@@ -47,18 +46,14 @@ def coco_rows(
 
 def write_json(path: str | Path, rows: Sequence[Row]) -> None:
     """Write rows of :func:`coco_rows` as a list, which pycocotools' ``loadRes`` reads."""
-    with _new_file(path) as file:
-        file.write_text(json.dumps(rows), encoding="utf-8")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(rows))
 
 
 def write_csv(path: str | Path, rows: Sequence[Row]) -> None:
     """Write rows of :func:`coco_rows` as a table, with the box in four columns."""
-    with _new_file(path) as file, open(file, "w", newline="", encoding="utf-8") as text:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file, open(file, "w", newline="", encoding="utf-8") as text:
         table = csv.DictWriter(text, _COLUMNS, extrasaction="ignore")
         table.writeheader()
         table.writerows(row | dict(zip(_BOX, row["bbox"])) for row in rows)
-
-
-def _new_file(path: str | Path) -> AbstractContextManager[Path]:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return whole_file(path)

@@ -14,7 +14,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from ..files import whole_file
+from ..files import write_whole
 from . import charts
 from .draw import draw_boxes
 from .inputs import (
@@ -156,8 +156,7 @@ _TEMPLATES.filters["cell"] = format_cell
 def _write_page(path: Path, template: str, **content: Any) -> Path:
     """Render and write a page, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
-        file.write_text(_TEMPLATES.get_template(template).render(content), encoding="utf-8")
+    write_whole(path, _TEMPLATES.get_template(template).render(content))
     return path
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import write_whole
 from .inputs import (
     Detections,
     Evaluation,
@@ -132,7 +133,7 @@ def write_submission(
             lines[label].append(" ".join([str(image), *map(repr, [score, *box])]) + "\n")
     paths = [folder / f"{competition}_det_{image_set}_{name}.txt" for name in classes]
     for path, text in zip(paths, lines):
-        path.write_text("".join(text))
+        write_whole(path, "".join(text))
     return paths
 
 

@@ -13,6 +13,7 @@ from ..data import shortfall
 from ..engines.provenance import machine
 from ..evaluation.report import TableSection, write_tables
 from ..evaluation.tables import format_cell, markdown_table, system_rows
+from ..files import write_whole
 from .planning import TRAINED, Plan, Run, starts_published, trains_classifiers
 from .table import Number, Table
 
@@ -109,7 +110,7 @@ def publish(table: Table, plan: Plan, fraction: Fraction, output: str | Path) ->
     for caption, path in figures.items():
         markdown += [f"![{caption}]({path.name})", "", caption, ""]
     page = output / f"{table.name}.md"
-    page.write_text("\n".join(markdown))
+    write_whole(page, "\n".join(markdown))
     drawings = {caption: path.with_suffix(".svg") for caption, path in figures.items()}
     write_tables(page.with_suffix(".html"), title, tables, drawings)
     return page

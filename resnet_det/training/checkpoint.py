@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..files import whole_file
+from ..files import whole_file, write_whole
 from ..weights.pickles import WeightsError
 from ..weights.torch_files import read_torch
 from . import distributed
@@ -69,8 +69,7 @@ class Checkpointer:
             with whole_file(path, ".checkpoint.tmp") as temporary, open(temporary, "wb") as file:
                 torch.save(content, file)
             if newest:
-                with whole_file(self.folder / "last_checkpoint") as file:
-                    file.write_text(path.name)
+                write_whole(self.folder / "last_checkpoint", path.name)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             previous = self._named()
             intact = f"the previous one, {previous}, is intact" if previous else "none exists yet"

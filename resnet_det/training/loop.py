@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..files import whole_file
+from ..files import write_whole
 from . import distributed
 from .best import no_improvement, since_best
 from .checkpoint import Checkpointer, rng_state, set_rng_state
@@ -358,8 +358,7 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.json"
         kept = [line for line in read_metrics(path) if line["iteration"] < start_iter]
-        with whole_file(path) as file:
-            file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         evaluations = [line["iteration"] for line in kept if "total_loss" not in line]
         self.last_evaluation = evaluations[-1] if evaluations else None
         self._path = path

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...download import how_to_get
-from ...files import whole_file
+from ...files import write_whole
 from ...records import BoxMode, DatasetError, path_inside
 from ..pixels import ImageError, image_header
 from ..specs import Dataset, DetectionSpec, Metadata, Record, Scan
@@ -424,6 +424,5 @@ def write(path: str, dataset: Dataset) -> str:
         "annotations": annotations,
         "categories": [{"id": id, "name": name} for id, name in zip(ids, meta.classes)],
     }
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content) + "\n")
+    write_whole(path, json.dumps(content) + "\n")
     return folder
