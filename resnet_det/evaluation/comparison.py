@@ -1,10 +1,11 @@
 """Compare two detectors that were tested on the same images, by COCO's AP."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from . import coco_ap
-from .inputs import Predictions, Records, read_predictions, read_truth
+from .inputs import ImageId, Predictions, Records, read_predictions, read_truth
 from .tables import markdown_table
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -25,8 +26,8 @@ def compare(
         images: number of images to list.
 
     Returns:
-        Markdown tables: the metrics with the difference B - A and its 95% interval, the AP of every
-        class, and the images whose F1 score changed most.
+        Markdown tables: the metrics with the difference B - A and its 95% interval, the same of the
+        AP of every class, and the images whose F1 score changed most.
 
     Raises:
         ValueError: see `coco_ap.evaluate`; or hotcoco is not installed.
@@ -37,20 +38,28 @@ def compare(
     found = [read_predictions(records, each, classes) for each in predictions]
     runs = [coco_ap.evaluated(truth, each, classes) for each in found]
     a, b = (coco_ap.summary(run, truth, each, classes) for run, each in zip(runs, found))
-    intervals = coco_ap.hotcoco.compare(*runs, n_bootstrap=samples)["ci"]
 
     def row(name: str, before: float, after: float) -> list:
         return [name, before, after, after - before]
 
+    def intervals(*runs: Any) -> dict[str, list[float]]:
+        found = coco_ap.hotcoco.compare(*runs, n_bootstrap=samples)["ci"]
+        return {name: [100 * found[name][end] for end in ("lower", "upper")] for name in METRICS}
+
+    of_all = intervals(*runs)
     overall = [
-        [
-            *row(name, a.overall[name], b.overall[name]),
-            *(100 * intervals[name][bound] for bound in ("lower", "upper")),
-        ]
+        row(name, a.overall[name], b.overall[name]) + of_all[name]
         for name in METRICS
         if not math.isnan(a.overall[name])
     ]
-    per_class = [row(name, a.per_class[name]["AP"], b.per_class[name]["AP"]) for name in classes]
+    per_class = []
+    for label, name in enumerate(classes):
+        ends = [math.nan] * 2
+        if not math.isnan(a.per_class[name]["AP"]):
+            alone = _only(truth, label)
+            own = [coco_ap.evaluated(alone, _only(each, label), [name]) for each in found]
+            ends = intervals(*own)["AP"]
+        per_class.append(row(name, a.per_class[name]["AP"], b.per_class[name]["AP"]) + ends)
     # Without objects and detections, the F1 is undefined and the image is right.
     changed = [
         row(
@@ -60,10 +69,23 @@ def compare(
         for image in truth
     ]
     changed = sorted((r for r in changed if r[3]), key=lambda r: -abs(r[3]))[:images]
+    header = ["A", "B", "B - A", "from", "to"]
     return "\n".join(
         [
-            markdown_table(overall, ["", "A", "B", "B - A", "from", "to"], 2),
-            markdown_table(per_class, ["AP of class", "A", "B", "B - A"]),
-            markdown_table(changed, ["F1 of image", "A", "B", "B - A"]),
+            markdown_table(overall, ["", *header], 2),
+            markdown_table(per_class, ["AP of class", *header]),
+            markdown_table(changed, ["F1 of image", *header[:3]])
+            if changed
+            else "The F1 score of no image changed.\n",
         ]
     )
+
+
+def _only(images: Mapping[ImageId, Any], label: int) -> dict[ImageId, Any]:
+    """The objects or detections of one class, whose index becomes 0."""
+    kept = {}
+    for image, of_image in images.items():
+        rows = of_image.classes == label
+        part = type(of_image)(*(column[rows] for column in of_image))
+        kept[image] = part._replace(classes=part.classes * 0)
+    return kept

@@ -1,5 +1,7 @@
 """Compare two evaluated runs."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -47,7 +49,14 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def read_again(runs, monkeypatch):
-    monkeypatch.setattr(compare, "load_dataset", lambda name, skip_bad: runs[1])
+    """The runs' test set, also under the name "copy"; any other name has other objects."""
+    known = runs[1]
+    other = [r | {"annotations": r["annotations"][:1]} for r in known.records]
+    sets = {NAME: known, "copy": known}
+    monkeypatch.setattr(
+        compare, "load_dataset",
+        lambda name, skip_bad: sets.get(name) or Dataset(name, other, known.metadata),
+    )  # fmt: skip
 
 
 def rows(text):
@@ -69,13 +78,30 @@ def test_difference_interval_and_changed_image(runs, capsys):
     assert 0 <= low <= difference <= high
     assert table[str(dataset.records[0]["image_id"])] == [0, 100, 100]
     assert str(dataset.records[1]["image_id"]) not in table
-    assert set(dataset.metadata.classes) <= table.keys()
+    cat, dog = (table[name] for name in dataset.metadata.classes)
+    assert cat[2] > 0 and 0 <= cat[3] <= cat[2] <= cat[4] and cat[4] > cat[3]
+    assert dog == [100, 100, 0, 0, 0]
 
 
 def test_equal_runs_differ_by_nothing(runs, capsys):
     root, _ = runs
     compare.main([str(root / "b"), str(root / "b")])
-    assert rows(capsys.readouterr().out)["AP"] == [100, 100, 0, 0, 0]
+    text = capsys.readouterr().out
+    assert rows(text)["AP"] == [100, 100, 0, 0, 0]
+    assert "F1 of image" not in text and "The F1 score of no image changed." in text
+
+
+def test_the_same_images_may_have_two_names(runs, tmp_path, capsys):
+    root, _ = runs
+    shutil.copytree(root / "b/inference" / NAME, tmp_path / "inference/copy")
+    file = tmp_path / "inference/copy/results.json"
+    file.write_text(file.read_text().replace(NAME, "copy"))
+    compare.main([str(root / "a"), str(tmp_path)])
+    text = capsys.readouterr().out
+    assert text.startswith(f"{NAME}, in B copy: A is ") and rows(text)["AP"][1] == 100
+    file.write_text(file.read_text().replace("copy", "fewer"))
+    with pytest.raises(ValueError, match=f"different datasets: .* on {NAME}; .* on fewer"):
+        compare.main([str(root / "a"), str(tmp_path)])
 
 
 def test_wrong_runs_are_named(runs, tmp_path):
