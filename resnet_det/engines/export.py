@@ -105,9 +105,9 @@ class Exporter:
     """
 
     def __init__(self, weights: str | Path, overrides: Sequence[Any] = ()) -> None:
-        keys = ["MODEL.DEVICE", "cpu", "RESNET_DET.FAST", True, *overrides]
+        keys = ["MODEL.DEVICE", "cpu", "RESNET_DET.FAST", True, "RESNET_DET.TEST_AMP", False]
         config = published.config_of(weights)
-        self.detector = load_detector(weights, config, keys, score_thresh=1)
+        self.detector = load_detector(weights, config, [*keys, *overrides], score_thresh=1)
         self.mapper = self.detector.mapper
         if not isinstance(self.detector.model, FasterRCNN):
             raise ExportError(

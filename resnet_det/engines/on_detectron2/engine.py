@@ -54,7 +54,7 @@ from ..class_matching import TestSet, class_names, match_test_sets
 from ..own_classes import fit_to_training_set, fit_to_weights
 from ..provenance import stored_config
 from ..results import check_expected
-from ..run import make_datasets
+from ..run import make_datasets, torch_settings
 from ..scaling import for_processes
 from ..validation import Validation, validation_records
 from .checkpointer import trained
@@ -401,7 +401,7 @@ def running(cfg: CfgNode, resume: bool = True) -> Iterator[None]:
     world = distributed.get_world_size()
     if world > 1:  # Detectron2 needs a group for the processes on this machine
         comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
-    with alone_in(cfg.OUTPUT_DIR):
+    with torch_settings(cfg), alone_in(cfg.OUTPUT_DIR):
         check_output(cfg, resume)  # again: a run that we waited for may have saved checkpoints
         _setup(cfg)
         yield

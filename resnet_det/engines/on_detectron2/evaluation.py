@@ -27,6 +27,7 @@ from .. import Found
 from ..class_matching import TestSet
 from ..provenance import ensemble
 from ..results import BOX, BOX_TTA, publish, score
+from ..run import evaluation_settings
 from .data import Mapper, in_format
 
 logger = logging.getLogger(__name__)
@@ -51,12 +52,14 @@ class Detector:
     """
 
     def __init__(self, model: nn.Module, cfg: CfgNode, classes: tuple[str, ...]) -> None:
-        self.model, self.classes = model.eval(), classes
+        self.model, self.classes, self.cfg = model.eval(), classes, cfg
         self.mapper = Mapper(cfg, is_train=False)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Found]:
-        return [to_arrays(output) for output in self.model([self._sample(x) for x in images])]
+        with evaluation_settings(self.cfg):
+            outputs = self.model([self._sample(x) for x in images])
+        return [to_arrays(output) for output in outputs]
 
     def _sample(self, image: np.ndarray) -> dict[str, Any]:
         size = dict(zip(("height", "width"), image.shape))
@@ -142,7 +145,8 @@ def _scored(cfg, model, tests, folder):
             mapper=Mapper(cfg, False),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
-        inference_on_dataset(model, loader, evaluator)
+        with evaluation_settings(cfg):
+            inference_on_dataset(model, loader, evaluator)
         if evaluator.scored:
             scored[name] = evaluator.scored
     return scored
