@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -65,8 +65,8 @@ class Trainer(DefaultTrainer):
             keep_corners(model)  # StandardROIHeads' poolers too
         if dtype is torch.bfloat16:
             _autocast_in_training(model, dtype)
-        gpu = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
-        model = create_ddp_model(model, broadcast_buffers=False, device_ids=gpu)
+        # Detectron2's create_ddp_model takes GPU <local rank>; a process may see only one, cuda:0.
+        model = distributed.wrap(model)
         loop = AMP if dtype is torch.float16 else Simple
         self._trainer = loop(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 
-from resnet_det.training import precision
+from resnet_det.training import distributed, precision
 from resnet_det.weights.loading import read
 
 detectron2 = pytest.importorskip("detectron2")
@@ -145,3 +145,11 @@ def test_amp_is_bfloat16_where_the_cpu_has_it(config, monkeypatch):
         trainer.model.eval()(sample)
     assert seen == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
     assert rounded == [False] * 4
+
+
+def test_gradients_are_averaged_as_in_the_embedded_engine(config, monkeypatch):
+    """So the GPU is that of the model; Detectron2 takes the local rank, even of a hidden GPU."""
+    wrapped = []
+    monkeypatch.setattr(distributed, "wrap", lambda model: wrapped.append(model) or model)
+    cfg = config()
+    assert [Trainer(cfg, *engine.prepare(cfg))._trainer.model] == wrapped
