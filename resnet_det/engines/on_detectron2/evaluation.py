@@ -22,6 +22,7 @@ from ...detector.appendix import Detections, Size
 from ...detector.build import build_improved, in_test
 from ...detector.weights import fit_trained
 from ...files import safe_name
+from ...plugin.roi_heads import keep_corners
 from ...training import distributed
 from .. import Found
 from ..class_matching import TestSet
@@ -188,7 +189,7 @@ class Parts(nn.Module):
 def as_tested(model: nn.Module, cfg: CfgNode, classes: Sequence[str] | None = None) -> nn.Module:
     """The model in the form that the config tests: unchanged, or with Appendix B's improvements.
 
-    With MULTI_SCALE_TEST each sample needs ``scales`` in addition to ``image``;
+    In mixed precision (TEST_AMP) the corners of regions stay exact. With MULTI_SCALE_TEST each sample needs ``scales`` in addition to ``image``;
     :class:`.data.Mapper` adds it.
 
     Args:
@@ -197,6 +198,8 @@ def as_tested(model: nn.Module, cfg: CfgNode, classes: Sequence[str] | None = No
     Raises:
         ConfigError, WeightsError: a member of RESNET_DET.ENSEMBLE does not fit.
     """
+    if cfg.RESNET_DET.TEST_AMP:
+        keep_corners(model)
     if not in_test(cfg):
         return model
     detectors = [Parts(distributed.unwrap(model))]

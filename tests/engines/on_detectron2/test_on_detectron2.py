@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -14,9 +15,11 @@ from resnet_det.weights.loading import read
 
 detectron2 = pytest.importorskip("detectron2")
 
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from resnet_det.engines.on_detectron2 import engine
+from resnet_det.engines.on_detectron2.evaluation import Detector, as_tested
 from resnet_det.engines.on_detectron2.trainer import Trainer
 
 pytestmark = pytest.mark.detectron2
@@ -145,6 +148,24 @@ def test_amp_is_bfloat16_where_the_cpu_has_it(config, monkeypatch):
         trainer.model.eval()(sample)
     assert seen == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
     assert rounded == [False] * 4
+
+
+def test_regions_keep_their_corners_in_tests_in_mixed_precision(config, monkeypatch):
+    """Detectron2's own poolers, too, which round them to the type of the maps."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    cfg = config("RESNET_DET.TEST_AMP", "True", "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
+                 "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead",
+                 "MODEL.ROI_BOX_HEAD.NUM_FC", "1")  # fmt: skip
+    seen = []
+
+    def roi_align(x, rois, *grid):
+        seen.append((x.dtype, torch.equal(rois, rois.bfloat16().to(rois))))
+        return torchvision.ops.roi_align(x, rois, *grid)
+
+    monkeypatch.setattr(sys.modules["detectron2.layers.roi_align"], "roi_align", roi_align)
+    detector = Detector(as_tested(build_model(cfg), cfg), cfg, ("a",) * 8)
+    detector([np.zeros((48, 64, 3), np.uint8)])
+    assert seen == [(torch.float32, False)]  # the maps in bfloat16, pooled in float32
 
 
 def test_gradients_are_averaged_as_in_the_embedded_engine(config, monkeypatch):
