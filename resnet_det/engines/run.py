@@ -24,6 +24,7 @@ from ..config.defaults import ConfigError
 from ..data import ensure_made
 from ..files import whole_file
 from ..training import Checkpointer, Plan, Trainer, distributed
+from ..training.layout import match_layout, to_fastest_layout
 from ..training.numerics import numerics
 from ..training.precision import mixed_precision
 from .checks import build_schedule, check_output
@@ -140,6 +141,7 @@ def build_trainer(
         output.mkdir(parents=True, exist_ok=True)
         (output / "config.yaml").write_text(cfg.dump())
     solver = cfg.SOLVER
+    to_fastest_layout(model, next(model.parameters()).device, solver.AMP.ENABLED)
     optimizer = training.build_optimizer(
         model,
         lr=solver.BASE_LR,
@@ -169,6 +171,7 @@ def build_trainer(
     trainer = Trainer(model, optimizer, schedule, cfg.OUTPUT_DIR, plan, meta)
     if state is not None:
         trainer.resume(state)
+        match_layout(optimizer)
     return trainer
 
 
