@@ -141,7 +141,12 @@ def build_trainer(
         output.mkdir(parents=True, exist_ok=True)
         (output / "config.yaml").write_text(cfg.dump())
     solver = cfg.SOLVER
-    to_fastest_layout(model, next(model.parameters()).device, solver.AMP.ENABLED)
+    to_fastest_layout(
+        model,
+        next(model.parameters()).device,
+        mixed=solver.AMP.ENABLED,
+        tf32=cfg.FLOAT32_PRECISION != "highest",
+    )
     optimizer = training.build_optimizer(
         model,
         lr=solver.BASE_LR,

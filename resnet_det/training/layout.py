@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 
-def to_fastest_layout(model: nn.Module, device: torch.device, mixed: bool) -> None:
+def to_fastest_layout(model: nn.Module, device: torch.device, *, mixed: bool, tf32: bool) -> None:
     """Store the weights of convolutions in channels-last format, in place, where this is faster.
 
     That is where convolutions run on tensor cores: in mixed precision, or in TF32 from Ampere on.
@@ -14,11 +14,12 @@ def to_fastest_layout(model: nn.Module, device: torch.device, mixed: bool) -> No
     Args:
         device: the model's device.
         mixed: whether it trains in mixed precision.
+        tf32: whether float32 convolutions may use TF32.
     """
     if device.type != "cuda":
         return
     ampere = torch.cuda.get_device_capability(device) >= (8, 0)
-    if mixed or (ampere and torch.backends.cudnn.allow_tf32):
+    if mixed or (ampere and tf32):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

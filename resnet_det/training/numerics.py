@@ -22,14 +22,16 @@ def numerics(
             by default TF32 in convolutions only.
         deterministic: use deterministic kernels. An operation that has none raises RuntimeError.
     """
-    cudnn, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    before = cudnn.benchmark, cudnn.allow_tf32
+    cudnn = torch.backends.cudnn
+    tf32 = torch.cuda.is_available() and float32_precision != ""
+    before = cudnn.benchmark, os.environ.get(WORKSPACE)
     strict = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    workspace = os.environ.get(WORKSPACE)
+    if tf32:  # reading these fails where a program has set PyTorch's newer fp32_precision
+        precision = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     try:
         cudnn.benchmark = benchmark
-        if float32_precision and torch.cuda.is_available():
+        if tf32:
             torch.set_float32_matmul_precision(float32_precision)
             cudnn.allow_tf32 = float32_precision != "highest"
         if deterministic:
@@ -38,8 +40,10 @@ def numerics(
             torch.use_deterministic_algorithms(True)
         yield
     finally:
+        cudnn.benchmark, workspace = before
         if workspace is None:
             os.environ.pop(WORKSPACE, None)
         torch.use_deterministic_algorithms(strict, warn_only=warn_only)
-        torch.set_float32_matmul_precision(products)
-        cudnn.benchmark, cudnn.allow_tf32 = before
+        if tf32:
+            torch.set_float32_matmul_precision(precision[0])
+            cudnn.allow_tf32 = precision[1]

@@ -145,8 +145,8 @@ def test_a_run_goes_on_where_weights_have_another_format(engine, tmp_path, monke
             "SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 0.01]  # fmt: skip
     devices = []
 
-    def as_on_a_gpu(model, device, mixed):
-        devices.append((device.type, mixed))
+    def as_on_a_gpu(model, device, **types):
+        devices.append((device.type, types))
         model.to(memory_format=torch.channels_last)
 
     final = {}
@@ -164,7 +164,7 @@ def test_a_run_goes_on_where_weights_have_another_format(engine, tmp_path, monke
             (output / "model_final.pth").unlink()
             engine.train(cfg, resume=True)
         final[name] = load(output / "model_final.pth")["model"]
-    assert devices == [("cpu", False)]
+    assert devices == [("cpu", {"mixed": False, "tf32": True})]
     # A convolution in another format rounds otherwise; mixed up, the momentum changes far more.
     for key, value in final["cpu"].items():
         torch.testing.assert_close(final["both"][key], value, rtol=1e-3, atol=1e-3)

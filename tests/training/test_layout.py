@@ -9,7 +9,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from resnet_det.engines.classifier_nets import ClassifierLoss
 from resnet_det.nets import build_net
 from resnet_det.training.layout import match_layout, to_fastest_layout
-from resnet_det.training.numerics import numerics
 
 GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
 
@@ -23,18 +22,16 @@ def is_channels_last(model):
     return found
 
 
-@pytest.mark.parametrize("device, capability, mixed, precision, wanted", [
-    (CPU, None, False, "", False), (CPU, None, True, "", False),
-    (GPU, (7, 0), False, "", False), (GPU, (7, 0), True, "", True),
-    (GPU, (8, 0), False, "", True), (GPU, (9, 0), True, "highest", True),
-    (GPU, (9, 0), False, "highest", False),
+@pytest.mark.parametrize("device, capability, mixed, tf32, wanted", [
+    (CPU, None, False, True, False), (CPU, None, True, True, False),
+    (GPU, (7, 0), False, True, False), (GPU, (7, 0), True, True, True),
+    (GPU, (8, 0), False, True, True), (GPU, (9, 0), True, False, True),
+    (GPU, (9, 0), False, False, False),
 ])  # fmt: skip
-def test_the_format_of_each_device(device, capability, mixed, precision, wanted, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+def test_the_format_of_each_device(device, capability, mixed, tf32, wanted, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     model = build_net("cifar_resnet20")
-    with numerics(float32_precision=precision):
-        to_fastest_layout(model, device, mixed)
+    to_fastest_layout(model, device, mixed=mixed, tf32=tf32)
     assert is_channels_last(model) is wanted
 
 

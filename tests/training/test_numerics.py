@@ -36,6 +36,23 @@ def test_the_precision_of_float32(precision, tf32):
         assert settings() == before
 
 
+def test_a_program_may_use_pytorchs_newer_settings():
+    """Then PyTorch refuses to read the older ones."""
+    convolutions = getattr(torch.backends.cudnn, "conv", None)
+    if not hasattr(convolutions, "fp32_precision"):
+        pytest.skip("this version of PyTorch has only the older settings")
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        with pytest.raises(RuntimeError):
+            settings()
+        with numerics(deterministic=True):
+            assert torch.are_deterministic_algorithms_enabled()
+        assert convolutions.fp32_precision == "ieee"
+    finally:
+        convolutions.fp32_precision = before
+
+
 @pytest.mark.detectron2
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 def test_the_precision_is_detectron2s(precision):
