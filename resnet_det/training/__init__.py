@@ -1,4 +1,4 @@
-"""Training: loop, schedules, checkpoints, processes, precise batch norm, output folder lock."""
+"""Training: loop, schedules, checkpoints, processes, precision, precise batch norm, folder lock."""
 
 from .checkpoint import Checkpointer
 from .lock import FolderInUse, alone_in
