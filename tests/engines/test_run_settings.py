@@ -168,3 +168,15 @@ def test_a_run_goes_on_where_weights_have_another_format(engine, tmp_path, monke
     # A convolution in another format rounds otherwise; mixed up, the momentum changes far more.
     for key, value in final["cpu"].items():
         torch.testing.assert_close(final["both"][key], value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_deterministic_run_repeats_bit_for_bit(engine, device, tmp_path):
+    keys = ["MODEL.DEVICE", device, "RESNET_DET.DETERMINISTIC", True, "DATASETS.TEST", (),
+            "SOLVER.BASE_LR", 0.01]  # fmt: skip
+    states = []
+    for name in ("one", "two"):
+        engine.train(engine.load(*keys, "OUTPUT_DIR", str(tmp_path / name)))
+        states.append(load(tmp_path / name / "model_final.pth")["model"])
+    for key, value in states[0].items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][key])), key
