@@ -25,6 +25,7 @@ from .inputs import (
     Truth,
     as_xywh,
     image_f1,
+    joined,
     read_predictions,
     read_truth,
 )
@@ -97,11 +98,9 @@ def evaluated(
     Images are numbered in the order of their ids, by which COCOeval ranks equal scores, and
     categories are numbered like the classes.
     """
-    if not truth:
-        raise ValueError("there are no images to evaluate")
     images = sorted(truth)  # type: ignore[type-var]  # a dataset's ids are all int or all str
-    real = Truth(*_joined([truth[image] for image in images]))
-    found = Detections(*_joined([detections[image] for image in images]))
+    real = Truth(*joined([truth[image] for image in images]))
+    found = Detections(*joined([detections[image] for image in images]))
     objects: dict[str, Any] = {
         "image_ids": np.repeat(np.arange(len(images)), [len(truth[i].classes) for i in images]),
         "category_ids": real.classes,
@@ -188,11 +187,6 @@ def read_submission(
         }
         for image, found in rows.items()
     ]
-
-
-def _joined(parts: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
-    """The arrays of all images, one after the other."""
-    return [np.concatenate(arrays) for arrays in zip(*parts)]
 
 
 def _pycocotools(images: list, categories: list, **columns: np.ndarray) -> COCO:
