@@ -72,9 +72,9 @@ def summary(
     classes: Sequence[str],
 ) -> Evaluation:
     """What :func:`evaluate` returns, from a COCOeval of :func:`evaluated`."""
-    overall = {name: _mean(run, metric) for name, metric in COCO_METRICS.items()}
+    overall = {name: mean(run, metric) for name, metric in COCO_METRICS.items()}
     per_class = {
-        name: {key: _mean(run, COCO_METRICS[key], [label]) for key in PER_CLASS_METRICS}
+        name: {key: mean(run, COCO_METRICS[key], [label]) for key in PER_CLASS_METRICS}
         for label, name in enumerate(classes)
     }
     # Shape (recall, class): IoU 0.5, all areas, 100 detections per image.
@@ -125,6 +125,16 @@ def evaluated(
         run.evaluate()
         run.accumulate()
     return run
+
+
+def mean(run: Any, metric: Metric, classes: Any = slice(None)) -> float:
+    """A metric in per cent over some class indices; NaN if none of them has ground truth."""
+    values = run.eval["recall" if metric.recall else "precision"]  # IoU, [recall,] class, area, max
+    area = run.params.areaRngLbl.index(metric.area)
+    values = values[..., area, run.params.maxDets.index(metric.max_detections)]
+    values = values[metric.thresholds()][..., classes]
+    values = values[values > -1]
+    return 100 * float(values.mean()) if values.size else float("nan")
 
 
 def write_submission(
@@ -199,16 +209,6 @@ def _pycocotools(images: list, categories: list, **columns: np.ndarray) -> COCO:
     coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
     coco.createIndex()
     return coco
-
-
-def _mean(run: Any, metric: Metric, classes: Any = slice(None)) -> float:
-    """A metric in per cent over some class indices; NaN if none of them has ground truth."""
-    values = run.eval["recall" if metric.recall else "precision"]  # IoU, [recall,] class, area, max
-    area = run.params.areaRngLbl.index(metric.area)
-    values = values[..., area, run.params.maxDets.index(metric.max_detections)]
-    values = values[metric.thresholds()][..., classes]
-    values = values[values > -1]
-    return 100 * float(values.mean()) if values.size else float("nan")
 
 
 def _confident_f1(detections: Detections, truth: Truth) -> float:

@@ -22,6 +22,7 @@ Differences from Detectron2's evaluator:
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +172,7 @@ def _nearest(
     nearest, overlap = np.zeros(len(count), dtype=int), np.zeros(len(count))
     total = int(end[-1]) if len(end) else 0
     bounds = np.searchsorted(end, np.arange(0, total + _MAX_PAIRS, _MAX_PAIRS), "right")
-    for low, high in zip(bounds, bounds[1:]):
+    for low, high in pairwise(bounds):
         part = low + np.flatnonzero(count[low:high])
         row = np.repeat(part, count[part])
         start = np.cumsum(count[part]) - count[part]
@@ -222,4 +223,3 @@ _AVERAGE_PRECISION = {"11-point": _eleven_point, "area": _area}
 def _mean(values: np.ndarray) -> float:
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")
-
