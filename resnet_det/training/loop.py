@@ -21,7 +21,7 @@ from torch import nn
 from ..files import whole_file
 from . import distributed
 from .best import no_improvement, since_best
-from .checkpoint import Checkpointer, rng_state, set_rng_state
+from .checkpoint import Checkpointer, rng_state, set_rng_state, storable
 from .precision import amp_dtype
 from .schedule import Schedule
 
@@ -237,7 +237,7 @@ class Trainer:
             newest: whether ``last_checkpoint`` names this checkpoint from now on.
         """
         distributed.share_buffers(self.plain_model)
-        states = distributed.all_gather_objects(failed_rng or rng_state(self.device))
+        states = distributed.all_gather_objects(storable(failed_rng or rng_state(self.device)))
         if distributed.is_main():
             path = self.checkpointer.save(
                 name,

@@ -19,7 +19,7 @@ from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 from ...data.loader import training_batches
 from ...training import distributed, read_metrics
-from ...training.checkpoint import rng_state
+from ...training.checkpoint import rng_state, storable
 from ...training.loop import exit_code, not_finite, restore_rng, stop_signals
 
 # Scalars that depend on the clock: a resumed run measures them itself.
@@ -161,7 +161,7 @@ class Resumable(HookBase):
         """
         self.trainer.iter = iteration  # the file stores it
         distributed.share_buffers(self.checkpointer.model)
-        self.states = distributed.all_gather_objects(state or rng_state(self.device))
+        self.states = distributed.all_gather_objects(storable(state or rng_state(self.device)))
         self.checkpointer.save(name, newest=newest, iteration=iteration)
         distributed.barrier()  # now every process may read it
         return self.metrics.with_name(f"{name}.pth")
