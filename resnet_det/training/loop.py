@@ -74,6 +74,10 @@ class Trainer:
     their mean) over the iterations since the previous line. Evaluations have separate lines.
     TensorBoard's event files hold the same values.
 
+    The host reads the losses of an iteration during the next one, so that a GPU always has work
+    queued. A loss that is not finite still changes no weight: the GPU itself checks the loss before
+    it updates them. Before a checkpoint or an evaluation, everything is read.
+
     Args:
         model: the model, on its device. In training mode, ``model(batch)`` returns a dict of scalar
             tensors, with the same keys in every process. Values whose names start with "loss" are
@@ -84,7 +88,8 @@ class Trainer:
         meta: plain facts that every checkpoint carries.
 
     Attributes:
-        iteration: number of iterations done; also the index, from 0, of the next one.
+        iteration: number of iterations done; also the index, from 0, of the next one. The losses of
+            the last one may not have been read yet (:meth:`settle`).
         results: metrics of the last evaluation in this run; empty before the first.
     """
 
@@ -108,6 +113,7 @@ class Trainer:
         self._autocast = torch.autocast(self.device.type, dtype=dtype, enabled=mixed)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._unread: Unread | None = None  # the last iteration, until its losses are read
         self._window: defaultdict[str, list[float]] = defaultdict(list)  # since the last line
         self._metrics: Metrics | None = None  # open while the main process runs
         self._resumed_rng: list[dict[str, Any]] | None = None
@@ -147,7 +153,8 @@ class Trainer:
 
         The run ends earlier once ``plan.patience`` evaluations in a row brought no new best.
         After SIGTERM, SIGUSR1 (Slurm's warning) or SIGINT (Ctrl-C) the process finishes the
-        iteration in progress, saves a checkpoint and exits with 128 + the signal's number.
+        iteration in progress and the next one, saves a checkpoint and exits with 128 + the signal's
+        number.
         A run that does not resume clears the metrics of an earlier one.
 
         Args:
@@ -182,49 +189,81 @@ class Trainer:
             if self._metrics is not None:
                 self._metrics.close()
 
-    def step(self, batch: Any) -> dict[str, float]:
-        """Run one iteration: forward pass, backward pass, update.
-
-        Returns:
-            ``total_loss`` and the model's values, averaged over the processes, and ``lr``.
+    def step(self, batch: Any) -> None:
+        """Run one iteration: forward pass, backward pass, update. Reads the previous one's losses.
 
         Raises:
             KeyError: no key that the model returned starts with "loss".
+            FloatingPointError: a loss of the previous iteration is NaN or infinite; see
+                :meth:`settle`.
+        """
+        rng = rng_state(self.device)
+        outputs = self._forward_backward(batch)
+        # One exchange between the processes per iteration. It also carries a stop or a NaN in any
+        # process to all of them, so that they act together.
+        stop = torch.full((), bool(self._signals), dtype=torch.float64, device=self.device)
+        local = torch.stack([*(v.to(self.device, torch.float64) for v in outputs.values()), stop])
+        means = distributed.mean_over_ranks(local)
+        # The total is not finite if any loss is not.
+        self.optimizer.found_inf = (~means[0].isfinite()).float()  # type: ignore[attr-defined]
+
+        self.settle()  # before the update, because its learning rate may depend on these losses
+        self._unread = Unread(self.iteration, batch, rng, dict(zip(outputs, local)), means)
+        if self._scaler.is_enabled():  # it has a found_inf of its own, and knows of gradients only
+            self._check(self._unread)
+        self._update()
+        self.iteration += 1
+
+    def settle(self) -> None:
+        """Wait for the last iteration, read its losses, and act on them: log, set the next learning
+        rate.
+
+        Raises:
             FloatingPointError: a loss is NaN or infinite. The message names the iteration, the
                 losses, the images and the file ``not_finite_<iteration>.pth``. That file is a
-                checkpoint from just before this iteration, which ``last_checkpoint`` does not name.
+                checkpoint from just before this iteration (except the running statistics of batch
+                norms), which ``last_checkpoint`` does not name.
         """
-        before = rng_state(self.device)
+        if self._unread is None:
+            return
+        values = self._check(self._unread)
+        self._unread = None
+        for name, value in values.items():
+            self._window[name].append(value)
+        self.schedule.observe(values)
+        self.schedule.step()
+        if self.iteration == self.plan.max_iter or self.iteration % self.plan.log_period == 0:
+            self._log()
+
+    def _forward_backward(self, batch):
+        """Compute the gradients of a batch. Returns this process's total loss and values."""
+        self.optimizer.zero_grad(set_to_none=True)
         with self._autocast:
             outputs = self.model(batch)
-        losses = {name: v for name, v in outputs.items() if name.startswith("loss")}
+        losses = [value for name, value in outputs.items() if name.startswith("loss")]
         if not losses:
             raise KeyError(f"no key of {sorted(outputs)} starts with 'loss'")
-        total = sum(losses.values())
-        self.optimizer.zero_grad(set_to_none=True)
+        total = sum(losses)
         self._scaler.scale(total).backward()
+        return {name: v.detach() for name, v in {"total_loss": total, **outputs}.items()}
 
-        # One transfer from the device and one exchange between the processes per iteration. It also
-        # carries a stop or a NaN in any process to all of them, so that they act together.
-        scalars = [total, *outputs.values(), torch.tensor(float(bool(self._signals)))]
-        packed = torch.stack([v.detach().to(self.device, torch.float64) for v in scalars])
-        *means, stopping = distributed.mean_over_ranks(packed).tolist()
-        values = dict(zip(["total_loss", *outputs], means))
-        self._stopping = bool(stopping)
-        if not all(math.isfinite(values[name]) for name in ["total_loss", *losses]):
-            path = self.save(f"not_finite_{self.iteration:07d}", before, newest=False)
-            raise FloatingPointError(not_finite(self.iteration, losses, batch, path))
+    def _check(self, unread):
+        """Wait for an iteration. Returns its values if its losses are finite."""
+        values, self._stopping = unread.read()
+        if not math.isfinite(values["total_loss"]):
+            self.iteration, self._unread = unread.iteration, None
+            path = self.save(f"not_finite_{self.iteration:07d}", unread.rng, newest=False)
+            losses = {k: v for k, v in unread.local.items() if k.startswith("loss")}
+            raise FloatingPointError(not_finite(self.iteration, losses, unread.batch, path))
+        return values
 
+    def _update(self):
         if self.plan.clip is not None:
             self._scaler.unscale_(self.optimizer)
             self.plan.clip(self._parameters)
-        values["lr"] = self.optimizer.param_groups[0]["lr"]
-        self._scaler.step(self.optimizer)
+        self._unread.extra["lr"] = self.optimizer.param_groups[0]["lr"]
+        self._scaler.step(self.optimizer)  # changes nothing if ``found_inf`` is set
         self._scaler.update()
-        self.schedule.observe(values)
-        self.schedule.step()
-        self.iteration += 1
-        return values
 
     def save(
         self, name: str, failed_rng: dict[str, Any] | None = None, newest: bool = True
@@ -287,24 +326,23 @@ class Trainer:
                 f"the batches end at iteration {self.iteration} of {self.plan.max_iter}"
             ) from None
         data_time = time.perf_counter() - begin
-        values = self.step(batch)
-        values["time"] = time.perf_counter() - begin
-        values["data_time"] = data_time
-        for name, value in values.items():
-            self._window[name].append(value)
+        self.step(batch)
+        self._unread.extra |= {"time": time.perf_counter() - begin, "data_time": data_time}
         last = self.iteration == self.plan.max_iter
-        if last or self.iteration % self.plan.log_period == 0:
-            self._log()
+        saving = last or self.iteration % self.plan.checkpoint_period == 0
+        evaluating = test is not None and self._evaluation_due()
+        if saving or evaluating or self._stopping:
+            self.settle()
         if last and finish is not None:
             finish(self.plain_model)
-        if last or self._stopping or self.iteration % self.plan.checkpoint_period == 0:
+        if saving or self._stopping:
             self.save("model_final" if last else f"model_{self.iteration - 1:07d}")
         if self._stopping:
             logger.warning(
                 "stopped by a signal after iteration %d; continue with --resume", self.iteration - 1
             )
             raise SystemExit(exit_code(self._signals))
-        if test is not None and self._evaluation_due():
+        if evaluating:
             self.evaluate(test)
 
     def _compare(self, *results):
@@ -339,6 +377,41 @@ class Trainer:
         if self._metrics is not None:
             self._metrics.write(self.iteration - 1, line)
             logger.info(_progress(self.iteration, self.plan.max_iter, line, self.device))
+
+
+class Unread:
+    """An iteration whose losses the host has not read yet.
+
+    Args:
+        local: this process's values by name, scalars on the device.
+        means: float64 tensor of these values, averaged over the processes, and of the stop flag.
+
+    Attributes:
+        extra: values of this iteration that the host knows.
+    """
+
+    def __init__(
+        self,
+        iteration: int,
+        batch: Any,
+        rng: dict[str, Any],
+        local: dict[str, torch.Tensor],
+        means: torch.Tensor,
+    ) -> None:
+        self.iteration, self.batch, self.rng, self.local = iteration, batch, rng, local
+        self.extra: dict[str, float] = {}
+        # From a GPU, this copies in the background, into pinned memory.
+        self._means = means.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if means.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def read(self) -> tuple[dict[str, float], bool]:
+        """Wait for the values. Returns them by name, and whether a process is to stop."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        *means, stopping = self._means.tolist()
+        return dict(zip(self.local, means)) | self.extra, bool(stopping)
 
 
 class Metrics:
