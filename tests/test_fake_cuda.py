@@ -56,7 +56,6 @@ def sample():
 
 @pytest.mark.parametrize("name", NETS)
 def test_nets_wait_for_nothing(fake, name):
-    """Drawing a batch on the GPU copies the drawn numbers, the rest waits for nothing."""
     side, net = 32 if "cifar" in name else 224, build_net(name)
     with fake, Invented() as gpu:
         images = torch.zeros((4, 3, side, side), dtype=torch.uint8)
@@ -65,8 +64,8 @@ def test_nets_wait_for_nothing(fake, name):
         drawn = data.to("cuda").training_batches(
             total_batch=4, size=side, padding=0, flip=True, seed=1, rank=0, world=1, start_iter=0
         )
+        before = gpu.count  # the dataset was copied to the GPU
         batch = next(drawn)
-        before = gpu.count
         losses = model.train()(batch)
         with torch.no_grad():
             logits = model.eval()(batch[0])

@@ -134,6 +134,7 @@ def build_trainer(
         clip=clip if solver.CLIP_GRADIENTS.ENABLED else None,
         best_metric=cfg.RESNET_DET.BEST.METRIC,
         patience=cfg.RESNET_DET.BEST.PATIENCE,
+        images=solver.IMS_PER_BATCH,
     )
     trainer = Trainer(model, optimizer, schedule, cfg.OUTPUT_DIR, plan, meta)
     if state is not None:

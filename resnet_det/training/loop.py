@@ -41,6 +41,7 @@ class Plan:
         clip: clips the gradients; called with the list of parameters after each backward pass.
         best_metric: the metric that chooses ``model_best.pth``, higher is better; "" keeps none.
         patience: number of evaluations in a row without a new best that ends the run; 0: none do.
+        images: images per iteration, over all processes; 0 logs no images per second.
     """
 
     max_iter: int
@@ -51,6 +52,7 @@ class Plan:
     clip: Callable[[list[nn.Parameter]], None] | None = None
     best_metric: str = ""
     patience: int = 0
+    images: int = 0
 
 
 class Trainer:
@@ -376,7 +378,7 @@ class Trainer:
         self._window.clear()
         if self._metrics is not None:
             self._metrics.write(self.iteration - 1, line)
-            logger.info(_progress(self.iteration, self.plan.max_iter, line, self.device))
+            logger.info(_progress(self.iteration, self.plan, line, self.device))
 
 
 class Unread:
@@ -580,10 +582,12 @@ def _summary(name, values):
     return (statistics.fmean if name.endswith("error") else statistics.median)(values)
 
 
-def _progress(done, max_iter, line, device):
+def _progress(done, plan, line, device):
     eta = timedelta(seconds=round(line["eta_seconds"]))
     shown = [f"{k}: {v:.4g}" for k, v in line.items() if k not in ("eta_seconds", "lr")]
-    text = f"eta: {eta}  iter: {done}/{max_iter}  {'  '.join(shown)}  lr: {line['lr']:.5g}"
+    text = f"eta: {eta}  iter: {done}/{plan.max_iter}  {'  '.join(shown)}  lr: {line['lr']:.5g}"
+    if plan.images:
+        text += f"  images/s: {plan.images / line['time']:.4g}"
     if device.type == "cuda":
         text += f"  max_mem: {torch.cuda.max_memory_allocated(device) / 2**20:.0f}M"
     return text

@@ -1,6 +1,8 @@
 import json
+import logging
 import os
 import random
+import re
 import signal
 from pathlib import Path
 
@@ -310,6 +312,14 @@ def test_clip_is_applied_before_the_step(tmp_path):
     # Only weight decay is left: each decayed weight shrinks by lr * decay, lr being the warm-up's.
     rate = 0.02 * 0.001
     torch.testing.assert_close(model.last.weight, Toy().last.weight * (1 - rate * 1e-4))
+
+
+def test_the_log_states_images_per_second(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "resnet_det"):
+        run(tmp_path, max_iter=3, images=4)
+    line = read_metrics(tmp_path / "metrics.json")[-1]
+    (shown,) = re.findall(r"images/s: (\S+)", caplog.text)
+    assert float(shown) == pytest.approx(4 / line["time"], rel=1e-3)
 
 
 def test_what_the_loop_cannot_do_is_said(tmp_path):
