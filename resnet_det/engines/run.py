@@ -135,6 +135,7 @@ def build_trainer(
         best_metric=cfg.RESNET_DET.BEST.METRIC,
         patience=cfg.RESNET_DET.BEST.PATIENCE,
         images=solver.IMS_PER_BATCH,
+        accumulate=cfg.RESNET_DET.ACCUMULATE,
     )
     trainer = Trainer(model, optimizer, schedule, cfg.OUTPUT_DIR, plan, meta)
     if state is not None:

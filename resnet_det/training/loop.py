@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ..files import whole_file
-from . import distributed
+from . import accumulate, distributed
 from .best import no_improvement, since_best
 from .checkpoint import Checkpointer, rng_state, set_rng_state, storable
 from .precision import amp_dtype
@@ -42,6 +42,7 @@ class Plan:
         best_metric: the metric that chooses ``model_best.pth``, higher is better; "" keeps none.
         patience: number of evaluations in a row without a new best that ends the run; 0: none do.
         images: images per iteration, over all processes; 0 logs no images per second.
+        accumulate: number of parts in which a process runs its batch; see :mod:`.accumulate`.
     """
 
     max_iter: int
@@ -53,6 +54,7 @@ class Plan:
     best_metric: str = ""
     patience: int = 0
     images: int = 0
+    accumulate: int = 1
 
 
 class Trainer:
@@ -241,13 +243,19 @@ class Trainer:
         """Compute the gradients of a batch. Returns this process's total loss and values."""
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast:
-            outputs = self.model(batch)
+            outputs = accumulate.forward(
+                self.model, self.model, batch, self.plan.accumulate, self._backward
+            )
+        total = self._backward(outputs)
+        return {name: v.detach() for name, v in {"total_loss": total, **outputs}.items()}
+
+    def _backward(self, outputs):
         losses = [value for name, value in outputs.items() if name.startswith("loss")]
         if not losses:
             raise KeyError(f"no key of {sorted(outputs)} starts with 'loss'")
         total = sum(losses)
         self._scaler.scale(total).backward()
-        return {name: v.detach() for name, v in {"total_loss": total, **outputs}.items()}
+        return total
 
     def _check(self, unread):
         """Wait for an iteration. Returns its values if its losses are finite."""

@@ -10,33 +10,21 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
-from toy import Toy, batches, run, toy_optimizer
+from toy import (
+    Crash,
+    Toy,
+    assert_equal_runs,
+    batches,
+    crash,
+    run,
+    seeded,
+    timeless,
+    toy_optimizer,
+    until,
+)
 
 from resnet_det.training import Checkpointer, Plan, Trainer, loop, precision, read_metrics
 from resnet_det.training.loop import Metrics
-
-
-def timeless(folder):
-    """The lines of metrics.json without what the clock decides."""
-    return [
-        {k: v for k, v in line.items() if k not in ("time", "data_time", "eta_seconds")}
-        for line in read_metrics(folder / "metrics.json")
-    ]
-
-
-def assert_equal_runs(one, other):
-    assert timeless(one) == timeless(other)
-    one, other = (Checkpointer(folder).load_latest() for folder in (one, other))
-    assert one["iteration"] == other["iteration"]
-    for name, value in one["model"].items():
-        assert torch.equal(value, other["model"][name]), name
-    for index, state in one["optimizer"]["state"].items():
-        momentum = other["optimizer"]["state"][index]["momentum_buffer"]
-        assert torch.equal(state["momentum_buffer"], momentum)
-
-
-def seeded():
-    random.seed(3), np.random.seed(3), torch.manual_seed(3)
 
 
 def greedy(model):
@@ -44,22 +32,6 @@ def greedy(model):
     random.random(), np.random.rand(), torch.rand(7)
     model.eval()
     return {"bbox/AP": model(next(batches())).mean().item(), "bbox/AP-cat": float("nan")}
-
-
-class Crash(Exception):
-    pass
-
-
-def until(stream, iteration, action):
-    """The stream, but ``action`` happens when batch ``iteration`` is asked for."""
-    for i, batch in enumerate(stream):
-        if i == iteration:
-            action()
-        yield batch
-
-
-def crash():
-    raise Crash
 
 
 def test_one_iteration_is_one_step_of_sgd(tmp_path):
