@@ -135,6 +135,9 @@ KEYS: dict[str, Key] = {
         "Number of equal parts in which each GPU runs its images of a batch, to save memory. The "
         "gradients are those of the mean of the parts' losses; there is still one update per "
         "IMS_PER_BATCH images. Batch norms see one part at a time.", least=1),
+    "RESNET_DET.CUDA_GRAPH": Key(False, SMALL,
+        "On one GPU, launch the forward and backward pass as one CUDA graph, which saves the CPU's "
+        "time. It has not run on a GPU yet. On a CPU, the results are the same bit for bit."),
     "RESNET_DET.FAST": Key(True, DETECTOR,
         "Fold constant batch norms, skip feature-map cells that no layer reads, and use the "
         "channels-last memory format. The results and checkpoints are the same; False is for "

@@ -160,10 +160,14 @@ def check_schedule(cfg: CfgNode) -> None:
 
 def check_batches(cfg: CfgNode) -> None:
     """Raise ValueError if the processes cannot share a batch equally, or a process cannot cut its
-    share into RESNET_DET.ACCUMULATE equal parts."""
+    share into RESNET_DET.ACCUMULATE equal parts; or if RESNET_DET.CUDA_GRAPH has several."""
     images, world = cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world
     check_share(images, world)
     check_parts(images, world, cfg.RESNET_DET.ACCUMULATE)
+    if cfg.RESNET_DET.CUDA_GRAPH and world > 1:
+        raise ConfigError(
+            f"RESNET_DET.CUDA_GRAPH: True: needs one process, not {world}: set it to False"
+        )
 
 
 def check_output(cfg: CfgNode, resume: bool) -> None:

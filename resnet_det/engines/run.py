@@ -136,6 +136,7 @@ def build_trainer(
         patience=cfg.RESNET_DET.BEST.PATIENCE,
         images=solver.IMS_PER_BATCH,
         accumulate=cfg.RESNET_DET.ACCUMULATE,
+        cuda_graph=cfg.RESNET_DET.CUDA_GRAPH,
     )
     trainer = Trainer(model, optimizer, schedule, cfg.OUTPUT_DIR, plan, meta)
     if state is not None:

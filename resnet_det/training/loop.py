@@ -22,6 +22,7 @@ from ..files import whole_file
 from . import accumulate, distributed
 from .best import no_improvement, since_best
 from .checkpoint import Checkpointer, rng_state, set_rng_state, storable
+from .graph import Graphed
 from .precision import amp_dtype
 from .schedule import Schedule
 
@@ -43,6 +44,8 @@ class Plan:
         patience: number of evaluations in a row without a new best that ends the run; 0: none do.
         images: images per iteration, over all processes; 0 logs no images per second.
         accumulate: number of parts in which a process runs its batch; see :mod:`.accumulate`.
+        cuda_graph: run forward and backward passes by :class:`.graph.Graphed`. This needs one
+            process, batches of tensors of one shape, and a model that never waits for the GPU.
     """
 
     max_iter: int
@@ -55,6 +58,7 @@ class Plan:
     patience: int = 0
     images: int = 0
     accumulate: int = 1
+    cuda_graph: bool = False
 
 
 class Trainer:
@@ -117,6 +121,9 @@ class Trainer:
         self._autocast = torch.autocast(self.device.type, dtype=dtype, enabled=mixed)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._gradients: Callable[[Any], dict[str, torch.Tensor]] = self._forward_backward
+        if plan.cuda_graph:
+            self._gradients = Graphed(self._forward_backward, model)
         self._unread: Unread | None = None  # the last iteration, until its losses are read
         self._window: defaultdict[str, list[float]] = defaultdict(list)  # since the last line
         self._metrics: Metrics | None = None  # open while the main process runs
@@ -202,7 +209,7 @@ class Trainer:
                 :meth:`settle`.
         """
         rng = rng_state(self.device)
-        outputs = self._forward_backward(batch)
+        outputs = self._gradients(batch)
         # One exchange between the processes per iteration. It also carries a stop or a NaN in any
         # process to all of them, so that they act together.
         stop = torch.full((), bool(self._signals), dtype=torch.float64, device=self.device)
