@@ -31,10 +31,10 @@ def split(batch: Any, parts: int) -> list[Any]:
 
 def forward(
     model: nn.Module,
-    run: Callable[[Any], Outputs],
     batch: Any,
     parts: int,
     backward: Callable[[Outputs], Any],
+    run: Callable[[Any], Outputs] | None = None,
 ) -> Outputs:
     """Run a batch in parts, and the backward pass of all of them but the last.
 
@@ -42,13 +42,14 @@ def forward(
     The gradients are then those of the mean of the parts' losses. Processes exchange them once.
 
     Args:
-        model: the model that ``run`` calls, as :func:`.distributed.wrap` returned it.
-        run: computes the outputs of a part, scalars.
+        model: returns the outputs of a part, scalars. :func:`.distributed.wrap` may have wrapped it.
         backward: runs the backward pass of outputs.
+        run: called instead of the model, by a caller that has replaced its forward pass.
 
     Returns:
         The mean of each output over the parts. Its backward pass is the last part's.
     """
+    run = run or model
     if parts == 1:
         return run(batch)
     *first, last = split(batch, parts)

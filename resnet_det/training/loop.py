@@ -164,9 +164,8 @@ class Trainer:
 
         The run ends earlier once ``plan.patience`` evaluations in a row brought no new best.
         After SIGTERM, SIGUSR1 (Slurm's warning) or SIGINT (Ctrl-C) the process finishes the
-        iteration in progress and the next one, saves a checkpoint and exits with 128 + the signal's
-        number.
-        A run that does not resume clears the metrics of an earlier one.
+        iteration in progress, and possibly one more, saves a checkpoint and exits with 128 + the
+        signal's number. A run that does not resume clears the metrics of an earlier one.
 
         Args:
             batches: the model's inputs, from iteration :attr:`iteration` on.
@@ -176,7 +175,7 @@ class Trainer:
                 is saved (precise BN).
 
         Raises:
-            FloatingPointError: see :meth:`step`.
+            FloatingPointError: see :meth:`settle`.
             ValueError: the batches end before ``max_iter``.
         """
         if distributed.is_main():
@@ -218,9 +217,10 @@ class Trainer:
         # The total is not finite if any loss is not.
         self.optimizer.found_inf = (~means[0].isfinite()).float()  # type: ignore[attr-defined]
 
-        self.settle()  # before the update, because its learning rate may depend on these losses
+        # Before the update: a failed iteration is the last, and these losses may set its rate.
+        self.settle()
         self._unread = Unread(self.iteration, batch, rng, dict(zip(outputs, local)), means)
-        if self._scaler.is_enabled():  # it has a found_inf of its own, and knows of gradients only
+        if self._scaler.is_enabled():  # in float16, its own found_inf replaces the optimizer's
             self._check(self._unread)
         self._update()
         self.iteration += 1
@@ -250,9 +250,8 @@ class Trainer:
         """Compute the gradients of a batch. Returns this process's total loss and values."""
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast:
-            outputs = accumulate.forward(
-                self.model, self.model, batch, self.plan.accumulate, self._backward
-            )
+            parts = self.plan.accumulate
+            outputs = accumulate.forward(self.model, batch, parts, self._backward)
         total = self._backward(outputs)
         return {name: v.detach() for name, v in {"total_loss": total, **outputs}.items()}
 

@@ -75,7 +75,7 @@ batch = [
     {k: v.double() if k != "file_name" else v for k, v in sample.items()}
     for sample in next(batches(rank=rank, world=2))
 ]
-outputs = accumulate.forward(model, model, batch, 2, lambda out: sum(out.values()).backward())
+outputs = accumulate.forward(model, batch, 2, lambda out: sum(out.values()).backward())
 sum(outputs.values()).backward()
 seen["accumulated gradients"] = [p.grad.flatten().tolist() for p in model.parameters()]
 seen["exchanges"] = len(buckets)

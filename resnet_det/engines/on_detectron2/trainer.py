@@ -193,7 +193,7 @@ def accumulate_in_training(trainer: SimpleTrainer, parts: int) -> None:
 
     def run(batch):
         if model.training and torch.is_grad_enabled():
-            return accumulate.forward(model, forward, batch, parts, backward)
+            return accumulate.forward(model, batch, parts, backward, forward)
         return forward(batch)
 
     model.forward = run
