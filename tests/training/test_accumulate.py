@@ -86,6 +86,10 @@ def test_detectron2s_trainer_in_parts_equals_whole_batches():
                 storage.iter = trainer.iter
                 trainer.run_step()
         scalars = {name: value for name, (value, _) in storage.latest().items()}
+        batch = in_float64(next(batches()))
+        with torch.no_grad():  # precise BN, validation losses
+            assert model(batch)["loss_square"].isfinite()
+        assert model.eval()(batch).shape == (4,)
         results.append((model.state_dict(), {k: v for k, v in scalars.items() if "time" not in k}))
     (whole, losses), (cut, in_parts) = results
     assert "total_loss" in losses and in_parts == pytest.approx(losses, rel=1e-12)
