@@ -284,7 +284,7 @@ class Trainer:
     def save(
         self, name: str, failed_rng: dict[str, Any] | None = None, newest: bool = True
     ) -> Path:
-        """Write the checkpoint ``<name>.pth``. Call this in every process.
+        """Write the checkpoint ``<name>.pth``. Call this in every process, after :meth:`settle`.
 
         Args:
             failed_rng: random state from before an iteration that failed. The checkpoint then
@@ -311,7 +311,7 @@ class Trainer:
         return self.checkpointer.folder / f"{name}.pth"
 
     def evaluate(self, test: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
-        """Evaluate the model as it would be saved, and log its metrics.
+        """Evaluate the model as it would be saved, and log its metrics. Call :meth:`settle` before.
 
         Evaluation does not affect training: the random states and each module's mode are restored.
 
