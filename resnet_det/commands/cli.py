@@ -151,5 +151,5 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         reason = str(error).partition(". ")[0]
         sys.exit(
             f"error: {reason}: lower SOLVER.IMS_PER_BATCH, INPUT.MAX_SIZE_TRAIN or INPUT.MAX_SIZE_TEST, "
-            "or set SOLVER.AMP.ENABLED True"
+            "raise RESNET_DET.ACCUMULATE, or set SOLVER.AMP.ENABLED True"
         )

@@ -131,6 +131,13 @@ KEYS: dict[str, Key] = {
     "RESNET_DET.BEST.PATIENCE": Key(0, DETECTOR,
         "Number of evaluations in a row without a new best that ends the run; 0: none do.",
         least=0),
+    "RESNET_DET.ACCUMULATE": Key(1, ALL,
+        "Number of equal parts in which each GPU runs its images of a batch, to save memory. The "
+        "gradients are those of the mean of the parts' losses; there is still one update per "
+        "IMS_PER_BATCH images. Batch norms see one part at a time.", least=1),
+    "RESNET_DET.CUDA_GRAPH": Key(False, SMALL,
+        "On one GPU, launch the forward and backward pass as one CUDA graph, which saves the CPU's "
+        "time. It has not run on a GPU yet. On a CPU, the results are the same bit for bit."),
     "RESNET_DET.FAST": Key(True, DETECTOR,
         "Fold constant batch norms, skip feature-map cells that no layer reads, and use the "
         "channels-last memory format. The results and checkpoints are the same; False is for "

@@ -18,6 +18,7 @@ from ..evaluation.metrics import COCO_METRICS
 from ..nets import meta_net
 from ..records import together
 from ..training import distributed
+from ..training.accumulate import check_parts
 from ..training.schedule import Schedule
 
 
@@ -174,9 +175,21 @@ def build_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Schedule:
 
 
 def check_schedule(cfg: CfgNode) -> None:
-    """Raise ValueError if the schedule is impossible or the processes cannot share a batch equally."""
+    """Raise ValueError if the schedule is impossible, and see :func:`check_batches`."""
     build_schedule(cfg, torch.optim.SGD([torch.zeros(1)], cfg.SOLVER.BASE_LR))
-    check_share(cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world)
+    check_batches(cfg)
+
+
+def check_batches(cfg: CfgNode) -> None:
+    """Raise ValueError if the processes cannot share a batch equally, or a process cannot cut its
+    share into RESNET_DET.ACCUMULATE equal parts; or if RESNET_DET.CUDA_GRAPH has several."""
+    images, world = cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world
+    check_share(images, world)
+    check_parts(images, world, cfg.RESNET_DET.ACCUMULATE)
+    if cfg.RESNET_DET.CUDA_GRAPH and world > 1:
+        raise ConfigError(
+            f"RESNET_DET.CUDA_GRAPH: True: needs one process, not {world}: set it to False"
+        )
 
 
 def check_output(cfg: CfgNode, resume: bool) -> None:

@@ -172,6 +172,9 @@ def build_trainer(
         clip=clip if solver.CLIP_GRADIENTS.ENABLED else None,
         best_metric=cfg.RESNET_DET.BEST.METRIC,
         patience=cfg.RESNET_DET.BEST.PATIENCE,
+        images=solver.IMS_PER_BATCH,
+        accumulate=cfg.RESNET_DET.ACCUMULATE,
+        cuda_graph=cfg.RESNET_DET.CUDA_GRAPH,
     )
     trainer = Trainer(model, optimizer, schedule, cfg.OUTPUT_DIR, plan, meta)
     if state is not None:

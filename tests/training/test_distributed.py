@@ -172,6 +172,22 @@ def test_gradients_of_two_processes_equal_those_of_one(two):
             assert theirs == pytest.approx(parameter.grad.flatten().tolist(), abs=1e-6)
 
 
+def test_gradients_of_two_processes_in_parts_equal_those_of_one(two):
+    """With one exchange between the processes, after the last part."""
+    model = Toy().double()
+    batch = [
+        {k: v.double() if k != "file_name" else v for k, v in sample.items()}
+        for sample in next(batches())
+    ]
+    sum(model(batch).values()).backward()
+    for seen in two[1]:
+        assert seen["exchanges"] == 1
+        for theirs, parameter in zip(
+            seen["accumulated gradients"], model.parameters(), strict=True
+        ):
+            assert theirs == pytest.approx(parameter.grad.flatten().tolist(), rel=1e-12, abs=1e-14)
+
+
 def test_training_in_two_processes_equals_one(two, tmp_path):
     model = run(tmp_path, max_iter=6)
     theirs = Checkpointer(two[0] / "whole").load_latest()["model"]

@@ -33,7 +33,6 @@ from ...config.checks import (
 from ...config.defaults import DETECTOR, ConfigError, add_resnet_det_config, flatten
 from ...config.loading import find_config, parse_text, read_yaml
 from ...config.messages import examples, explained, fits, wrong_value
-from ...data.loader import check_share
 from ...detector.build import DETECTRON2_BACKBONES
 from ...detector.net_keys import check_appendix
 from ...detector.weights import new_layers
@@ -45,6 +44,7 @@ from ...weights.facts import check_stored
 from ...weights.files import read_file
 from ..checks import (
     as_predictor,
+    check_batches,
     check_images,
     check_output,
     check_testable,
@@ -189,9 +189,9 @@ def check_schedule(cfg: CfgNode) -> None:
 
     Raises:
         ConfigError: Detectron2 cannot build the schedule.
-        ValueError: the processes cannot share a batch equally.
+        ValueError: see :func:`..checks.check_batches`.
     """
-    world, solver = distributed.launch_info().world, cfg.SOLVER
+    solver = cfg.SOLVER
     try:
         Trainer.build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1)], solver.BASE_LR))
     except (ValueError, AssertionError, ZeroDivisionError) as error:
@@ -200,7 +200,7 @@ def check_schedule(cfg: CfgNode) -> None:
             f"{solver.STEPS}, MAX_ITER {solver.MAX_ITER}, LR_SCHEDULER_NAME "
             f"{solver.LR_SCHEDULER_NAME} and related keys: {error}"
         ) from error
-    check_share(solver.IMS_PER_BATCH, world)
+    check_batches(cfg)
 
 
 def check(cfg: CfgNode, resume: bool = False) -> None:

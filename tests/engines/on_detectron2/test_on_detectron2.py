@@ -126,6 +126,22 @@ def test_two_processes_on_the_cpu(how, config, tmp_path):
     assert (out / "report.html").exists()
 
 
+def test_an_iteration_exchanges_tensors_alone(config, tmp_path, monkeypatch):
+    """Objects travel through pickle and gloo: for checkpoints, but not in each iteration."""
+    counts, gather = [], distributed.all_gather_objects
+
+    def counted(obj):
+        counts[-1] += 1
+        return gather(obj)
+
+    monkeypatch.setattr(distributed, "all_gather_objects", counted)
+    for iterations in (2, 5):
+        counts.append(0)
+        short = ["SOLVER.MAX_ITER", iterations, "SOLVER.CHECKPOINT_PERIOD", 9, "DATASETS.TEST", ()]
+        engine.train(config(*short, "OUTPUT_DIR", str(tmp_path / str(iterations))))
+    assert counts[0] == counts[1] > 0
+
+
 def test_amp_is_bfloat16_where_the_cpu_has_it(config, monkeypatch):
     cfg = config("SOLVER.AMP.ENABLED", "True", "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
                  "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead",
