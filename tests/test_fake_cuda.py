@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 import torch
 from fake_cuda import ROWS, Invented, listed, moved
+from packaging.version import Version
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from resnet_det.config.loading import load_config
@@ -25,6 +26,11 @@ from resnet_det.training import (
     build_schedule,
     clip_gradients,
     precise_bn,
+)
+
+pytestmark = pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.14"),
+    reason="before 2.14, torch asks for a driver",
 )
 
 NETS = ["paper_resnet18_a", "paper_resnet34_c", "paper_resnet50", "paper_plain18", "paper_vgg16",
