@@ -1,12 +1,9 @@
 """The training loop of the embedded engine, for both detectors and classifiers."""
 
 import contextlib
-import json
 import logging
 import math
-import signal
 import statistics
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,13 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..files import whole_file
 from . import accumulate, distributed
 from .best import no_improvement, since_best
 from .checkpoint import Checkpointer, rng_state, set_rng_state, storable
 from .graph import Graphed
+from .metrics import Metrics
 from .precision import amp_dtype
 from .schedule import Schedule
+from .signals import exit_code, stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -430,70 +428,6 @@ class Unread:
         return dict(zip(self.local, means)) | self.extra, bool(stopping)
 
 
-class Metrics:
-    """``metrics.json`` and TensorBoard's event files of an output folder.
-
-    Opening them drops the lines from iteration ``start_iter`` on, which a run wrote after its last
-    checkpoint, and a truncated line. A resumed run therefore leaves neither gaps nor duplicates.
-
-    Attributes:
-        last_evaluation: iteration of the last evaluation that was kept, or None.
-    """
-
-    def __init__(self, folder: str | Path, start_iter: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import: main process only
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.json"
-        kept = [line for line in read_metrics(path) if line["iteration"] < start_iter]
-        with whole_file(path) as file:
-            file.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        evaluations = [line["iteration"] for line in kept if "total_loss" not in line]
-        self.last_evaluation = evaluations[-1] if evaluations else None
-        self._path = path
-        self._events = SummaryWriter(folder, purge_step=start_iter)
-
-    def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Append one line, and write the same values as TensorBoard scalars."""
-        values = {name: float(value) for name, value in values.items()}
-        with open(self._path, "a") as file:
-            file.write(json.dumps({"iteration": iteration, **values}) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, iteration)
-        self._events.flush()
-
-    def lines(self) -> list[dict[str, Any]]:
-        """The lines that were kept or written, in order."""
-        return read_metrics(self._path)
-
-    def close(self) -> None:
-        """Close the event file."""
-        self._events.close()
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Read the lines of a ``metrics.json``, in order; [] if there is no file.
-
-    A truncated last line, which a killed process may leave, is skipped.
-
-    Raises:
-        ValueError: another line is damaged. The message names the file and the line.
-    """
-    try:
-        lines = Path(path).read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    objects = []
-    for number, line in enumerate(lines, 1):
-        try:
-            objects.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-    return objects
-
-
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Restore the random states and the training mode of every module on exit."""
@@ -504,43 +438,6 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         set_rng_state(state, device)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) instead of ending the process.
-
-    Yields a list to which each signal appends its number. The third SIGINT ends the process at once
-    (not the second, because torchrun forwards a terminal's Ctrl-C a second time).
-    """
-    received: list[int] = []
-
-    def receive(number, _):
-        received.append(int(number))
-        if received.count(signal.SIGINT) > 2:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # Python delivers signals only to the main thread
-        return
-    previous = {
-        number: signal.signal(number, receive)
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def exit_code(received: Sequence[int]) -> int:
-    """Exit code of a process that stops because of :func:`stop_signals`.
-
-    Args:
-        received: signals of this process; empty if only another process received one.
-    """
-    return 128 + (received[0] if received else signal.SIGTERM)
 
 
 def restore_rng(states: Sequence[dict[str, Any]], device: torch.device) -> None:

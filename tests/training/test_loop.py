@@ -24,7 +24,7 @@ from toy import (
 )
 
 from resnet_det.training import Checkpointer, Plan, Trainer, loop, precision, read_metrics
-from resnet_det.training.loop import Metrics
+from resnet_det.training.metrics import Metrics
 
 
 def greedy(model):

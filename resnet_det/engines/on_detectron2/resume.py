@@ -21,7 +21,8 @@ from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from ...data.loader import training_batches
 from ...training import distributed, read_metrics
 from ...training.checkpoint import rng_state, storable
-from ...training.loop import exit_code, not_finite, restore_rng, stop_signals
+from ...training.loop import not_finite, restore_rng
+from ...training.signals import exit_code, stop_signals
 
 # Scalars that depend on the clock: a resumed run measures them itself.
 TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")

@@ -24,8 +24,9 @@ from torch import nn
 from ...detector.weights import check_statistics, new_layers
 from ...plugin.roi_heads import keep_corners
 from ...training import accumulate, distributed
-from ...training.loop import exit_code, undisturbed
+from ...training.loop import undisturbed
 from ...training.precision import amp_dtype
+from ...training.signals import exit_code
 from ..class_matching import TestSet
 from ..provenance import checkpoint_facts, say_changes
 from ..validation import Validation, validation_config, validation_losses
