@@ -4,9 +4,10 @@
     python tools/gpu_check.py --minutes 10   # a shorter lease; run it again until the page is full
 
 Runs the tests that need a GPU, the benchmark of both engines (beside Detectron2's own net, where
-Detectron2 is installed) in float32 and bfloat16, two processes with NCCL, and then Table 6, as many
-nets as fit in the time. Each step runs in its own process. A finished step is not repeated; Table 6
-continues from its checkpoints. The page is output/gpu_check/gpu_check.md.
+Detectron2 is installed) in float32 and bfloat16, ResNet-20 with and without a CUDA graph, two
+processes with NCCL, and then Table 6, as many nets as fit in the time. Each step runs in its own
+process. A finished step is not repeated; Table 6 continues from its checkpoints. The page is
+output/gpu_check/gpu_check.md.
 
 Needs CIFAR-10 for Table 6: python tools/get_data.py cifar10.
 """
@@ -58,6 +59,16 @@ STEPS = [
         Step(f"R50-C4, {dtype}, {rois} regions", f"{BENCHMARK} --dtype {dtype} --rois {rois}", 3)
         for dtype in ("float32", "bfloat16")
         for rois in (64, 512)
+    ),
+    *(
+        Step(
+            f"ResNet-20, images per second, CUDA_GRAPH {graph}",
+            "tools/pretrain.py --config-file configs/cifar/resnet20.yaml SOLVER.MAX_ITER 1000 "
+            "SOLVER.STEPS () DATASETS.TEST () TEST.PRECISE_BN.ENABLED False "
+            f"RESNET_DET.CUDA_GRAPH {graph} OUTPUT_DIR output/gpu_check/graph_{graph} --resume",
+            2,
+        )
+        for graph in (False, True)
     ),
     Step("Two processes with NCCL", NCCL, 2),
     Step("Table 6", "tools/reproduce.py table6 --jobs 5", 25),

@@ -1,15 +1,18 @@
 """Code that the commands share: parser, training options, start and exit."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from fvcore.common.config import CfgNode
 
 from ..engines import ENGINES
-from ..training.distributed import launch
+from ..training.distributed import launch, launch_info
+from ..training.profiling import profiling
 
 Words = Sequence[str] | None  # a command line; None means that of this process
 
@@ -96,11 +99,31 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="profile N iterations of the main process, after ten others, and write a Chrome trace "
+        "and a table of the operators to OUTPUT_DIR/profile",
+    )
+
+
+def profiled(args: argparse.Namespace, cfg: CfgNode) -> contextlib.AbstractContextManager[None]:
+    """The context to train in, as ``--profile`` asks for."""
+    if not args.profile or launch_info().rank:
+        return contextlib.nullcontext()
+    return profiling(Path(cfg.OUTPUT_DIR) / "profile", args.profile)
+
+
 def parse_training(parser: argparse.ArgumentParser, argv: Words) -> argparse.Namespace:
     """Parse the command line of a training command. Exits with status 2 if it is wrong."""
     args = parser.parse_args(argv)
     if any(word.startswith("--") for word in args.overrides):
         parser.error("options such as --resume go before the KEY VALUE pairs")
+    if args.eval_only and getattr(args, "profile", 0):
+        parser.error("--profile profiles training: remove --eval-only")
     return args
 
 
@@ -128,5 +151,5 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         reason = str(error).partition(". ")[0]
         sys.exit(
             f"error: {reason}: lower SOLVER.IMS_PER_BATCH, INPUT.MAX_SIZE_TRAIN or INPUT.MAX_SIZE_TEST, "
-            "or set SOLVER.AMP.ENABLED True"
+            "raise RESNET_DET.ACCUMULATE, or set SOLVER.AMP.ENABLED True"
         )

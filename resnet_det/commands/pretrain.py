@@ -21,6 +21,7 @@ from . import cli
 def parse(argv: cli.Words = None) -> argparse.Namespace:
     parser = cli.training_parser(__doc__)
     cli.add_replay(parser)
+    cli.add_profile(parser)
     return cli.parse_training(parser, argv)
 
 
@@ -30,7 +31,8 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
         return classifier.evaluate(cfg)
     if args.replay:
         return classifier.train(replayed(cfg, args.replay), resume=True)
-    return classifier.train(cfg, args.resume)
+    with cli.profiled(args, cfg):
+        return classifier.train(cfg, args.resume)
 
 
 def main(argv: cli.Words = None) -> None:

@@ -24,6 +24,7 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
     parser = cli.training_parser(__doc__)
     cli.add_engine(parser)
     cli.add_replay(parser)
+    cli.add_profile(parser)
     return cli.parse_training(parser, argv)
 
 
@@ -41,7 +42,8 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     if pretraining is not None:
         engine.check(cfg, args.resume)
         classifier.train(pretraining, resume=True)
-    return engine.train(cfg, args.resume)
+    with cli.profiled(args, cfg):
+        return engine.train(cfg, args.resume)
 
 
 def main(argv: cli.Words = None) -> None:

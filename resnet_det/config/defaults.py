@@ -139,10 +139,24 @@ KEYS: dict[str, Key] = {
     "RESNET_DET.BEST.PATIENCE": Key(0, DETECTOR,
         "Number of evaluations in a row without a new best that ends the run; 0: none do.",
         least=0),
+    "RESNET_DET.ACCUMULATE": Key(1, ALL,
+        "Number of equal parts in which each GPU runs its images of a batch, to save memory. The "
+        "gradients are those of the mean of the parts' losses; there is still one update per "
+        "IMS_PER_BATCH images. Batch norms see one part at a time.", least=1),
+    "RESNET_DET.CUDA_GRAPH": Key(False, SMALL,
+        "On one GPU, launch the forward and backward pass as one CUDA graph, which saves the CPU's "
+        "time. It has not run on a GPU yet. On a CPU, the results are the same bit for bit."),
     "RESNET_DET.FAST": Key(True, DETECTOR,
         "Fold constant batch norms, skip feature-map cells that no layer reads, and use the "
         "channels-last memory format. The results and checkpoints are the same; False is for "
         "comparison."),
+    "RESNET_DET.DETERMINISTIC": Key(False, ALL,
+        "Use only deterministic kernels (`torch.use_deterministic_algorithms`), so that a run on a "
+        "GPU can be repeated bit for bit, more slowly ([multi_gpu.md](multi_gpu.md)). Needs "
+        "CUDNN_BENCHMARK False; MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIPool cannot train so on a GPU."),
+    "RESNET_DET.TEST_AMP": Key(False, ALL,
+        "Test in mixed precision, too, in the type of SOLVER.AMP. By default tests run in float32, "
+        "as in Detectron2."),
     "RESNET_DET.ALTERNATING": Key((80000, 40000, 80000, 40000), DETECTOR,
         "Iterations of each step of alternating training: RPN, Fast R-CNN, RPN, Fast R-CNN. The "
         "default is that of the released code for VOC 2007."),
@@ -160,7 +174,11 @@ KEYS: dict[str, Key] = {
     "OUTPUT_DIR": Key("./output", ALL, "Folder of checkpoints, logs and results."),
     "SEED": Key(-1, ALL, "Seed of all random numbers. Negative: a random seed for every run."),
     "CUDNN_BENCHMARK": Key(False, ALL,
-        "Let cuDNN benchmark its algorithms and choose the fastest."),
+        "Let cuDNN benchmark its algorithms and choose the fastest; with TEST.AUG only in training."),
+    "FLOAT32_PRECISION": Key("", ALL,
+        "Precision of float32 on a GPU: all but `highest` allow TF32 in matrix products and "
+        "convolutions. Empty: PyTorch's default, TF32 in convolutions only.",
+        choices=("", "highest", "high", "medium")),
 
     # ---- the net
     "MODEL.DEVICE": Key("cuda", ALL, "`cuda`, `cuda:N` or `cpu`; without a GPU, `cpu` is used."),
@@ -378,7 +396,7 @@ KEYS: dict[str, Key] = {
         choices=("value", "norm")),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": Key(1.0, ALL, "Maximum absolute value, or maximum norm."),
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": Key(2.0, ALL, "p of the p-norm."),
-    "SOLVER.AMP.ENABLED": Key(False, ALL, "Train in mixed precision."),
+    "SOLVER.AMP.ENABLED": Key(False, ALL, "Train in mixed precision; see RESNET_DET.TEST_AMP for tests."),
     "SOLVER.CHECKPOINT_PERIOD": Key(5000, ALL, "Iterations between checkpoints.", least=1),
 
     # ---- testing

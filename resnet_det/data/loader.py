@@ -262,7 +262,7 @@ def make_loader(
         num_workers=num_workers,  # torch gives each worker one thread
         collate_fn=_Collate(collate, partial),
         worker_init_fn=_leave_interrupts,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_initialized(),  # a run on the CPU of such a machine needs none
         # Without this generator, starting the workers would draw from torch's global one.
         generator=torch.Generator(),
     )

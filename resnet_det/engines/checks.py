@@ -21,6 +21,7 @@ from ..evaluation.metrics import COCO_METRICS
 from ..nets import meta_net
 from ..records import together
 from ..training import distributed
+from ..training.accumulate import check_parts
 from ..training.schedule import Schedule
 
 
@@ -43,6 +44,7 @@ def check_classifier(cfg: CfgNode) -> None:
             f"DATASETS: {sorted(names)}: use only datasets of small images, or only of large ones"
         )
     check_users(cfg, LARGE if True in large else SMALL)
+    check_deterministic(cfg)
     if cfg.TEST.AUG.ENABLED and cfg.RESNET_DET.TEST_CROPS > 1:
         raise ConfigError(
             "TEST.AUG.ENABLED tests whole images and RESNET_DET.TEST_CROPS crops: use one of them"
@@ -93,6 +95,7 @@ def check_trainable(cfg: CfgNode, resume: bool) -> None:
         )
     check_jitter(cfg)
     check_crop(cfg)
+    check_deterministic_pooling(cfg)
     if cfg.RESNET_DET.VAL_LOSS and not cfg.DATASETS.TEST:
         raise ConfigError("RESNET_DET.VAL_LOSS: True: name a dataset in DATASETS.TEST")
     check_best(cfg)
@@ -133,6 +136,26 @@ def check_crop(cfg: CfgNode) -> None:
             what, good = f"{what}, the smallest and the largest", good and size == sorted(size)
     if cfg.INPUT.CROP.ENABLED and not (good and len(size) == 2):
         raise ConfigError(f"INPUT.CROP.SIZE: {size}: INPUT.CROP.TYPE {type!r} needs {what}")
+
+
+def check_deterministic(cfg: CfgNode) -> None:
+    """Raise ConfigError if a run could not be deterministic because cuDNN chooses algorithms."""
+    if cfg.RESNET_DET.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
+        raise ConfigError(
+            "RESNET_DET.DETERMINISTIC: True: cuDNN may choose other algorithms in each run: set "
+            "CUDNN_BENCHMARK False"
+        )
+
+
+def check_deterministic_pooling(cfg: CfgNode) -> None:
+    """Raise ConfigError if training needs RoI max pooling's backward pass to be deterministic."""
+    pooler = cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE
+    pools = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and pooler == "ROIPool"
+    if cfg.RESNET_DET.DETERMINISTIC and pools and cfg.MODEL.DEVICE.startswith("cuda"):
+        raise ConfigError(
+            "RESNET_DET.DETERMINISTIC: True: the backward pass of MODEL.ROI_BOX_HEAD.POOLER_TYPE "
+            "ROIPool has no deterministic kernel on a GPU: use ROIAlignV2"
+        )
 
 
 def check_best(cfg: CfgNode) -> None:
@@ -178,9 +201,21 @@ def build_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Schedule:
 
 
 def check_schedule(cfg: CfgNode) -> None:
-    """Raise ValueError if the schedule is impossible or the processes cannot share a batch equally."""
+    """Raise ValueError if the schedule is impossible, and see :func:`check_batches`."""
     build_schedule(cfg, torch.optim.SGD([torch.zeros(1)], cfg.SOLVER.BASE_LR))
-    check_share(cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world)
+    check_batches(cfg)
+
+
+def check_batches(cfg: CfgNode) -> None:
+    """Raise ValueError if the processes cannot share a batch equally, or a process cannot cut its
+    share into RESNET_DET.ACCUMULATE equal parts; or if RESNET_DET.CUDA_GRAPH has several."""
+    images, world = cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world
+    check_share(images, world)
+    check_parts(images, world, cfg.RESNET_DET.ACCUMULATE)
+    if cfg.RESNET_DET.CUDA_GRAPH and world > 1:
+        raise ConfigError(
+            f"RESNET_DET.CUDA_GRAPH: True: needs one process, not {world}: set it to False"
+        )
 
 
 def check_output(cfg: CfgNode, resume: bool) -> None:
@@ -217,12 +252,13 @@ def check_images(cfg: CfgNode, name: str, records: Sequence[dict[str, Any]]) -> 
 
 def check_testable(cfg: CfgNode) -> None:
     """Raise ConfigError if a ProposalNetwork, which makes no detections, has test sets, or if
-    TEST.AUG does not fit the config's other keys."""
+    TEST.AUG or CUDNN_BENCHMARK does not fit the config's other keys."""
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" and cfg.DATASETS.TEST:
         raise ConfigError(
             f"DATASETS.TEST: {cfg.DATASETS.TEST}: a ProposalNetwork makes no detections to test: "
             "give ()"
         )
+    check_deterministic(cfg)
     if not cfg.TEST.AUG.ENABLED:
         return
     others = [f"RESNET_DET.{key}" for key in IN_TEST if cfg.RESNET_DET[key]]

@@ -29,7 +29,15 @@ from .classifier_data import Images, mean_image, normalise, read_images
 from .classifier_nets import ClassifierLoss, build, load_member, load_to_train, trained
 from .provenance import checkpoint_facts, commit
 from .results import check_expected
-from .run import build_trainer, final_results, last_checkpoint, make_datasets, running, start
+from .run import (
+    build_trainer,
+    evaluation_settings,
+    final_results,
+    last_checkpoint,
+    make_datasets,
+    running,
+    start,
+)
 from .scaling import for_processes
 
 __all__ = [
@@ -230,7 +238,9 @@ def _evaluate(
             size=size, rank=distributed.get_rank(), world=distributed.get_world_size()
         )
         batches = ((views, column.to(labels.device)[labels]) for views, labels in batches)
-        parts = distributed.all_gather_objects(count_errors(models, batches))
+        with evaluation_settings(cfg):
+            counted = count_errors(models, batches)
+        parts = distributed.all_gather_objects(counted)
         total = sum(count for _, count in parts)
         errors = {k: 100 * sum(wrong[k] for wrong, _ in parts) / total for k in parts[0][0]}
         prefix = f"{name}/" if len(tests) > 1 else ""

@@ -43,6 +43,7 @@ from .run import (
     make_datasets,
     running,
     start,
+    torch_settings,
 )
 from .scaling import for_processes
 from .validation import validation_config, validation_losses
@@ -203,7 +204,9 @@ def propose(cfg: CfgNode, name: str, path: str) -> None:
     make_datasets(name)
     skip_bad = cfg.RESNET_DET.SKIP_BAD_DATA
     dataset = load_dataset(name, skip_bad=skip_bad)
-    predictions = detect(trained(cfg, device)[0], dataset, cfg, skip_bad=skip_bad)
+    model = trained(cfg, device)[0]
+    with torch_settings(cfg):
+        predictions = detect(model, dataset, cfg, skip_bad=skip_bad)
     if distributed.is_main():
         found = {record["image_id"]: (np.zeros((0, 4)), np.zeros(0)) for record in dataset.records}
         found |= {p["image_id"]: (p["boxes"], p["logits"]) for p in predictions}

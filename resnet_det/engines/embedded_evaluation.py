@@ -26,6 +26,7 @@ from .class_matching import TestSet, keep_shared_classes
 from .embedded_data import test_mapper
 from .provenance import ensemble
 from .results import BOX, BOX_TTA, publish, score
+from .run import evaluation_settings
 
 logger = logging.getLogger(__name__)
 
@@ -106,18 +107,20 @@ class Detector:
     """
 
     def __init__(self, model: nn.Module, cfg: CfgNode, classes: tuple[str, ...]) -> None:
-        self.model, self.classes = model.eval(), classes
+        self.model, self.classes, self.cfg = model.eval(), classes, cfg
         self.mapper = test_mapper(cfg)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Found]:
+        with evaluation_settings(self.cfg):
+            outputs = self.model([self._sample(image) for image in images])
         return [
             (
                 found["boxes"].float().cpu().numpy(),
                 found["scores"].float().cpu().numpy(),
                 found["classes"].cpu().numpy(),
             )
-            for found in self.model([self._sample(image) for image in images])
+            for found in outputs
         ]
 
     def _sample(self, image: np.ndarray) -> dict[str, Any]:
@@ -189,7 +192,9 @@ def _scored(model, tests, cfg, folder, augmented=False):
     """Dataset name -> (evaluation, dataset, predictions), in the main process."""
     scored = {}
     for name, test in tests.items():
-        predictions = test.select(detect(model, test.dataset, cfg, augmented=augmented))
+        with evaluation_settings(cfg):
+            found = detect(model, test.dataset, cfg, augmented=augmented)
+        predictions = test.select(found)
         if distributed.is_main():
             path = f"{cfg.OUTPUT_DIR}/{folder}/{safe_name(name)}"
             evaluation = score(test.dataset, predictions, path)

@@ -111,9 +111,9 @@ class Exporter:
                 f"exporting needs torch {TORCH} or newer, and this is {torch.__version__}: "
                 "pip install 'resnet_det[export]'"
             )
-        keys = ["MODEL.DEVICE", "cpu", "RESNET_DET.FAST", True, *overrides]
+        keys = ["MODEL.DEVICE", "cpu", "RESNET_DET.FAST", True, "RESNET_DET.TEST_AMP", False]
         config = published.config_of(weights)
-        self.detector = load_detector(weights, config, keys, score_thresh=1)
+        self.detector = load_detector(weights, config, [*keys, *overrides], score_thresh=1)
         self.mapper = self.detector.mapper
         if not isinstance(self.detector.model, FasterRCNN):
             raise ExportError(

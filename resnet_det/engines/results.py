@@ -63,16 +63,11 @@ def score(
     return result
 
 
-def _score_voc(metric, other_metric, dataset, predictions, folder):
+def _score_voc(metric, dataset, predictions, folder):
     meta, records = dataset.metadata, dataset.records
     if meta.split is not None:
         voc_ap.write_submission(folder, records, predictions, meta.classes, meta.split)
-    if not meta.annotated:
-        return None
-    result = voc_ap.evaluate(records, predictions, meta.classes, metric)
-    other = voc_ap.evaluate(records, predictions, meta.classes, other_metric)
-    result.overall[f"AP50_{other_metric.replace('-', '')}"] = other.metrics["AP50"]
-    return result
+    return voc_ap.evaluate(records, predictions, meta.classes, metric) if meta.annotated else None
 
 
 def _score_coco(dataset, predictions, folder):
@@ -89,8 +84,8 @@ def _score_both(dataset, predictions, folder):
 
 # The protocols that a dataset's ``metadata.evaluation`` may name.
 EVALUATIONS: dict[str, Callable[..., Evaluation | None]] = {
-    "voc_2007": partial(_score_voc, "11-point", "area"),
-    "voc": partial(_score_voc, "area", "11-point"),
+    "voc_2007": partial(_score_voc, "11-point"),
+    "voc": partial(_score_voc, "area"),
     "coco": _score_coco,
     "coco_and_voc": _score_both,
 }

@@ -24,6 +24,9 @@ from ..config.defaults import ConfigError
 from ..data import ensure_made
 from ..files import whole_file, write_whole
 from ..training import Checkpointer, Plan, Trainer, distributed
+from ..training.layout import match_layout, to_fastest_layout
+from ..training.numerics import numerics
+from ..training.precision import mixed_precision
 from .checks import build_schedule, check_output
 from .provenance import say_changes
 from .results import check_expected
@@ -60,16 +63,45 @@ def running(cfg: CfgNode, resume: bool = True) -> Iterator[tuple[torch.device, i
         ConfigError: ``OUTPUT_DIR`` holds checkpoints, and the run does not resume.
     """
     device = start(cfg)
+    with torch_settings(cfg), training.alone_in(cfg.OUTPUT_DIR):
+        check_output(cfg, resume)  # again: a run that we waited for may have saved checkpoints
+        yield device, _seeded(cfg)
+
+
+def _seeded(cfg):
+    """Seed the random generators of every process; return the run's seed."""
     seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
     seed = distributed.all_gather_objects(seed)[0]
     own = seed + distributed.get_rank()
     random.seed(own)
     np.random.seed(own % 2**32)
     torch.manual_seed(own)
-    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    with training.alone_in(cfg.OUTPUT_DIR):
-        check_output(cfg, resume)  # again: a run that we waited for may have saved checkpoints
-        yield device, seed
+    return seed
+
+
+def torch_settings(cfg: CfgNode) -> contextlib.AbstractContextManager[None]:
+    """How PyTorch computes in a run of either engine; see :func:`.numerics.numerics`."""
+    return numerics(
+        benchmark=cfg.CUDNN_BENCHMARK,
+        float32_precision=cfg.get("FLOAT32_PRECISION", ""),  # Detectron2 has it since 2023
+        deterministic=cfg.RESNET_DET.DETERMINISTIC,
+    )
+
+
+@contextlib.contextmanager
+def evaluation_settings(cfg: CfgNode) -> Iterator[None]:
+    """How PyTorch computes while a run tests, in either engine. Call it in every process.
+
+    With ``RESNET_DET.TEST_AMP``, it uses mixed precision. With ``TEST.AUG``, cuDNN benchmarks
+    nothing, since it would time its algorithms again for every size of image.
+    """
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, cudnn.benchmark and not cfg.TEST.AUG.ENABLED
+    try:
+        with mixed_precision(cfg.MODEL.DEVICE, "RESNET_DET.TEST_AMP", cfg.RESNET_DET.TEST_AMP):
+            yield
+    finally:
+        cudnn.benchmark = before
 
 
 def make_datasets(*names: str) -> None:
@@ -109,6 +141,12 @@ def build_trainer(
         output.mkdir(parents=True, exist_ok=True)
         write_whole(output / "config.yaml", cfg.dump())
     solver = cfg.SOLVER
+    to_fastest_layout(
+        model,
+        next(model.parameters()).device,
+        mixed=solver.AMP.ENABLED,
+        tf32=cfg.FLOAT32_PRECISION != "highest",
+    )
     optimizer = training.build_optimizer(
         model,
         lr=solver.BASE_LR,
@@ -134,10 +172,14 @@ def build_trainer(
         clip=clip if solver.CLIP_GRADIENTS.ENABLED else None,
         best_metric=cfg.RESNET_DET.BEST.METRIC,
         patience=cfg.RESNET_DET.BEST.PATIENCE,
+        images=solver.IMS_PER_BATCH,
+        accumulate=cfg.RESNET_DET.ACCUMULATE,
+        cuda_graph=cfg.RESNET_DET.CUDA_GRAPH,
     )
     trainer = Trainer(model, optimizer, schedule, cfg.OUTPUT_DIR, plan, meta)
     if state is not None:
         trainer.resume(state)
+        match_layout(optimizer)
     return trainer
 
 

@@ -114,6 +114,23 @@ def precision_recall_chart(recall: np.ndarray, precision: np.ndarray) -> Figure:
     return figure
 
 
+@style()
+def calibration_chart(scores: np.ndarray, precision: np.ndarray, counts: np.ndarray) -> Figure:
+    """Draw the precision of detections by their score, beside the diagonal of exact scores.
+
+    The area of a point follows the number of its detections.
+    """
+    figure = Figure(figsize=(3.4, 3), layout="constrained")
+    axis = figure.subplots()
+    axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share that is right")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.plot([0, 1], [0, 1], color=_TEXT, linewidth=0.8, linestyle="--")
+    axis.plot(scores, precision, color=COLORS[0], linewidth=1.3)
+    areas = 12 + 160 * np.asarray(counts) / max(counts)
+    axis.scatter(scores, precision, areas, color=COLORS[0], alpha=0.6, linewidth=0, clip_on=False)
+    return figure
+
+
 def svg(figure: Figure) -> str:
     """Convert a chart to inline SVG, with all text escaped.
 

@@ -26,6 +26,7 @@ from .inputs import (
     Truth,
     as_xywh,
     image_f1,
+    joined,
     read_predictions,
     read_truth,
 )
@@ -72,9 +73,9 @@ def summary(
     classes: Sequence[str],
 ) -> Evaluation:
     """What :func:`evaluate` returns, from a COCOeval of :func:`evaluated`."""
-    overall = {name: _mean(run, metric) for name, metric in COCO_METRICS.items()}
+    overall = {name: mean(run, metric) for name, metric in COCO_METRICS.items()}
     per_class = {
-        name: {key: _mean(run, COCO_METRICS[key], [label]) for key in PER_CLASS_METRICS}
+        name: {key: mean(run, COCO_METRICS[key], [label]) for key in PER_CLASS_METRICS}
         for label, name in enumerate(classes)
     }
     # Shape (recall, class): IoU 0.5, all areas, 100 detections per image.
@@ -98,11 +99,9 @@ def evaluated(
     Images are numbered in the order of their ids, by which COCOeval ranks equal scores, and
     categories are numbered like the classes.
     """
-    if not truth:
-        raise ValueError("there are no images to evaluate")
     images = sorted(truth)  # type: ignore[type-var]  # a dataset's ids are all int or all str
-    real = Truth(*_joined([truth[image] for image in images]))
-    found = Detections(*_joined([detections[image] for image in images]))
+    real = Truth(*joined([truth[image] for image in images]))
+    found = Detections(*joined([detections[image] for image in images]))
     objects: dict[str, Any] = {
         "image_ids": np.repeat(np.arange(len(images)), [len(truth[i].classes) for i in images]),
         "category_ids": real.classes,
@@ -127,6 +126,16 @@ def evaluated(
         run.evaluate()
         run.accumulate()
     return run
+
+
+def mean(run: Any, metric: Metric, classes: Any = slice(None)) -> float:
+    """A metric in per cent over some class indices; NaN if none of them has ground truth."""
+    values = run.eval["recall" if metric.recall else "precision"]  # IoU, [recall,] class, area, max
+    area = run.params.areaRngLbl.index(metric.area)
+    values = values[..., area, run.params.maxDets.index(metric.max_detections)]
+    values = values[metric.thresholds()][..., classes]
+    values = values[values > -1]
+    return 100 * float(values.mean()) if values.size else float("nan")
 
 
 def write_submission(
@@ -191,11 +200,6 @@ def read_submission(
     ]
 
 
-def _joined(parts: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
-    """The arrays of all images, one after the other."""
-    return [np.concatenate(arrays) for arrays in zip(*parts)]
-
-
 def _pycocotools(images: list, categories: list, **columns: np.ndarray) -> COCO:
     """hotcoco's ``COCO.from_arrays`` for pycocotools."""
     coco = COCO()
@@ -206,16 +210,6 @@ def _pycocotools(images: list, categories: list, **columns: np.ndarray) -> COCO:
     coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
     coco.createIndex()
     return coco
-
-
-def _mean(run: Any, metric: Metric, classes: Any = slice(None)) -> float:
-    """A metric in per cent over some class indices; NaN if none of them has ground truth."""
-    values = run.eval["recall" if metric.recall else "precision"]  # IoU, [recall,] class, area, max
-    area = run.params.areaRngLbl.index(metric.area)
-    values = values[..., area, run.params.maxDets.index(metric.max_detections)]
-    values = values[metric.thresholds()][..., classes]
-    values = values[values > -1]
-    return 100 * float(values.mean()) if values.size else float("nan")
 
 
 def _confident_f1(detections: Detections, truth: Truth) -> float:

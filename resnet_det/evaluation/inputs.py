@@ -7,7 +7,7 @@ is a dict with ``image_id``, ``boxes`` (N, 4) as x1 y1 x2 y2 in the original ima
 and ``classes`` (N,), indices into the class names. Coordinates are continuous pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -95,6 +95,8 @@ def read_truth(records: Records, classes: Sequence[str]) -> dict[ImageId, Truth]
     Raises:
         ValueError: an image's annotations are invalid. The message names the image and the fault.
     """
+    if not records:
+        raise ValueError("there are no images to evaluate")
     if len(set(classes)) != len(classes):
         raise ValueError(f"class names must be unique, got {list(classes)}")
     truth: dict[ImageId, Truth] = {}
@@ -111,7 +113,7 @@ def read_truth(records: Records, classes: Sequence[str]) -> dict[ImageId, Truth]
         count = len(annotations)
         given = _floats([a["bbox"] for a in annotations], (count, 4), image, "annotated boxes")
         modes = np.array([int(a["bbox_mode"]) for a in annotations], dtype=int)
-        for mode in modes[~np.isin(modes, list(BoxMode))]:
+        for mode in set(modes.tolist()) - set(BoxMode):
             raise ValueError(f"image {image!r}: bbox_mode {mode} is neither 0 nor 1 (xyxy, xywh)")
         start, rest, is_xywh = given[:, :2], given[:, 2:], modes[:, None] == BoxMode.XYWH_ABS
         boxes = np.hstack([start, np.where(is_xywh, start + rest, rest)])
@@ -161,6 +163,11 @@ def read_predictions(
             " pass an empty prediction for an image without detections"
         )
     return {record["image_id"]: given[record["image_id"]] for record in records}
+
+
+def joined(parts: Iterable[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+    """The arrays of all images, one after the other."""
+    return [np.concatenate(arrays) for arrays in zip(*parts)]
 
 
 def image_f1(true_positives: int, false_positives: int, false_negatives: int) -> float:

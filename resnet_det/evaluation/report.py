@@ -17,6 +17,7 @@ from PIL import Image
 from ..files import write_whole
 from . import charts
 from .draw import draw_boxes
+from .errors import SIZES, TIDE, Errors, analyse
 from .inputs import (
     SCORE_THRESH,
     Detections,
@@ -30,6 +31,7 @@ from .inputs import (
 from .tables import format_cell
 
 MAX_PICTURE_SIDE = 640  # longest side of an embedded picture
+MAX_CONFUSED = 20  # classes in a table of confusions
 
 _LOSSES = {
     "total_loss": "total",
@@ -239,6 +241,7 @@ def _dataset(
         "overall": evaluation.overall,
         "class_metrics": evaluation.class_metrics,
         "classes": rows,
+        "errors": _errors(analyse(truth, detections, classes), classes),
         "examples": {
             heading: [
                 _example(by_id[i]["file_name"], truth[i], detections[i], classes, read_image)
@@ -247,6 +250,43 @@ def _dataset(
             ]
             for heading, images in (("Best images", best), ("Worst images", worst))
         },
+    }
+
+
+def _errors(errors: Errors, classes: Sequence[str]) -> dict[str, Any]:
+    """The template's variables for the errors on a dataset."""
+    calibration = errors.calibration
+    return {
+        "sizes": [(size, limits, errors.sizes[size]) for size, limits in SIZES.items()],
+        "kinds": [(*TIDE[key], kind) for key, kind in errors.kinds.items()],
+        "confusion": _confusion(errors.confusion, classes),
+        "calibration": calibration
+        and {
+            "error": 100 * calibration.error,
+            "chart": charts.svg(
+                charts.calibration_chart(
+                    calibration.scores, calibration.precision, calibration.counts
+                )
+            ),
+        },
+    }
+
+
+def _confusion(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """The rows of a confusion matrix, of the classes that are confused with others most often."""
+    between = matrix[:-1, :-1] - np.diag(np.diag(matrix)[:-1])
+    often = np.argsort(-between.sum(0) - between.sum(1), kind="stable")
+    shown = [*sorted(often[:MAX_CONFUSED]), len(classes)]
+    total = matrix.sum(axis=1, keepdims=True)
+    share = matrix / np.maximum(total, 1)
+    names = [*classes, ""]
+    return {
+        "columns": [names[column] for column in shown[:-1]],
+        "rows": [
+            (names[row], [(matrix[row, column], f"{share[row, column]:.3f}") for column in shown])
+            for row in shown
+        ],
+        "selected": len(shown) <= len(classes),
     }
 
 

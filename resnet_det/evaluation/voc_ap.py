@@ -22,22 +22,27 @@ Differences from Detectron2's evaluator:
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from ..files import write_whole
 from .inputs import (
+    SCORE_THRESH,
     Detections,
     Evaluation,
     Predictions,
     Records,
     Truth,
     image_f1,
+    joined,
     read_predictions,
     read_truth,
 )
 from .metrics import IOU_THRESHOLDS, PER_CLASS_METRICS, VOC_METRICS
+
+_MAX_PAIRS = 2**20  # of detections and objects, compared at a time
 
 
 def evaluate(
@@ -51,38 +56,38 @@ def evaluate(
         metric: "11-point" (VOC 2007) or "area" under the envelope (VOC 2010 and later).
 
     Returns:
-        Evaluation with the `VOC_METRICS`.
+        Evaluation with the `VOC_METRICS`, and AP50 by the other metric: "AP50_area" or
+        "AP50_11point".
 
     Raises:
-        ValueError: an image is missing, repeated or unknown, a class index is out of range, or an
+        ValueError: there are no images, an image is missing, repeated or unknown, a class index is out of range, or an
             array is malformed or not finite. The message names the image and the value.
     """
     if metric not in _AVERAGE_PRECISION:
         raise ValueError(f"metric must be one of {list(_AVERAGE_PRECISION)}, got {metric!r}")
     truth = read_truth(records, classes)
     detections = read_predictions(records, predictions, classes)
+    objects = Truth(*joined(truth.values()))
+    found = Detections(*joined(detections.values()))
+    object_image = np.repeat(np.arange(len(truth)), [len(t.classes) for t in truth.values()])
+    image = np.repeat(np.arange(len(truth)), [len(d.classes) for d in detections.values()])
+    nearest, overlap = _nearest(
+        image * len(classes) + found.classes,
+        found.boxes,
+        object_image * len(classes) + objects.classes,
+        objects.boxes,
+    )
+    ignored = objects.ignored
 
-    # One flat table of all detections. Objects are numbered consecutively over all images.
-    offset, nearest_parts, overlap_parts = 0, [], []
-    for image, objects in truth.items():
-        index, iou = _nearest(detections[image], objects)
-        nearest_parts.append(index + offset)
-        overlap_parts.append(iou)
-        offset += len(objects.classes)
-    nearest, overlap = _joined(nearest_parts).astype(int), _joined(overlap_parts)
-    scores = _joined([d.scores for d in detections.values()])
-    labels = _joined([d.classes for d in detections.values()])
-    object_labels = _joined([t.classes for t in truth.values()])
-    ignored = _joined([t.ignored for t in truth.values()]).astype(bool)
-
-    curves = {}
+    (other,) = _AVERAGE_PRECISION.keys() - {metric}
+    curves, others = {}, np.full(len(classes), np.nan)
     table = np.full((len(classes), len(IOU_THRESHOLDS)), np.nan)
     for label, name in enumerate(classes):
-        positives = int(np.sum((object_labels == label) & ~ignored))
+        positives = int(np.sum((objects.classes == label) & ~ignored))
         if positives == 0:
             continue
-        ranked = np.flatnonzero(labels == label)
-        ranked = ranked[np.argsort(-scores[ranked], kind="stable")]
+        ranked = np.flatnonzero(found.classes == label)
+        ranked = ranked[np.argsort(-found.scores[ranked], kind="stable")]
         for column, threshold in enumerate(IOU_THRESHOLDS):
             outcome = _outcomes(nearest[ranked], overlap[ranked], ignored, threshold)
             counted = outcome[outcome != 0]
@@ -91,12 +96,27 @@ def evaluate(
             table[label, column] = 100 * _AVERAGE_PRECISION[metric](hits, precision, positives)
             if column == 0:
                 curves[name] = hits / positives, precision
+                others[label] = 100 * _AVERAGE_PRECISION[other](hits, precision, positives)
     overall = {name: _mean(table[:, m.thresholds()]) for name, m in VOC_METRICS.items()}
+    overall[f"AP50_{other.replace('-', '')}"] = _mean(others)
     per_class = {
         name: {key: _mean(table[label, VOC_METRICS[key].thresholds()]) for key in PER_CLASS_METRICS}
         for label, name in enumerate(classes)
     }
-    images = {image: _confident_f1(detections[image], truth[image]) for image in truth}
+
+    # The F1 of every image, from the outcomes of its confident detections.
+    sure = np.flatnonzero(found.scores >= SCORE_THRESH)
+    sure = sure[np.argsort(-found.scores[sure], kind="stable")]
+    outcome = _outcomes(nearest[sure], overlap[sure], ignored, IOU_THRESHOLDS[0])
+
+    def count(images: np.ndarray) -> list[int]:
+        return np.bincount(images, minlength=len(truth)).tolist()
+
+    right, wrong = count(image[sure[outcome > 0]]), count(image[sure[outcome < 0]])
+    wanted = count(object_image[~ignored])
+    images = {
+        name: image_f1(right[i], wrong[i], wanted[i] - right[i]) for i, name in enumerate(truth)
+    }
     return Evaluation(overall, per_class, curves, images)
 
 
@@ -137,26 +157,39 @@ def write_submission(
     return paths
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([[], *parts])  # works without any images, too
+def _nearest(
+    found_keys: np.ndarray, found_boxes: np.ndarray, keys: np.ndarray, boxes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each detection, the object with the same key (image and class) that it overlaps most.
 
-
-def _nearest(detections: Detections, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
-    """Per detection, the index of the object that it overlaps most (the first if equal) and the
-    IoU.
-
-    If the image has no object of the class, the IoU is 0 and the index is meaningless.
+    Returns:
+        (N,) the object's index, the first if several overlap equally; and (N,) the IoU. Both are 0
+        for a detection without such an object.
     """
-    if not len(detections.scores) or not len(truth.classes):
-        return np.zeros(len(detections.scores), dtype=int), np.zeros(len(detections.scores))
-    a, b = detections.boxes[:, None], truth.boxes[None]
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    shared = sides.clip(0).prod(axis=2)
-    union = (a[..., 2:] - a[..., :2]).prod(axis=2) + (b[..., 2:] - b[..., :2]).prod(axis=2) - shared
-    iou = np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
-    iou[detections.classes[:, None] != truth.classes[None]] = 0
-    best = iou.argmax(axis=1)
-    return best, iou[np.arange(len(best)), best]
+    order = np.argsort(keys, kind="stable")
+    first = np.searchsorted(keys[order], found_keys)
+    count = np.searchsorted(keys[order], found_keys, "right") - first
+    end = np.cumsum(count)  # of each detection's pairs in the list of all pairs
+    nearest, overlap = np.zeros(len(count), dtype=int), np.zeros(len(count))
+    total = int(end[-1]) if len(end) else 0
+    bounds = np.searchsorted(end, np.arange(0, total + _MAX_PAIRS, _MAX_PAIRS), "right")
+    for low, high in pairwise(bounds):
+        part = low + np.flatnonzero(count[low:high])
+        row = np.repeat(part, count[part])
+        start = np.cumsum(count[part]) - count[part]
+        column = order[np.repeat(first[part] - start, count[part]) + np.arange(len(row))]
+        iou = _iou(found_boxes[row], boxes[column])
+        best = np.lexsort((-iou, row))[start]
+        nearest[part], overlap[part] = column[best], iou[best]
+    return nearest, overlap
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU of each box of ``a`` (P, 4) with the one of ``b`` (P, 4) in the same place."""
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    shared = sides.clip(0).prod(axis=1)
+    union = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1) - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
 
 
 def _outcomes(
@@ -174,11 +207,9 @@ def _outcomes(
 
 def _eleven_point(hits: np.ndarray, precision: np.ndarray, positives: int) -> float:
     """VOC 2007: mean over recalls 0, .1, ..., 1 of the best precision at that recall or above."""
-    total = 0.0
-    for tenths in range(11):
-        reached = precision[10 * hits >= tenths * positives]  # integers: no rounding of recall
-        total += reached.max() if reached.size else 0.0
-    return total / 11
+    best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)  # here or further on
+    reached = np.searchsorted(10 * hits, positives * np.arange(11))  # integers: no rounding
+    return float(best[reached].mean())
 
 
 def _area(hits: np.ndarray, precision: np.ndarray, positives: int) -> float:
@@ -193,10 +224,3 @@ _AVERAGE_PRECISION = {"11-point": _eleven_point, "area": _area}
 def _mean(values: np.ndarray) -> float:
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")
-
-
-def _confident_f1(detections: Detections, truth: Truth) -> float:
-    found = detections.confident()
-    outcome = _outcomes(*_nearest(found, truth), truth.ignored, IOU_THRESHOLDS[0])
-    hits = int(np.sum(outcome > 0))
-    return image_f1(hits, int(np.sum(outcome < 0)), int(np.sum(~truth.ignored)) - hits)

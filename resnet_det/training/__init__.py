@@ -1,8 +1,9 @@
-"""Training: loop, schedules, checkpoints, processes, precise batch norm, output folder lock."""
+"""Training: loop, schedules, checkpoints, processes, precision, precise batch norm, folder lock."""
 
 from .checkpoint import Checkpointer
 from .lock import FolderInUse, alone_in
-from .loop import Plan, Trainer, read_metrics
+from .loop import Plan, Trainer
+from .metrics import read_metrics
 from .schedule import build_optimizer, build_schedule, clip_gradients
 
 __all__ = [

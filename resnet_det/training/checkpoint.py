@@ -186,12 +186,13 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def rng_state(device: str | torch.device | None = None) -> dict[str, Any]:
-    """States of the random generators of Python, numpy, torch and, if given, a CUDA ``device``."""
-    numpy_state: Any = np.random.get_state()
-    kind, keys, *rest = numpy_state
+    """States of the random generators of Python, numpy, torch and, if given, a CUDA ``device``.
+
+    This is fast enough for every iteration; :func:`storable` converts a state to be saved.
+    """
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": [kind, keys.tolist(), *rest],
+        "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
     }
     if device is not None and torch.device(device).type == "cuda":
@@ -199,8 +200,14 @@ def rng_state(device: str | torch.device | None = None) -> dict[str, Any]:
     return state
 
 
+def storable(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state of :func:`rng_state` in plain containers, for a checkpoint."""
+    kind, keys, *rest = state["numpy"]
+    return {**state, "numpy": [kind, keys.tolist(), *rest]}
+
+
 def set_rng_state(state: Mapping[str, Any], device: str | torch.device | None = None) -> None:
-    """Restore the states that :func:`rng_state` returned."""
+    """Restore the states that :func:`rng_state` or :func:`storable` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = state["numpy"]

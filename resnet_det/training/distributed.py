@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -44,10 +45,14 @@ def launch_info() -> Launch:
     return Launch(*(int(os.environ[name]) for name in names))
 
 
-# Messages of gloo and NCCL when the other end of a connection is gone. NCCL's watchdog may print
-# one and end the process before Python gets an error.
+# How long a process waits for the others in one exchange, as in Detectron2's ``launch``. The main
+# process may work alone for long, on a dataset or an evaluation.
+TIMEOUT = timedelta(minutes=30)
+
+# Messages of gloo and NCCL when another process is gone or does not answer. NCCL's watchdog may
+# print one and end the process before Python gets an error.
 LOST = re.compile(
-    "Connection (closed|reset|refused)|Broken pipe|Socket closed"
+    "Connection (closed|reset|refused)|Broken pipe|Socket closed|Timed out waiting"
     "|ncclRemoteError|remote process exited|NCCL communicator was aborted"
     "|Watchdog caught collective operation timeout"
 )
@@ -182,7 +187,15 @@ def init(device: str | torch.device = "cuda") -> torch.device:
             places = _of_every_process(store, rank, world, _place(device, rank))
             problem = _misplaced(places)
             if problem is None:
-                dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+                dist.init_process_group(
+                    backend,
+                    store=store,
+                    rank=rank,
+                    world_size=world,
+                    timeout=TIMEOUT,
+                    # NCCL connects now, on this GPU, and not in the middle of the first iteration.
+                    device_id=device if device.type == "cuda" else None,
+                )
         except (RuntimeError, ValueError) as error:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise ConnectionError(

@@ -1,12 +1,9 @@
 """The training loop of the embedded engine, for both detectors and classifiers."""
 
 import contextlib
-import json
 import logging
 import math
-import signal
 import statistics
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,12 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..files import write_whole
-from . import distributed
+from . import accumulate, distributed
 from .best import no_improvement, since_best
-from .checkpoint import Checkpointer, rng_state, set_rng_state
+from .checkpoint import Checkpointer, rng_state, set_rng_state, storable
+from .graph import Graphed
+from .metrics import Metrics
 from .precision import amp_dtype
 from .schedule import Schedule
+from .signals import exit_code, stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +40,10 @@ class Plan:
         clip: clips the gradients; called with the list of parameters after each backward pass.
         best_metric: the metric that chooses ``model_best.pth``, higher is better; "" keeps none.
         patience: number of evaluations in a row without a new best that ends the run; 0: none do.
+        images: images per iteration, over all processes; 0 logs no images per second.
+        accumulate: number of parts in which a process runs its batch; see :mod:`.accumulate`.
+        cuda_graph: run forward and backward passes by :class:`.graph.Graphed`. This needs one
+            process, batches of tensors of one shape, and a model that never waits for the GPU.
     """
 
     max_iter: int
@@ -51,6 +54,9 @@ class Plan:
     clip: Callable[[list[nn.Parameter]], None] | None = None
     best_metric: str = ""
     patience: int = 0
+    images: int = 0
+    accumulate: int = 1
+    cuda_graph: bool = False
 
 
 class Trainer:
@@ -74,6 +80,10 @@ class Trainer:
     their mean) over the iterations since the previous line. Evaluations have separate lines.
     TensorBoard's event files hold the same values.
 
+    The host reads the losses of an iteration during the next one, so that a GPU always has work
+    queued. A loss that is not finite still changes no weight: the GPU itself checks the loss before
+    it updates them. Before a checkpoint or an evaluation, everything is read.
+
     Args:
         model: the model, on its device. In training mode, ``model(batch)`` returns a dict of scalar
             tensors, with the same keys in every process. Values whose names start with "loss" are
@@ -84,7 +94,8 @@ class Trainer:
         meta: plain facts that every checkpoint carries.
 
     Attributes:
-        iteration: number of iterations done; also the index, from 0, of the next one.
+        iteration: number of iterations done; also the index, from 0, of the next one. The losses of
+            the last one may not have been read yet (:meth:`settle`).
         results: metrics of the last evaluation in this run; empty before the first.
     """
 
@@ -108,6 +119,10 @@ class Trainer:
         self._autocast = torch.autocast(self.device.type, dtype=dtype, enabled=mixed)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._gradients: Callable[[Any], dict[str, torch.Tensor]] = self._forward_backward
+        if plan.cuda_graph:
+            self._gradients = Graphed(self._forward_backward, model)
+        self._unread: Unread | None = None  # the last iteration, until its losses are read
         self._window: defaultdict[str, list[float]] = defaultdict(list)  # since the last line
         self._metrics: Metrics | None = None  # open while the main process runs
         self._resumed_rng: list[dict[str, Any]] | None = None
@@ -147,8 +162,8 @@ class Trainer:
 
         The run ends earlier once ``plan.patience`` evaluations in a row brought no new best.
         After SIGTERM, SIGUSR1 (Slurm's warning) or SIGINT (Ctrl-C) the process finishes the
-        iteration in progress, saves a checkpoint and exits with 128 + the signal's number.
-        A run that does not resume clears the metrics of an earlier one.
+        iteration in progress, and possibly one more, saves a checkpoint and exits with 128 + the
+        signal's number. A run that does not resume clears the metrics of an earlier one.
 
         Args:
             batches: the model's inputs, from iteration :attr:`iteration` on.
@@ -158,7 +173,7 @@ class Trainer:
                 is saved (precise BN).
 
         Raises:
-            FloatingPointError: see :meth:`step`.
+            FloatingPointError: see :meth:`settle`.
             ValueError: the batches end before ``max_iter``.
         """
         if distributed.is_main():
@@ -182,54 +197,92 @@ class Trainer:
             if self._metrics is not None:
                 self._metrics.close()
 
-    def step(self, batch: Any) -> dict[str, float]:
-        """Run one iteration: forward pass, backward pass, update.
-
-        Returns:
-            ``total_loss`` and the model's values, averaged over the processes, and ``lr``.
+    def step(self, batch: Any) -> None:
+        """Run one iteration: forward pass, backward pass, update. Reads the previous one's losses.
 
         Raises:
             KeyError: no key that the model returned starts with "loss".
+            FloatingPointError: a loss of the previous iteration is NaN or infinite; see
+                :meth:`settle`.
+        """
+        rng = rng_state(self.device)
+        outputs = self._gradients(batch)
+        # One exchange between the processes per iteration. It also carries a stop or a NaN in any
+        # process to all of them, so that they act together.
+        stop = torch.full((), bool(self._signals), dtype=torch.float64, device=self.device)
+        local = torch.stack([*(v.to(self.device, torch.float64) for v in outputs.values()), stop])
+        means = distributed.mean_over_ranks(local)
+        # The total is not finite if any loss is not.
+        self.optimizer.found_inf = (~means[0].isfinite()).float()  # type: ignore[attr-defined]
+
+        # Before the update: a failed iteration is the last, and these losses may set its rate.
+        self.settle()
+        self._unread = Unread(self.iteration, batch, rng, dict(zip(outputs, local)), means)
+        if self._scaler.is_enabled():  # in float16, its own found_inf replaces the optimizer's
+            self._check(self._unread)
+        self._update()
+        self.iteration += 1
+
+    def settle(self) -> None:
+        """Wait for the last iteration, read its losses, and act on them: log, set the next learning
+        rate.
+
+        Raises:
             FloatingPointError: a loss is NaN or infinite. The message names the iteration, the
                 losses, the images and the file ``not_finite_<iteration>.pth``. That file is a
-                checkpoint from just before this iteration, which ``last_checkpoint`` does not name.
+                checkpoint from just before this iteration (except the running statistics of batch
+                norms), which ``last_checkpoint`` does not name.
         """
-        before = rng_state(self.device)
+        if self._unread is None:
+            return
+        values = self._check(self._unread)
+        self._unread = None
+        for name, value in values.items():
+            self._window[name].append(value)
+        self.schedule.observe(values)
+        self.schedule.step()
+        if self.iteration == self.plan.max_iter or self.iteration % self.plan.log_period == 0:
+            self._log()
+
+    def _forward_backward(self, batch):
+        """Compute the gradients of a batch. Returns this process's total loss and values."""
+        self.optimizer.zero_grad(set_to_none=True)
         with self._autocast:
-            outputs = self.model(batch)
-        losses = {name: v for name, v in outputs.items() if name.startswith("loss")}
+            parts = self.plan.accumulate
+            outputs = accumulate.forward(self.model, batch, parts, self._backward)
+        total = self._backward(outputs)
+        return {name: v.detach() for name, v in {"total_loss": total, **outputs}.items()}
+
+    def _backward(self, outputs):
+        losses = [value for name, value in outputs.items() if name.startswith("loss")]
         if not losses:
             raise KeyError(f"no key of {sorted(outputs)} starts with 'loss'")
-        total = sum(losses.values())
-        self.optimizer.zero_grad(set_to_none=True)
+        total = sum(losses)
         self._scaler.scale(total).backward()
+        return total
 
-        # One transfer from the device and one exchange between the processes per iteration. It also
-        # carries a stop or a NaN in any process to all of them, so that they act together.
-        scalars = [total, *outputs.values(), torch.tensor(float(bool(self._signals)))]
-        packed = torch.stack([v.detach().to(self.device, torch.float64) for v in scalars])
-        *means, stopping = distributed.mean_over_ranks(packed).tolist()
-        values = dict(zip(["total_loss", *outputs], means))
-        self._stopping = bool(stopping)
-        if not all(math.isfinite(values[name]) for name in ["total_loss", *losses]):
-            path = self.save(f"not_finite_{self.iteration:07d}", before, newest=False)
-            raise FloatingPointError(not_finite(self.iteration, losses, batch, path))
+    def _check(self, unread):
+        """Wait for an iteration. Returns its values if its losses are finite."""
+        values, self._stopping = unread.read()
+        if not math.isfinite(values["total_loss"]):
+            self.iteration, self._unread = unread.iteration, None
+            path = self.save(f"not_finite_{self.iteration:07d}", unread.rng, newest=False)
+            losses = {k: v for k, v in unread.local.items() if k.startswith("loss")}
+            raise FloatingPointError(not_finite(self.iteration, losses, unread.batch, path))
+        return values
 
+    def _update(self):
         if self.plan.clip is not None:
             self._scaler.unscale_(self.optimizer)
             self.plan.clip(self._parameters)
-        values["lr"] = self.optimizer.param_groups[0]["lr"]
-        self._scaler.step(self.optimizer)
+        self._unread.extra["lr"] = self.optimizer.param_groups[0]["lr"]
+        self._scaler.step(self.optimizer)  # changes nothing if ``found_inf`` is set
         self._scaler.update()
-        self.schedule.observe(values)
-        self.schedule.step()
-        self.iteration += 1
-        return values
 
     def save(
         self, name: str, failed_rng: dict[str, Any] | None = None, newest: bool = True
     ) -> Path:
-        """Write the checkpoint ``<name>.pth``. Call this in every process.
+        """Write the checkpoint ``<name>.pth``. Call this in every process, after :meth:`settle`.
 
         Args:
             failed_rng: random state from before an iteration that failed. The checkpoint then
@@ -237,7 +290,7 @@ class Trainer:
             newest: whether ``last_checkpoint`` names this checkpoint from now on.
         """
         distributed.share_buffers(self.plain_model)
-        states = distributed.all_gather_objects(failed_rng or rng_state(self.device))
+        states = distributed.all_gather_objects(storable(failed_rng or rng_state(self.device)))
         if distributed.is_main():
             path = self.checkpointer.save(
                 name,
@@ -256,7 +309,7 @@ class Trainer:
         return self.checkpointer.folder / f"{name}.pth"
 
     def evaluate(self, test: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
-        """Evaluate the model as it would be saved, and log its metrics.
+        """Evaluate the model as it would be saved, and log its metrics. Call :meth:`settle` before.
 
         Evaluation does not affect training: the random states and each module's mode are restored.
 
@@ -287,24 +340,23 @@ class Trainer:
                 f"the batches end at iteration {self.iteration} of {self.plan.max_iter}"
             ) from None
         data_time = time.perf_counter() - begin
-        values = self.step(batch)
-        values["time"] = time.perf_counter() - begin
-        values["data_time"] = data_time
-        for name, value in values.items():
-            self._window[name].append(value)
+        self.step(batch)
+        self._unread.extra |= {"time": time.perf_counter() - begin, "data_time": data_time}
         last = self.iteration == self.plan.max_iter
-        if last or self.iteration % self.plan.log_period == 0:
-            self._log()
+        saving = last or self.iteration % self.plan.checkpoint_period == 0
+        evaluating = test is not None and self._evaluation_due()
+        if saving or evaluating or self._stopping:
+            self.settle()
         if last and finish is not None:
             finish(self.plain_model)
-        if last or self._stopping or self.iteration % self.plan.checkpoint_period == 0:
+        if saving or self._stopping:
             self.save("model_final" if last else f"model_{self.iteration - 1:07d}")
         if self._stopping:
             logger.warning(
                 "stopped by a signal after iteration %d; continue with --resume", self.iteration - 1
             )
             raise SystemExit(exit_code(self._signals))
-        if test is not None and self._evaluation_due():
+        if evaluating:
             self.evaluate(test)
 
     def _compare(self, *results):
@@ -338,70 +390,42 @@ class Trainer:
         self._window.clear()
         if self._metrics is not None:
             self._metrics.write(self.iteration - 1, line)
-            logger.info(_progress(self.iteration, self.plan.max_iter, line, self.device))
+            logger.info(_progress(self.iteration, self.plan, line, self.device))
 
 
-class Metrics:
-    """``metrics.json`` and TensorBoard's event files of an output folder.
+class Unread:
+    """An iteration whose losses the host has not read yet.
 
-    Opening them drops the lines from iteration ``start_iter`` on, which a run wrote after its last
-    checkpoint, and a truncated line. A resumed run therefore leaves neither gaps nor duplicates.
+    Args:
+        local: this process's values by name, scalars on the device.
+        means: float64 tensor of these values, averaged over the processes, and of the stop flag.
 
     Attributes:
-        last_evaluation: iteration of the last evaluation that was kept, or None.
+        extra: values of this iteration that the host knows.
     """
 
-    def __init__(self, folder: str | Path, start_iter: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import: main process only
+    def __init__(
+        self,
+        iteration: int,
+        batch: Any,
+        rng: dict[str, Any],
+        local: dict[str, torch.Tensor],
+        means: torch.Tensor,
+    ) -> None:
+        self.iteration, self.batch, self.rng, self.local = iteration, batch, rng, local
+        self.extra: dict[str, float] = {}
+        # From a GPU, this copies in the background, into pinned memory.
+        self._means = means.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if means.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.json"
-        kept = [line for line in read_metrics(path) if line["iteration"] < start_iter]
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
-        evaluations = [line["iteration"] for line in kept if "total_loss" not in line]
-        self.last_evaluation = evaluations[-1] if evaluations else None
-        self._path = path
-        self._events = SummaryWriter(folder, purge_step=start_iter)
-
-    def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Append one line, and write the same values as TensorBoard scalars."""
-        values = {name: float(value) for name, value in values.items()}
-        with open(self._path, "a") as file:
-            file.write(json.dumps({"iteration": iteration, **values}) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, iteration)
-        self._events.flush()
-
-    def lines(self) -> list[dict[str, Any]]:
-        """The lines that were kept or written, in order."""
-        return read_metrics(self._path)
-
-    def close(self) -> None:
-        """Close the event file."""
-        self._events.close()
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Read the lines of a ``metrics.json``, in order; [] if there is no file.
-
-    A truncated last line, which a killed process may leave, is skipped.
-
-    Raises:
-        ValueError: another line is damaged. The message names the file and the line.
-    """
-    try:
-        lines = Path(path).read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    objects = []
-    for number, line in enumerate(lines, 1):
-        try:
-            objects.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-    return objects
+    def read(self) -> tuple[dict[str, float], bool]:
+        """Wait for the values. Returns them by name, and whether a process is to stop."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        *means, stopping = self._means.tolist()
+        return dict(zip(self.local, means)) | self.extra, bool(stopping)
 
 
 @contextlib.contextmanager
@@ -414,43 +438,6 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         set_rng_state(state, device)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) instead of ending the process.
-
-    Yields a list to which each signal appends its number. The third SIGINT ends the process at once
-    (not the second, because torchrun forwards a terminal's Ctrl-C a second time).
-    """
-    received: list[int] = []
-
-    def receive(number, _):
-        received.append(int(number))
-        if received.count(signal.SIGINT) > 2:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # Python delivers signals only to the main thread
-        return
-    previous = {
-        number: signal.signal(number, receive)
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def exit_code(received: Sequence[int]) -> int:
-    """Exit code of a process that stops because of :func:`stop_signals`.
-
-    Args:
-        received: signals of this process; empty if only another process received one.
-    """
-    return 128 + (received[0] if received else signal.SIGTERM)
 
 
 def restore_rng(states: Sequence[dict[str, Any]], device: torch.device) -> None:
@@ -506,10 +493,12 @@ def _summary(name, values):
     return (statistics.fmean if name.endswith("error") else statistics.median)(values)
 
 
-def _progress(done, max_iter, line, device):
+def _progress(done, plan, line, device):
     eta = timedelta(seconds=round(line["eta_seconds"]))
     shown = [f"{k}: {v:.4g}" for k, v in line.items() if k not in ("eta_seconds", "lr")]
-    text = f"eta: {eta}  iter: {done}/{max_iter}  {'  '.join(shown)}  lr: {line['lr']:.5g}"
+    text = f"eta: {eta}  iter: {done}/{plan.max_iter}  {'  '.join(shown)}  lr: {line['lr']:.5g}"
+    if plan.images:
+        text += f"  images/s: {plan.images / line['time']:.4g}"
     if device.type == "cuda":
         text += f"  max_mem: {torch.cuda.max_memory_allocated(device) / 2**20:.0f}M"
     return text

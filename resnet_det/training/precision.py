@@ -1,4 +1,4 @@
-"""Mixed precision (``SOLVER.AMP``), in the data type that is fast on the device."""
+"""Mixed precision, in the data type that is fast on the device."""
 
 import logging
 
@@ -19,13 +19,16 @@ def has_bfloat16(device: str | torch.device) -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def amp_dtype(device: str | torch.device) -> torch.dtype:
+def amp_dtype(device: str | torch.device, key: str = "SOLVER.AMP.ENABLED") -> torch.dtype:
     """The data type of mixed precision: bfloat16 if the hardware supports it, else float16 on a
     GPU.
 
-    bfloat16 has the range of float32; float16 needs loss scaling. A CPU without bfloat16 trains in
-    float32, with a warning. Call this in every process: all of them use the type of the least
+    bfloat16 has the range of float32; float16 needs loss scaling. A CPU without bfloat16 computes
+    in float32, with a warning. Call this in every process: all of them use the type of the least
     capable device.
+
+    Args:
+        key: the config key that enables mixed precision, for the warnings.
     """
     if has_bfloat16(device):
         own = torch.bfloat16
@@ -37,11 +40,15 @@ def amp_dtype(device: str | torch.device) -> torch.dtype:
         ranks = [rank for rank, dtype in enumerate(types) if dtype is agreed]
         if len(ranks) < len(types):
             logger.warning(
-                "SOLVER.AMP.ENABLED: every process uses %s, because the devices of processes %s do "
-                "not support bfloat16", agreed, ranks,
+                "%s: every process uses %s, because the devices of processes %s do not support "
+                "bfloat16", key, agreed, ranks,
             )  # fmt: skip
         elif agreed is torch.float32:
-            logger.warning(
-                "SOLVER.AMP.ENABLED: this CPU does not support bfloat16: training in float32"
-            )
+            logger.warning("%s: this CPU does not support bfloat16: using float32", key)
     return agreed
+
+
+def mixed_precision(device: str | torch.device, key: str, enabled: bool) -> torch.autocast:
+    """A context in which operations run in the type of :func:`amp_dtype`, if ``enabled``."""
+    dtype = amp_dtype(device, key) if enabled else torch.float32
+    return torch.autocast(torch.device(device).type, dtype, enabled=dtype is not torch.float32)

@@ -83,7 +83,8 @@ def build_optimizer(
 ) -> torch.optim.SGD:
     """Build SGD over :func:`parameter_groups`: ``v <- momentum * v + g``, ``w <- w - lr * v``.
 
-    ``fused`` gives the same numbers with one pass over the memory instead of five.
+    ``fused`` gives the same numbers with one pass over the memory instead of five. It skips the
+    update if ``optimizer.found_inf`` is set, which needs momentum that is initialised.
     """
     groups = parameter_groups(
         model,
@@ -93,9 +94,13 @@ def build_optimizer(
         weight_decay_bias=weight_decay_bias,
         bias_lr_factor=bias_lr_factor,
     )
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True
     )
+    if momentum:
+        for parameter in (p for group in groups for p in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 class Schedule(torch.optim.lr_scheduler.LambdaLR):

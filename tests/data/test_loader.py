@@ -87,6 +87,15 @@ def test_workers_change_nothing_and_draw_nothing():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("initialized", [False, True])
+def test_memory_is_pinned_only_if_the_run_uses_a_gpu(initialized, monkeypatch):
+    """A run on the CPU of a machine with a GPU would start CUDA otherwise."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
+    made = loader.make_loader([1], num_workers=0, collate=list, batch_size=1)
+    assert made.pin_memory is initialized
+
+
 def test_bad_sizes_are_refused():
     with pytest.raises(ValueError, match="6 images .* 4 processes"):
         training_batches(some_records(8), draw, total_batch=6, seed=0, world=4)

@@ -2,10 +2,18 @@
 
 import random
 
+import numpy as np
 import torch
 from torch import nn
 
-from resnet_det.training import Plan, Trainer, build_optimizer, build_schedule
+from resnet_det.training import (
+    Checkpointer,
+    Plan,
+    Trainer,
+    build_optimizer,
+    build_schedule,
+    read_metrics,
+)
 
 
 class Toy(nn.Module):
@@ -69,3 +77,42 @@ def run(folder, *, state=None, stream=None, test=None, finish=None, noise=0.0, r
         trainer.resume(state)
     trainer.run(stream or batches(rank=rank, world=world, start=trainer.iteration), test, finish)
     return model
+
+
+def timeless(folder):
+    """The lines of metrics.json without what the clock decides."""
+    return [
+        {k: v for k, v in line.items() if k not in ("time", "data_time", "eta_seconds")}
+        for line in read_metrics(folder / "metrics.json")
+    ]
+
+
+def assert_equal_runs(one, other):
+    assert timeless(one) == timeless(other)
+    one, other = (Checkpointer(folder).load_latest() for folder in (one, other))
+    assert one["iteration"] == other["iteration"]
+    for name, value in one["model"].items():
+        assert torch.equal(value, other["model"][name]), name
+    for index, state in one["optimizer"]["state"].items():
+        momentum = other["optimizer"]["state"][index]["momentum_buffer"]
+        assert torch.equal(state["momentum_buffer"], momentum)
+
+
+def seeded():
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+
+
+class Crash(Exception):
+    pass
+
+
+def until(stream, iteration, action):
+    """The stream, but ``action`` happens when batch ``iteration`` is asked for."""
+    for i, batch in enumerate(stream):
+        if i == iteration:
+            action()
+        yield batch
+
+
+def crash():
+    raise Crash

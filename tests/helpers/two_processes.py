@@ -10,9 +10,17 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from toy import Toy, batches, run
 
-from resnet_det.training import Checkpointer, distributed, precise_bn, precision, read_metrics
+from resnet_det.training import (
+    Checkpointer,
+    accumulate,
+    distributed,
+    precise_bn,
+    precision,
+    read_metrics,
+)
 from resnet_det.training.checkpoint import load
 
 out = Path(sys.argv[1])
@@ -52,6 +60,25 @@ seen = {
 model = distributed.wrap(Toy())
 sum(model(next(batches(rank=rank, world=2))).values()).backward()
 seen["gradients"] = [p.grad.flatten().tolist() for p in model.parameters()]
+
+buckets = []  # of gradients that the processes exchanged
+
+
+def counted(state, bucket):
+    buckets.append(bucket)
+    return default_hooks.allreduce_hook(None, bucket)
+
+
+model = distributed.wrap(Toy().double())
+model.register_comm_hook(None, counted)
+batch = [
+    {k: v.double() if k != "file_name" else v for k, v in sample.items()}
+    for sample in next(batches(rank=rank, world=2))
+]
+outputs = accumulate.forward(model, batch, 2, lambda out: sum(out.values()).backward())
+sum(outputs.values()).backward()
+seen["accumulated gradients"] = [p.grad.flatten().tolist() for p in model.parameters()]
+seen["exchanges"] = len(buckets)
 
 torch.manual_seed(rank)
 run(out / "whole", world=2, rank=rank, max_iter=6, test=lambda m: {"AP": 1.0}, eval_period=2)

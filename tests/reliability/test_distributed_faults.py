@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from importlib.util import find_spec
 from unittest import mock
 
@@ -45,6 +46,21 @@ def _dies(rank_to_die):
 def test_a_killed_process_ends_the_launch(capfd):
     with pytest.raises(SystemExit, match="process 1 was killed by SIGKILL.*--resume"):
         distributed.launch(_dies, 1, num_gpus=2)
+
+
+def _hangs():
+    distributed.TIMEOUT = timedelta(seconds=1)
+    distributed.init("cpu")
+    if distributed.is_main():
+        distributed.barrier()
+    time.sleep(600)
+
+
+def test_a_process_that_hangs_ends_the_others(capfd):
+    with pytest.raises(SystemExit):
+        distributed.launch(_hangs, num_gpus=2)
+    said = capfd.readouterr().err
+    assert "process 0 of 2 stops because another process ended or hangs" in said
 
 
 def _mistaken():

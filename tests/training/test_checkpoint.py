@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_det.training.checkpoint import Checkpointer, load, rng_state, set_rng_state
+from resnet_det.training.checkpoint import (
+    Checkpointer,
+    load,
+    rng_state,
+    set_rng_state,
+    storable,
+)
 
 
 def test_names_and_contents(tmp_path):
@@ -117,7 +123,7 @@ def draws():
 
 def test_random_states_survive_a_checkpoint(tmp_path):
     random.gauss(0, 1), np.random.randn()  # each leaves a second value waiting
-    Checkpointer(tmp_path).save("model_final", rng=[rng_state()])
+    Checkpointer(tmp_path).save("model_final", rng=[storable(rng_state())])
     wanted = draws()
     assert draws() != wanted
     set_rng_state(Checkpointer(tmp_path).load_latest()["rng"][0])

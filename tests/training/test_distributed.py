@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import re
@@ -7,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_cuda import moved
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed import HashStore
 from toy import Toy, batches, run
 
 from resnet_det.training import Checkpointer, distributed
@@ -86,6 +90,49 @@ def test_a_process_may_see_one_gpu_or_all(monkeypatch, count, device):
     assert distributed.init("cuda") == torch.device(device)
 
 
+def test_nccl_is_bound_to_the_gpu_that_the_process_sees(monkeypatch):
+    """Process 1 of a machine, which sees one GPU, as with Slurm's --gpus-per-task."""
+    joined = []
+    monkeypatch.setattr(distributed, "launch_info", lambda: distributed.Launch(1, 2, 1))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(distributed, "_place", lambda device, rank: f"cuda host:GPU-{rank}")
+    monkeypatch.setattr(distributed, "_store_of_this_attempt", lambda rank, world: HashStore())
+    monkeypatch.setattr(
+        distributed, "_of_every_process", lambda *_: ["cuda host:GPU-0", "cuda host:GPU-1"]
+    )
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda *args, **options: joined.append(options)
+    )
+    assert distributed.init("cuda") == torch.device("cuda:0")
+    (options,) = joined
+    assert options["device_id"] == torch.device("cuda:0")
+    assert options["timeout"].total_seconds() == 30 * 60  # Detectron2's
+    assert (options["rank"], options["world_size"]) == (1, 2)
+
+
+def test_gradients_are_averaged_on_the_gpu_of_the_model(monkeypatch):
+    """It is cuda:0 in each of two processes that see one GPU each."""
+    wrapped = []
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+
+    class Wrapper:
+        def __init__(self, model, device_ids=None, broadcast_buffers=True):
+            wrapped.append((device_ids, broadcast_buffers))
+
+    def with_bucket_views(model, gradient_as_bucket_view, **options):
+        return Wrapper(model, **options)
+
+    with_bucket_views.__signature__ = inspect.signature(Wrapper)
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", with_bucket_views)
+    with FakeTensorMode():
+        model = moved(Toy())
+    distributed.wrap(model)
+    distributed.wrap(Toy())
+    assert wrapped == [([0], False), (None, False)]
+
+
 def test_the_least_capable_device_decides_the_type_of_mixed_precision(two):
     older = ["torch.float16", "torch.float32"]  # on GPUs, on CPUs
     for seen in two[1]:
@@ -123,6 +170,22 @@ def test_gradients_of_two_processes_equal_those_of_one(two):
     for seen in two[1]:
         for theirs, parameter in zip(seen["gradients"], model.parameters(), strict=True):
             assert theirs == pytest.approx(parameter.grad.flatten().tolist(), abs=1e-6)
+
+
+def test_gradients_of_two_processes_in_parts_equal_those_of_one(two):
+    """With one exchange between the processes, after the last part."""
+    model = Toy().double()
+    batch = [
+        {k: v.double() if k != "file_name" else v for k, v in sample.items()}
+        for sample in next(batches())
+    ]
+    sum(model(batch).values()).backward()
+    for seen in two[1]:
+        assert seen["exchanges"] == 1
+        for theirs, parameter in zip(
+            seen["accumulated gradients"], model.parameters(), strict=True
+        ):
+            assert theirs == pytest.approx(parameter.grad.flatten().tolist(), rel=1e-12, abs=1e-14)
 
 
 def test_training_in_two_processes_equals_one(two, tmp_path):

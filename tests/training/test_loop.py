@@ -1,39 +1,30 @@
 import json
+import logging
 import os
 import random
+import re
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from toy import Toy, batches, run, toy_optimizer
+from torch.utils._pytree import tree_leaves
+from toy import (
+    Crash,
+    Toy,
+    assert_equal_runs,
+    batches,
+    crash,
+    run,
+    seeded,
+    timeless,
+    toy_optimizer,
+    until,
+)
 
-from resnet_det.training import Checkpointer, Plan, Trainer, precision, read_metrics
-from resnet_det.training.loop import Metrics
-
-
-def timeless(folder):
-    """The lines of metrics.json without what the clock decides."""
-    return [
-        {k: v for k, v in line.items() if k not in ("time", "data_time", "eta_seconds")}
-        for line in read_metrics(folder / "metrics.json")
-    ]
-
-
-def assert_equal_runs(one, other):
-    assert timeless(one) == timeless(other)
-    one, other = (Checkpointer(folder).load_latest() for folder in (one, other))
-    assert one["iteration"] == other["iteration"]
-    for name, value in one["model"].items():
-        assert torch.equal(value, other["model"][name]), name
-    for index, state in one["optimizer"]["state"].items():
-        momentum = other["optimizer"]["state"][index]["momentum_buffer"]
-        assert torch.equal(state["momentum_buffer"], momentum)
-
-
-def seeded():
-    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+from resnet_det.training import Checkpointer, Plan, Trainer, loop, precision, read_metrics
+from resnet_det.training.metrics import Metrics
 
 
 def greedy(model):
@@ -41,22 +32,6 @@ def greedy(model):
     random.random(), np.random.rand(), torch.rand(7)
     model.eval()
     return {"bbox/AP": model(next(batches())).mean().item(), "bbox/AP-cat": float("nan")}
-
-
-class Crash(Exception):
-    pass
-
-
-def until(stream, iteration, action):
-    """The stream, but ``action`` happens when batch ``iteration`` is asked for."""
-    for i, batch in enumerate(stream):
-        if i == iteration:
-            action()
-        yield batch
-
-
-def crash():
-    raise Crash
 
 
 def test_one_iteration_is_one_step_of_sgd(tmp_path):
@@ -177,7 +152,7 @@ def test_modes_of_modules_survive_evaluation(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_at_the_end_of_the_iteration(tmp_path, number):
+def test_a_signal_saves_after_the_next_iteration(tmp_path, number):
     before = signal.getsignal(number)
     options = {"noise": 0.3}
     seeded()
@@ -189,7 +164,7 @@ def test_a_signal_saves_at_the_end_of_the_iteration(tmp_path, number):
     assert stopped.value.code == 128 + number
     assert signal.getsignal(number) == before
     state = Checkpointer(tmp_path / "parts").load_latest()
-    assert state["iteration"] == 8
+    assert state["iteration"] == 9
     run(tmp_path / "parts", state=state, **options)
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
@@ -203,21 +178,74 @@ def test_the_third_interrupt_ends_at_once(tmp_path):
         run(tmp_path, stream=until(batches(), 7, thrice))
 
 
+def poisoned(iteration, bad=float("nan")):
+    for i, batch in enumerate(batches()):
+        if i == iteration:
+            batch[2]["y"] = torch.tensor(bad)
+        yield batch
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_with_names(tmp_path, bad):
-    def poisoned():
-        for i, batch in enumerate(batches()):
-            if i == 7:
-                batch[2]["y"] = torch.tensor(bad)
-            yield batch
-
     with pytest.raises(FloatingPointError) as error:
-        run(tmp_path, stream=poisoned())
+        run(tmp_path, stream=poisoned(7, bad))
     for part in ("iteration 7", "loss_square = ", "loss_abs = ", "image_7_0.jpg, image_7_1.jpg"):
         assert part in str(error.value)
     state = Checkpointer(tmp_path).load_latest()
     assert state["iteration"] == 5
     assert all(v.isfinite().all() for v in state["model"].values())
+
+
+@pytest.mark.parametrize("at, dtype", [(1, None), (2, None), (7, None), (15, None),
+                                       (7, torch.float16), (1, torch.float16)])  # fmt: skip
+def test_the_checkpoint_of_a_failed_iteration_is_from_just_before_it(
+    tmp_path, monkeypatch, at, dtype
+):
+    """Though the next forward pass ran before it was noticed, all states are those of a run that
+    saved there: weights, momentum, learning rates, loss scale, random states, values to log."""
+    monkeypatch.setattr(loop, "amp_dtype", lambda device: dtype)
+    options = {"noise": 0.3, "log_period": 4, "amp": dtype is not None}
+    seeded()
+    run(tmp_path / "whole", checkpoint_period=at, **options)
+    seeded()
+    with pytest.raises(FloatingPointError, match=f"iteration {at}:"):
+        run(tmp_path / "parts", stream=poisoned(at), **options)
+    failed, wanted = (
+        torch.load(tmp_path / name, weights_only=True)
+        for name in (f"parts/not_finite_{at:07d}.pth", f"whole/model_{at - 1:07d}.pth")
+    )
+    assert failed.keys() == wanted.keys()
+    for state in (failed, wanted):
+        for name in ("time", "data_time"):
+            state["window"].pop(name, None)
+    for one, other in zip(tree_leaves(failed), tree_leaves(wanted), strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_a_failed_first_iteration_changes_nothing(tmp_path):
+    with pytest.raises(FloatingPointError, match="iteration 0:"):
+        run(tmp_path, stream=poisoned(0))
+    state = torch.load(tmp_path / "not_finite_0000000.pth", weights_only=True)
+    for name, value in Toy().state_dict().items():
+        assert torch.equal(state["model"][name], value), name
+    for momentum in state["optimizer"]["state"].values():
+        assert not momentum["momentum_buffer"].any()
+
+
+def test_losses_are_read_while_the_next_iteration_runs(tmp_path):
+    """The batch after the one that fails was already drawn and run, and none after it; at an
+    evaluation or a checkpoint, nothing is left unread."""
+    for at, drawn in ((8, 10), (9, 10)):  # a checkpoint follows iteration 9
+        asked = []
+
+        def counted(stream, asked=asked):
+            for batch in stream:
+                asked.append(None)
+                yield batch
+
+        with pytest.raises(FloatingPointError, match=f"iteration {at}:"):
+            run(tmp_path / str(at), stream=counted(poisoned(at)))
+        assert len(asked) == drawn
 
 
 def test_resume_needs_no_particular_place_to_log(tmp_path):
@@ -256,6 +284,14 @@ def test_clip_is_applied_before_the_step(tmp_path):
     # Only weight decay is left: each decayed weight shrinks by lr * decay, lr being the warm-up's.
     rate = 0.02 * 0.001
     torch.testing.assert_close(model.last.weight, Toy().last.weight * (1 - rate * 1e-4))
+
+
+def test_the_log_states_images_per_second(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "resnet_det"):
+        run(tmp_path, max_iter=3, images=4)
+    line = read_metrics(tmp_path / "metrics.json")[-1]
+    (shown,) = re.findall(r"images/s: (\S+)", caplog.text)
+    assert float(shown) == pytest.approx(4 / line["time"], rel=1e-3)
 
 
 def test_what_the_loop_cannot_do_is_said(tmp_path):

@@ -294,6 +294,8 @@ class LargeImages:
             collate=default_collate,
         )
         for views, labels in stream:
+            views = [view.to(self.device, non_blocking=True) for view in views]
             if self.views.flip:
-                views = views + [view.flip(2) for view in views]
-            yield [self._normalised(view) for view in views], labels.to(self.device)
+                views += [view.flip(2) for view in views]
+            labels = labels.to(self.device, non_blocking=True)
+            yield [self._normalised(view) for view in views], labels

@@ -120,8 +120,9 @@ class SmallImages:
             top = rng.integers(h - size + 1, size=total_batch)[share]
             left = rng.integers(w - size + 1, size=total_batch)[share]
             mirror = (rng.random(total_batch) < 0.5)[share] & flip
-            drawn = np.stack([index[share], top, left, mirror])  # one transfer to the device
-            indices, top, left, mirror = torch.from_numpy(drawn).to(device)
+            drawn = np.stack([index[share], top, left, mirror])
+            # One transfer, without a wait: CUDA copies these few numbers before the call returns.
+            indices, top, left, mirror = torch.from_numpy(drawn).to(device, non_blocking=True)
             cells = torch.arange(size, device=device)
             rows = top[:, None] + cells
             columns = left[:, None] + torch.where(mirror[:, None] > 0, cells.flip(0), cells)

@@ -33,7 +33,6 @@ from ...config.checks import (
 from ...config.defaults import DETECTOR, ConfigError, add_resnet_det_config, flatten
 from ...config.loading import find_config, parse_text, read_yaml
 from ...config.messages import examples, explained, fits, wrong_value
-from ...data.loader import check_share
 from ...detector.build import DETECTRON2_BACKBONES
 from ...detector.net_keys import check_appendix
 from ...detector.weights import new_layers
@@ -45,6 +44,7 @@ from ...weights.facts import check_stored
 from ...weights.files import read_file
 from ..checks import (
     as_predictor,
+    check_batches,
     check_images,
     check_output,
     check_testable,
@@ -54,7 +54,7 @@ from ..class_matching import TestSet, class_names, match_test_sets
 from ..own_classes import fit_to_training_set, fit_to_weights
 from ..provenance import stored_config
 from ..results import check_expected
-from ..run import make_datasets
+from ..run import make_datasets, torch_settings
 from ..scaling import for_processes
 from ..validation import Validation, validation_records
 from .checkpointer import trained
@@ -189,9 +189,9 @@ def check_schedule(cfg: CfgNode) -> None:
 
     Raises:
         ConfigError: Detectron2 cannot build the schedule.
-        ValueError: the processes cannot share a batch equally.
+        ValueError: see :func:`..checks.check_batches`.
     """
-    world, solver = distributed.launch_info().world, cfg.SOLVER
+    solver = cfg.SOLVER
     try:
         Trainer.build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1)], solver.BASE_LR))
     except (ValueError, AssertionError, ZeroDivisionError) as error:
@@ -200,7 +200,7 @@ def check_schedule(cfg: CfgNode) -> None:
             f"{solver.STEPS}, MAX_ITER {solver.MAX_ITER}, LR_SCHEDULER_NAME "
             f"{solver.LR_SCHEDULER_NAME} and related keys: {error}"
         ) from error
-    check_share(solver.IMS_PER_BATCH, world)
+    check_batches(cfg)
 
 
 def check(cfg: CfgNode, resume: bool = False) -> None:
@@ -401,7 +401,7 @@ def running(cfg: CfgNode, resume: bool = True) -> Iterator[None]:
     world = distributed.get_world_size()
     if world > 1:  # Detectron2 needs a group for the processes on this machine
         comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
-    with alone_in(cfg.OUTPUT_DIR):
+    with torch_settings(cfg), alone_in(cfg.OUTPUT_DIR):
         check_output(cfg, resume)  # again: a run that we waited for may have saved checkpoints
         _setup(cfg)
         yield

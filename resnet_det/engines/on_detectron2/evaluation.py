@@ -22,11 +22,13 @@ from ...detector.appendix import Detections, Size
 from ...detector.build import build_improved, in_test
 from ...detector.weights import fit_trained
 from ...files import safe_name
+from ...plugin.roi_heads import keep_corners
 from ...training import distributed
 from .. import Found
 from ..class_matching import TestSet
 from ..provenance import ensemble
 from ..results import BOX, BOX_TTA, publish, score
+from ..run import evaluation_settings
 from .data import Mapper, in_format
 
 logger = logging.getLogger(__name__)
@@ -51,12 +53,14 @@ class Detector:
     """
 
     def __init__(self, model: nn.Module, cfg: CfgNode, classes: tuple[str, ...]) -> None:
-        self.model, self.classes = model.eval(), classes
+        self.model, self.classes, self.cfg = model.eval(), classes, cfg
         self.mapper = Mapper(cfg, is_train=False)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Found]:
-        return [to_arrays(output) for output in self.model([self._sample(x) for x in images])]
+        with evaluation_settings(self.cfg):
+            outputs = self.model([self._sample(x) for x in images])
+        return [to_arrays(output) for output in outputs]
 
     def _sample(self, image: np.ndarray) -> dict[str, Any]:
         size = dict(zip(("height", "width"), image.shape))
@@ -142,7 +146,8 @@ def _scored(cfg, model, tests, folder):
             mapper=Mapper(cfg, False),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
-        inference_on_dataset(model, loader, evaluator)
+        with evaluation_settings(cfg):
+            inference_on_dataset(model, loader, evaluator)
         if evaluator.scored:
             scored[name] = evaluator.scored
     return scored
@@ -184,7 +189,7 @@ class Parts(nn.Module):
 def as_tested(model: nn.Module, cfg: CfgNode, classes: Sequence[str] | None = None) -> nn.Module:
     """The model in the form that the config tests: unchanged, or with Appendix B's improvements.
 
-    With MULTI_SCALE_TEST each sample needs ``scales`` in addition to ``image``;
+    In mixed precision (TEST_AMP) the corners of regions stay exact. With MULTI_SCALE_TEST each sample needs ``scales`` in addition to ``image``;
     :class:`.data.Mapper` adds it.
 
     Args:
@@ -193,6 +198,8 @@ def as_tested(model: nn.Module, cfg: CfgNode, classes: Sequence[str] | None = No
     Raises:
         ConfigError, WeightsError: a member of RESNET_DET.ENSEMBLE does not fit.
     """
+    if cfg.RESNET_DET.TEST_AMP:
+        keep_corners(model)
     if not in_test(cfg):
         return model
     detectors = [Parts(distributed.unwrap(model))]

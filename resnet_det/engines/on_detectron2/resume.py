@@ -5,6 +5,7 @@ sampler, draws different random numbers, and writes some lines of ``metrics.json
 """
 
 import contextlib
+import math
 import os
 import random
 import weakref
@@ -19,8 +20,9 @@ from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 from ...data.loader import training_batches
 from ...training import distributed, read_metrics
-from ...training.checkpoint import rng_state
-from ...training.loop import exit_code, not_finite, restore_rng, stop_signals
+from ...training.checkpoint import rng_state, storable
+from ...training.loop import not_finite, restore_rng
+from ...training.signals import exit_code, stop_signals
 
 # Scalars that depend on the clock: a resumed run measures them itself.
 TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
@@ -108,9 +110,13 @@ class Simple(SimpleTrainer):
         raise FloatingPointError(not_finite(self.iter, losses, batch, path))
 
     def _write_metrics(self, loss_dict, *args, **kwargs):
+        # One exchange tells all processes of a loss that is not finite, and of a signal.
         total = sum(loss_dict.values()).detach().double()
-        if not distributed.mean_over_ranks(total).isfinite():
+        signal = torch.full_like(total, bool(self.resumable.received))
+        means = distributed.mean_over_ranks(torch.stack([total, signal])).tolist()
+        if not math.isfinite(means[0]):
             self.stop(loss_dict)
+        self.resumable.stopping = means[1] > 0
         super()._write_metrics(loss_dict, *args, **kwargs)
 
 
@@ -132,7 +138,8 @@ class Resumable(HookBase):
         owner: the :class:`.trainer.Trainer`, with ``checkpointer`` and ``seed``.
 
     Attributes:
-        received: the signals received since training began.
+        received: the signals that this process received since training began.
+        stopping: whether a process had received one when this iteration's losses were exchanged.
         before: this process's random state before the current iteration.
     """
 
@@ -145,6 +152,7 @@ class Resumable(HookBase):
         self.states: list | None = None  # the random states to save, one per process
         self.before: Any = None
         self.received: list[int] = []
+        self.stopping = False
         self.signals = contextlib.ExitStack()
 
     def save(self, name: str, iteration: int, state: Any = None, newest: bool = True) -> Path:
@@ -161,7 +169,7 @@ class Resumable(HookBase):
         """
         self.trainer.iter = iteration  # the file stores it
         distributed.share_buffers(self.checkpointer.model)
-        self.states = distributed.all_gather_objects(state or rng_state(self.device))
+        self.states = distributed.all_gather_objects(storable(state or rng_state(self.device)))
         self.checkpointer.save(name, newest=newest, iteration=iteration)
         distributed.barrier()  # now every process may read it
         return self.metrics.with_name(f"{name}.pth")
@@ -211,12 +219,11 @@ class Resumable(HookBase):
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
-        stopping = any(distributed.all_gather_objects(bool(self.received)))
-        if stopping or (iteration + 1) % self.period == 0:
+        if self.stopping or (iteration + 1) % self.period == 0:
             self.save(f"model_{iteration:07d}", iteration)
         if iteration + 1 == self.trainer.max_iter:
             self.save("model_final", iteration)
-        if stopping:
+        if self.stopping:
             raise SystemExit(exit_code(self.received))
 
     def after_train(self) -> None:

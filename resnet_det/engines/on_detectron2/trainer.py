@@ -10,16 +10,23 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
+from detectron2.engine import (
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    TrainerBase,
+    hooks,
+)
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ...detector.weights import check_statistics, new_layers
 from ...plugin.roi_heads import keep_corners
-from ...training import distributed
-from ...training.loop import exit_code, undisturbed
+from ...training import accumulate, distributed
+from ...training.loop import undisturbed
 from ...training.precision import amp_dtype
+from ...training.signals import exit_code
 from ..class_matching import TestSet
 from ..provenance import checkpoint_facts, say_changes
 from ..validation import Validation, validation_config, validation_losses
@@ -65,10 +72,14 @@ class Trainer(DefaultTrainer):
             keep_corners(model)  # StandardROIHeads' poolers too
         if dtype is torch.bfloat16:
             _autocast_in_training(model, dtype)
-        gpu = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
-        model = create_ddp_model(model, broadcast_buffers=False, device_ids=gpu)
-        loop = AMP if dtype is torch.float16 else Simple
-        self._trainer = loop(model, loader, optimizer)
+        # Detectron2's create_ddp_model takes GPU <local rank>; a process may see only one, cuda:0.
+        model = distributed.wrap(model)
+        loop, options = (AMP if dtype is torch.float16 else Simple), {}
+        if cfg.RESNET_DET.ACCUMULATE > 1:  # the first parts' gradients come from the forward pass
+            options["zero_grad_before_forward"] = True
+        self._trainer = loop(model, loader, optimizer, **options)
+        if cfg.RESNET_DET.ACCUMULATE > 1:
+            accumulate_in_training(self._trainer, cfg.RESNET_DET.ACCUMULATE)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
             model,
@@ -169,6 +180,23 @@ class Trainer(DefaultTrainer):
         mapper = Seeded(Mapper(validation_config(cfg), True))
         with EventStorage():  # the model writes scalars, which are not the training's
             return validation_losses(model, self.validation, mapper, cfg.DATALOADER.NUM_WORKERS)
+
+
+def accumulate_in_training(trainer: SimpleTrainer, parts: int) -> None:
+    """Make the forward pass of a trainer's model run its batch by :func:`.accumulate.forward`."""
+    model, forward = trainer.model, trainer.model.forward
+    scaler = getattr(trainer, "grad_scaler", None)  # of an AMPTrainer
+
+    def backward(losses):
+        total = sum(losses.values())
+        (scaler.scale(total) if scaler else total).backward()
+
+    def run(batch):
+        if model.training and torch.is_grad_enabled():
+            return accumulate.forward(model, batch, parts, backward, forward)
+        return forward(batch)
+
+    model.forward = run
 
 
 def _autocast_in_training(model: nn.Module, dtype: torch.dtype) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import CenterCrop, FiveCrop, Resize, TenCrop
 
 from resnet_det.data import pixels
@@ -238,6 +239,23 @@ def test_views_at_several_scales(root):
         assert len(labels) == 1 and [min(view.shape[2:]) for view in views] == [32, 48, 32, 48]
         assert torch.equal(views[3], views[1].flip(3))
     assert len(next(read(root, views=Scales((32,), flip=False)).test_batches(size=32))[0]) == 1
+
+
+def test_views_are_mirrored_on_the_device(root):
+    """So each image is transferred once. "meta" stands for a GPU."""
+    mirrored = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.flip.default:
+                mirrored.append(args[0].device.type)
+            return func(*args, **kwargs or {})
+
+    data = read(root, views=Scales((40, 56), flip=True)).to("meta")
+    with Watch():
+        views, labels = next(data.test_batches(size=32))
+    assert mirrored == ["meta"] * 2
+    assert [x.device.type for x in (*views, labels)] == ["meta"] * 5
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -10,6 +10,8 @@ from embedded_runs import final_weights, lines, tool
 from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config
 from resnet_det.engines import classifier, embedded
+from resnet_det.training import distributed
+from resnet_det.training.graph import Graphed
 
 
 def test_classifier_evaluates_to_what_it_reported(pretrained):
@@ -18,6 +20,23 @@ def test_classifier_evaluates_to_what_it_reported(pretrained):
     metrics = classifier.evaluate(cfg)
     assert {k: reported[k] for k in metrics} == metrics
     assert 0 <= metrics["classification/top5_error"] <= metrics["classification/top1_error"] <= 100
+
+
+def test_a_cuda_graph_on_a_cpu_changes_nothing(folder, monkeypatch):
+    runs = {
+        graph: ["RESNET_DET.CUDA_GRAPH", graph, "OUTPUT_DIR", f"output/{graph}"]
+        for graph in (False, True)
+    }
+    asked, call = [], Graphed.__call__
+    monkeypatch.setattr(Graphed, "__call__", lambda *args: asked.append(None) or call(*args))
+    for graph, keys in runs.items():
+        classifier.train(load_config("classifier.yaml", keys))
+        assert len(asked) == 4 * graph  # one per iteration
+    plain, graphed = (final_weights(f"output/{graph}") for graph in runs)
+    assert all(torch.equal(value, graphed[name]) for name, value in plain.items())
+    monkeypatch.setattr(distributed, "launch_info", lambda: distributed.Launch(0, 2, 0))
+    with pytest.raises(ConfigError, match="CUDA_GRAPH: True: needs one process, not 2"):
+        classifier.check_schedule(load_config("classifier.yaml", runs[True]))
 
 
 PER_PIXEL = ["RESNET_DET.PER_PIXEL_MEAN", True, "RESNET_DET.CROP_PADDING", 4]

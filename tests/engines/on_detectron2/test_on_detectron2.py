@@ -5,18 +5,21 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 
-from resnet_det.training import precision
+from resnet_det.training import distributed, precision
 from resnet_det.weights.loading import read
 
 detectron2 = pytest.importorskip("detectron2")
 
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from resnet_det.engines.on_detectron2 import engine
+from resnet_det.engines.on_detectron2.evaluation import Detector, as_tested
 from resnet_det.engines.on_detectron2.trainer import Trainer
 
 pytestmark = pytest.mark.detectron2
@@ -138,6 +141,22 @@ def test_two_processes_on_the_cpu(how, config, tmp_path):
             assert found == expected and found
 
 
+def test_an_iteration_exchanges_tensors_alone(config, tmp_path, monkeypatch):
+    """Objects travel through pickle and gloo: for checkpoints, but not in each iteration."""
+    counts, gather = [], distributed.all_gather_objects
+
+    def counted(obj):
+        counts[-1] += 1
+        return gather(obj)
+
+    monkeypatch.setattr(distributed, "all_gather_objects", counted)
+    for iterations in (2, 5):
+        counts.append(0)
+        short = ["SOLVER.MAX_ITER", iterations, "SOLVER.CHECKPOINT_PERIOD", 9, "DATASETS.TEST", ()]
+        engine.train(config(*short, "OUTPUT_DIR", str(tmp_path / str(iterations))))
+    assert counts[0] == counts[1] > 0
+
+
 def test_amp_is_bfloat16_where_the_cpu_has_it(config, monkeypatch):
     cfg = config("SOLVER.AMP.ENABLED", "True", "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
                  "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead",
@@ -160,3 +179,29 @@ def test_amp_is_bfloat16_where_the_cpu_has_it(config, monkeypatch):
         trainer.model.eval()(sample)
     assert seen == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
     assert rounded == [False] * 4
+
+
+def test_regions_keep_their_corners_in_tests_in_mixed_precision(config, monkeypatch):
+    """Detectron2's own poolers, too, which round them to the type of the maps."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    cfg = config("RESNET_DET.TEST_AMP", "True", "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
+                 "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead",
+                 "MODEL.ROI_BOX_HEAD.NUM_FC", "1")  # fmt: skip
+    seen = []
+
+    def roi_align(x, rois, *grid):
+        seen.append((x.dtype, torch.equal(rois, rois.bfloat16().to(rois))))
+        return torchvision.ops.roi_align(x, rois, *grid)
+
+    monkeypatch.setattr(sys.modules["detectron2.layers.roi_align"], "roi_align", roi_align)
+    detector = Detector(as_tested(build_model(cfg), cfg), cfg, ("a",) * 8)
+    detector([np.zeros((48, 64, 3), np.uint8)])
+    assert seen == [(torch.float32, False)]  # the maps in bfloat16, pooled in float32
+
+
+def test_gradients_are_averaged_as_in_the_embedded_engine(config, monkeypatch):
+    """So the GPU is that of the model; Detectron2 takes the local rank, even of a hidden GPU."""
+    wrapped = []
+    monkeypatch.setattr(distributed, "wrap", lambda model: wrapped.append(model) or model)
+    cfg = config()
+    assert [Trainer(cfg, *engine.prepare(cfg))._trainer.model] == wrapped

@@ -1,0 +1,71 @@
+"""``--profile N``: the trace and the table of N iterations, in each engine."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+import yaml
+from small_configs import CLASSIFIER, DETECTOR
+
+from resnet_det.commands import pretrain, train_net
+from resnet_det.data.synthetic import scenes
+from resnet_det.nets import build_net
+from resnet_det.nets.layers import Conv2d
+
+
+@pytest.fixture(scope="module")
+def few_scenes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    scenes.write_scenes(root, trainval=4, test=1, train_crops=8, val_crops=8, size=(48, 64))
+    return root
+
+
+@pytest.fixture
+def run(tmp_path, few_scenes, monkeypatch):
+    """Train a small config without tests for so many iterations."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(few_scenes))
+
+    def train(main, config, iterations, *options):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(config))
+        keys = {"SOLVER.MAX_ITER": iterations, "SOLVER.STEPS": "()", "DATASETS.TEST": "()",
+                "TEST.EVAL_PERIOD": 0, "OUTPUT_DIR": tmp_path / "output"}  # fmt: skip
+        pairs = [str(word) for pair in keys.items() for word in pair]
+        main(["--config-file", str(path), *options, *pairs])
+        return tmp_path / "output/profile"
+
+    return train
+
+
+@pytest.mark.parametrize("kind", [
+    "classifier", "torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2),
+])  # fmt: skip
+def test_the_trace_holds_the_iterations_asked_for(run, kind):
+    config = CLASSIFIER | {"TEST": {}} if kind == "classifier" else DETECTOR
+    main = pretrain.main if kind == "classifier" else train_net.main
+    engine = [] if kind == "classifier" else ["--engine", kind]
+    folder = run(main, config, 14, "--profile", "3", *engine)
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    count = Counter(event["name"] for event in events if event.get("ph") == "X")
+    assert [name for name in count if re.match(r"ProfilerStep", name)] == [
+        "ProfilerStep#10", "ProfilerStep#11", "ProfilerStep#12",
+    ]  # fmt: skip
+    convolutions = [m for m in build_net("cifar_resnet20").modules() if isinstance(m, Conv2d)]
+    least = 3 * len(convolutions)  # a detector has those of its RPN besides
+    for name in ("aten::conv2d", "aten::convolution_backward"):
+        assert count[name] == least if kind == "classifier" else count[name] > least
+    table = (folder / "operators.txt").read_text()
+    assert "Self CPU" in table and "convolution_backward" in table
+
+
+def test_a_run_that_is_too_short_says_what_it_needs(run, caplog):
+    folder = run(pretrain.main, CLASSIFIER | {"TEST": {}}, 5, "--profile", "2")
+    assert "--profile 2: needs 12 iterations, but the run made 5" in caplog.text
+    assert not folder.exists()
+
+
+def test_an_evaluation_cannot_be_profiled(capsys):
+    with pytest.raises(SystemExit):
+        train_net.parse(["--config-file", "quickstart.yaml", "--eval-only", "--profile", "2"])
+    assert "--profile profiles training: remove --eval-only" in capsys.readouterr().err
