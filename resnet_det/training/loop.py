@@ -164,7 +164,7 @@ class Trainer:
 
         The run ends earlier once ``plan.patience`` evaluations in a row brought no new best.
         After SIGTERM, SIGUSR1 (Slurm's warning) or SIGINT (Ctrl-C) the process finishes the
-        iteration in progress, and possibly one more, saves a checkpoint and exits with 128 + the
+        iteration in progress, runs at most two more, saves a checkpoint and exits with 128 + the
         signal's number. A run that does not resume clears the metrics of an earlier one.
 
         Args:

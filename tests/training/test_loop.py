@@ -169,6 +169,21 @@ def test_a_signal_saves_after_the_next_iteration(tmp_path, number):
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_signal_after_the_losses_were_sent_stops_one_iteration_later(tmp_path, monkeypatch):
+    """Two iterations follow the one in progress: one sends the signal, the next one reads it."""
+    update = Trainer._update
+
+    def interrupted(trainer):
+        update(trainer)
+        if trainer.iteration == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_update", interrupted)
+    with pytest.raises(SystemExit):
+        run(tmp_path, checkpoint_period=20)
+    assert Checkpointer(tmp_path).load_latest()["iteration"] == 9
+
+
 def test_the_third_interrupt_ends_at_once(tmp_path):
     def thrice():
         for _ in range(3):
