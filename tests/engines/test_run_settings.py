@@ -13,7 +13,7 @@ import resnet_det
 from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config
 from resnet_det.data.synthetic import scenes
-from resnet_det.engines import classifier, pick, run
+from resnet_det.engines import classifier, embedded, pick, run
 from resnet_det.engines.checks import check_trainable
 from resnet_det.engines.run import evaluation_settings
 from resnet_det.training import precision
@@ -66,8 +66,13 @@ def seen():
 
 
 def test_runs_keep_pytorchs_settings_and_test_in_float32(engine, seen):
-    """As in Detectron2, SOLVER.AMP does not reach the tests."""
-    engine.train(engine.load("SOLVER.AMP.ENABLED", True, "TEST.PRECISE_BN.ENABLED", False))
+    """As in Detectron2, SOLVER.AMP does not reach the tests, nor precise BN and validation losses."""
+    keys = ["SOLVER.AMP.ENABLED", True]
+    if engine.train is not embedded.train:  # has no precise BN
+        keys += ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2]
+    if engine.train is not classifier.train:
+        keys += ["RESNET_DET.VAL_LOSS", True]
+    engine.train(engine.load(*keys))
     assert seen == {"training": {(False, True)}, "tests": {(False, False)}}
 
 
