@@ -185,3 +185,21 @@ def test_a_deterministic_run_repeats_bit_for_bit(engine, device, tmp_path):
         states.append(load(tmp_path / name / "model_final.pth")["model"])
     for key, value in states[0].items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][key])), key
+
+
+@pytest.mark.parametrize(
+    "name", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+)
+def test_a_predictor_asks_no_other_process_and_warns_once(name, monkeypatch, caplog):
+    """A program of several processes may load it in one of them."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
+    exchanged = []
+    monkeypatch.setattr(precision.distributed, "all_gather_objects", exchanged.append)
+    predictor = resnet_det.Predictor(
+        "resnet_det://quickstart", engine=name, device="cpu",
+        overrides=["RESNET_DET.TEST_AMP", True],
+    )  # fmt: skip
+    for _ in range(2):
+        predictor(scenes.draw_scene(0, 120, 160))
+    assert exchanged == []
+    assert caplog.text.count("RESNET_DET.TEST_AMP: this CPU does not support bfloat16") == 1
