@@ -1,9 +1,11 @@
+import itertools
 import json
 import logging
 import os
 import random
 import re
 import signal
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +263,17 @@ def test_losses_are_read_while_the_next_iteration_runs(tmp_path):
         with pytest.raises(FloatingPointError, match=f"iteration {at}:"):
             run(tmp_path / str(at), stream=counted(poisoned(at)))
         assert len(asked) == drawn
+
+
+def test_a_batch_is_freed_before_the_next_one_is_drawn(tmp_path):
+    """Though its losses are read later: two batches on a GPU would take twice the memory."""
+    model, alive = Toy(), []
+    trainer = Trainer(model, *toy_optimizer(model), tmp_path, Plan(20, checkpoint_period=20))
+    for batch in itertools.islice(batches(), 3):
+        trainer.step(batch)
+        alive.append(weakref.ref(batch[0]["x"]))
+        del batch
+        assert alive[-1]() is None
 
 
 def test_resume_needs_no_particular_place_to_log(tmp_path):
