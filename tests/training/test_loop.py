@@ -421,6 +421,21 @@ def test_the_best_checkpoint_is_kept(tmp_path, values, best):
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
+def test_an_evaluation_between_checkpoints_waits_for_the_losses(tmp_path):
+    """The line of its iteration stands before its own, and the best checkpoint is complete."""
+    options = {"log_period": 3, "noise": 0.3, "max_iter": 6}
+    seeded()
+    run(tmp_path / "best", test=scores([2, 1]), eval_period=3, best_metric="bbox/AP", **options)
+    seeded()
+    run(tmp_path / "saved", checkpoint_period=3, **options)
+    lines = [(line["iteration"], "bbox/AP" in line) for line in timeless(tmp_path / "best")]
+    assert lines == [(2, False), (2, True), (5, False), (5, True)]
+    best = torch.load(tmp_path / "best/model_best.pth", weights_only=True)
+    saved = torch.load(tmp_path / "saved/model_0000002.pth", weights_only=True)
+    for one, other in zip(tree_leaves(best), tree_leaves(saved), strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
 @pytest.mark.parametrize("patience, last", [(1, 15), (2, 20), (3, 25), (4, 40), (0, 40)])
 def test_a_run_ends_when_its_patience_does(tmp_path, patience, last):
     values = [1, 3, 2, 2.5, 3, 4, 3, 9]  # the second 3 is no improvement
