@@ -22,6 +22,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from resnet_det.commands.cli import positive
 from resnet_det.evaluation import coco_ap, voc_ap
 from resnet_det.evaluation.tables import markdown_table
 from resnet_det.records import BoxMode
@@ -154,8 +155,8 @@ def timed(function, *args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("protocol", choices=("coco", "voc"))
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=positive, default=5000)
+    parser.add_argument("--rounds", type=positive, default=5)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.protocol == "coco":

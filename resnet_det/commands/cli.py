@@ -122,8 +122,10 @@ def parse_training(parser: argparse.ArgumentParser, argv: Words) -> argparse.Nam
     args = parser.parse_args(argv)
     if any(word.startswith("--") for word in args.overrides):
         parser.error("options such as --resume go before the KEY VALUE pairs")
-    if args.eval_only and getattr(args, "profile", 0):
-        parser.error("--profile profiles training: remove --eval-only")
+    for other in ("eval_only", "replay"):
+        if getattr(args, "profile", 0) and getattr(args, other):
+            option = other.replace("_", "-")
+            parser.error(f"--profile profiles whole training runs: remove --{option}")
     return args
 
 

@@ -26,7 +26,7 @@ from .class_matching import TestSet, keep_shared_classes
 from .embedded_data import test_mapper
 from .provenance import ensemble
 from .results import BOX, BOX_TTA, publish, score
-from .run import evaluation_settings
+from .run import evaluation_settings, precision_of_tests
 
 logger = logging.getLogger(__name__)
 
@@ -107,12 +107,13 @@ class Detector:
     """
 
     def __init__(self, model: nn.Module, cfg: CfgNode, classes: tuple[str, ...]) -> None:
-        self.model, self.classes, self.cfg = model.eval(), classes, cfg
+        self.model, self.classes = model.eval(), classes
         self.mapper = test_mapper(cfg)
+        self.precision = precision_of_tests(cfg, shared=False)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Found]:
-        with evaluation_settings(self.cfg):
+        with self.precision:
             outputs = self.model([self._sample(image) for image in images])
         return [
             (

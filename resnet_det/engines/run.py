@@ -98,10 +98,21 @@ def evaluation_settings(cfg: CfgNode) -> Iterator[None]:
     cudnn = torch.backends.cudnn
     before, cudnn.benchmark = cudnn.benchmark, cudnn.benchmark and not cfg.TEST.AUG.ENABLED
     try:
-        with mixed_precision(cfg.MODEL.DEVICE, "RESNET_DET.TEST_AMP", cfg.RESNET_DET.TEST_AMP):
+        with precision_of_tests(cfg):
             yield
     finally:
         cudnn.benchmark = before
+
+
+def precision_of_tests(cfg: CfgNode, *, shared: bool = True) -> torch.autocast:
+    """The context of ``RESNET_DET.TEST_AMP``.
+
+    Args:
+        shared: all processes call this, and use the same type; False for a detector that a program
+            may load in one of its processes.
+    """
+    enabled = cfg.RESNET_DET.TEST_AMP
+    return mixed_precision(cfg.MODEL.DEVICE, "RESNET_DET.TEST_AMP", enabled, shared=shared)
 
 
 def make_datasets(*names: str) -> None:

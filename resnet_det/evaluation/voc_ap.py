@@ -60,8 +60,9 @@ def evaluate(
         "AP50_11point".
 
     Raises:
-        ValueError: there are no images, an image is missing, repeated or unknown, a class index is out of range, or an
-            array is malformed or not finite. The message names the image and the value.
+        ValueError: there are no images, an image is missing, repeated or unknown, a class index is
+            out of range, or an array is malformed or not finite. The message names the image and the
+            value.
     """
     if metric not in _AVERAGE_PRECISION:
         raise ValueError(f"metric must be one of {list(_AVERAGE_PRECISION)}, got {metric!r}")

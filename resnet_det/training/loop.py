@@ -162,7 +162,7 @@ class Trainer:
 
         The run ends earlier once ``plan.patience`` evaluations in a row brought no new best.
         After SIGTERM, SIGUSR1 (Slurm's warning) or SIGINT (Ctrl-C) the process finishes the
-        iteration in progress, and possibly one more, saves a checkpoint and exits with 128 + the
+        iteration in progress, runs at most two more, saves a checkpoint and exits with 128 + the
         signal's number. A run that does not resume clears the metrics of an earlier one.
 
         Args:
@@ -217,7 +217,8 @@ class Trainer:
 
         # Before the update: a failed iteration is the last, and these losses may set its rate.
         self.settle()
-        self._unread = Unread(self.iteration, batch, rng, dict(zip(outputs, local)), means)
+        images = file_names(batch)  # not the batch itself, whose memory can be used again
+        self._unread = Unread(self.iteration, images, rng, dict(zip(outputs, local)), means)
         if self._scaler.is_enabled():  # in float16, its own found_inf replaces the optimizer's
             self._check(self._unread)
         self._update()
@@ -268,7 +269,7 @@ class Trainer:
             self.iteration, self._unread = unread.iteration, None
             path = self.save(f"not_finite_{self.iteration:07d}", unread.rng, newest=False)
             losses = {k: v for k, v in unread.local.items() if k.startswith("loss")}
-            raise FloatingPointError(not_finite(self.iteration, losses, unread.batch, path))
+            raise FloatingPointError(not_finite(self.iteration, losses, unread.images, path))
         return values
 
     def _update(self):
@@ -397,6 +398,8 @@ class Unread:
     """An iteration whose losses the host has not read yet.
 
     Args:
+        images: file names of this process's images.
+        rng: this process's random state before the iteration.
         local: this process's values by name, scalars on the device.
         means: float64 tensor of these values, averaged over the processes, and of the stop flag.
 
@@ -407,12 +410,12 @@ class Unread:
     def __init__(
         self,
         iteration: int,
-        batch: Any,
+        images: Sequence[str],
         rng: dict[str, Any],
         local: dict[str, torch.Tensor],
         means: torch.Tensor,
     ) -> None:
-        self.iteration, self.batch, self.rng, self.local = iteration, batch, rng, local
+        self.iteration, self.images, self.rng, self.local = iteration, images, rng, local
         self.extra: dict[str, float] = {}
         # From a GPU, this copies in the background, into pinned memory.
         self._means = means.to("cpu", non_blocking=True)
@@ -458,8 +461,15 @@ def restore_rng(states: Sequence[dict[str, Any]], device: torch.device) -> None:
         )
 
 
+def file_names(batch: Any) -> list[str]:
+    """The images of a batch; [] if it is not a list of dicts with ``file_name``."""
+    if isinstance(batch, list) and all(isinstance(s, dict) and "file_name" in s for s in batch):
+        return [str(sample["file_name"]) for sample in batch]
+    return []
+
+
 def not_finite(
-    iteration: int, losses: Mapping[str, torch.Tensor], batch: Any, path: str | Path
+    iteration: int, losses: Mapping[str, torch.Tensor], images: Sequence[str], path: str | Path
 ) -> str:
     """The error message for losses that are not finite. Call this in every process.
 
@@ -467,15 +477,14 @@ def not_finite(
 
     Args:
         losses: this process's losses, scalars.
-        batch: this process's batch. Its images are named if it is a list of dicts with
-            ``file_name``.
+        images: :func:`file_names` of this process's batch.
         path: the checkpoint from just before the iteration.
     """
     mine = ""
     if not all(math.isfinite(loss.item()) for loss in losses.values()):
         mine = ", ".join(f"{name} = {loss.item():g}" for name, loss in losses.items())
-        if isinstance(batch, list) and all(isinstance(s, dict) and "file_name" in s for s in batch):
-            mine += "; images: " + ", ".join(str(sample["file_name"]) for sample in batch)
+        if images:
+            mine += "; images: " + ", ".join(images)
     reports = [report for report in distributed.all_gather_objects(mine) if report]
     return (
         f"a loss is not finite in iteration {iteration}: {' | '.join(reports)}. "

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+PRECISIONS = ("", "highest", "high", "medium")
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
@@ -21,7 +22,14 @@ def numerics(
             "highest" allow TF32 in matrix products and convolutions. "" keeps PyTorch's setting,
             by default TF32 in convolutions only.
         deterministic: use deterministic kernels. An operation that has none raises RuntimeError.
+
+    Raises:
+        ValueError: ``float32_precision`` is none of these.
     """
+    if float32_precision not in PRECISIONS:
+        raise ValueError(
+            f"FLOAT32_PRECISION: {float32_precision!r}: give one of {', '.join(map(repr, PRECISIONS))}"
+        )
     cudnn = torch.backends.cudnn
     tf32 = torch.cuda.is_available() and float32_precision != ""
     before = cudnn.benchmark, os.environ.get(WORKSPACE)

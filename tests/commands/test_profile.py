@@ -65,7 +65,9 @@ def test_a_run_that_is_too_short_says_what_it_needs(run, caplog):
     assert not folder.exists()
 
 
-def test_an_evaluation_cannot_be_profiled(capsys):
+@pytest.mark.parametrize("parse", [train_net.parse, pretrain.parse])
+@pytest.mark.parametrize("option", ["--eval-only", "--replay=not_finite_0000007.pth"])
+def test_only_training_can_be_profiled(parse, option, capsys):
     with pytest.raises(SystemExit):
-        train_net.parse(["--config-file", "quickstart.yaml", "--eval-only", "--profile", "2"])
-    assert "--profile profiles training: remove --eval-only" in capsys.readouterr().err
+        parse(["--config-file", "quickstart.yaml", option, "--profile", "2"])
+    assert f"remove {option.partition('=')[0]}" in capsys.readouterr().err

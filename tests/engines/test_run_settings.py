@@ -13,7 +13,7 @@ import resnet_det
 from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config
 from resnet_det.data.synthetic import scenes
-from resnet_det.engines import classifier, pick, run
+from resnet_det.engines import classifier, embedded, pick, run
 from resnet_det.engines.checks import check_trainable
 from resnet_det.engines.run import evaluation_settings
 from resnet_det.training import precision
@@ -66,8 +66,13 @@ def seen():
 
 
 def test_runs_keep_pytorchs_settings_and_test_in_float32(engine, seen):
-    """As in Detectron2, SOLVER.AMP does not reach the tests."""
-    engine.train(engine.load("SOLVER.AMP.ENABLED", True, "TEST.PRECISE_BN.ENABLED", False))
+    """As in Detectron2, SOLVER.AMP does not reach the tests, nor precise BN and validation losses."""
+    keys = ["SOLVER.AMP.ENABLED", True]
+    if engine.train is not embedded.train:  # has no precise BN
+        keys += ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2]
+    if engine.train is not classifier.train:
+        keys += ["RESNET_DET.VAL_LOSS", True]
+    engine.train(engine.load(*keys))
     assert seen == {"training": {(False, True)}, "tests": {(False, False)}}
 
 
@@ -180,3 +185,21 @@ def test_a_deterministic_run_repeats_bit_for_bit(engine, device, tmp_path):
         states.append(load(tmp_path / name / "model_final.pth")["model"])
     for key, value in states[0].items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][key])), key
+
+
+@pytest.mark.parametrize(
+    "name", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+)
+def test_a_predictor_asks_no_other_process_and_warns_once(name, monkeypatch, caplog):
+    """A program of several processes may load it in one of them."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
+    exchanged = []
+    monkeypatch.setattr(precision.distributed, "all_gather_objects", exchanged.append)
+    predictor = resnet_det.Predictor(
+        "resnet_det://quickstart", engine=name, device="cpu",
+        overrides=["RESNET_DET.TEST_AMP", True],
+    )  # fmt: skip
+    for _ in range(2):
+        predictor(scenes.draw_scene(0, 120, 160))
+    assert exchanged == []
+    assert caplog.text.count("RESNET_DET.TEST_AMP: this CPU does not support bfloat16") == 1

@@ -30,6 +30,23 @@ def test_gradients_and_outputs_are_those_of_the_whole_batch(parts):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-14)
 
 
+def test_backward_passes_are_not_in_mixed_precision():
+    """As PyTorch advises. What a model computes in float32 has gradients in float32."""
+
+    class Exact(Toy):
+        def forward(self, batch):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(batch)
+
+    batch, whole, cut = next(batches()), Exact(), Exact()
+    loss(whole(batch)).backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = accumulate.forward(cut, batch, 2, lambda out: loss(out).backward())
+    loss(outputs).backward()
+    for ours, theirs in zip(cut.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+
+
 def test_a_batch_of_tensors_is_cut_in_order():
     images, labels = torch.rand(6, 3, 2, 2), torch.arange(6)
     parts = accumulate.split((images, labels), 3)

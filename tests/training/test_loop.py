@@ -1,9 +1,11 @@
+import itertools
 import json
 import logging
 import os
 import random
 import re
 import signal
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +171,21 @@ def test_a_signal_saves_after_the_next_iteration(tmp_path, number):
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_signal_after_the_losses_were_sent_stops_one_iteration_later(tmp_path, monkeypatch):
+    """Two iterations follow the one in progress: one sends the signal, the next one reads it."""
+    update = Trainer._update
+
+    def interrupted(trainer):
+        update(trainer)
+        if trainer.iteration == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_update", interrupted)
+    with pytest.raises(SystemExit):
+        run(tmp_path, checkpoint_period=20)
+    assert Checkpointer(tmp_path).load_latest()["iteration"] == 9
+
+
 def test_the_third_interrupt_ends_at_once(tmp_path):
     def thrice():
         for _ in range(3):
@@ -246,6 +263,17 @@ def test_losses_are_read_while_the_next_iteration_runs(tmp_path):
         with pytest.raises(FloatingPointError, match=f"iteration {at}:"):
             run(tmp_path / str(at), stream=counted(poisoned(at)))
         assert len(asked) == drawn
+
+
+def test_a_batch_is_freed_before_the_next_one_is_drawn(tmp_path):
+    """Though its losses are read later: two batches on a GPU would take twice the memory."""
+    model, alive = Toy(), []
+    trainer = Trainer(model, *toy_optimizer(model), tmp_path, Plan(20, checkpoint_period=20))
+    for batch in itertools.islice(batches(), 3):
+        trainer.step(batch)
+        alive.append(weakref.ref(batch[0]["x"]))
+        del batch
+        assert alive[-1]() is None
 
 
 def test_resume_needs_no_particular_place_to_log(tmp_path):
@@ -391,6 +419,21 @@ def test_the_best_checkpoint_is_kept(tmp_path, values, best):
     same = torch.load(tmp_path / f"{name}.pth", weights_only=True)["model"]
     assert all(torch.equal(value, same[key]) for key, value in kept["model"].items())
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_an_evaluation_between_checkpoints_waits_for_the_losses(tmp_path):
+    """The line of its iteration stands before its own, and the best checkpoint is complete."""
+    options = {"log_period": 3, "noise": 0.3, "max_iter": 6}
+    seeded()
+    run(tmp_path / "best", test=scores([2, 1]), eval_period=3, best_metric="bbox/AP", **options)
+    seeded()
+    run(tmp_path / "saved", checkpoint_period=3, **options)
+    lines = [(line["iteration"], "bbox/AP" in line) for line in timeless(tmp_path / "best")]
+    assert lines == [(2, False), (2, True), (5, False), (5, True)]
+    best = torch.load(tmp_path / "best/model_best.pth", weights_only=True)
+    saved = torch.load(tmp_path / "saved/model_0000002.pth", weights_only=True)
+    for one, other in zip(tree_leaves(best), tree_leaves(saved), strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 @pytest.mark.parametrize("patience, last", [(1, 15), (2, 20), (3, 25), (4, 40), (0, 40)])

@@ -91,3 +91,11 @@ def test_the_settings_of_the_caller_stay(monkeypatch):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_a_wrong_precision_is_refused():
+    with (
+        pytest.raises(ValueError, match="FLOAT32_PRECISION: 'tf32': give one of"),
+        numerics(float32_precision="tf32"),
+    ):
+        pass

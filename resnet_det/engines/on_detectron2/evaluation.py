@@ -28,7 +28,7 @@ from .. import Found
 from ..class_matching import TestSet
 from ..provenance import ensemble
 from ..results import BOX, BOX_TTA, publish, score
-from ..run import evaluation_settings
+from ..run import evaluation_settings, precision_of_tests
 from .data import Mapper, in_format
 
 logger = logging.getLogger(__name__)
@@ -53,12 +53,13 @@ class Detector:
     """
 
     def __init__(self, model: nn.Module, cfg: CfgNode, classes: tuple[str, ...]) -> None:
-        self.model, self.classes, self.cfg = model.eval(), classes, cfg
+        self.model, self.classes = model.eval(), classes
         self.mapper = Mapper(cfg, is_train=False)
+        self.precision = precision_of_tests(cfg, shared=False)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Found]:
-        with evaluation_settings(self.cfg):
+        with self.precision:
             outputs = self.model([self._sample(x) for x in images])
         return [to_arrays(output) for output in outputs]
 
@@ -189,8 +190,8 @@ class Parts(nn.Module):
 def as_tested(model: nn.Module, cfg: CfgNode, classes: Sequence[str] | None = None) -> nn.Module:
     """The model in the form that the config tests: unchanged, or with Appendix B's improvements.
 
-    In mixed precision (TEST_AMP) the corners of regions stay exact. With MULTI_SCALE_TEST each sample needs ``scales`` in addition to ``image``;
-    :class:`.data.Mapper` adds it.
+    In mixed precision (TEST_AMP) the corners of regions stay exact. With MULTI_SCALE_TEST each
+    sample needs ``scales`` in addition to ``image``; :class:`.data.Mapper` adds it.
 
     Args:
         classes: names of the classes that the model was trained on, if known.

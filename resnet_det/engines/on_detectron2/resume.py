@@ -21,7 +21,7 @@ from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from ...data.loader import training_batches
 from ...training import distributed, read_metrics
 from ...training.checkpoint import rng_state, storable
-from ...training.loop import not_finite, restore_rng
+from ...training.loop import file_names, not_finite, restore_rng
 from ...training.signals import exit_code, stop_signals
 
 # Scalars that depend on the clock: a resumed run measures them itself.
@@ -106,8 +106,8 @@ class Simple(SimpleTrainer):
         """Save the state before this iteration, and raise FloatingPointError in every process."""
         name = f"not_finite_{self.iter:07d}"
         path = self.resumable.save(name, self.iter - 1, self.resumable.before, newest=False)
-        batch = getattr(self.data_loader, "current", None)
-        raise FloatingPointError(not_finite(self.iter, losses, batch, path))
+        images = file_names(getattr(self.data_loader, "current", None))
+        raise FloatingPointError(not_finite(self.iter, losses, images, path))
 
     def _write_metrics(self, loss_dict, *args, **kwargs):
         # One exchange tells all processes of a loss that is not finite, and of a signal.

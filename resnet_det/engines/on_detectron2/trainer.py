@@ -200,11 +200,13 @@ def accumulate_in_training(trainer: SimpleTrainer, parts: int) -> None:
 
 
 def _autocast_in_training(model: nn.Module, dtype: torch.dtype) -> None:
-    """Run the forward pass in ``dtype``. bfloat16 has float32's range and needs no loss scaling."""
+    """Run forward passes with gradients in ``dtype``, as Detectron2's AMPTrainer does: not those of
+    tests, validation losses and precise BN. bfloat16 has float32's range and needs no loss scaling.
+    """
     forward, device = model.forward, next(model.parameters()).device.type
 
     def run(*args):
-        with torch.autocast(device, dtype, enabled=model.training):
+        with torch.autocast(device, dtype, enabled=model.training and torch.is_grad_enabled()):
             return forward(*args)
 
     model.forward = run
