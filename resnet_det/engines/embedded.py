@@ -156,7 +156,9 @@ def _train(cfg, resume, device, seed):
     def test(model):
         last = trainer.iteration == cfg.SOLVER.MAX_ITER
         tested, augment = as_tested(model, cfg, device), cfg.TEST.AUG.ENABLED and last
-        metrics = evaluate_model(tested, data.tests, cfg, augment=augment)
+        metrics = evaluate_model(
+            tested, data.tests, cfg, augment=augment, iteration=trainer.iteration - 1
+        )
         mapper = training_mapper(validation_config(cfg))
         workers = cfg.DATALOADER.NUM_WORKERS
         return metrics | validation_losses(model, data.validation, mapper, workers)

@@ -171,12 +171,13 @@ def evaluate_model(
     weights: dict[str, Any] | None = None,
     *,
     augment: bool = False,
+    iteration: int | None = None,
 ) -> dict[str, float]:
     """Evaluate a model on test sets and publish the results.
 
     Args:
         model: from :func:`as_tested`.
-        weights: see :func:`.results.publish`.
+        weights, iteration: see :func:`.results.publish`.
         augment: evaluate it with ``TEST.AUG`` as well.
 
     Returns:
@@ -186,7 +187,7 @@ def evaluate_model(
     if augment:
         copies = build_augmented(cast(Any, model), cfg)
         scored[BOX_TTA] = _scored(copies, tests, cfg, "inference_TTA", augmented=True)
-    return publish(cfg, scored, weights=weights)
+    return publish(cfg, scored, weights=weights, iteration=iteration)
 
 
 def _scored(model, tests, cfg, folder, augmented=False):

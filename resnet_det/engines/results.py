@@ -96,6 +96,7 @@ def publish(
     scored: Mapping[str, Scored],
     facts: Mapping[str, Any] | None = None,
     weights: Mapping[str, Any] | None = None,
+    iteration: int | None = None,
 ) -> dict[str, float]:
     """Log the tables of a run and write its ``report.html``.
 
@@ -105,6 +106,8 @@ def publish(
         facts: further facts for the head of the page.
         weights: the facts that the file ``MODEL.WEIGHTS`` carries, if the run only tests it;
             ``cfg`` then does not describe the training. None if this run trained the net.
+        iteration: index, from 0, of the last iteration of the training that this evaluation is part
+            of. ``metrics.json`` does not have these results yet.
 
     Returns:
         dict of metrics: ``bbox/AP``, ..., or ``<dataset>/bbox/AP``, ... if there are several
@@ -132,11 +135,14 @@ def publish(
         known = {f"weights: {key}": weights.get(key) for key in ("net", "seed", "commit")}
         known = {key: value for key, value in known.items() if value not in (None, "")}
         origin = {"weights": cfg.MODEL.WEIGHTS, **known}
+    lines = training.read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json")
+    if iteration is not None:
+        lines.append({"iteration": iteration, **flat})
     write_report(
         cfg.OUTPUT_DIR,
         pages,
         lambda path: pixels.read_image(path, "RGB"),
-        training.read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json"),
+        lines,
         {
             "net": cfg.MODEL.BACKBONE.NAME,
             **origin,

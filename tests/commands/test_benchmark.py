@@ -14,7 +14,13 @@ from resnet_det.training.numerics import numerics
 
 TOOL = Path(__file__).parents[2] / "tools/benchmark.py"
 ARGS = SimpleNamespace(
-    device="cuda:1", dtype="float32", size=(32, 48), threads=1, rois=8, appendix=False
+    device="cuda:1",
+    dtype="float32",
+    size=(32, 48),
+    threads=1,
+    rois=8,
+    appendix=False,
+    exported=False,
 )
 
 

@@ -117,13 +117,14 @@ def evaluate_model(
     weights: Mapping[str, Any] | None = None,
     *,
     augment: bool = False,
+    iteration: int | None = None,
 ) -> dict[str, float]:
     """Evaluate a model on test sets and publish the results.
 
     Args:
         model: from :func:`as_tested`.
         tests: from :func:`.class_matching.match_test_sets`.
-        weights: see :func:`.results.publish`.
+        weights, iteration: see :func:`.results.publish`.
         augment: evaluate it with Detectron2's test-time augmentation (``TEST.AUG``) as well.
 
     Returns:
@@ -134,7 +135,7 @@ def evaluate_model(
         copies = GeneralizedRCNNWithTTA(cfg, distributed.unwrap(model))
         scored[BOX_TTA] = _scored(cfg, copies, tests, "inference_TTA")
     facts = {"engine": f"Detectron2 {detectron2_version}", "processes": comm.get_world_size()}
-    return publish(cfg, scored, facts, weights)
+    return publish(cfg, scored, facts, weights, iteration)
 
 
 def _scored(cfg, model, tests, folder):

@@ -173,7 +173,8 @@ class Trainer(DefaultTrainer):
         distributed.share_buffers(model)  # evaluate the buffers that are saved
         augment = cfg.TEST.AUG.ENABLED and self.iter >= self.max_iter  # training is finished
         with undisturbed(model, torch.device(cfg.MODEL.DEVICE)):
-            metrics = evaluate_model(cfg, as_tested(model, cfg), self.tests, augment=augment)
+            tested, last = as_tested(model, cfg), min(self.iter, self.max_iter - 1)
+            metrics = evaluate_model(cfg, tested, self.tests, augment=augment, iteration=last)
             return metrics | self._validation_losses(cfg, distributed.unwrap(model))
 
     def _validation_losses(self, cfg, model):

@@ -10,7 +10,7 @@ from small_configs import DETECTOR
 
 from resnet_det.config.defaults import ConfigError
 from resnet_det.data.jitter import NO_JITTER
-from resnet_det.engines import embedded
+from resnet_det.engines import embedded, results
 from resnet_det.engines.embedded_data import training_mapper
 from resnet_det.engines.validation import validation_config
 
@@ -62,6 +62,15 @@ def test_training_is_the_same_with_it_and_after_a_resumption(config):
         parts = [line[f"val_{name}"] for name in LOSSES]
         assert min(parts) > 0 and line["val_total_loss"] == pytest.approx(sum(parts))
     assert "Loss on the test sets" in Path("output/with/report.html").read_text()
+
+
+def test_the_report_shows_every_evaluation(config, monkeypatch):
+    """The last one, too, whose line is written to metrics.json after the report."""
+    drawn = []
+    monkeypatch.setattr(results, "write_report", lambda *args, **_: drawn.append(args[3]))
+    embedded.train(config("report"))
+    shown = [line["iteration"] for line in drawn[-1] if "bbox/AP50" in line]
+    assert shown == [1, 3, 5]
 
 
 def test_several_sets_and_processes(config, monkeypatch):

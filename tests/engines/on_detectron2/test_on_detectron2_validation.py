@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("detectron2")
 
-from resnet_det.engines import embedded
+from resnet_det.engines import embedded, results
 from resnet_det.engines.on_detectron2 import engine
 
 pytestmark = pytest.mark.detectron2
@@ -51,6 +51,14 @@ def test_training_is_the_same_with_it_and_after_a_resumption(config, tmp_path):
     key = "fast_rcnn/cls_accuracy"
     assert [line.get(key) for line in plain] == [line.get(key) for line in seen]
     assert any(key in line for line in seen)
+
+
+def test_the_report_shows_every_evaluation(config, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(results, "write_report", lambda *args, **_: drawn.append(args[3]))
+    engine.train(config("SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "2"))
+    shown = [line["iteration"] for line in drawn[-1] if any("bbox/AP50" in key for key in line)]
+    assert shown == [1, 3]
 
 
 def test_both_engines_give_the_same_losses(config, tmp_path):
