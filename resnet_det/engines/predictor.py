@@ -74,8 +74,8 @@ class Predictor:
 
     Args:
         weights: a detector's checkpoint, from either engine or from Detectron2 itself; or an
-            address, as in ``MODEL.WEIGHTS`` (docs/weights.md); or an exported detector, .onnx or
-            .xml, which other libraries run on the CPU.
+            address, as in ``MODEL.WEIGHTS`` (docs/weights.md); or an exported detector, .onnx,
+            .xml or .pt2, which other libraries run on the CPU.
         engine: "detectron2", "torchvision" (the embedded engine), or "auto" (Detectron2 if it is
             installed). Both find the same objects.
         device: "cpu", "cuda", "cuda:1"; by default the GPU if there is one.
