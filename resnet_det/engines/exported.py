@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,8 @@ def _load_openvino(path: Path) -> Loaded:
 
 
 def _load_pt2(path: Path) -> Loaded:
+    if not zipfile.is_zipfile(path):  # torch would print a traceback
+        raise ExportError(f"{path}: torch.export cannot load it: not a .pt2 file, or a damaged one")
     torch = need("torch", path)
     need("torchvision", path)  # it registers the non-maximum suppression
     files = {"metadata.json": ""}

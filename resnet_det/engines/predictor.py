@@ -13,6 +13,7 @@ from PIL import Image
 from ..data import pixels
 from ..evaluation.draw import draw_boxes
 from ..weights import published
+from ..weights.files import SUFFIXES, check_path
 from . import Detector, Found, pick
 from .exported import RUNTIMES, load_exported
 
@@ -107,6 +108,8 @@ class Predictor:
         if not 0 <= score_thresh <= 1:
             raise ValueError(f"score_thresh: {score_thresh}: give a number from 0 to 1")
         self.score_thresh = score_thresh
+        if "://" not in str(weights):  # the engine resolves addresses
+            check_path(weights, (*SUFFIXES, *RUNTIMES))
         self.detector: Detector
         if Path(weights).suffix in RUNTIMES:
             if config is not None or overrides or str(device or "cpu") != "cpu":

@@ -271,7 +271,10 @@ def test_checkpoints_that_do_not_fit(checkpoint, engine, tmp_path):
     bare = checkpoint("bare.pth", bare=True)
     for weights, options, error, words in (
         (bare, {}, ConfigError, "bare.pth: carries no config"),
-        (tmp_path / "absent.pth", {}, WeightsError, "absent.pth: no such file"),
+        (tmp_path / "absent.pth", {}, WeightsError,
+         "absent.pth: no such file; give a .pth, .pkl, .safetensors, .onnx, .xml or .pt2 file"),
+        (tmp_path, {}, WeightsError, "is a folder; give a file in it"),
+        ("foo://x", {}, WeightsError, "^foo://x: unknown scheme foo://; .* resnet_det://"),
         (bare, {"config": checkpoint.config, "classes": CLASSES[:7]}, ConfigError,
          "NUM_CLASSES: 8, but the argument classes has 7 classes"),
         (checkpoint("rpn.pth", "MODEL.META_ARCHITECTURE", "ProposalNetwork"), {}, ConfigError,
