@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from ..config.checks import check_pairs
 from ..data import pixels
 from ..data.synthetic.scenes import draw_scene
 from ..detector.appendix import Thresholds
@@ -111,6 +112,7 @@ class Exporter:
                 f"exporting needs torch {TORCH} or newer, and this is {torch.__version__}: "
                 "pip install 'resnet_det[export]'"
             )
+        check_pairs(overrides)
         keys = ["MODEL.DEVICE", "cpu", "RESNET_DET.FAST", True, "RESNET_DET.TEST_AMP", False]
         config = published.config_of(weights)
         self.detector = load_detector(weights, config, [*keys, *overrides], score_thresh=1)
