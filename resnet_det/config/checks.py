@@ -148,6 +148,12 @@ def _check_together(cfg: CfgNode) -> None:
         )
 
 
+def check_pairs(overrides: Any) -> None:
+    """Raise ConfigError unless overrides are a list KEY, VALUE, ..."""
+    if not isinstance(overrides, list | tuple) or len(overrides) % 2:
+        raise ConfigError(f"overrides {overrides!r}: give a list of pairs KEY VALUE")
+
+
 def check_batch(cfg: CfgNode, images: int, overrides: Sequence[Any]) -> None:
     """Warn if the command line changes the batch size but not the learning rate.
 

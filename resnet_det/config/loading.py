@@ -13,7 +13,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from ..hints import did_you_mean
-from .checks import check_batch, check_keys, check_values, resolve_device
+from .checks import check_batch, check_keys, check_pairs, check_values, resolve_device
 from .defaults import SWITCHED_OFF, ConfigError, flatten, get_cfg
 from .messages import examples, explained, fits, wrong_value
 
@@ -207,8 +207,7 @@ def _load(content: Mapping[str, Any], where: str | Path, overrides: Sequence[Any
     cfg = get_cfg()
     _merge(cfg, content, where)
     overrides, images = list(overrides), cfg.SOLVER.IMS_PER_BATCH
-    if len(overrides) % 2:
-        raise ConfigError(f"overrides {overrides}: give pairs KEY VALUE")
+    check_pairs(overrides)
     _merge(cfg, dict(zip(overrides[::2], overrides[1::2])), "command line")
     check_values(cfg)
     resolve_device(cfg)

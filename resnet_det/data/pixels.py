@@ -250,6 +250,8 @@ def _opened(path: Source) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError:
         raise ImageError(path, "missing image file") from None
+    except IsADirectoryError:
+        raise ImageError(path, "is a folder; give an image file") from None
     except UnidentifiedImageError:
         raise ImageError(path, "not an image, or in a format that Pillow does not know") from None
     except Image.DecompressionBombError as error:

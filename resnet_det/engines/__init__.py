@@ -100,6 +100,6 @@ def pick(name: str = "auto") -> Engine:
         raise ValueError(
             f"engine 'detectron2': Detectron2 {problem}; see its install page, "
             "https://detectron2.readthedocs.io/en/latest/tutorials/install.html, "
-            "or use --engine torchvision"
+            "or use engine 'torchvision'"
         )
     return importlib.import_module(".embedded", __name__)

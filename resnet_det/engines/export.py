@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from ..config.checks import check_pairs
 from ..data import pixels
 from ..data.synthetic.scenes import draw_scene
 from ..detector.appendix import Thresholds
@@ -78,7 +79,7 @@ def export(
         ExportError: the detector cannot be exported, or the file finds other objects.
     """
     output = Path(output)
-    suffix, write, load = FORMATS[format]
+    suffix, write = FORMATS[format]
     if output.suffix != suffix:
         raise ExportError(f"{output}: the name of a file for {format} must end with {suffix}")
     exporter = Exporter(weights, overrides)
@@ -89,7 +90,7 @@ def export(
     with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
         path = Path(folder) / output.name
         write(exporter.program(), path, exporter.metadata())
-        count = exporter.check(load(path), pictures, output)
+        count = exporter.check(Exported(path).run, pictures, output)
         for file in sorted(os.listdir(folder)):
             os.replace(Path(folder) / file, output.parent / file)
     return count
@@ -111,6 +112,7 @@ class Exporter:
                 f"exporting needs torch {TORCH} or newer, and this is {torch.__version__}: "
                 "pip install 'resnet_det[export]'"
             )
+        check_pairs(overrides)
         keys = ["MODEL.DEVICE", "cpu", "RESNET_DET.FAST", True, "RESNET_DET.TEST_AMP", False]
         config = published.config_of(weights)
         self.detector = load_detector(weights, config, [*keys, *overrides], score_thresh=1)
@@ -128,9 +130,9 @@ class Exporter:
         mapper = self.mapper
         return capture(self.model, mapper.short_sizes[0], mapper.max_size, mapper.format)
 
-    def metadata(self) -> dict[str, str]:
-        """What the exported file says of itself, as JSON by name."""
-        facts = {
+    def metadata(self) -> dict[str, Any]:
+        """What the exported file says of itself, by name. All values can be written as JSON."""
+        return {
             "classes": self.detector.classes,
             "image": "uint8 (H, W, 3), RGB, of any size",
             "boxes": "float32 (N, 4), x1 y1 x2 y2 in pixels of the image: its top left corner is "
@@ -142,7 +144,6 @@ class Exporter:
             "max_size": self.mapper.max_size,
             "made_by": f"resnet_det {commit()}".strip(),
         }
-        return {key: json.dumps(value) for key, value in facts.items()}
 
     def check(self, run: Run, pictures: Sequence[np.ndarray], name: str | Path) -> int:
         """Compare the objects that an exported detector finds with those of the detector itself.
@@ -210,8 +211,13 @@ def capture(model: FasterRCNN, short: int, longest: int, format: str) -> Exporte
 # ---- writing
 
 
+def _texts(metadata: dict[str, Any]) -> dict[str, str]:
+    """Encode each entry as JSON, for the formats that hold texts by name."""
+    return {key: json.dumps(value) for key, value in metadata.items()}
+
+
 @_quiet()
-def _onnx(program: ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
+def _onnx(program: ExportedProgram, path: Path, metadata: dict[str, Any]) -> None:
     need("onnx", path)
     opset = need("onnxscript", path).opset18
 
@@ -230,46 +236,36 @@ def _onnx(program: ExportedProgram, path: Path, metadata: dict[str, str]) -> Non
         verbose=False,
     )
     assert exported is not None
-    exported.model.metadata_props.update(metadata)
+    exported.model.metadata_props.update(_texts(metadata))
     exported.save(path)
 
 
-def _openvino(program: ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
+def _openvino(program: ExportedProgram, path: Path, metadata: dict[str, Any]) -> None:
     openvino = need("openvino", path)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         onnx = Path(folder) / "model.onnx"
         _onnx(program, onnx, {})
         model = openvino.Core().read_model(onnx)
-        for key, text in metadata.items():
+        for key, text in _texts(metadata).items():
             model.set_rt_info(text, ["resnet_det", key])
         openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def _pt2(program: ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
+def _pt2(program: ExportedProgram, path: Path, metadata: dict[str, Any]) -> None:
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
 
 
-def _load_pt2(path: Path) -> Run:
-    module = torch.export.load(path).module()
-    return lambda image: tuple(x.numpy() for x in module(torch.tensor(image)))
-
-
-def _load(path: Path) -> Run:
-    return Exported(path).run
-
-
 class Format(NamedTuple):
-    """A format of exported files: its suffix, and the functions that write and load a file."""
+    """A format of exported files: its suffix, and the function that writes a file."""
 
     suffix: str
-    write: Callable[[ExportedProgram, Path, dict[str, str]], None]
-    load: Callable[[Path], Run]
+    write: Callable[[ExportedProgram, Path, dict[str, Any]], None]
 
 
 FORMATS = {
-    "onnx": Format(".onnx", _onnx, _load),
-    "openvino": Format(".xml", _openvino, _load),
-    "pt2": Format(".pt2", _pt2, _load_pt2),
+    "onnx": Format(".onnx", _onnx),
+    "openvino": Format(".xml", _openvino),
+    "pt2": Format(".pt2", _pt2),
 }
 
 

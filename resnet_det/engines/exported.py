@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from . import Found
 
 OUTPUTS = ("boxes", "scores", "classes")
 Run = Callable[[np.ndarray], Found]  # of one image
+Loaded = tuple[Run, dict[str, Any]]  # and the metadata
 
 
 class ExportError(ValueError):
@@ -37,10 +39,9 @@ class Exported:
         load = RUNTIMES[Path(path).suffix]
         if not Path(path).is_file():
             raise ExportError(f"{path}: no such file")
-        self.run, texts = load(Path(path))
-        if "classes" not in texts:
+        self.run, self.metadata = load(Path(path))
+        if "classes" not in self.metadata:
             raise ExportError(f"{path}: does not name its classes: export it by tools/export.py")
-        self.metadata = {key: json.loads(text) for key, text in texts.items()}
         self.classes = tuple(self.metadata["classes"])
         self.score_thresh: float = self.metadata["score_thresh"]
 
@@ -91,17 +92,22 @@ def need(library: str, path: str | Path) -> Any:
         ) from error
 
 
-def _load_onnx(path: Path) -> tuple[Run, Mapping[str, str]]:
+def _parsed(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Parse the metadata of a file that holds each entry as a text in JSON."""
+    return {key: json.loads(text) for key, text in texts.items()}
+
+
+def _load_onnx(path: Path) -> Loaded:
     onnxruntime = need("onnxruntime", path)
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # of many types
         raise ExportError(f"{path}: ONNX Runtime cannot load it: {error}") from error
     metadata = session.get_modelmeta().custom_metadata_map
-    return lambda image: tuple(session.run(OUTPUTS, {"image": image})), metadata
+    return lambda image: tuple(session.run(OUTPUTS, {"image": image})), _parsed(metadata)
 
 
-def _load_openvino(path: Path) -> tuple[Run, Mapping[str, str]]:
+def _load_openvino(path: Path) -> Loaded:
     openvino = need("openvino", path)
     core = openvino.Core()
     try:
@@ -116,11 +122,29 @@ def _load_openvino(path: Path) -> tuple[Run, Mapping[str, str]]:
         found = compiled([image])
         return found["boxes"], found["scores"], found["classes"]
 
-    return run, metadata
+    return run, _parsed(metadata)
+
+
+def _load_pt2(path: Path) -> Loaded:
+    if not zipfile.is_zipfile(path):  # torch would print a traceback
+        raise ExportError(f"{path}: torch.export cannot load it: not a .pt2 file, or a damaged one")
+    torch = need("torch", path)
+    need("torchvision", path)  # it registers the non-maximum suppression
+    files = {"metadata.json": ""}
+    try:
+        module = torch.export.load(path, extra_files=files).module()
+    except Exception as error:  # of many types
+        raise ExportError(f"{path}: torch.export cannot load it: {error}") from error
+
+    def run(image: np.ndarray) -> Found:
+        return tuple(x.numpy() for x in module(torch.tensor(image)))
+
+    return run, json.loads(files["metadata.json"] or "{}")
 
 
 # The runtimes by the suffix of the files that they read.
-RUNTIMES: dict[str, Callable[[Path], tuple[Run, Mapping[str, str]]]] = {
+RUNTIMES: dict[str, Callable[[Path], Loaded]] = {
     ".onnx": _load_onnx,
     ".xml": _load_openvino,
+    ".pt2": _load_pt2,
 }

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..config.checks import check_pairs
 from ..data import pixels
 from ..evaluation.draw import draw_boxes
 from ..weights import published
+from ..weights.files import SUFFIXES, check_path
 from . import Detector, Found, pick
 from .exported import RUNTIMES, load_exported
 
@@ -74,8 +76,8 @@ class Predictor:
 
     Args:
         weights: a detector's checkpoint, from either engine or from Detectron2 itself; or an
-            address, as in ``MODEL.WEIGHTS`` (docs/weights.md); or an exported detector, .onnx or
-            .xml, which other libraries run on the CPU.
+            address, as in ``MODEL.WEIGHTS`` (docs/weights.md); or an exported detector, .onnx,
+            .xml or .pt2, which other libraries run on the CPU.
         engine: "detectron2", "torchvision" (the embedded engine), or "auto" (Detectron2 if it is
             installed). Both find the same objects.
         device: "cpu", "cuda", "cuda:1"; by default the GPU if there is one.
@@ -104,9 +106,12 @@ class Predictor:
         classes: Sequence[str] | None = None,
         overrides: Sequence[Any] = (),
     ) -> None:
-        if not 0 <= score_thresh <= 1:
-            raise ValueError(f"score_thresh: {score_thresh}: give a number from 0 to 1")
+        if isinstance(score_thresh, str) or not 0 <= score_thresh <= 1:
+            raise ValueError(f"score_thresh: {score_thresh!r}: give a number from 0 to 1")
+        check_pairs(overrides)
         self.score_thresh = score_thresh
+        if "://" not in str(weights):  # the engine resolves addresses
+            check_path(weights, (*SUFFIXES, *RUNTIMES))
         self.detector: Detector
         if Path(weights).suffix in RUNTIMES:
             if config is not None or overrides or str(device or "cpu") != "cpu":
@@ -174,6 +179,20 @@ class Predictor:
         return Prediction(image, boxes[keep], scores[keep], classes[keep], names, self.classes)
 
 
+def _cure(image: np.ndarray | torch.Tensor) -> str:
+    """How to convert an array or a tensor of floats or of a grey image, for an error."""
+    tensor = isinstance(image, torch.Tensor)
+    channels = image.shape[:1] if tensor else image.shape[2:]
+    cure = ""
+    if "float" in str(image.dtype):
+        convert = "to(torch.uint8)" if tensor else "astype('uint8')"
+        cure += f"; if its values are from 0 to 1: (image * 255).round().{convert}"
+    if image.ndim == 2 or (image.ndim == 3 and tuple(channels) == (1,)):
+        repeated = "image.expand(3, -1, -1)" if tensor else "numpy.dstack([image] * 3)"
+        cure += f"; if it is grey: {repeated}"
+    return cure
+
+
 def _rgb(image: Any, format: str, name: str) -> np.ndarray:
     """Any kind of image that a :class:`Predictor` takes, as uint8 RGB (H, W, 3).
 
@@ -194,6 +213,8 @@ def _rgb(image: Any, format: str, name: str) -> np.ndarray:
         )
     kind, shape = str(image.dtype).removeprefix("torch."), tuple(image.shape)
     if kind != "uint8" or len(shape) != 3 or tuple(channels) != (3,) or 0 in shape:
-        raise ValueError(f"{name}: is {kind} {shape}: give {format} pixels, uint8 {layout}")
+        raise ValueError(
+            f"{name}: is {kind} {shape}: give {format} pixels, uint8 {layout}{_cure(image)}"
+        )
     array = image if isinstance(image, np.ndarray) else image.cpu().numpy().transpose(1, 2, 0)
     return np.ascontiguousarray(array if format == "RGB" else array[:, :, ::-1])

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 
 from ..files import whole_file
 from .pickles import Unread, WeightsError, read_pickle, reason
-from .published import is_address, local_file
+from .published import is_address, known_schemes, local_file
 from .torch_files import read_torch
 
 # ---- safetensors
@@ -32,7 +33,9 @@ def read_safetensors(path: str | Path) -> dict[str, dict]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             meta = json.loads((file.metadata() or {}).get("meta", "{}"))
     except Exception as error:  # safetensors and json raise their own types
-        raise WeightsError(f"{path}: not a readable safetensors file: {reason(error)}") from error
+        raise WeightsError(
+            f"{path}: holds no readable weights in the format of safetensors: {reason(error)}"
+        ) from error
     return {"model": tensors, "meta": meta}
 
 
@@ -41,6 +44,35 @@ def read_safetensors(path: str | Path) -> dict[str, dict]:
 # The entries of a file that hold the tensors, perhaps one within the other.
 _HOLDERS = ("model", "state_dict", "blobs")
 SUFFIXES = (".pth", ".pkl", ".safetensors")
+
+
+def check_path(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> None:
+    """Check that a path is a file.
+
+    Args:
+        suffixes: those of the files that the caller reads, for the message.
+
+    Raises:
+        WeightsError: it is a folder, does not exist, or has an unknown scheme.
+    """
+    if Path(path).is_file():
+        return
+    scheme, separator, _ = str(path).partition("://")
+    if separator:
+        raise WeightsError(
+            f"{path}: unknown scheme {scheme}://; give a file or an address that begins with "
+            f"{_either(known_schemes())}"
+        )
+    if Path(path).is_dir():
+        final = Path(path) / "model_final.pth"
+        raise WeightsError(
+            f"{path}: is a folder; give {final if final.is_file() else 'a file in it'}"
+        )
+    raise WeightsError(f"{path}: no such file; give a {_either(suffixes)} file")
+
+
+def _either(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def read_file(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -64,9 +96,8 @@ def read_file(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
             raise WeightsError(
                 f"{error} (downloaded from {path}; remove it to do so again)"
             ) from error
+    check_path(path)
     path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file; give a .pth, .pkl or .safetensors file")
     if path.suffix == ".safetensors":
         content = read_safetensors(path)
     elif path.suffix == ".pkl":

@@ -17,8 +17,10 @@ class WeightsError(ValueError):
 
 
 def reason(error: Exception) -> str:
-    """The type and the first line of an error."""
+    """Why a file cannot be read: the first line of an error, with its type unless it is ours."""
     first = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, pickle.UnpicklingError):
+        return first
     return f"{type(error).__name__}: {first[:300]}"
 
 
@@ -141,6 +143,14 @@ class Unpickler(pickle._Unpickler):  # type: ignore
         self.strict = strict
         self.unread: dict[str, type[Unread]] = {}
 
+    def load(self) -> Any:
+        try:
+            return super().load()
+        except pickle.UnpicklingError:
+            raise
+        except Exception as error:  # bytes that are no pickle raise many types
+            raise pickle.UnpicklingError("it is no pickle, or a damaged one") from error
+
     def find_class(self, module, name):
         if (module, name) in self.stand_ins:
             return self.stand_ins[module, name]
@@ -209,6 +219,6 @@ def read_pickle(path: str | Path, content: bytes | None = None, strict: bool = T
         unpickler = Unpickler(io.BytesIO(content), strict)
         value = finished(unpickler.load())
     except Exception as error:  # a damaged pickle raises many types
-        raise WeightsError(f"{path}: not a readable pickle of arrays: {reason(error)}") from error
+        raise WeightsError(f"{path}: holds no readable arrays: {reason(error)}") from error
     unpickler.log_unread(path)
     return value

@@ -138,7 +138,12 @@ PUBLISHED = (
 
 def is_address(path: str | Path) -> bool:
     """Whether a path is an address that :func:`local_file` resolves."""
-    return str(path).startswith(("http://", "https://", shipped.SCHEME, *SCHEMES))
+    return str(path).startswith(known_schemes())
+
+
+def known_schemes() -> tuple[str, ...]:
+    """The beginnings of the addresses that :func:`local_file` resolves."""
+    return ("https://", "http://", shipped.SCHEME, *SCHEMES)
 
 
 def url_of(address: str) -> str:

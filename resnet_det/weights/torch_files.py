@@ -109,13 +109,13 @@ def read_torch(path: str | Path, strict: bool = True) -> Any:
     zipped = start == b"PK\x03\x04"
     if not zipped and start[:1] != b"\x80":
         raise WeightsError(
-            f"{path}: not a weight file: torch.save writes a zip archive or a pickle, and this is "
+            f"{path}: holds no weights: torch.save writes a zip archive or a pickle, and this is "
             "neither; give a .pth, .pkl or .safetensors file"
         )
     try:
         unpickler, value = (_read_zip if zipped else _read_legacy)(path, strict)
     except Exception as error:  # a damaged file raises many types
-        raise WeightsError(f"{path}: not a readable weight file: {reason(error)}") from error
+        raise WeightsError(f"{path}: holds no readable weights: {reason(error)}") from error
     unpickler.log_unread(path)
     return value
 
@@ -128,7 +128,10 @@ def _read_zip(path, strict) -> tuple[_Unpickler, Any]:
         ):
             raise zipfile.BadZipFile("compressed, which torch never writes")
         names = archive.namelist()
-        (main,) = (name for name in names if name.endswith("/data.pkl"))
+        mains = [name for name in names if name.endswith("/data.pkl")]
+        if len(mains) != 1:
+            raise pickle.UnpicklingError("it is a zip archive, but not one of torch.save")
+        main = mains[0]
         folder = main.removesuffix("data.pkl")
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
             raise pickle.UnpicklingError("big-endian tensors are not supported")

@@ -306,7 +306,7 @@ def test_unreadable_file_is_named(tmp_path, content, what):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(ImageError, match=r"none\.jpg: missing image file"):
         pixels.read_image(tmp_path / "none.jpg")
-    with pytest.raises(ImageError, match="cannot be decoded"):
+    with pytest.raises(ImageError, match="is a folder; give an image file"):
         pixels.read_image(tmp_path)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from resnet_det.weights.pickles import WeightsError
 
 QUICKSTART = "resnet_det://quickstart"
 PAGE = (Path(__file__).parents[2] / "docs/export.md").read_text()
-PROGRAM, NAMES = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+PROGRAM, NAMES, PT2_PROGRAM = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 CLASSES = [f"kind{i}" for i in range(8)]
 STAGES, LEVELS = ["res2", "res3", "res4", "res5"], ["p2", "p3", "p4", "p5"]
 NETS = {
@@ -116,6 +117,14 @@ def onnx(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def pt2(tmp_path_factory):
+    """The shipped detector, exported for torch.export."""
+    path = tmp_path_factory.mktemp("pt2") / "quickstart.pt2"
+    assert export(QUICKSTART, path, "pt2") > 20
+    return path
+
+
+@pytest.fixture(scope="module")
 def exporter():
     return Exporter(QUICKSTART)
 
@@ -138,19 +147,40 @@ def test_the_documented_program_needs_onnxruntime_and_numpy_only(onnx):
     np.save(onnx.parent / "image.npy", picture)
     imports = re.findall(r"^(?:import|from) (\w+)", PROGRAM, re.MULTILINE)
     assert imports == ["numpy", "onnxruntime"] and len(PROGRAM.split("\n\n")[1].splitlines()) <= 10
-    report = "\nimport sys\nassert not {'torch', 'resnet_det'} & set(sys.modules)\n"
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM + NAMES + report],
-        cwd=onnx.parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    *objects, names = run.stdout.splitlines()
+    *objects, names = lines_of(PROGRAM + NAMES, onnx.parent, without={"torch", "resnet_det"})
     expected = Predictor(QUICKSTART, "torchvision", "cpu")(picture)
     assert len(objects) == len(expected) > 0
     for line, box, score, label in zip(objects, expected.boxes, expected.scores, expected.classes):
         found = np.array(re.findall(r"[\d.]+(?:e-\d+)?", line), float)
         np.testing.assert_allclose(found, [label, score, *box], rtol=0, atol=0.5)
     assert names == str(list(Predictor(QUICKSTART, "torchvision", "cpu").classes))
+
+
+def test_the_documented_program_for_pt2_needs_torch_torchvision_and_numpy_only(pt2):
+    picture = read_image(shipped.pictures()[0], "RGB")
+    np.save(pt2.parent / "image.npy", picture)
+    imports = re.findall(r"^(?:import|from) (\w+)", PT2_PROGRAM, re.MULTILINE)
+    assert imports == ["json", "numpy", "torch", "torchvision"]
+    expected = Predictor(QUICKSTART, "torchvision", "cpu")(picture)
+    objects = lines_of(PT2_PROGRAM, pt2.parent, without={"resnet_det"})
+    assert len(objects) == len(expected) > 0
+    for line, box, score, name in zip(objects, expected.boxes, expected.scores, expected.names):
+        found, *numbers = line.split()
+        assert found == name
+        np.testing.assert_allclose([float(x) for x in numbers], [score, *box], rtol=0, atol=0.5)
+
+
+def test_the_predictor_runs_a_pt2_file(pt2, tmp_path):
+    ours, exported = Predictor(QUICKSTART, "torchvision", "cpu"), Predictor(pt2)
+    assert exported.classes == ours.classes and exported.detector.metadata["min_size"] == 96
+    assert len(ours(scene())) > 0
+    assert_same(exported(scene()), ours(scene()))
+    (tmp_path / "broken.pt2").write_bytes(pt2.read_bytes()[:1000])
+    with pytest.raises(ExportError, match=r"broken.pt2: torch.export cannot load it: .+"):
+        Predictor(tmp_path / "broken.pt2")
+    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.ones(1),)), tmp_path / "x.pt2")
+    with pytest.raises(ExportError, match="x.pt2: does not name its classes: export it by tools"):
+        Predictor(tmp_path / "x.pt2")
 
 
 def test_the_predictor_runs_the_file(onnx):
@@ -352,10 +382,11 @@ def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch):
     def load(path):
         assert path.read_text() == "program"
         nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
-        return lambda image: nothing
+        return SimpleNamespace(run=lambda image: nothing)
 
-    wrong = exporting.Format(".onnx", lambda program, path, _: path.write_text("program"), load)
+    wrong = exporting.Format(".onnx", lambda program, path, _: path.write_text("program"))
     monkeypatch.setitem(FORMATS, "onnx", wrong)
+    monkeypatch.setattr(exporting, "Exported", load)
     monkeypatch.setattr(Exporter, "program", lambda self: None)
     (tmp_path / "model.onnx").write_text("an older one")
     with pytest.raises(ExportError, match="model.onnx: not written, because it differs"):
@@ -425,12 +456,27 @@ def test_a_published_address_brings_its_config(checkpoint, server, tmp_path, mon
     )  # fmt: skip
     monkeypatch.setattr(published, "PUBLISHED", [entry])
     monkeypatch.setitem(published.SCHEMES, "torchvision://", f"{server.url}/")
-    assert json.loads(Exporter("torchvision://tiny").metadata()["classes"]) == CLASSES
+    assert list(Exporter("torchvision://tiny").metadata()["classes"]) == CLASSES
     with pytest.raises(ConfigError, match="carries no config"):
         Exporter(bare)
 
 
 # ---- helpers
+
+
+def lines_of(program, folder, without):
+    """Run a program in a folder. Returns the lines that it prints.
+
+    Args:
+        without: modules that it must not import.
+    """
+    report = f"\nimport sys\nassert not {without} & set(sys.modules)\n"
+    run = subprocess.run(
+        [sys.executable, "-c", program + report],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
 
 
 def items(kind):

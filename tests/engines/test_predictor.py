@@ -233,6 +233,7 @@ def test_other_modes_are_read_as_in_datasets(predictor, tmp_path):
 @pytest.mark.parametrize("given, words", [
     (np.zeros((9, 9, 3)), r"image: is float64 \(9, 9, 3\): give RGB pixels, uint8 \(H, W, 3\)"),
     (np.zeros((9, 9), np.uint8), r"image: is uint8 \(9, 9\)"),
+    (".", r"\.: is a folder; give an image file"),
     (np.zeros((9, 9, 4), np.uint8), r"is uint8 \(9, 9, 4\)"),
     (np.zeros((3, 9, 9), np.uint8), r"is uint8 \(3, 9, 9\)"),
     (np.zeros((2, 9, 9, 3), np.uint8), r"is uint8 \(2, 9, 9, 3\)"),
@@ -251,17 +252,42 @@ def test_wrong_input_gets_one_line(checkpoint, given, words):
     predictor = Predictor(checkpoint("model.pth"), "torchvision", "cpu")
     with pytest.raises((ValueError, TypeError), match=words) as caught:
         predictor(given)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 130
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 190
     assert isinstance(caught.value, ImageError) == ("image file" in words or "mode" in words)
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+@pytest.mark.parametrize("shape", [(9, 12), (9, 12, 3), (9, 12, 1)])
+@pytest.mark.parametrize("floats", [False, True])
+def test_what_the_error_says_of_floats_and_grey_images_works(predictor, kind, shape, floats):
+    given = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    expected = np.broadcast_to(given.reshape(9, 12, -1), (9, 12, 3))
+    if floats:
+        given = given / np.float32(255)
+    elif shape == (9, 12, 3):
+        return  # it is no error
+    if kind == "tensor":
+        given = torch.tensor(given.transpose(2, 0, 1) if given.ndim == 3 else given)
+    with pytest.raises(ValueError, match="image: is ") as caught:
+        predictor(given)
+    _, *cures = str(caught.value).split("; if ")
+    assert len(cures) == floats + (shape != (9, 12, 3))
+    for cure in cures:
+        given = eval(cure.split(": ")[1], {"numpy": np, "torch": torch, "image": given})
+    np.testing.assert_array_equal(predictor(given).image, expected)
 
 
 def test_wrong_arguments(checkpoint, predictor):
     path = checkpoint("model.pth")
-    for score in (-0.1, 50, float("nan")):
-        with pytest.raises(ValueError, match=f"score_thresh: {score}: give a number from 0 to 1"):
+    for score in (-0.1, 50, float("nan"), "0.5"):
+        with pytest.raises(ValueError, match=f"score_thresh: {score!r}: give a number from 0 to 1"):
             Predictor(path, score_thresh=score)
     with pytest.raises(ValueError, match="format: 'GBR': use RGB or BGR"):
         predictor(image(), format="GBR")
+    for overrides in (["SEED"], {"SEED": 1, "VERSION": 2}, "SEED 1"):
+        with pytest.raises(ConfigError) as caught:
+            Predictor(path, overrides=overrides)
+        assert str(caught.value) == f"overrides {overrides!r}: give a list of pairs KEY VALUE"
     with pytest.raises(ValueError, match="engine 'tensorflow'"):
         Predictor(path, engine="tensorflow")
 
@@ -271,7 +297,10 @@ def test_checkpoints_that_do_not_fit(checkpoint, engine, tmp_path):
     bare = checkpoint("bare.pth", bare=True)
     for weights, options, error, words in (
         (bare, {}, ConfigError, "bare.pth: carries no config"),
-        (tmp_path / "absent.pth", {}, WeightsError, "absent.pth: no such file"),
+        (tmp_path / "absent.pth", {}, WeightsError,
+         "absent.pth: no such file; give a .pth, .pkl, .safetensors, .onnx, .xml or .pt2 file"),
+        (tmp_path, {}, WeightsError, "is a folder; give a file in it"),
+        ("foo://x", {}, WeightsError, "^foo://x: unknown scheme foo://; .* resnet_det://"),
         (bare, {"config": checkpoint.config, "classes": CLASSES[:7]}, ConfigError,
          "NUM_CLASSES: 8, but the argument classes has 7 classes"),
         (checkpoint("rpn.pth", "MODEL.META_ARCHITECTURE", "ProposalNetwork"), {}, ConfigError,
@@ -360,3 +389,11 @@ def test_agrees_with_detectron2s_predictor(tmp_path):
             assert found.classes.tolist() == expected.pred_classes.tolist()
             np.testing.assert_allclose(found.boxes, expected.pred_boxes.tensor, atol=atol)
             np.testing.assert_allclose(found.scores, expected.scores, atol=atol)
+
+
+def test_an_absent_detectron2_is_explained_to_python(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match="Detectron2 is not installed; .*or use engine 'torchvision'$"
+    ):
+        Predictor("resnet_det://quickstart", engine="detectron2")

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import random
 import re
 import tracemalloc
 import zipfile
@@ -108,8 +109,50 @@ def test_text_is_refused_in_plain_words(tmp_path, name):
     with pytest.raises(WeightsError) as caught:
         read(tmp_path / name)
     assert str(caught.value) == (
-        f"{tmp_path / name}: not a weight file: torch.save writes a zip archive or a pickle, and "
+        f"{tmp_path / name}: holds no weights: torch.save writes a zip archive or a pickle, and "
         "this is neither; give a .pth, .pkl or .safetensors file"
+    )
+
+
+NOT_WEIGHTS = {
+    "markdown": b"# Title\n",
+    "json": b'{"a": 1}',
+    "JPEG": b"\xff\xd8\xff\xe0\x00\x10JFIF\x00",
+    "random": bytes(random.Random(0).randbytes(5000)),
+    "like a pickle": b"\x80\x02" + random.Random(1).randbytes(5000),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors", ".jpg"])
+@pytest.mark.parametrize("kind", NOT_WEIGHTS)
+def test_other_files_hold_no_weights(tmp_path, kind, suffix):
+    path = tmp_path / f"file{suffix}"
+    path.write_bytes(NOT_WEIGHTS[kind])
+    with pytest.raises(WeightsError, match="holds no (readable )?(weights|arrays)") as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    assert not re.search("(Key|Index|Value|Type|EOF|Unicode)[A-Za-z]*Error", str(caught.value))
+
+
+def test_another_zip_archive_is_refused_in_plain_words(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.ones(3))
+    with pytest.raises(WeightsError, match="holds no readable weights: it is a zip archive, but "):
+        read(tmp_path / "a.npz")
+
+
+def test_a_path_that_is_no_file_is_explained(tmp_path):
+    with pytest.raises(WeightsError) as caught:
+        read(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: is a folder; give a file in it"
+    (tmp_path / "model_final.pth").touch()
+    with pytest.raises(WeightsError) as caught:
+        read(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: is a folder; give {tmp_path / 'model_final.pth'}"
+    with pytest.raises(WeightsError) as caught:
+        read("foo://x")
+    assert str(caught.value) == (
+        "foo://x: unknown scheme foo://; give a file or an address that begins with https://, "
+        "http://, resnet_det://, detectron2:// or torchvision://"
     )
 
 

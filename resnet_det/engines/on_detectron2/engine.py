@@ -26,6 +26,7 @@ from detectron2.utils.logger import setup_logger
 from ...config.checks import (
     check_batch,
     check_lengths,
+    check_pairs,
     check_ranges,
     check_users,
     resolve_device,
@@ -137,8 +138,7 @@ def _load(
     cfg = _File(get_cfg())
     add_resnet_det_config(cfg)
     overrides = list(overrides)
-    if len(overrides) % 2:
-        raise ConfigError(f"overrides {overrides}: give pairs KEY VALUE")
+    check_pairs(overrides)
     known = examples(flatten(cfg))
     for source, merge in (
         (where, merge_content),

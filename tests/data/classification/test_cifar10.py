@@ -156,7 +156,7 @@ class Hostile:
             pickle.dumps({"data": np.zeros((COUNT, 3072), np.uint8), "labels": [0]}),
             "1 labels for 20 images",
         ),
-        (b"", "not a readable pickle"),
+        (b"", "holds no readable arrays"),
     ],
 )
 def test_a_pickle_runs_no_code_and_must_be_a_batch(tmp_path, monkeypatch, content, words):
