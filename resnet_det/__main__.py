@@ -53,7 +53,7 @@ def main() -> None:
         print(__version__)
         return
     if name not in COMMANDS:
-        hint = did_you_mean(name, COMMANDS) or "; resnet-det --help lists them"
+        hint = did_you_mean(name, COMMANDS) or "; resnet-det --help lists the commands"
         sys.exit(f"error: unknown command {name}{hint}")
     from resnet_det.commands import cli
 

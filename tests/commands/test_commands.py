@@ -52,7 +52,10 @@ def test_the_console_script_runs_the_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["resnet-det", "model-table", "cifar_resnet21"])
     with pytest.raises(SystemExit, match="error: .*cifar_resnet21.*cifar_resnet20"):
         console.main()
-    for word, hint in (("traim", "did you mean train?"), ("x", "resnet-det --help lists them")):
+    for word, hint in (
+        ("traim", "did you mean train?"),
+        ("x", "resnet-det --help lists the commands"),
+    ):
         monkeypatch.setattr(sys, "argv", ["resnet-det", word])
         with pytest.raises(SystemExit) as end:
             console.main()

@@ -14,7 +14,9 @@ logger = logging.getLogger(__name__)
 def log_start(images: int, folder: str) -> None:
     """Say that drawing begins, as it takes long. A warning is shown even before a run sets up its
     log, which is when most datasets are drawn."""
-    logger.warning("drawing %d images in %s: this is done once and may take minutes", images, folder)
+    logger.warning(
+        "drawing %d images in %s: this is done once and may take minutes", images, folder
+    )
 
 
 @dataclass(frozen=True)
