@@ -4,6 +4,8 @@ import importlib
 import os
 import sys
 
+from resnet_det.hints import did_you_mean
+
 # Name -> (module in resnet_det.commands, description).
 COMMANDS = {
     "train": ("train_net", "train and evaluate a detector"),
@@ -51,7 +53,8 @@ def main() -> None:
         print(__version__)
         return
     if name not in COMMANDS:
-        sys.exit(f"error: {name!r} is not a command\n\n{usage()}")
+        hint = did_you_mean(name, COMMANDS) or "; resnet-det --help lists the commands"
+        sys.exit(f"error: unknown command {name}{hint}")
     from resnet_det.commands import cli
 
     module = importlib.import_module(f"resnet_det.commands.{COMMANDS[name][0]}")

@@ -9,7 +9,7 @@
 Boxes that extend beyond their image are listed, but are no fault: loading clips them. --fix writes
 what is sound as a COCO file, and the list of what is not beside it (clean.txt).
 
-Exit status: 0 no faults (prints counts), 1 faults, 2 wrong usage.
+Prints the counts of all classes. Exit status: 0 no faults, 1 faults, 2 wrong usage.
 """
 
 import logging

@@ -11,8 +11,10 @@ import torch
 from fvcore.common.config import CfgNode
 
 from ..engines import ENGINES
+from ..engines.scaling import max_iter
+from ..training import Checkpointer
 from ..training.distributed import launch, launch_info
-from ..training.profiling import profiling
+from ..training.profiling import check_length, profiling
 
 Words = Sequence[str] | None  # a command line; None means that of this process
 
@@ -108,6 +110,13 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
         help="profile N iterations of the main process, after ten others, and write a Chrome trace "
         "and a table of the operators to OUTPUT_DIR/profile",
     )
+
+
+def check_profile(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Raise ConfigError, in every process, if the run is too short for ``--profile``."""
+    if args.profile:
+        resumed = Checkpointer(cfg.OUTPUT_DIR).latest() if args.resume else None
+        check_length(args.profile, max_iter(cfg, args.resume), resumed)
 
 
 def profiled(args: argparse.Namespace, cfg: CfgNode) -> contextlib.AbstractContextManager[None]:

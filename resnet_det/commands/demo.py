@@ -33,7 +33,13 @@ from . import cli
 
 def main(argv: cli.Words = None) -> None:
     args = _parser().parse_args(argv)
+    output = Path(args.output)
+    for place in (output, *output.parents):
+        if place.is_file():
+            raise ValueError(f"--output {output}: {place} is a file: give a folder of drawings")
     files = media.find_media(args.images, leave_out=args.output)
+    if not any(file.exists() for file in files):
+        raise ValueError(f"{', '.join(map(str, files))}: no such file or folder")
     predictor = Predictor(
         args.weights,
         args.engine,
@@ -41,7 +47,7 @@ def main(argv: cli.Words = None) -> None:
         config=args.config_file,
         overrides=args.overrides,
     )
-    demo = Demo(predictor, files, Path(args.output))
+    demo = Demo(predictor, files, output)
     faults = 0
     for file in tqdm(files, unit="file", disable=None):
         try:
@@ -140,6 +146,8 @@ class Demo:
         Raises:
             ImageError: the file cannot be read.
         """
+        if not file.exists():
+            raise ImageError(file, "no such file or folder")
         target, video, rows = self.targets[file], media.is_video(file), len(self.rows)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -187,16 +195,18 @@ class Demo:
 def targets(files: Sequence[Path], output: Path) -> list[Path]:
     """The path of each file's drawing: files keep their folders, from the common one on.
 
-    Files that differ only in their suffix keep it: a.jpg and a.png become a.jpg.png and a.png.png.
+    Files that would share a drawing keep their suffix: a.jpg and a.png become a.jpg.png and
+    a.png.png. Others, such as b.jpg, become b.png.
     """
     paths = [Path(os.path.abspath(file)) for file in files]
     root = os.path.commonpath([path.parent for path in paths])
     places = [output / path.relative_to(root) for path in paths]
     suffixes = [".mp4" if media.is_video(file) else ".png" for file in files]
     short = [place.with_suffix(suffix) for place, suffix in zip(places, suffixes)]
-    if len(set(short)) == len(short):
-        return short
-    return [place.with_name(place.name + suffix) for place, suffix in zip(places, suffixes)]
+    long = [place.with_name(place.name + suffix) for place, suffix in zip(places, suffixes)]
+    # A long name may be the short name of another file: that of a.jpg.jpg is a.jpg.png.
+    count, taken = Counter(short), set(long)
+    return [b if count[a] > 1 or a in taken else a for a, b in zip(short, long)]
 
 
 def _listed(names: Counter[str]) -> str:

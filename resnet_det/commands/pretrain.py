@@ -31,6 +31,7 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
         return classifier.evaluate(cfg)
     if args.replay:
         return classifier.train(replayed(cfg, args.replay), resume=True)
+    cli.check_profile(args, cfg)
     with cli.profiled(args, cfg):
         return classifier.train(cfg, args.resume)
 

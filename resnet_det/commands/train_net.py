@@ -38,6 +38,7 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
         return engine.evaluate(cfg)
     if args.replay:
         return engine.train(replayed(cfg, args.replay), resume=True)
+    cli.check_profile(args, cfg)
     pretraining = pretrain.needed(cfg)
     if pretraining is not None:
         engine.check(cfg, args.resume)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..records import DatasetError
-from .pixels import ImageBytes, ImageError, check_size, image_header, read_image
+from .pixels import ImageBytes, ImageError, SizeError, check_size, image_header, read_image
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Report:
         faults: one line per fault, each starting with the file's name.
         known: published faults of an official archive, which loading skips.
         notes: one line per box or image that loading corrects.
-        details: further counts, shown if there are no faults.
+        details: further counts.
         published: number of images of the published dataset; None if there is none.
         sound: the detection dataset without what is faulty; None if it cannot be read at all.
     """
@@ -41,7 +41,7 @@ class Report:
             (self.known if fault.known else lines).append(str(fault))
 
     def lines(self) -> Iterator[str]:
-        """The report as text: the faults, the counts, and the details if there are no faults."""
+        """The report as text: the faults, the counts and the details."""
         yield from self.faults
         yield from (
             f"{line} (known in the official file; skipped when loaded)" for line in self.known
@@ -54,10 +54,9 @@ class Report:
             yield f"{self.name}: none of its images can be used"
         else:
             yield f"{self.name}: {self.images} images, {self.units} {self.unit}{note}"
+        yield from (f"  {line}" for line in self.details)
         if self.faults:
             yield f"{len(self.faults)} fault{'s' * (len(self.faults) > 1)}"
-        else:
-            yield from (f"  {line}" for line in self.details)
 
 
 def decoding_faults(image: str | ImageBytes) -> list[str]:
@@ -83,6 +82,21 @@ def record_faults(record: Mapping[str, Any]) -> list[DatasetError]:
         what = f"is turned upright by its EXIF orientation {orientation}, and its boxes are not"
         return [DatasetError(path, what, costs="nothing")]
     return []
+
+
+def without_consequences(
+    record: Mapping[str, Any], faults: Iterable[DatasetError], image_faults: Iterable[DatasetError]
+) -> list[DatasetError]:
+    """The faults of a record's annotation, without those that only its wrong image size causes:
+    boxes that leave the image.
+
+    Args:
+        image_faults: from :func:`record_faults`.
+    """
+    if not any(isinstance(fault, SizeError) for fault in image_faults):
+        return list(faults)
+    image = f" the image of {record['width']} x {record['height']} pixels"
+    return [fault for fault in faults if image not in fault.what]
 
 
 def object_counts(records: list[dict[str, Any]], classes: tuple[str, ...]) -> Counter[str]:

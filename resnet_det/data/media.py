@@ -30,14 +30,14 @@ def is_video(path: str | Path) -> bool:
 def find_media(sources: Sequence[str | Path], leave_out: str | Path = "") -> list[Path]:
     """Find the images and videos that files, folders and patterns such as "photos/*.jpg" name.
 
-    A folder stands for the images and videos in it and in its subfolders, in alphabetical order.
+    A path that does not exist is returned as it is: reading it raises the error. A folder stands for the images and videos in it and in its subfolders, in alphabetical order.
     Each file is returned once.
 
     Args:
         leave_out: a folder whose files are left out unless they are named one by one.
 
     Raises:
-        DatasetError: a source does not exist, or holds neither images nor videos.
+        DatasetError: a folder or pattern holds neither images nor videos.
     """
     found: dict[str, Path] = {}
     for source in sources:
@@ -45,11 +45,9 @@ def find_media(sources: Sequence[str | Path], leave_out: str | Path = "") -> lis
         files = [path]
         if path.is_dir():
             files = [file for file in sorted(path.rglob("*")) if _wanted(file, leave_out)]
-        elif not path.exists():
+        elif not path.exists() and glob.has_magic(str(source)):
             files = sorted(map(Path, glob.glob(str(source), recursive=True)))
             files = [file for file in files if _wanted(file, leave_out)]
-            if not files and not glob.has_magic(str(source)):
-                raise DatasetError(source, "no such file or folder")
         if not files:
             raise DatasetError(source, "holds neither images nor videos")
         found |= {os.path.abspath(file): file for file in files}

@@ -29,6 +29,10 @@ class ImageError(DatasetError):
     """An image that cannot be used."""
 
 
+class SizeError(ImageError):
+    """An image whose size differs from its annotation's."""
+
+
 @dataclass(frozen=True)
 class ImageBytes:
     """The content of an image file, to be used instead of a path, and its name for errors."""
@@ -71,7 +75,7 @@ def read_image(path: Source, format: str = "BGR") -> np.ndarray:
 
 
 def check_size(image: np.ndarray, record: Mapping[str, Any]) -> None:
-    """Raise ImageError if the size of a decoded, upright image differs from its record's."""
+    """Raise SizeError if the size of a decoded, upright image differs from its record's."""
     height, width = image.shape[:2]
     expected = (record.get("height", height), record.get("width", width))
     if (height, width) == expected:
@@ -80,7 +84,7 @@ def check_size(image: np.ndarray, record: Mapping[str, Any]) -> None:
     what = f"is {width} x {height} pixels, but its annotation says {expected[1]} x {expected[0]}"
     if (width, height) == expected and image_header(path)[2] != 1:
         what += ", as stored before its EXIF orientation turns it: remove the orientation from it"
-    raise ImageError(path, what)
+    raise SizeError(path, what)
 
 
 def upright_rgb(image: Image.Image, path: Source, turn: bool = True) -> Image.Image:

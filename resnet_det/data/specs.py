@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..hints import did_you_mean
 from ..records import DatasetError
-from .check import Report, object_counts, record_faults
+from .check import Report, object_counts, record_faults, without_consequences
 from .parallel import parallel_map
 from .synthetic.folder import DrawnFolder
 
@@ -201,13 +201,18 @@ class DetectionSpec(DatasetSpec):
         report = Report(self.name, self.unit, published=self.published)
         metadata, scan = self.scan_chosen(root)
         sound = Dataset(self.name, [], metadata)
-        records, damaged = [], set()
+        records, annotation_faults, damaged = [], [], set()
         for record, found in tqdm(scan, desc="annotations", unit=" images", disable=None):
-            report.add(found)
-            if record is not None:
+            if record is None:
+                report.add(found)
+            else:
                 records.append(record)
+                annotation_faults.append(found)
                 sound.add(record, found)
-        for faults in parallel_map(record_faults, records, workers, "images"):
+        image_faults = parallel_map(record_faults, records, workers, "images")
+        for record, found, faults in zip(records, annotation_faults, image_faults):
+            report.add(without_consequences(record, found, faults))
+        for faults in image_faults:
             report.add(faults)
             damaged |= {fault.file for fault in faults if fault.costs == "image"}
         sound.records = [r for r in sound.records if r["file_name"] not in damaged]

@@ -63,10 +63,8 @@ def for_processes(cfg: CfgNode, resume: bool) -> CfgNode:
     Raises:
         ConfigError: see :func:`scaled`.
     """
-    info = distributed.launch_info()
-    processes = _resumed_size(cfg.OUTPUT_DIR) if resume else None
-    result = _unscaled(cfg) if processes == 0 else scaled(cfg, processes or info.world)
-    if result is not cfg and info.rank == 0:
+    result = _for_processes(cfg, resume)
+    if result is not cfg and distributed.launch_info().rank == 0:
         now, file = result.SOLVER, cfg.SOLVER
         keys = ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
         logger.warning(
@@ -76,6 +74,18 @@ def for_processes(cfg: CfgNode, resume: bool) -> CfgNode:
             ", ".join(f"{key} {file[key]} -> {now[key]}" for key in keys),
         )
     return result
+
+
+def max_iter(cfg: CfgNode, resume: bool) -> int:
+    """The ``SOLVER.MAX_ITER`` of :func:`for_processes`, without a line in the log."""
+    return _for_processes(cfg, resume).SOLVER.MAX_ITER
+
+
+def _for_processes(cfg: CfgNode, resume: bool) -> CfgNode:
+    processes = _resumed_size(cfg.OUTPUT_DIR) if resume else None
+    if processes == 0:
+        return _unscaled(cfg)
+    return scaled(cfg, processes or distributed.launch_info().world)
 
 
 def _resumed_size(output: str) -> int | None:

@@ -123,6 +123,23 @@ def test_fault(voc_folder, check, spoil):
     assert lines[-1] == "1 fault"
 
 
+def test_the_classes_are_counted_in_spite_of_faults(voc_folder, check):
+    remove_image(voc_folder)
+    status, lines = check(voc_folder.root)
+    assert status == 1 and [line.split() for line in lines[-2:]] == [["dog", "2"], ["1", "fault"]]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_boxes_outside_because_of_a_wrong_size_are_not_listed(voc_folder, check, workers):
+    objects = [voc_folder.object((x, 3, 55, 39)) for x in (10, 45)]
+    objects.append(voc_folder.object(name="dragon"))
+    voc_folder.annotate("000001", "".join(objects), size=(40, 40))
+    _, lines = check(voc_folder.root, workers=workers)
+    assert "object 3: unknown class 'dragon'" in lines[0]
+    assert lines[1].endswith("is 60 x 40 pixels, but its annotation says 40 x 40")
+    assert lines[-1] == "2 faults" and not any("the image of" in line for line in lines)
+
+
 def test_images_that_are_not_found_are_not_counted_as_none(voc_folder, check):
     for number in ("000001", "000002"):
         voc_folder.image(number).unlink()
@@ -310,6 +327,7 @@ def test_shards(tmp_path, check):
         f"{folder}: holds 2 images of 2 classes, the published set 50,000 of 1,000",
         f"{folder}: n02: no image has this class (label 1)",
         "imagenet_val_shards: 2 images, 2 classes",
+        "  0 to 1 images per class",
         "5 faults",
     ]
 

@@ -52,9 +52,14 @@ def test_the_console_script_runs_the_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["resnet-det", "model-table", "cifar_resnet21"])
     with pytest.raises(SystemExit, match="error: .*cifar_resnet21.*cifar_resnet20"):
         console.main()
-    monkeypatch.setattr(sys, "argv", ["resnet-det", "trian"])
-    with pytest.raises(SystemExit, match="'trian' is not a command"):
-        console.main()
+    for word, hint in (
+        ("traim", "did you mean train?"),
+        ("x", "resnet-det --help lists the commands"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["resnet-det", word])
+        with pytest.raises(SystemExit) as end:
+            console.main()
+        assert end.value.code == f"error: unknown command {word}; {hint}"
 
 
 def test_the_console_script_sets_how_threads_wait_before_torch_is_loaded():

@@ -92,6 +92,7 @@ def test_equal_names_in_different_folders_do_not_overwrite_each_other():
     (["p/a.jpg", "p/b.png"], ["a.png", "b.png"]),
     (["p/a.jpg", "p/a.png"], ["a.jpg.png", "a.png.png"]),
     (["p/a.jpg", "p/a.png", "p/a.jpg.jpg"], ["a.jpg.png", "a.png.png", "a.jpg.jpg.png"]),
+    (["p/a.jpg", "p/b.jpg", "p/a.png"], ["a.jpg.png", "b.png", "a.png.png"]),
     (["p/a.mp4", "p/a.png"], ["a.mp4", "a.png"]),
     (["../x/a.jpg", "p/../q/a.jpg"], ["x/a.png", "{here}/q/a.png"]),
 ])  # fmt: skip
@@ -116,6 +117,21 @@ def test_a_wrong_path_ends_the_run_before_the_weights_are_read(monkeypatch):
     monkeypatch.setattr(demo, "Predictor", None)
     with pytest.raises(ValueError, match="absent.png: no such file or folder"):
         run("absent.png")
+
+
+def test_a_missing_path_is_named_and_the_others_are_drawn(capsys):
+    save("photos/a.png")
+    with pytest.raises(ValueError, match="1 of 2 files cannot be read"):
+        run("photos", "absent.jpg")
+    assert "error: absent.jpg: no such file or folder" in capsys.readouterr().err
+    assert Path("output/demo/photos/a.png").is_file()
+
+
+def test_an_output_that_is_a_file_is_refused():
+    save("a.png")
+    for output in ("a.png", "a.png/deep"):
+        with pytest.raises(ValueError, match=f"--output {output}: a.png is a file: give a folder"):
+            run("a.png", "--output", output)
 
 
 def test_a_second_run_does_not_draw_on_its_own_drawings():

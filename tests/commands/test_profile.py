@@ -5,13 +5,16 @@ import re
 from collections import Counter
 
 import pytest
+import torch
 import yaml
 from small_configs import CLASSIFIER, DETECTOR
 
 from resnet_det.commands import pretrain, train_net
+from resnet_det.config.defaults import ConfigError
 from resnet_det.data.synthetic import scenes
 from resnet_det.nets import build_net
 from resnet_det.nets.layers import Conv2d
+from resnet_det.training.profiling import profiling
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +62,32 @@ def test_the_trace_holds_the_iterations_asked_for(run, kind):
     assert "Self CPU" in table and "convolution_backward" in table
 
 
-def test_a_run_that_is_too_short_says_what_it_needs(run, caplog):
-    folder = run(pretrain.main, CLASSIFIER | {"TEST": {}}, 5, "--profile", "2")
-    assert "--profile 2: needs 12 iterations, but the run made 5" in caplog.text
-    assert not folder.exists()
+def test_a_run_that_is_too_short_is_refused_before_it_starts(run, tmp_path):
+    message = "--profile 2: needs 12 iterations, but the run makes only 11: raise SOLVER.MAX_ITER"
+    for main, config in ((pretrain.main, CLASSIFIER | {"TEST": {}}), (train_net.main, DETECTOR)):
+        with pytest.raises(ConfigError, match=message):
+            run(main, config, 11, "--profile", "2")
+    assert not (tmp_path / "output").exists()
+
+
+def test_only_the_iterations_after_the_checkpoint_count(run):
+    output = run(pretrain.main, CLASSIFIER | {"TEST": {}}, 5).parent  # saves after 3 and 5
+    (output / "last_checkpoint").write_text("model_0000002.pth")
+    message = "makes only 10 after model_0000002.pth: raise SOLVER.MAX_ITER to at least 15"
+    with pytest.raises(ConfigError, match=message):
+        run(pretrain.main, CLASSIFIER | {"TEST": {}}, 13, "--profile", "2", "--resume")
+
+
+@pytest.mark.parametrize("steps, line", [(9, ""), (10, ""), (12, "profile of 2 iterations")])
+def test_a_run_that_ends_early_claims_only_what_it_profiled(tmp_path, caplog, steps, line):
+    caplog.set_level("INFO")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    with profiling(tmp_path / "profile", 50):
+        for _ in range(steps):
+            optimizer.step()
+    assert f"--profile 50: needs 60 iterations, but the run ended after {steps}" in caplog.text
+    assert ("wrote the profile" in caplog.text) == bool(line) and line in caplog.text
+    assert (tmp_path / "profile").exists() == bool(line)
 
 
 @pytest.mark.parametrize("parse", [train_net.parse, pretrain.parse])

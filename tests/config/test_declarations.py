@@ -119,5 +119,10 @@ def test_classifiers_are_those_of_small_and_of_large_images():
 def test_hints():
     known = ("voc_2007_trainval", "voc_2007_test", "coco_2017_val")
     assert did_you_mean("voc_2007_tset", known).startswith("; did you mean voc_2007_test")
+    assert did_you_mean("SOLVER.MAX_ITR", KEYS) == "; did you mean SOLVER.MAX_ITER?"
+    assert did_you_mean("SOLVER.LR", KEYS) == "; did you mean SOLVER.BASE_LR?"
+    assert did_you_mean("INPUT.MIN_SIZE", KEYS) == (
+        "; did you mean INPUT.MIN_SIZE_TEST or INPUT.MIN_SIZE_TRAIN?"
+    )
     assert did_you_mean("zzz", known) == ""
     assert did_you_mean("zzz", known, list_all=True) == f"; use one of {', '.join(known)}"

@@ -84,5 +84,5 @@ def test_a_detector_on_detectron2_starts_from_the_classifier_and_reads_the_detec
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest():
-    with pytest.raises(WeightsError, match="quikstart: .* did you mean quickstart or"):
+    with pytest.raises(WeightsError, match=r"quikstart: .* did you mean quickstart\?"):
         read("resnet_det://quikstart")

@@ -1,11 +1,22 @@
 """Folders of synthetic data, each drawn as a whole and marked with the version of its drawing."""
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...records import DatasetError
+
+logger = logging.getLogger(__name__)
+
+
+def log_start(images: int, folder: str) -> None:
+    """Say that drawing begins, as it takes long. A warning is shown even before a run sets up its
+    log, which is when most datasets are drawn."""
+    logger.warning(
+        "drawing %d images in %s: this is done once and may take minutes", images, folder
+    )
 
 
 @dataclass(frozen=True)

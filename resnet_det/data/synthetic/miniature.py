@@ -27,7 +27,7 @@ from ...files import whole_folder
 from ..classification import cifar10
 from ..detection.voc import voc_xml
 from .drawing import background
-from .folder import DrawnFolder
+from .folder import DrawnFolder, log_start
 
 CLASSES = cifar10.CLASSES
 VERSION = 1  # of the drawing; results on different versions are not comparable
@@ -125,6 +125,7 @@ def write(
         DatasetError: CIFAR-10 is absent or damaged.
     """
     sources = [cifar10.read(name, root) for name in SPLITS.values()]
+    log_start(trainval + test, os.path.join(root, "miniature"))
     with whole_folder(os.path.join(root, "miniature")) as folder:
         for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
             os.makedirs(os.path.join(folder, "voc", part))

@@ -42,7 +42,7 @@ from .drawing import (
     part_in_view,
     paste,
 )
-from .folder import DrawnFolder
+from .folder import DrawnFolder, log_start
 
 VERSION = 2  # of the drawing; results on different versions are not comparable
 CROP = 36  # pixels per side of a classification image
@@ -238,6 +238,7 @@ def write_scenes(
 
         counts = {"trainval": trainval, "test": test, "train": train_crops, "val": val_crops}
         jobs = [(split, n) for split, count in counts.items() for n in range(count)]
+        log_start(len(jobs), os.path.join(root, "scenes"))
         draw = partial(_write_image, folder, seed, size)
         drawn = parallel_map(draw, jobs, workers, "Drawing scenes and crops")
         scenes = [scene for scene in drawn if scene is not None]

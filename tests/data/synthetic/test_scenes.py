@@ -169,7 +169,7 @@ def test_classification_folders(root):
             assert Image.open(crops[0]).size == (36, 36)
 
 
-def test_drawn_once_and_on_request_only(tmp_path, monkeypatch):
+def test_drawn_once_and_on_request_only(tmp_path, monkeypatch, caplog):
     few = {"trainval": 2, "test": 1, "train_crops": 1, "val_crops": 1}
     calls = []
     whole = scenes.write_scenes
@@ -191,6 +191,8 @@ def test_drawn_once_and_on_request_only(tmp_path, monkeypatch):
     assert len(load("scenes_voc_trainval", tmp_path)) == 2
     assert len(load("scenes_coco_test", tmp_path)) == 1
     assert calls == [str(tmp_path)]
+    assert f"drawing 5 images in {tmp_path}/scenes" in caplog.text
+    assert caplog.text.count("drawing") == 1
     # Neither a temporary folder nor anything else is left beside it.
     assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
 
