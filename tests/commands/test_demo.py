@@ -42,6 +42,7 @@ class BrightSquare:
 @pytest.fixture(autouse=True)
 def detector(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    Path("w.pth").touch()  # the engine above does not read it
     found = BrightSquare()
     engine = SimpleNamespace(load_detector=lambda *args, **options: found)
     monkeypatch.setattr("resnet_det.engines.predictor.pick", lambda name: engine)
