@@ -16,7 +16,6 @@ from fvcore.common.config import CfgNode
 
 from ..engines import classifier, fit_to_data, pick, pretrain
 from ..engines.run import replayed
-from ..training import Checkpointer as Files
 from . import cli
 
 
@@ -31,9 +30,14 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
 def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     """Run the command in one process. Returns the metrics in the main process."""
     engine = pick(args.engine)
-    resumed = Files(cfg.OUTPUT_DIR).latest() if args.resume else None
-    checkpoint = cfg.MODEL.WEIGHTS if args.eval_only else resumed
-    cfg = fit_to_data.fitted(cfg, engine, args.config_file, args.overrides, checkpoint)
+    cfg = fit_to_data.fitted(
+        cfg,
+        engine,
+        args.config_file,
+        args.overrides,
+        tested=cfg.MODEL.WEIGHTS if args.eval_only else None,
+        resume=args.resume,
+    )
     if args.eval_only:
         return engine.evaluate(cfg)
     if args.replay:

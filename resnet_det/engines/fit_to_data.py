@@ -16,6 +16,7 @@ from ..config.loading import find_config, parse_text, read_yaml
 from ..data.detection.mapper import usable, xyxy
 from ..detector.build import net_name
 from ..nets import NETS, meta_net
+from ..training import Checkpointer
 from ..weights.loading import read
 from . import Engine
 from .own_classes import class_count
@@ -53,7 +54,9 @@ def fitted(
     engine: Engine,
     path: str | Path,
     overrides: Sequence[Any],
-    checkpoint: str | Path | None = None,
+    *,
+    tested: str | Path | None = None,
+    resume: bool = False,
 ) -> CfgNode:
     """Fit a config to its training data, if ``RESNET_DET.FIT_TO_DATA`` asks for it.
 
@@ -62,8 +65,9 @@ def fitted(
 
     Args:
         cfg: from ``engine.load_config(path, overrides)``.
-        checkpoint: the file to resume from or to evaluate. If it carries a config, the keys have
-            the values that are there, whatever the training data are now.
+        tested: the file of the detector, if it is only evaluated. If the file carries a config, the
+            keys have the values that are there, whatever the training data are now.
+        resume: whether to take them from the run's last checkpoint, if there is one.
 
     Returns:
         The config to train or evaluate with, in which FIT_TO_DATA is False.
@@ -75,6 +79,9 @@ def fitted(
         return cfg
     start(cfg)
     given = {*flatten(read_yaml(find_config(path))), *overrides[::2]}
+    checkpoint = tested
+    if resume and not tested:
+        checkpoint = Checkpointer(cfg.OUTPUT_DIR).latest()
     facts = read(checkpoint)[1] if checkpoint else {}
     if checkpoint and "config" in facts:
         before = parse_text(facts["config"], checkpoint)
