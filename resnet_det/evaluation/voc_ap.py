@@ -87,8 +87,7 @@ def evaluate(
         positives = int(np.sum((objects.classes == label) & ~ignored))
         if positives == 0:
             continue
-        ranked = np.flatnonzero(found.classes == label)
-        ranked = ranked[np.argsort(-found.scores[ranked], kind="stable")]
+        ranked = _ranked(found.scores, found.classes == label)
         for column, threshold in enumerate(IOU_THRESHOLDS):
             outcome = _outcomes(nearest[ranked], overlap[ranked], ignored, threshold)
             counted = outcome[outcome != 0]
@@ -104,21 +103,10 @@ def evaluate(
         name: {key: _mean(table[label, VOC_METRICS[key].thresholds()]) for key in PER_CLASS_METRICS}
         for label, name in enumerate(classes)
     }
-
-    # The F1 of every image, from the outcomes of its confident detections.
-    sure = np.flatnonzero(found.scores >= SCORE_THRESH)
-    sure = sure[np.argsort(-found.scores[sure], kind="stable")]
+    sure = _ranked(found.scores, found.scores >= SCORE_THRESH)
     outcome = _outcomes(nearest[sure], overlap[sure], ignored, IOU_THRESHOLDS[0])
-
-    def count(images: np.ndarray) -> list[int]:
-        return np.bincount(images, minlength=len(truth)).tolist()
-
-    right, wrong = count(image[sure[outcome > 0]]), count(image[sure[outcome < 0]])
-    wanted = count(object_image[~ignored])
-    images = {
-        name: image_f1(right[i], wrong[i], wanted[i] - right[i]) for i, name in enumerate(truth)
-    }
-    return Evaluation(overall, per_class, curves, images)
+    f1 = _f1_scores(image[sure], outcome, object_image[~ignored], len(truth))
+    return Evaluation(overall, per_class, curves, dict(zip(truth, f1)))
 
 
 def write_submission(
@@ -204,6 +192,27 @@ def _outcomes(
     outcome[hits[first]] = 1
     outcome[hits[ignored[nearest[hits]]]] = 0
     return outcome
+
+
+def _ranked(scores: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The indices of the chosen detections (a mask) by descending score."""
+    indices = np.flatnonzero(chosen)
+    return indices[np.argsort(-scores[indices], kind="stable")]
+
+
+def _f1_scores(
+    image: np.ndarray, outcome: np.ndarray, object_image: np.ndarray, images: int
+) -> list[float]:
+    """The F1 score of each image.
+
+    Args:
+        image, outcome: of each confident detection, its image and its outcome.
+        object_image: the image of each object that is not ignored.
+        images: number of images.
+    """
+    found = (image[outcome > 0], image[outcome < 0], object_image)
+    counts = (np.bincount(each, minlength=images).tolist() for each in found)
+    return [image_f1(right, wrong, wanted - right) for right, wrong, wanted in zip(*counts)]
 
 
 def _eleven_point(hits: np.ndarray, precision: np.ndarray, positives: int) -> float:

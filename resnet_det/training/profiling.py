@@ -10,7 +10,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..config.defaults import ConfigError
-from ..files import whole_file
+from ..files import whole_file, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,7 @@ def profiling(folder: str | Path, iterations: int) -> Iterator[None]:
         device = "device" if torch.cuda.is_initialized() else "cpu"
         operators = profiler.key_averages()
         table = operators.table(sort_by=f"self_{device}_time_total", row_limit=100)
-        with whole_file(folder / "operators.txt") as file:
-            file.write_text(table)
+        write_whole(folder / "operators.txt", table)
         logger.info("wrote the profile of %d iterations to %s", profiled, folder)
 
     schedule = torch.profiler.schedule(wait=SKIPPED, warmup=DISCARDED, active=iterations, repeat=1)
