@@ -84,6 +84,11 @@ def record_faults(record: Mapping[str, Any]) -> list[DatasetError]:
     return []
 
 
+def image_of(width: float, height: float) -> str:
+    """How a fault names the image that a box leaves, for :func:`without_consequences`."""
+    return f"the image of {width} x {height} pixels"
+
+
 def without_consequences(
     record: Mapping[str, Any], faults: Iterable[DatasetError], image_faults: Iterable[DatasetError]
 ) -> list[DatasetError]:
@@ -95,7 +100,7 @@ def without_consequences(
     """
     if not any(isinstance(fault, SizeError) for fault in image_faults):
         return list(faults)
-    image = f" the image of {record['width']} x {record['height']} pixels"
+    image = image_of(record["width"], record["height"])
     return [fault for fault in faults if image not in fault.what]
 
 

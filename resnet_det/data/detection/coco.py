@@ -15,6 +15,7 @@ from typing import Any
 from ...download import how_to_get
 from ...files import write_whole
 from ...records import BoxMode, DatasetError, path_inside
+from ..check import image_of
 from ..pixels import ImageError, image_header
 from ..specs import Dataset, DetectionSpec, Metadata, Record, Scan
 from .fields import (
@@ -357,7 +358,7 @@ class _Reader:
         if clipped is box:
             return bbox, ""
         self.changes[CLIPPED] += 1
-        note = f"bbox {bbox} extends beyond the image of {width} x {height} pixels"
+        note = f"bbox {bbox} extends beyond {image_of(width, height)}"
         x0, y0, x1, y1 = clipped
         return [x0, y0, x1 - x0, y1 - y0], note
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...records import LONGEST_SIDE
+from ..check import image_of
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def inside(box: Sequence[float], width: int, height: int, slack: float = 0.0) ->
         return box
     x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     if x1 <= x0 or y1 <= y0:
-        raise ValueError(f"lies outside the image of {width} x {height} pixels")
+        raise ValueError(f"lies outside {image_of(width, height)}")
     return [x0, y0, x1, y1]
 
 

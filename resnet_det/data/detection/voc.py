@@ -13,6 +13,7 @@ from typing import Any
 from ...download import how_to_get
 from ...records import LONGEST_SIDE, BoxMode, DatasetError, path_inside
 from ...weights.class_names import VOC
+from ..check import image_of
 from ..pixels import ImageError, image_header
 from ..specs import DetectionSpec, Metadata, Record, Scan
 from .fields import CLIPPED, SIZES, around, inside, log_changes, read_flag
@@ -327,7 +328,7 @@ class _Reader:
         note = ""
         if clipped is not bbox:
             self.changes[CLIPPED] += 1
-            note = f"{shown} extends beyond the image of {width} x {height} pixels"
+            note = f"{shown} extends beyond {image_of(width, height)}"
             if self.origin and 0 <= min(xmin, ymin) < self.origin:
                 note += " (VOC counts pixels from 1: read files that count from 0 with origin=0)"
                 self.changes["boxes that start at 0, while VOC counts pixels from 1"] += 1

@@ -10,6 +10,7 @@ import yaml
 
 from ...hints import did_you_mean
 from ...records import BoxMode, DatasetError
+from ..check import image_of
 from ..image_files import files_below
 from ..pixels import ImageError, image_header
 from ..specs import DetectionSpec, Metadata, Record, Scan
@@ -184,7 +185,7 @@ def _read_labels(
             continue
         if bbox is not box:
             changes[CLIPPED] += 1
-            what = f"line {number}: its box extends beyond the image of {width} x {height} pixels"
+            what = f"line {number}: its box extends beyond {image_of(width, height)}"
             faults.append(DatasetError(path, what, costs="nothing"))
         objects.append(
             {"bbox": bbox, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label, "iscrowd": 0}
