@@ -14,6 +14,8 @@ import pytest
 import torch
 from voc_folder import VocFolder
 
+from resnet_det.data.synthetic import scenes
+
 
 def pytest_configure(config):
     if "RESNET_DET_CACHE" not in os.environ:  # nothing of a test is left in the user's own
@@ -53,6 +55,14 @@ def real_data():
     """Folder that holds ``coco/``, ``VOC2007/`` and ``imagenet_samples/`` (mark the test
     real_data)."""
     return Path(os.environ["RESNET_DET_REAL_DATA"])
+
+
+@pytest.fixture(scope="session")
+def few_scenes(tmp_path_factory):
+    """Folder of datasets that holds a handful of tiny scenes and crops, for runs of seconds."""
+    root = tmp_path_factory.mktemp("datasets")
+    scenes.write_scenes(root, trainval=6, test=2, train_crops=16, val_crops=8, size=(48, 64))
+    return root
 
 
 @pytest.fixture

@@ -11,17 +11,9 @@ from small_configs import CLASSIFIER, DETECTOR
 
 from resnet_det.commands import pretrain, train_net
 from resnet_det.config.defaults import ConfigError
-from resnet_det.data.synthetic import scenes
 from resnet_det.nets import build_net
 from resnet_det.nets.layers import Conv2d
 from resnet_det.training.profiling import profiling
-
-
-@pytest.fixture(scope="module")
-def few_scenes(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    scenes.write_scenes(root, trainval=4, test=1, train_crops=8, val_crops=8, size=(48, 64))
-    return root
 
 
 @pytest.fixture

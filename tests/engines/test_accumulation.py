@@ -5,7 +5,6 @@ import yaml
 from small_configs import CLASSIFIER, DETECTOR
 
 from resnet_det.config.loading import load_config
-from resnet_det.data.synthetic.scenes import write_scenes
 from resnet_det.engines import classifier, pick
 from resnet_det.training import accumulate, read_metrics
 
@@ -15,12 +14,9 @@ SHORT = ["SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (), "SOLVER.IMS_PER_BATCH", 4, "D
 
 
 @pytest.fixture(params=ENGINES)
-def engine(request, tmp_path, tmp_path_factory, monkeypatch):
+def engine(request, tmp_path, few_scenes, monkeypatch):
     """The engine, and a function that loads its config."""
-    root = tmp_path_factory.getbasetemp() / "few_scenes"
-    if not root.exists():
-        write_scenes(root, trainval=6, test=1, train_crops=16, val_crops=8, size=(48, 64))
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(few_scenes))
     content = CLASSIFIER if request.param == "classifier" else DETECTOR
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     module = classifier if request.param == "classifier" else pick(request.param)

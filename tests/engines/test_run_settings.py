@@ -22,13 +22,6 @@ from resnet_det.training.checkpoint import load
 ENGINES = ["classifier", "torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 
 
-@pytest.fixture(scope="module")
-def few_scenes(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    scenes.write_scenes(root, trainval=4, test=2, train_crops=8, val_crops=8, size=(48, 64))
-    return root
-
-
 @pytest.fixture(params=ENGINES)
 def engine(request, tmp_path, few_scenes, monkeypatch):
     """An engine, and ``load`` of a small config that trains for two iterations and tests."""

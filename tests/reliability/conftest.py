@@ -4,15 +4,6 @@ import pytest
 import yaml
 from small_configs import CLASSIFIER, DETECTOR
 
-from resnet_det.data.synthetic import scenes
-
-
-@pytest.fixture(scope="session")
-def few_scenes(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    scenes.write_scenes(root, trainval=6, test=1, train_crops=16, val_crops=8, size=(48, 64))
-    return root
-
 
 @pytest.fixture
 def configs(tmp_path, few_scenes, monkeypatch):
