@@ -137,7 +137,7 @@ KEYS: dict[str, Key] = {
         "Metric, such as bbox/AP, whose best evaluation is kept as `model_best.pth`. With several "
         "test sets it begins with the name of one: NAME/bbox/AP. Higher is better."),
     "RESNET_DET.BEST.PATIENCE": Key(0, DETECTOR,
-        "Number of evaluations in a row without a new best that ends the run; 0: none do.",
+        "End the run after this many evaluations in a row without a new best; 0: never.",
         least=0),
     "RESNET_DET.ACCUMULATE": Key(1, ALL,
         "Number of equal parts in which each GPU runs its images of a batch, to save memory. The "
@@ -336,9 +336,9 @@ KEYS: dict[str, Key] = {
     "INPUT.CROP.ENABLED": Key(False, ALL,
         "Crop training images at random: a detector's before they are resized."),
     "INPUT.CROP.TYPE": Key("relative_range", ALL,
-        "How SIZE gives the height and width of a crop: in pixels, in pixels drawn from the range "
-        "SIZE, as parts of the image's, or as parts drawn between SIZE and 1. Classifiers need "
-        "`absolute`.",
+        "How SIZE gives the height and width of a crop. `absolute`: in pixels. `absolute_range`: in "
+        "pixels, drawn from the range SIZE. `relative`: as parts of the image's. `relative_range`: "
+        "as parts, drawn between SIZE and 1. Classifiers need `absolute`.",
         choices=("relative_range", "relative", "absolute_range", "absolute")),
     "INPUT.CROP.SIZE": Key([0.9, 0.9], ALL,
         "Height and width of a crop, or the ends of a range (see TYPE). A classifier's crops are "
