@@ -1,5 +1,6 @@
 """Provenance: a checkpoint's facts, and the code and machine that produced it. Also ensembles."""
 
+import functools
 import logging
 import os
 import platform
@@ -34,8 +35,9 @@ def checkpoint_facts(cfg: CfgNode, classes: Sequence[str], seed: int | None = No
     return facts | {"classes": list(classes), "config": config, "seed": seed, "commit": commit()}
 
 
+@functools.cache  # a checkout that moves during a run does not change the code that runs
 def commit() -> str:
-    """The git commit of this package, with "+" if tracked files differ from it.
+    """The git commit of this package at the first call, with "+" if tracked files differ from it.
 
     Returns:
         The commit, or "" if the package is not in a checkout of this project, for example if it is

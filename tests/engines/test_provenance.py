@@ -47,9 +47,17 @@ def test_only_a_checkout_of_this_project_has_a_commit(
 ):
     package, head = repository(folder, tracked)
     monkeypatch.setattr(provenance, "PACKAGE", package)
-    assert provenance.commit() == (head[:10] if own else "")
+    look_up = provenance.commit.__wrapped__
+    assert look_up() == (head[:10] if own else "")
     (package / "__init__.py").write_text("changed = True")
-    assert provenance.commit() == (f"{head[:10]}+" if own else "")
+    assert look_up() == (f"{head[:10]}+" if own else "")
+
+
+def test_a_checkout_that_moves_during_a_run_does_not_change_its_commit(repository, monkeypatch):
+    before = provenance.commit()
+    package, _ = repository(".", True)
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    assert provenance.commit() == before != provenance.commit.__wrapped__()
 
 
 @pytest.fixture
