@@ -119,27 +119,24 @@ def test_cudnn_benchmarks_no_sizes_of_test_images(augment):
     "name", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 )
 def test_a_detector_finds_the_same_in_bfloat16(name, monkeypatch):
-    """Objects that score above 0.5 in one precision are found in the other one, too.
-
-    Their scores and boxes may differ: NMS may keep another box of the same object.
-    """
+    """The shipped detector finds the same objects. NMS may keep another box of the same object."""
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     picture = scenes.draw_scene(0, 120, 160)
     single, mixed = (
         resnet_det.Predictor(
-            "resnet_det://quickstart", engine=name, device="cpu", score_thresh=0.3,
+            "resnet_det://quickstart", engine=name, device="cpu", score_thresh=0.35,
             overrides=["RESNET_DET.TEST_AMP", amp],
         )(picture)
         for amp in (False, True)
     )  # fmt: skip
-    assert (single.scores > 0.5).sum() == 5
+    confident = single.scores > 0.5
+    assert confident.sum() == 5 and sorted(single.names) == sorted(mixed.names)
     assert not np.array_equal(single.boxes, mixed.boxes)
     overlaps = box_iou(torch.tensor(single.boxes), torch.tensor(mixed.boxes)).numpy()
     overlaps *= single.classes[:, None] == mixed.classes
-    best = [overlaps.max(1)[single.scores > 0.5], overlaps.max(0)[mixed.scores > 0.5]]
-    assert np.concatenate(best).min() > 0.5 and np.median(np.concatenate(best)) > 0.99
-    changes = mixed.scores[overlaps.argmax(1)] - single.scores
-    assert np.median(np.abs(changes)) < 0.01
+    assert overlaps.max(1).min() > 0.5 and np.median(overlaps.max(1)) > 0.99
+    changes = np.abs(mixed.scores[overlaps.argmax(1)] - single.scores)
+    assert changes[confident].max() < 0.05 and np.median(changes) < 0.01
 
 
 @pytest.mark.parametrize("engine", ENGINES[:2], indirect=True)  # Detectron2 keeps its format

@@ -79,7 +79,10 @@ def detect(state, facts, config, overrides=()):
 
 
 def assert_same_objects(ours, boxes, scores, classes, atol):
-    """Both found the same objects. Rounding may swap objects whose scores are almost equal."""
+    """The classes are equal, boxes differ by less than ``atol`` pixels and scores by ``atol / 100``.
+
+    Rounding may swap objects whose scores are almost equal, so each is compared with the nearest.
+    """
     assert len(ours["scores"]) == len(scores) > 0
     one, other = (
         torch.cat([b, 100 * s[:, None], 1000 * c[:, None]], 1).double()
@@ -87,8 +90,8 @@ def assert_same_objects(ours, boxes, scores, classes, atol):
     )
     nearest = torch.cdist(one, other, p=torch.inf).argmin(1)
     assert sorted(nearest.tolist()) == list(range(len(scores)))
-    assert (one - other[nearest]).abs().max() < atol  # of boxes; of scores a hundredth
-    assert (one - other)[:, 4].abs().max() < atol  # so the order is that of the scores
+    assert (one - other[nearest]).abs().max() < atol
+    assert (one - other)[:, 4].abs().max() < atol  # both are in the order of the scores
 
 
 def assert_torchvisions(ours, theirs):
