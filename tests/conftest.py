@@ -50,6 +50,26 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(autouse=True)
+def settings_of_pytorch_stay():
+    """They hold for the process: one that a test leaves behind decides what later tests see."""
+
+    def settings():
+        return {
+            "torch.backends.cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
+            "torch.backends.cudnn.benchmark": torch.backends.cudnn.benchmark,
+            "torch.get_float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "torch.are_deterministic_algorithms_enabled": torch.are_deterministic_algorithms_enabled(),
+            "torch.get_default_dtype": torch.get_default_dtype(),
+            "torch.get_num_threads": torch.get_num_threads(),
+            "torch.is_grad_enabled": torch.is_grad_enabled(),
+        }
+
+    before = settings()
+    yield
+    assert settings() == before, "the test leaves a setting of PyTorch changed"
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """Folder that holds ``coco/``, ``VOC2007/`` and ``imagenet_samples/`` (mark the test

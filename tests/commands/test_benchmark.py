@@ -53,8 +53,9 @@ def test_it_waits_for_and_measures_the_gpu_that_it_uses(benchmark, monkeypatch):
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_the_floor_uses_tf32_where_convolutions_do(benchmark, allowed):
-    with numerics(), FakeTensorMode(), Invented() as gpu:
+def test_the_floor_uses_tf32_where_convolutions_do(benchmark, monkeypatch, allowed):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with numerics(float32_precision="highest"), FakeTensorMode(), Invented() as gpu:
         torch.backends.cudnn.allow_tf32 = allowed
         assert benchmark.matrix_rate(ARGS) > 0
         assert torch.backends.cuda.matmul.allow_tf32 is allowed

@@ -58,7 +58,7 @@ def test_a_program_may_use_pytorchs_newer_settings():
 def test_the_precision_is_detectron2s(precision):
     from detectron2.engine.defaults import _set_float32_precision
 
-    with numerics():
+    with numerics(float32_precision="highest"):  # restores what Detectron2 leaves
         _set_float32_precision(precision)
         theirs = settings()
     with numerics(float32_precision=precision):
