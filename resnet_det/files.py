@@ -10,6 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def check_target(path: str | Path) -> None:
+    """Check that a file can have this path.
+
+    Raises:
+        ValueError: it is a folder, or below a file.
+    """
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: is a folder; name a file")
+    for place in Path(path).parents:
+        if place.is_file():
+            raise ValueError(f"{path}: {place} is a file; name a file in a folder")
+
+
 @contextlib.contextmanager
 def whole_file(target: str | Path, temporary: str | None = None) -> Iterator[Path]:
     """Yield the path of a temporary file to write, and rename the file to ``target`` on exit.
@@ -18,12 +31,17 @@ def whole_file(target: str | Path, temporary: str | None = None) -> Iterator[Pat
     interruption it is unchanged, and the temporary file is removed.
 
     Args:
-        target: path in an existing folder.
+        target: path of the file. Its folder is created if absent.
         temporary: name of the temporary file, in the same folder. The default derives from the
             target's name, so that the next write replaces a file that a killed process left.
             Processes that write the same target at once need different names.
+
+    Raises:
+        ValueError: see :func:`check_target`.
     """
     target = Path(target)
+    check_target(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
     path = target.with_name(temporary or f".{target.name}.tmp")
     try:
         yield path

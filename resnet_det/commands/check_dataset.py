@@ -21,7 +21,7 @@ from urllib.parse import quote
 from ..data import UnknownDataset, check_dataset, dataset_names
 from ..data.check import Report
 from ..data.detection import coco
-from ..files import write_whole
+from ..files import check_target, write_whole
 from . import cli
 
 
@@ -47,6 +47,8 @@ def main(argv: cli.Words = None) -> int:
         help="COCO file to write what is sound to; OUT.txt lists the rest",
     )
     args = parser.parse_args(argv)
+    if args.fix:
+        check_target(args.fix)
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
     try:
         report = check_dataset(args.name, args.root, args.workers)

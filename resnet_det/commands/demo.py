@@ -26,6 +26,7 @@ from ..data import ImageError, media
 from ..engines.predictor import Prediction, Predictor
 from ..evaluation.detections import Row, coco_rows, write_csv, write_json
 from ..evaluation.report import GalleryPicture, write_gallery
+from ..files import check_target
 from ..weights import shipped
 from ..weights.class_names import COCO, COCO_IDS
 from . import cli
@@ -37,6 +38,8 @@ def main(argv: cli.Words = None) -> None:
     for place in (output, *output.parents):
         if place.is_file():
             raise ValueError(f"--output {output}: {place} is a file: give a folder of drawings")
+    for path in filter(None, (args.json, args.csv)):
+        check_target(path)
     files = media.find_media(args.images, leave_out=args.output)
     if not any(file.exists() for file in files):
         raise ValueError(f"{', '.join(map(str, files))}: no such file or folder")
@@ -197,6 +200,9 @@ def targets(files: Sequence[Path], output: Path) -> list[Path]:
 
     Files that would share a drawing keep their suffix: a.jpg and a.png become a.jpg.png and
     a.png.png. Others, such as b.jpg, become b.png.
+
+    Raises:
+        ValueError: a drawing would replace one of the files.
     """
     paths = [Path(os.path.abspath(file)) for file in files]
     root = os.path.commonpath([path.parent for path in paths])
@@ -206,7 +212,14 @@ def targets(files: Sequence[Path], output: Path) -> list[Path]:
     long = [place.with_name(place.name + suffix) for place, suffix in zip(places, suffixes)]
     # A long name may be the short name of another file: that of a.jpg.jpg is a.jpg.png.
     count, taken = Counter(short), set(long)
-    return [b if count[a] > 1 or a in taken else a for a, b in zip(short, long)]
+    chosen = [b if count[a] > 1 or a in taken else a for a, b in zip(short, long)]
+    inputs = set(map(os.path.realpath, files))
+    for file, target in zip(files, chosen):
+        if os.path.realpath(target) in inputs:
+            raise ValueError(
+                f"--output {output}: the drawing of {file} would replace {target}: give another folder"
+            )
+    return chosen
 
 
 def _listed(names: Counter[str]) -> str:

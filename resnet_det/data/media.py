@@ -17,7 +17,7 @@ from .pixels import ImageError
 
 # The suffixes that are looked for in folders. A path names a file with any suffix.
 IMAGES = (
-    *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm"),
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm"),
     *(".tif", ".tiff", ".webp"),
 )
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
@@ -65,10 +65,13 @@ def read_frames(path: str | Path) -> Iterator[np.ndarray]:
     Raises:
         ImageError: the file is missing or damaged, or holds no video.
     """
+    frame = None
     with _opened(path) as container:
         for frame in container.decode(video=0):
             turns = round(frame.rotation / 90)
             yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+    if frame is None:
+        raise ImageError(path, "holds no frame that can be decoded")
 
 
 def frame_rate(path: str | Path) -> Fraction:

@@ -42,7 +42,8 @@ class Metadata:
         annotated: False for a test set whose annotations are not public.
         split: VOC's name of the list of images, which the names of submission files contain. None
             if there is no server to submit to.
-        category_ids: COCO's original id of each class, for the submission file. None as ``split``.
+        category_ids: the dataset's own id of each class, for ``detections.json``: COCO's, or from 1.
+            None means 1, 2, ... in the order of ``classes``.
         detectron2: further fields of the dataset in Detectron2's MetadataCatalog.
     """
 

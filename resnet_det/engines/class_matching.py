@@ -200,11 +200,11 @@ def match_test_set(
             else record
             for record in dataset.records
         ]
-        ids = meta.category_ids
+        ids = meta.category_ids or range(1, len(order) + 1)  # in the dataset's own order
         meta = replace(
             meta,
             classes=tuple(meta.classes[i] for i in order),
-            category_ids=None if ids is None else tuple(ids[i] for i in order),
+            category_ids=tuple(ids[i] for i in order),
         )
         dataset = replace(dataset, records=records, metadata=meta)
     return TestSet(dataset, sorted(found))

@@ -148,9 +148,7 @@ def build_trainer(
         state: state of the checkpoint to resume from, or None.
     """
     if distributed.is_main():
-        output = Path(cfg.OUTPUT_DIR)
-        output.mkdir(parents=True, exist_ok=True)
-        write_whole(output / "config.yaml", cfg.dump())
+        write_whole(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
     solver = cfg.SOLVER
     to_fastest_layout(
         model,

@@ -73,8 +73,6 @@ def write_results(
         folder: created if absent.
         errors: k -> top-k error in per cent.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     content = {f"top{k}_error": error for k, error in errors.items()}
     content |= {"images": images, **facts}
-    write_whole(folder / "results.json", json.dumps(content, indent=1) + "\n")
+    write_whole(Path(folder) / "results.json", json.dumps(content, indent=1) + "\n")

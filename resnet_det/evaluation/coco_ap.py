@@ -163,10 +163,8 @@ def write_submission(
             found.classes, as_xywh(found.boxes).tolist(), found.scores.tolist()
         )
     ]
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(results))
-    return file
+    return Path(file)
 
 
 def read_submission(

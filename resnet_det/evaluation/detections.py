@@ -46,13 +46,11 @@ def coco_rows(
 
 def write_json(path: str | Path, rows: Sequence[Row]) -> None:
     """Write rows of :func:`coco_rows` as a list, which pycocotools' ``loadRes`` reads."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(rows))
 
 
 def write_csv(path: str | Path, rows: Sequence[Row]) -> None:
     """Write rows of :func:`coco_rows` as a table, with the box in four columns."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file, open(file, "w", newline="", encoding="utf-8") as text:
         table = csv.DictWriter(text, _COLUMNS, extrasaction="ignore")
         table.writeheader()

@@ -157,7 +157,6 @@ _TEMPLATES.filters["cell"] = format_cell
 
 def _write_page(path: Path, template: str, **content: Any) -> Path:
     """Render and write a page, completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, _TEMPLATES.get_template(template).render(content))
     return path
 

@@ -133,14 +133,12 @@ def write_submission(
         if Path(name).name != name:
             raise ValueError(f"class name {name!r} cannot be part of a file name")
     detections = read_predictions(records, predictions, classes)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     lines: list[list[str]] = [[] for _ in classes]
     for image, found in detections.items():
         boxes = (found.boxes + np.array([1, 1, 0, 0])).tolist()  # 1-based, the last pixel included
         for box, score, label in zip(boxes, found.scores.tolist(), found.classes):
             lines[label].append(" ".join([str(image), *map(repr, [score, *box])]) + "\n")
-    paths = [folder / f"{competition}_det_{image_set}_{name}.txt" for name in classes]
+    paths = [Path(folder) / f"{competition}_det_{image_set}_{name}.txt" for name in classes]
     for path, text in zip(paths, lines):
         write_whole(path, "".join(text))
     return paths

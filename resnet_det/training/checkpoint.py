@@ -62,7 +62,6 @@ class Checkpointer:
         _check_plain(state, "")
         path = self.folder / f"{name}.pth"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             content = {**state, "matching_heuristics": True}
             # All checkpoints share the name of their temporary file, so that the next one replaces
             # the possibly large file that a killed process left.

@@ -21,9 +21,7 @@ class Metrics:
     def __init__(self, folder: str | Path, start_iter: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import: main process only
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.json"
+        path = Path(folder) / "metrics.json"
         kept = [line for line in read_metrics(path) if line["iteration"] < start_iter]
         write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         evaluations = [line["iteration"] for line in kept if "total_loss" not in line]

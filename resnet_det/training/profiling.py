@@ -53,7 +53,6 @@ def profiling(folder: str | Path, iterations: int) -> Iterator[None]:
         profiled = done - SKIPPED - DISCARDED  # fewer than asked for if the run ends early
         if profiled < 1:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / "trace.json") as file:
             profiler.export_chrome_trace(str(file))
         device = "device" if torch.cuda.is_initialized() else "cpu"

@@ -26,7 +26,6 @@ def write(path: str, proposals: Iterable[tuple[Any, Any, Any]]) -> None:
         "objectness_logits": [np.asarray(x, np.float32) for x in logits],
         "bbox_mode": int(BoxMode.XYXY_ABS),
     }
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with whole_file(path) as temporary, open(temporary, "wb") as file:
         pickle.dump(content, file, protocol=4)
 
