@@ -54,6 +54,15 @@ def test_the_next_write_replaces_what_a_killed_process_left(tmp_path):
     assert (tmp_path / "model_1.pth").read_text() == "model_1.pth"
 
 
+def test_missing_folders_are_created_and_wrong_targets_are_named(tmp_path):
+    write_whole(tmp_path / "new/folder/a.txt", "text")
+    assert (tmp_path / "new/folder/a.txt").read_text() == "text"
+    with pytest.raises(ValueError, match="new/folder: is a folder; name a file"):
+        write_whole(tmp_path / "new/folder", "text")
+    with pytest.raises(ValueError, match=r"b.txt: .*a.txt is a file; name a file in a folder"):
+        write_whole(tmp_path / "new/folder/a.txt/b.txt", "text")
+
+
 def test_a_folder_takes_its_name_when_it_is_complete(tmp_path):
     target = tmp_path / "made" / "set"
     with whole_folder(target) as folder:

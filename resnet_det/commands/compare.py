@@ -9,52 +9,61 @@ dataset. The names of a dataset may differ, if its images and objects do not.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..data import Dataset, load_dataset
-from ..engines.results import DETECTIONS, category_ids
+from ..data import load_dataset
+from ..engines.results import DETECTIONS, category_ids, digest
 from ..evaluation import coco_ap, comparison
 from . import cli
 
 
-def results(run: str) -> dict[str, Path]:
-    """Name of a test set -> folder of the run's results on it.
+@dataclass(frozen=True)
+class Results:
+    """What a run found in a test set.
+
+    Attributes:
+        folder: holds ``results.json`` and ``detections.json``.
+        digest: of the test set at that time, see :func:`.results.digest`.
+        skip_bad: whether the run skipped unusable images or objects.
+    """
+
+    folder: Path
+    digest: str
+    skip_bad: bool
+
+
+def results(run: str) -> dict[str, Results]:
+    """A run's results by the name of the test set.
 
     Raises:
-        ValueError: the run has no results of a detector.
+        ValueError: the run has no results of a detector, or an older version wrote them.
     """
-    files = sorted(Path(run).glob("inference/*/results.json"))
-    found = {json.loads(file.read_text()).get("dataset"): file.parent for file in files}
+    found = {}
+    for file in sorted(Path(run).glob("inference/*/results.json")):
+        content = json.loads(file.read_text())
+        if "dataset" not in content:  # a classifier's
+            continue
+        if "digest" not in content:
+            raise ValueError(
+                f"{file}: does not say which images and objects it was measured on: evaluate the "
+                "run again (--eval-only)"
+            )
+        skip_bad = any(content.get(what) for what in ("skipped_images", "skipped_objects"))
+        found[content["dataset"]] = Results(file.parent, content["digest"], skip_bad)
     if not found:
-        raise ValueError(f"{run}: holds no inference/*/results.json: evaluate the run first")
+        raise ValueError(
+            f"{run}: holds no inference/*/results.json of a detector: evaluate the run first"
+        )
     return found
 
 
-def read(name: str, folder: Path) -> Dataset:
-    """Read a test set as the run with these results read it."""
-    tested = json.loads((folder / "results.json").read_text())
-    skip_bad = any(tested.get(what) for what in ("skipped_images", "skipped_objects"))
-    return load_dataset(name, skip_bad=skip_bad)
-
-
-def same(a: Dataset, b: Dataset) -> bool:
-    """Whether two datasets have the same classes, images and objects."""
-    truths = ({r["image_id"]: r.get("annotations") for r in x.records} for x in (a, b))
-    return a.metadata.classes == b.metadata.classes and next(truths) == next(truths)
-
-
-def pairs(a: dict[str, Path], b: dict[str, Path]) -> list[tuple[str, str]] | None:
+def pairs(a: dict[str, Results], b: dict[str, Results]) -> list[tuple[str, str]] | None:
     """The names of each test set in two runs; None if the runs have different ones."""
     found = [(name, name) for name in a if name in b]
-    rest = {name: read(name, folder) for name, folder in b.items() if name not in a}
-    for name in (name for name in a if name not in b):
-        dataset = read(name, a[name])
-        equal = [other for other in rest if same(dataset, rest[other])]
-        if not equal:
-            return None
-        found.append((name, equal[0]))
-        del rest[equal[0]]
-    return None if rest else found
+    rest = {of.digest: name for name, of in b.items() if name not in a}
+    found += [(name, rest.pop(of.digest, "")) for name, of in a.items() if name not in b]
+    return None if rest or not all(other for _, other in found) else found
 
 
 def main(argv: cli.Words = None) -> None:
@@ -69,10 +78,18 @@ def main(argv: cli.Words = None) -> None:
             f" {args.runs[1]} on {', '.join(b)}"
         )
     for name, other in names:
-        dataset = read(name, a[name])
+        dataset = load_dataset(name, skip_bad=a[name].skip_bad)
+        for run, tested in zip(args.runs, (a[name], b[other])):
+            if tested.digest != digest(dataset):
+                raise ValueError(
+                    f"{name} has changed since {run} was evaluated on it: evaluate it again "
+                    "(--eval-only)"
+                )
         found = [
-            coco_ap.read_submission(folder / DETECTIONS, dataset.records, category_ids(dataset))
-            for folder in (a[name], b[other])
+            coco_ap.read_submission(
+                tested.folder / DETECTIONS, dataset.records, category_ids(dataset)
+            )
+            for tested in (a[name], b[other])
         ]
         title = name if name == other else f"{name}, in B {other}"
         print(f"{title}: A is {args.runs[0]}, B is {args.runs[1]}\n")

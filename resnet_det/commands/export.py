@@ -22,6 +22,11 @@ def main(argv: cli.Words = None) -> None:
         "resnet_det://quickstart",
     )
     add(
+        "--config-file",
+        metavar="FILE",
+        help="config of a checkpoint that carries none, such as Detectron2's own",
+    )
+    add(
         "--format",
         default="onnx",
         choices=FORMATS,
@@ -49,7 +54,9 @@ def main(argv: cli.Words = None) -> None:
         help="keys to override in the checkpoint's config, such as TEST.DETECTIONS_PER_IMAGE 20",
     )
     args = parser.parse_args(argv)
-    count = export(args.weights, args.output, args.format, args.overrides, args.images)
+    count = export(
+        args.weights, args.output, args.format, args.overrides, args.images, args.config_file
+    )
     print(f"{args.output}: finds the same {count} objects as {args.weights}")
 
 

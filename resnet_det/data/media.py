@@ -1,7 +1,9 @@
 """Find images and videos by paths, folders and patterns, and read and write videos."""
 
 import glob
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -14,6 +16,8 @@ import numpy as np
 from ..files import whole_file
 from ..records import DatasetError
 from .pixels import ImageError
+
+logger = logging.getLogger(__name__)
 
 # The suffixes that are looked for in folders. A path names a file with any suffix.
 IMAGES = (
@@ -30,8 +34,10 @@ def is_video(path: str | Path) -> bool:
 def find_media(sources: Sequence[str | Path], leave_out: str | Path = "") -> list[Path]:
     """Find the images and videos that files, folders and patterns such as "photos/*.jpg" name.
 
-    A path that does not exist is returned as it is: reading it raises the error. A folder stands for the images and videos in it and in its subfolders, in alphabetical order.
-    Each file is returned once.
+    A path that does not exist is returned as it is: reading it raises the error. A folder stands
+    for the images and videos in it and in its subfolders, in alphabetical order. Hidden files in a
+    folder are ignored; a log line counts those that are neither images nor videos. Each file is
+    returned once.
 
     Args:
         leave_out: a folder whose files are left out unless they are named one by one.
@@ -44,19 +50,35 @@ def find_media(sources: Sequence[str | Path], leave_out: str | Path = "") -> lis
         path = Path(source)
         files = [path]
         if path.is_dir():
-            files = [file for file in sorted(path.rglob("*")) if _wanted(file, leave_out)]
+            below = [file.relative_to(path) for file in sorted(path.rglob("*"))]
+            visible = [x for x in below if not any(part.startswith(".") for part in x.parts)]
+            files = _choose(source, [path / x for x in visible], leave_out)
         elif not path.exists() and glob.has_magic(str(source)):
-            files = sorted(map(Path, glob.glob(str(source), recursive=True)))
-            files = [file for file in files if _wanted(file, leave_out)]
-        if not files:
-            raise DatasetError(source, "holds neither images nor videos")
+            matches = sorted(map(Path, glob.glob(str(source), recursive=True)))
+            files = _choose(source, matches, leave_out)
         found |= {os.path.abspath(file): file for file in files}
     return list(found.values())
 
 
-def _wanted(file: Path, leave_out: str | Path) -> bool:
-    known = file.suffix.lower() in IMAGES + VIDEOS and file.is_file()
-    return known and not (leave_out and file.absolute().is_relative_to(Path(leave_out).absolute()))
+def _choose(source: str | Path, paths: Sequence[Path], leave_out: str | Path) -> list[Path]:
+    """The images and videos among the paths that a folder or pattern stands for."""
+    files = [path for path in paths if path.is_file()]
+    if leave_out:
+        inside = Path(leave_out).absolute()
+        files = [file for file in files if not file.absolute().is_relative_to(inside)]
+    others = Counter(file.suffix for file in files if file.suffix.lower() not in IMAGES + VIDEOS)
+    if others:
+        kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in others.most_common())
+        logger.warning("%s: left out what is neither an image nor a video: %s", source, kinds)
+    known = [file for file in files if file.suffix.lower() in IMAGES + VIDEOS]
+    if not known:
+        but = (
+            f", apart from files in {leave_out}"
+            if len(files) < sum(map(Path.is_file, paths))
+            else ""
+        )
+        raise DatasetError(source, f"holds neither images nor videos{but}")
+    return known
 
 
 def read_frames(path: str | Path) -> Iterator[np.ndarray]:

@@ -59,6 +59,7 @@ def export(
     format: str = "onnx",
     overrides: Sequence[Any] = (),
     images: Sequence[str | Path] = (),
+    config: str | Path | None = None,
 ) -> int:
     """Export a detector, and check the file before it gets its name.
 
@@ -70,6 +71,7 @@ def export(
         format: one of ``FORMATS``.
         overrides: ``KEY, VALUE, ...`` that override the checkpoint's config.
         images: files of images to check with. By default, scenes are drawn.
+        config: config of a checkpoint that carries none, as for :class:`.Predictor`.
 
     Returns:
         The number of objects that were compared.
@@ -82,7 +84,7 @@ def export(
     suffix, write = FORMATS[format]
     if output.suffix != suffix:
         raise ExportError(f"{output}: the name of a file for {format} must end with {suffix}")
-    exporter = Exporter(weights, overrides)
+    exporter = Exporter(weights, overrides, config)
     pictures = [pixels.read_image(path, "RGB") for path in images] or [
         draw_scene(seed, *shape) for seed, shape in enumerate(SHAPES)
     ]
@@ -100,13 +102,18 @@ class Exporter:
     """A trained detector that is to be exported.
 
     Args:
-        weights, overrides: as for :func:`export`.
+        weights, overrides, config: as for :func:`export`.
 
     Raises:
         ConfigError, WeightsError, ExportError: as for :func:`export`.
     """
 
-    def __init__(self, weights: str | Path, overrides: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        weights: str | Path,
+        overrides: Sequence[Any] = (),
+        config: str | Path | None = None,
+    ) -> None:
         if torch.__version__ < TORCH:
             raise ExportError(
                 f"exporting needs torch {TORCH} or newer, and this is {torch.__version__}: "
@@ -114,7 +121,7 @@ class Exporter:
             )
         check_pairs(overrides)
         keys = ["MODEL.DEVICE", "cpu", "RESNET_DET.FAST", True, "RESNET_DET.TEST_AMP", False]
-        config = published.config_of(weights)
+        config = config or published.config_of(weights)
         self.detector = load_detector(weights, config, [*keys, *overrides], score_thresh=1)
         self.mapper = self.detector.mapper
         if not isinstance(self.detector.model, FasterRCNN):

@@ -40,8 +40,8 @@ class Exported:
         if not Path(path).is_file():
             raise ExportError(f"{path}: no such file")
         self.run, self.metadata = load(Path(path))
-        if "classes" not in self.metadata:
-            raise ExportError(f"{path}: does not name its classes: export it by tools/export.py")
+        if "made_by" not in self.metadata:
+            raise ExportError(f"{path}: was not exported by tools/export.py")
         self.classes = tuple(self.metadata["classes"])
         self.score_thresh: float = self.metadata["score_thresh"]
 
@@ -93,8 +93,8 @@ def need(library: str, path: str | Path) -> Any:
 
 
 def _parsed(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Parse the metadata of a file that holds each entry as a text in JSON."""
-    return {key: json.loads(text) for key, text in texts.items()}
+    """Parse the metadata of a file that holds each entry as a text in JSON, if we wrote it."""
+    return {key: json.loads(text) for key, text in texts.items()} if "made_by" in texts else {}
 
 
 def _load_onnx(path: Path) -> Loaded:
@@ -139,7 +139,11 @@ def _load_pt2(path: Path) -> Loaded:
     def run(image: np.ndarray) -> Found:
         return tuple(x.numpy() for x in module(torch.tensor(image)))
 
-    return run, json.loads(files["metadata.json"] or "{}")
+    try:
+        metadata = json.loads(files["metadata.json"])
+    except ValueError:  # another program's, or none
+        metadata = {}
+    return run, metadata
 
 
 # The runtimes by the suffix of the files that they read.

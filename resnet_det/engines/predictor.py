@@ -77,7 +77,7 @@ class Predictor:
     Args:
         weights: a detector's checkpoint, from either engine or from Detectron2 itself; or an
             address, as in ``MODEL.WEIGHTS`` (docs/weights.md); or an exported detector, .onnx,
-            .xml or .pt2, which other libraries run on the CPU.
+            .xml or .pt2, which other libraries run on the CPU, or its address.
         engine: "detectron2", "torchvision" (the embedded engine), or "auto" (Detectron2 if it is
             installed). Both find the same objects.
         device: "cpu", "cuda", "cuda:1"; by default the GPU if there is one.
@@ -114,6 +114,8 @@ class Predictor:
             check_path(weights, (*SUFFIXES, *RUNTIMES))
         self.detector: Detector
         if Path(weights).suffix in RUNTIMES:
+            if published.is_address(weights):
+                weights = published.local_file(str(weights))
             if config is not None or overrides or str(device or "cpu") != "cpu":
                 raise ValueError(
                     f"{weights}: an exported detector runs on the CPU, without config and overrides"

@@ -1,5 +1,6 @@
 """Score a detector's predictions, publish the results, and compare them with expected results."""
 
+import hashlib
 import json
 import logging
 import math
@@ -33,6 +34,23 @@ def category_ids(dataset: Dataset) -> Sequence[int]:
     return dataset.metadata.category_ids or range(1, len(dataset.metadata.classes) + 1)
 
 
+def digest(dataset: Dataset) -> str:
+    """A digest of a test set's images and objects, whatever the order of its classes."""
+    names = dataset.metadata.classes
+    content = [
+        [
+            record["image_id"],
+            [
+                [names[a["category_id"]], *map(float, a["bbox"])]
+                + [int(a.get(flag, 0)) for flag in ("iscrowd", "difficult")]
+                for a in record.get("annotations", ())
+            ],
+        ]
+        for record in dataset.records
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def score(
     dataset: Dataset, predictions: Sequence[Mapping[str, Any]], folder: str | Path
 ) -> Evaluation | None:
@@ -58,7 +76,7 @@ def score(
     result = EVALUATIONS[dataset.metadata.evaluation](dataset, predictions, folder)
     if result is not None:
         result.overall |= {what: count for what, count in dataset.counts.items() if count}
-        content = {"dataset": dataset.name, **as_json(result)}
+        content = {"dataset": dataset.name, "digest": digest(dataset), **as_json(result)}
         write_whole(folder / "results.json", json.dumps(content, indent=1) + "\n")
     return result
 

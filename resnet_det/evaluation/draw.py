@@ -3,11 +3,16 @@
 import colorsys
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+# It has the letters of most alphabets, but not those of Chinese, Japanese and Korean. Pillow's own
+# font has only Latin's, without accents.
+FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
 MIN_SIDE = 480  # an image whose longest side is shorter is enlarged, so that labels are legible
 
 Color = tuple[int, int, int]  # red, green, blue, 0-255
@@ -51,7 +56,7 @@ def draw_boxes(
     canvas = ImageDraw.Draw(picture)
     scale = (picture.width * picture.height) ** 0.5
     line = max(2, round(scale / 260))
-    font = ImageFont.load_default(max(13, round(scale / 42)))
+    font = ImageFont.truetype(FONT, max(13, round(scale / 42)))
 
     order = range(len(boxes)) if scores is None else np.argsort(np.asarray(scores), kind="stable")
     limit = np.array([picture.width, picture.height] * 2) - 1

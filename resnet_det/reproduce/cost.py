@@ -18,6 +18,7 @@ from ..config.loading import load_config
 from ..data import missing, shortfall
 from ..detector.build import build_model
 from ..engines import classifier
+from ..engines.run import torch_settings
 from ..weights.published import is_address, place_of
 from .planning import Plan
 
@@ -120,7 +121,7 @@ def measure_apart(cfg: CfgNode) -> tuple[float | None, str]:
 
 
 def measure(cfg: CfgNode, limit: float) -> tuple[int, float, int]:
-    """Time training steps in float32 on random images. The time is the median of at most three.
+    """Time training steps, without AMP, on random images. The time is the median of at most three.
 
     A detector's step has one image. A classifier's has ``FEW`` at first, doubled up to its batch
     size while time allows: small batches are inefficient on a GPU, and large ones take minutes on a
@@ -133,16 +134,17 @@ def measure(cfg: CfgNode, limit: float) -> tuple[int, float, int]:
     Returns:
         (images per step, seconds per step, peak memory in bytes).
     """
-    steps = _Steps(cfg)
-    images, end = steps.fewest, time.perf_counter() + limit
-    steps.time(images)  # warms up
-    times = [steps.time(images)]
-    while images < steps.most and time.perf_counter() + 4 * times[0] < end:
-        images = min(2 * images, steps.most)
+    with torch_settings(cfg):
+        steps = _Steps(cfg)
+        images, end = steps.fewest, time.perf_counter() + limit
+        steps.time(images)  # warms up
         times = [steps.time(images)]
-    while len(times) < 3 and time.perf_counter() < end:
-        times.append(steps.time(images))
-    return images, statistics.median(times), steps.peak_memory()
+        while images < steps.most and time.perf_counter() + 4 * times[0] < end:
+            images = min(2 * images, steps.most)
+            times = [steps.time(images)]
+        while len(times) < 3 and time.perf_counter() < end:
+            times.append(steps.time(images))
+        return images, statistics.median(times), steps.peak_memory()
 
 
 class _Steps:
@@ -150,7 +152,6 @@ class _Steps:
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg, self.device = cfg, torch.device(cfg.MODEL.DEVICE)
-        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
         self.fewest = self.most = 1
         self.is_classifier = cfg.MODEL.META_ARCHITECTURE == "Classifier"
         if self.is_classifier:

@@ -246,10 +246,8 @@ def to_our_names(state: State, author: str = "") -> tuple[State, Facts]:
     if format is None and author == "torchvision":
         format = TORCHVISION_RESNET
     if format is None:
-        if author != "Detectron2 Model Zoo":
-            return state, {}
         facts = {key: state.pop(key).flatten().tolist() for key in _PIXELS if key in state}
-        return state, _zoo_facts(state) | facts
+        return state, facts if author != "Detectron2 Model Zoo" else _zoo_facts(state) | facts
     if format is CAFFE:
         return _from_caffe(state)
     if format is TORCHVISION_RESNET:

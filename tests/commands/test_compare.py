@@ -1,5 +1,6 @@
 """Compare two evaluated runs."""
 
+import re
 import shutil
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from resnet_det.commands import compare
 from resnet_det.data import Dataset, Metadata
+from resnet_det.engines.class_matching import match_test_set
 from resnet_det.engines.results import score
 
 pytest.importorskip("hotcoco")
@@ -49,14 +51,9 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def read_again(runs, monkeypatch):
-    """The runs' test set, also under the name "copy"; any other name has other objects."""
+    """The runs' test set under any name."""
     known = runs[1]
-    other = [r | {"annotations": r["annotations"][:1]} for r in known.records]
-    sets = {NAME: known, "copy": known}
-    monkeypatch.setattr(
-        compare, "load_dataset",
-        lambda name, skip_bad: sets.get(name) or Dataset(name, other, known.metadata),
-    )  # fmt: skip
+    monkeypatch.setattr(compare, "load_dataset", lambda name, skip_bad: known)
 
 
 def rows(text):
@@ -99,9 +96,39 @@ def test_the_same_images_may_have_two_names(runs, tmp_path, capsys):
     compare.main([str(root / "a"), str(tmp_path)])
     text = capsys.readouterr().out
     assert text.startswith(f"{NAME}, in B copy: A is ") and rows(text)["AP"][1] == 100
-    file.write_text(file.read_text().replace("copy", "fewer"))
-    with pytest.raises(ValueError, match=f"different datasets: .* on {NAME}; .* on fewer"):
+    file.write_text(re.sub('"digest": "..', '"digest": "', file.read_text()))
+    with pytest.raises(ValueError, match=f"different datasets: .* on {NAME}; .* on copy"):
         compare.main([str(root / "a"), str(tmp_path)])
+
+
+def test_the_order_of_the_detectors_classes_does_not_matter(runs, tmp_path, capsys):
+    root, dataset = runs
+    test_set = match_test_set(dataset, ("dog", "cat"), "a detector")
+    found = [
+        {
+            "image_id": record["image_id"],
+            "boxes": np.array([a["bbox"] for a in record["annotations"]]),
+            "scores": np.full(len(record["annotations"]), 0.9),
+            "classes": np.array([a["category_id"] for a in record["annotations"]]),
+        }
+        for record in test_set.dataset.records
+    ]
+    assert score(test_set.dataset, found, tmp_path / "inference" / NAME).metrics["AP50"] == 100
+    compare.main([str(root / "b"), str(tmp_path)])
+    assert rows(capsys.readouterr().out)["AP"] == [100, 100, 0, 0, 0]
+
+
+@pytest.mark.parametrize("change", [
+    lambda records: [*records, {"image_id": "added", "annotations": [box(10, 0)]}],
+    lambda records: [records[0] | {"annotations": [box(11, 0)]}, *records[1:]],
+    lambda records: [records[0] | {"annotations": [box(10, 1), box(200, 0)]}, *records[1:]],
+])  # fmt: skip
+def test_a_test_set_that_has_changed_is_refused(runs, monkeypatch, change):
+    root, dataset = runs
+    changed = Dataset(NAME, change(dataset.records), dataset.metadata)
+    monkeypatch.setattr(compare, "load_dataset", lambda name, skip_bad: changed)
+    with pytest.raises(ValueError, match=f"{NAME} has changed since .*/a was evaluated on it"):
+        compare.main([str(root / "a"), str(root / "b")])
 
 
 def test_wrong_runs_are_named(runs, tmp_path):
@@ -111,8 +138,11 @@ def test_wrong_runs_are_named(runs, tmp_path):
     other = tmp_path / "c" / "inference" / "other"
     other.mkdir(parents=True)
     (other / "results.json").write_text('{"dataset": "other"}')
+    with pytest.raises(ValueError, match="results.json: does not say which .*: evaluate the run"):
+        compare.main([str(root / "a"), str(tmp_path / "c")])
+    (other / "results.json").write_text('{"dataset": "other", "digest": ""}')
     with pytest.raises(ValueError, match=f"different datasets: .* on {NAME}; .* on other"):
         compare.main([str(root / "a"), str(tmp_path / "c")])
-    (other / "results.json").write_text(f'{{"dataset": "{NAME}"}}')
+    shutil.copy(root / "b/inference" / NAME / "results.json", other)
     with pytest.raises(ValueError, match="detections.json: .*: evaluate the run again"):
         compare.main([str(root / "a"), str(tmp_path / "c")])

@@ -135,6 +135,28 @@ def test_an_output_that_is_a_file_is_refused():
             run("a.png", "--output", output)
 
 
+def test_the_photographs_are_not_replaced():
+    save("photos/a.png")
+    before = Path("photos/a.png").read_bytes()
+    with pytest.raises(ValueError, match=r"--output photos: .* would replace photos/a.png"):
+        run("photos/a.png", "--output", "photos")
+    for source in ("photos", "photos/*.png"):
+        with pytest.raises(ValueError, match="holds neither .*, apart from files in photos"):
+            run(source, "--output", "photos")
+    assert Path("photos/a.png").read_bytes() == before
+
+
+def test_a_folder_as_a_file_is_refused_before_the_weights_are_read(monkeypatch):
+    save("a.png")
+    Path("results").mkdir()
+    monkeypatch.setattr(demo, "Predictor", None)
+    for option in ("--json", "--csv"):
+        with pytest.raises(ValueError, match="results: is a folder; name a file"):
+            run("a.png", option, "results")
+        with pytest.raises(ValueError, match="a.png is a file; name a file in a folder"):
+            run("a.png", option, "a.png/found")
+
+
 def test_a_second_run_does_not_draw_on_its_own_drawings():
     save("a.png")
     for _ in range(2):

@@ -38,6 +38,18 @@ def test_files_folders_and_patterns(folder):
     assert found("[1].jpg") == ["[1].jpg"]
 
 
+def test_what_a_folder_holds_beside_them_is_counted(folder, caplog):
+    for name in (".hidden.jpg", ".cache/c.jpg", "._a.PNG", "1.heic", "2.heic", "3.jfif"):
+        path = folder / "photos" / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    names = ["3.jfif", "a.PNG", "b.jpg", "clip.MP4", "deep/er/c.webp", "out/b.png"]
+    assert found("photos") == [f"photos/{name}" for name in names]
+    (line,) = caplog.messages
+    assert line.startswith("photos: left out") and line.endswith(": 2 .heic, 1 .txt")
+    assert found("photos/*.jfif") == ["photos/3.jfif"]
+
+
 def test_a_file_that_is_named_twice_is_found_once(folder):
     assert (
         found("photos/b.jpg", "photos", "photos/../photos/b.jpg", "photos/*")[0] == "photos/b.jpg"
@@ -104,6 +116,17 @@ def test_videos_that_cannot_be_read(tmp_path):
             list(media.read_frames(tmp_path / name))
         with pytest.raises(ImageError, match=f"{name}: cannot be decoded"):
             media.frame_rate(tmp_path / name)
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "whole.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for picture in frames():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    header, cluster, _ = (tmp_path / "whole.mkv").read_bytes().partition(b"\x1f\x43\xb6\x75")
+    (tmp_path / "header.mkv").write_bytes(header + cluster)
+    with pytest.raises(ImageError, match="header.mkv: holds no"):
+        list(media.read_frames(tmp_path / "header.mkv"))
     with pytest.raises(ImageError, match="absent.mp4: cannot be decoded: No such file"):
         list(media.read_frames(tmp_path / "absent.mp4"))
 

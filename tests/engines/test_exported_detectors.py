@@ -179,7 +179,7 @@ def test_the_predictor_runs_a_pt2_file(pt2, tmp_path):
     with pytest.raises(ExportError, match=r"broken.pt2: torch.export cannot load it: .+"):
         Predictor(tmp_path / "broken.pt2")
     torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.ones(1),)), tmp_path / "x.pt2")
-    with pytest.raises(ExportError, match="x.pt2: does not name its classes: export it by tools"):
+    with pytest.raises(ExportError, match="x.pt2: was not exported by tools/export.py"):
         Predictor(tmp_path / "x.pt2")
 
 
@@ -229,11 +229,12 @@ def test_mistakes_with_an_exported_file(onnx, tmp_path):
 
     model = library.load(onnx)
     del model.metadata_props[:]
+    model.metadata_props.add(key="description", value="Another project's model")  # no JSON
     library.save(model, foreign)
     for path, options, words in (
         (tmp_path / "absent.onnx", {}, "absent.onnx: no such file"),
         (broken, {}, "broken.onnx: ONNX Runtime cannot load it"),
-        (foreign, {}, "foreign.onnx: does not name its classes: export it by tools/export.py"),
+        (foreign, {}, "foreign.onnx: was not exported by tools/export.py"),
         (onnx, {"score_thresh": 0.01}, "score_thresh: 0.01: .* above 0.05: export it again"),
         (onnx, {"classes": ["a"]}, "has 8 classes, but the argument classes has 1"),
         (onnx, {"device": "cuda"}, "runs on the CPU, without config and overrides"),
@@ -459,6 +460,8 @@ def test_a_published_address_brings_its_config(checkpoint, server, tmp_path, mon
     assert list(Exporter("torchvision://tiny").metadata()["classes"]) == CLASSES
     with pytest.raises(ConfigError, match="carries no config"):
         Exporter(bare)
+    named = Exporter(bare, config=checkpoint.config)
+    assert named.detector.cfg.MODEL.BACKBONE.NAME == "cifar_resnet20"
 
 
 # ---- helpers

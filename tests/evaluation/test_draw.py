@@ -24,6 +24,13 @@ def test_the_box_is_where_it_should_be_and_the_image_is_left_alone():
     assert (picture[150:200, 100:200] != 128).any()
 
 
+@pytest.mark.parametrize("names", ["éè", "бг", "βγ", "خم"])
+def test_letters_of_other_alphabets_are_drawn(names):
+    """A letter that the font lacks is drawn as the same box as any other."""
+    one, other = (draw_boxes(GRAY, [[50, 100, 550, 400]], [x], classes=[x]) for x in names)
+    assert not np.array_equal(one, other)
+
+
 def test_dashed_boxes():
     def edge(dashed):
         picture = draw_boxes(GRAY, [[50, 100, 550, 400]], ["cat"], dashed=[dashed])
