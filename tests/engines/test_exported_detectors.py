@@ -460,8 +460,10 @@ def test_a_published_address_brings_its_config(checkpoint, server, tmp_path, mon
     assert list(Exporter("torchvision://tiny").metadata()["classes"]) == CLASSES
     with pytest.raises(ConfigError, match="carries no config"):
         Exporter(bare)
-    named = Exporter(bare, config=checkpoint.config)
-    assert named.detector.cfg.MODEL.BACKBONE.NAME == "cifar_resnet20"
+    named = Exporter(
+        bare, overrides=["DATASETS.TRAIN", ["scenes_voc_trainval"]], config=checkpoint.config
+    )
+    assert len(named.metadata()["classes"]) == len(CLASSES)
 
 
 # ---- helpers
