@@ -13,13 +13,9 @@ import numpy as np
 
 from ..files import whole_file
 from ..records import DatasetError
+from .image_files import EXTENSIONS as IMAGES
 from .pixels import ImageError
 
-# The suffixes that are looked for in folders. A path names a file with any suffix.
-IMAGES = (
-    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm"),
-    *(".tif", ".tiff", ".webp"),
-)
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 

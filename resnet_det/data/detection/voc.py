@@ -14,6 +14,7 @@ from ...download import how_to_get
 from ...records import LONGEST_SIDE, BoxMode, DatasetError, path_inside
 from ...weights.class_names import VOC
 from ..check import image_of
+from ..image_files import EXTENSIONS
 from ..pixels import ImageError, image_header
 from ..specs import DetectionSpec, Metadata, Record, Scan
 from .fields import CLIPPED, SIZES, around, inside, log_changes, read_flag
@@ -159,9 +160,6 @@ def read_images(
     log_changes(os.path.dirname(xml or ""), reader.changes)
 
 
-_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp", ".xml")
-
-
 def read_list(
     path: str,
     exists: Callable[[str], bool] = lambda name: False,
@@ -202,7 +200,7 @@ def _image_name(line: str, exists: Callable[[str], bool]) -> str:
 
     def name(text: str) -> str:
         stem, extension = os.path.splitext(text)
-        text = stem if extension.lower() in _EXTENSIONS else text
+        text = stem if extension.lower() in (*EXTENSIONS, ".xml") else text
         return path_inside("JPEGImages", text).removeprefix("JPEGImages/")
 
     columns = line.split()

@@ -9,7 +9,7 @@ from itertools import chain
 
 from ...hints import did_you_mean
 from ...records import DatasetError
-from ..image_files import by_stem
+from ..image_files import by_stem, no_image
 from ..specs import DetectionSpec, Metadata, Scan
 from .voc import read_images, read_list, read_xml
 
@@ -62,8 +62,7 @@ class OwnVocFolder(DetectionSpec):
             elif found:
                 faults.append(DatasetError(xml, f"belongs to several images: {', '.join(found)}"))
             else:
-                what = f"its image is missing: there is no {image_id}.* in {image_folder}"
-                faults.append(DatasetError(xml, what))
+                faults.append(DatasetError(xml, no_image(image_id, image_folder)))
         unread: Scan = [(None, faults)] if faults else []
         return metadata, chain(unread, read_images(files, classes, self.origin, changes))
 

@@ -213,7 +213,7 @@ def test_origin_and_borders(folder, origin, edges, box):
 @pytest.mark.parametrize(
     ("content", "names"),
     [
-        (b"a.jpg\nb.PNG\n", ["a", "b"]),
+        (b"a.jpg\nb.PNG\nc.jfif\n", ["a", "b", "c"]),
         (b"a 1\nb -1\nc  0\n", ["a", "b", "c"]),  # VOC's lists of one class
         (b"\xef\xbb\xbfa\r\nb\r\n", ["a", "b"]),  # Windows' Notepad
         ("a\r\nb".encode("utf-16"), ["a", "b"]),  # PowerShell's >
