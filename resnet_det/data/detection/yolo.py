@@ -1,8 +1,10 @@
 """Read YOLO's labels, in Ultralytics' layout, as Detectron2's standard dicts."""
 
+import itertools
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ import yaml
 from ...hints import did_you_mean
 from ...records import BoxMode, DatasetError
 from ..check import image_of
-from ..image_files import files_below
+from ..image_files import files_below, no_image
 from ..pixels import ImageError, image_header
 from ..specs import DetectionSpec, Metadata, Record, Scan
 from .fields import CLIPPED, around, inside, log_changes
@@ -50,11 +52,13 @@ class YoloFolder(DetectionSpec):
             hint = did_you_mean(self.split, known, list_all=True)
             raise DatasetError(self.name, f"{file} has no split {self.split!r}{hint}")
         base = self._base(root, file, content)
-        images: dict[str, None] = {}  # an ordered set: splits may share images
-        for key in [self.split] if self.split else known:
-            entries = content[key] if isinstance(content[key], list) else [content[key]]
-            for entry in entries:
-                images |= dict.fromkeys(_images(file, key, base, entry))
+        places = [
+            _place(file, key, base, str(entry))
+            for key in ([self.split] if self.split else known)
+            for entry in (content[key] if isinstance(content[key], list) else [content[key]])
+        ]
+        # Splits may share images, so these are an ordered set.
+        images = dict.fromkeys(itertools.chain.from_iterable(map(_images, places)))
         if not images:
             raise DatasetError(self.name, f"{file} names no images")
         labels = {image: label_file(image) for image in images}
@@ -63,7 +67,9 @@ class YoloFolder(DetectionSpec):
             raise DatasetError(self.name, f"no image has labels: there is no {first}, for example")
         metadata = Metadata(self.name, classes, "coco", detectron2={"evaluator_type": "coco"})
         files = [(os.path.relpath(image, base), image, labels[image]) for image in images]
-        return metadata, read_images(files, len(classes))
+        faults = _labels_without_image(places, set(labels.values()))
+        unread: Scan = [(None, faults)] if faults else []
+        return metadata, itertools.chain(unread, read_images(files, len(classes)))
 
     def _base(self, root: str, file: str, content: dict[str, Any]) -> str:
         """The folder that the entries are relative to: ``path``, if it exists, else the file's."""
@@ -99,15 +105,19 @@ def _class_names(file: str, content: dict[str, Any]) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
-def _images(file: str, key: str, base: str, entry: Any) -> list[str]:
-    """The images that an entry names: a folder, or a file with one path per line."""
-    places = [os.path.join(base, str(entry))]
-    if str(entry).startswith("../"):  # Roboflow's entries are relative to a folder beside the file
-        places.append(os.path.join(base, str(entry)[3:]))
+def _place(file: str, key: str, base: str, entry: str) -> str:
+    """The path of an entry of ``data.yaml``."""
+    places = [os.path.join(base, entry)]
+    if entry.startswith("../"):  # Roboflow's entries are relative to a folder beside the file
+        places.append(os.path.join(base, entry[3:]))
     place = next(filter(os.path.exists, places), None)
     if place is None:
         raise DatasetError(file, f"{key}: there is no {os.path.normpath(places[0])}")
-    place = os.path.normpath(place)
+    return os.path.normpath(place)
+
+
+def _images(place: str) -> list[str]:
+    """The images in a folder, or those that a file lists, one path per line."""
     if os.path.isdir(place):
         return list(files_below(place))
     with open(place, encoding="utf-8") as stream:
@@ -124,6 +134,34 @@ def label_file(image: str) -> str:
             parts[index] = "labels"
             break
     return os.sep.join(parts) + ".txt"
+
+
+# A line with a class and a box. Tools also put class names and notes beside the labels.
+_LABEL = re.compile(r"^[ \t]*([-+.eE\d]+[ \t]+){4}[-+.eE\d]", re.MULTILINE)
+
+
+def _labels_without_image(places: Iterable[str], known: Collection[str]) -> list[DatasetError]:
+    """The faults of labels that belong to no image of the folders among ``places``. A list may name
+    only some of the images that have labels.
+
+    Args:
+        known: the labels that belong to an image.
+    """
+    faults = {}  # by path, because splits may share folders
+    for place in filter(os.path.isdir, places):
+        folder = os.path.dirname(label_file(os.path.join(place, "image.jpg")))
+        for path in files_below(folder, [".txt"]):
+            if path not in known and _holds_labels(path):
+                stem = os.path.splitext(os.path.basename(path))[0]
+                faults[path] = DatasetError(path, no_image(stem, place))
+    return list(faults.values())
+
+
+def _holds_labels(path: str) -> bool:
+    """Whether a text file holds labels; those of an image without objects are empty."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        text = file.read()
+    return not text.strip() or bool(_LABEL.search(text))
 
 
 def read_images(

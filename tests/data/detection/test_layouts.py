@@ -286,6 +286,42 @@ def test_wrong_splits_and_absent_labels_of_yolo(yolo):
         load_dataset(f"yolo:{yolo}?split=train")
 
 
+def test_labels_without_an_image_are_faults(yolo):
+    (yolo / "train/images/train_a.jpg").rename(yolo / "train/images/train_a.heic")
+    labels = yolo / "train/labels"
+    (labels / "empty.txt").write_text("")  # of an image without objects
+    (labels / "classes.txt").write_text("helmet\nhead\n")
+    (labels / "numbers.txt").write_text("0\n1\n2\n3\n4\n5\n")
+    (labels / "notes.txt").write_text("Labelled on 5 May.\n")
+    missing = "its image is missing: there is no {} in " + f"{yolo}/train/images with one of .avif,"
+    report = check_dataset(f"yolo:{yolo}")
+    assert report.images == 5 and len(report.faults) == 2
+    for fault, name in zip(report.faults, ("empty", "train_a")):
+        assert fault.startswith(f"{labels}/{name}.txt: {missing.format(name)}")
+    assert check_dataset(f"yolo:{yolo}?split=val").faults == []
+    with pytest.raises(DatasetError, match=r"empty\.txt: its image is missing"):
+        load_dataset(f"yolo:{yolo}")
+    assert load_dataset(f"yolo:{yolo}", skip_bad=True).counts["skipped_images"] == 2
+
+
+@pytest.mark.parametrize("images", ["", "photos"])
+def test_labels_beside_the_images_need_their_image_too(tmp_path, images):
+    write_yolo(tmp_path, images, {"train": images or "."}, splits=["train"])
+    (tmp_path / "README.dataset.txt").write_text("Exported from a tool on 5 May 2026.\n")
+    assert check_dataset(f"yolo:{tmp_path}").faults == []
+    (tmp_path / images / "train_a.jpg").unlink()
+    (fault,) = check_dataset(f"yolo:{tmp_path}").faults
+    assert fault.startswith(f"{tmp_path / images}/train_a.txt: its image is missing")
+
+
+def test_a_list_may_name_only_some_of_the_images_that_have_labels(yolo):
+    content = ROBOFLOW | {"names": NAMES, "train": "list.txt"}
+    (yolo / "data.yaml").write_text(yaml.safe_dump(content))
+    (yolo / "list.txt").write_text("train/images/train_a.jpg\n")
+    report = check_dataset(f"yolo:{yolo}?split=train")
+    assert (report.faults, report.images, report.units) == ([], 1, 2)
+
+
 def test_labels_stand_in_for_the_last_folder_of_images():
     assert label_file("/images/7/images/a/b.jpg") == "/images/7/labels/a/b.txt"
     assert label_file("/photos/a.jpg") == "/photos/a.txt"
