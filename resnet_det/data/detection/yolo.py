@@ -16,7 +16,7 @@ from ..check import image_of
 from ..image_files import files_below, no_image
 from ..pixels import ImageError, image_header
 from ..specs import DetectionSpec, Metadata, Record, Scan
-from .fields import CLIPPED, around, inside, log_changes
+from .fields import CLIPPED, KEYPOINTS, around, inside, log_changes
 
 SPLITS = ("train", "val", "valid", "test")  # the keys of data.yaml that name images
 MAX_BYTES = 2**20  # of data.yaml
@@ -29,7 +29,8 @@ class YoloFolder(DetectionSpec):
     Each of its keys train, val and test names folders of images, or files that list images, one per
     line. The labels of ``images/0001.jpg`` are in ``labels/0001.txt``, one object per line: the
     index of its class, then the centre and size of its box, or the corners of its polygon, in
-    fractions of the image. An image without labels has no objects.
+    fractions of the image. With the key ``kpt_shape``, keypoints follow each box, which are
+    ignored. An image without labels has no objects.
 
     Attributes:
         yaml_file: the file, or the folder that holds it.
@@ -51,6 +52,7 @@ class YoloFolder(DetectionSpec):
         if self.split is not None and self.split not in known:
             hint = did_you_mean(self.split, known, list_all=True)
             raise DatasetError(self.name, f"{file} has no split {self.split!r}{hint}")
+        keypoints = _keypoint_numbers(file, content)
         base = self._base(root, file, content)
         places = [
             _place(file, key, base, str(entry))
@@ -69,7 +71,7 @@ class YoloFolder(DetectionSpec):
         files = [(os.path.relpath(image, base), image, labels[image]) for image in images]
         faults = _labels_without_image(places, set(labels.values()))
         unread: Scan = [(None, faults)] if faults else []
-        return metadata, itertools.chain(unread, read_images(files, len(classes)))
+        return metadata, itertools.chain(unread, read_images(files, len(classes), keypoints))
 
     def _base(self, root: str, file: str, content: dict[str, Any]) -> str:
         """The folder that the entries are relative to: ``path``, if it exists, else the file's."""
@@ -103,6 +105,18 @@ def _class_names(file: str, content: dict[str, Any]) -> tuple[str, ...]:
     if content.get("nc", len(names)) != len(names):
         raise DatasetError(file, f"nc is {content['nc']!r}, but there are {len(names)} names")
     return tuple(map(str, names))
+
+
+def _keypoint_numbers(file: str, content: dict[str, Any]) -> int:
+    """How many numbers a line has for its keypoints, after the box."""
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return 0
+    numbers = shape if isinstance(shape, list) else []
+    if len(numbers) != 2 or not all(type(n) is int and n > 0 for n in numbers):
+        what = f"kpt_shape is {shape!r}: give the number of keypoints and of numbers for each"
+        raise DatasetError(file, f"{what}, such as [17, 3]")
+    return numbers[0] * numbers[1]
 
 
 def _place(file: str, key: str, base: str, entry: str) -> str:
@@ -165,13 +179,14 @@ def _holds_labels(path: str) -> bool:
 
 
 def read_images(
-    files: Iterable[tuple[str, str, str]], classes: int
+    files: Iterable[tuple[str, str, str]], classes: int, keypoints: int = 0
 ) -> Iterator[tuple[Record | None, list[DatasetError]]]:
     """Read images and their labels. The log says what had to be changed.
 
     Args:
         files: ``(image id, image, labels)``: paths.
         classes: number of classes.
+        keypoints: how many numbers follow each box, for its keypoints.
 
     Yields:
         ``(record, faults)``: a standard dict with absolute boxes, and the list of the faults found
@@ -185,7 +200,7 @@ def read_images(
         except ImageError as error:
             yield None, [error]
             continue
-        objects, faults = _read_labels(labels, width, height, classes, changes)
+        objects, faults = _read_labels(labels, width, height, classes, keypoints, changes)
         yield (
             {
                 "file_name": image,
@@ -200,7 +215,7 @@ def read_images(
 
 
 def _read_labels(
-    path: str, width: int, height: int, classes: int, changes: Counter[str]
+    path: str, width: int, height: int, classes: int, keypoints: int, changes: Counter[str]
 ) -> tuple[list[dict[str, Any]], list[DatasetError]]:
     """The annotations in a file of labels, which may be absent, and the faults found in it."""
     try:
@@ -216,7 +231,7 @@ def _read_labels(
         if not words:
             continue
         try:
-            label, box = _read_line(words, width, height, classes, changes)
+            label, box = _read_line(words, width, height, classes, keypoints, changes)
             bbox = inside(box, width, height, slack=1.0)  # fractions are rounded
         except ValueError as error:
             faults.append(DatasetError(path, f"line {number}: {error}", costs="object"))
@@ -232,12 +247,23 @@ def _read_labels(
 
 
 def _read_line(
-    words: Sequence[str], width: int, height: int, classes: int, changes: Counter[str]
+    words: Sequence[str],
+    width: int,
+    height: int,
+    classes: int,
+    keypoints: int,
+    changes: Counter[str],
 ) -> tuple[int, list[float]]:
     """The class and the box of an object, in pixels. Raises ValueError if the line is malformed."""
     label, *where = map(float, words)
     if label not in range(classes):
         raise ValueError(f"class {words[0]} is not one of 0 to {classes - 1}")
+    if keypoints:
+        if len(where) != 4 + keypoints:
+            wanted = f"{5 + keypoints}: class, box and the keypoints of kpt_shape"
+            raise ValueError(f"has {len(words)} numbers, not {wanted}")
+        where = where[:4]
+        changes[KEYPOINTS] += 1
     if any(abs(value) > 2 for value in where):
         raise ValueError("its coordinates are not fractions of the image's width and height")
     if len(where) == 4:

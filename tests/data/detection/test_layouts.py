@@ -267,6 +267,9 @@ def test_polygons_and_boxes_that_stick_out(yolo):
     [
         ({"names": None}, "names: give one name per class"),
         ({"names": {1: "helmet", 2: "head"}}, "names: give one name per class"),
+        ({"kpt_shape": 17}, r"kpt_shape is 17: give the number of .*, such as \[17, 3\]"),
+        ({"kpt_shape": [17, "3"]}, r"kpt_shape is \[17, '3'\]: give the number of"),
+        ({"kpt_shape": [0, 3]}, r"kpt_shape is \[0, 3\]: give"),
         ({"nc": 3}, "nc is 3, but there are 2 names"),
         ({"train": "../trian/images"}, "train: there is no .*trian/images"),
         ({"train": None, "val": None}, "names no images"),
@@ -284,6 +287,28 @@ def test_wrong_splits_and_absent_labels_of_yolo(yolo):
     (yolo / "train/labels").rename(yolo / "train/texts")
     with pytest.raises(DatasetError, match=r"no image has labels: there is no .*train_a\.txt"):
         load_dataset(f"yolo:{yolo}?split=train")
+
+
+@pytest.mark.parametrize(
+    ("shape", "keypoints"), [([2, 2], "0.1 0.2 0.9 0.8"), ([2, 3], "0.1 0.2 2 0.9 0.8 1")]
+)
+def test_the_boxes_of_a_pose_set_are_read_without_its_keypoints(yolo, caplog, shape, keypoints):
+    caplog.set_level("INFO", logger="resnet_det")
+    content = ROBOFLOW | {"names": NAMES, "kpt_shape": shape}
+    (yolo / "data.yaml").write_text(yaml.safe_dump(content))
+    for file in yolo.rglob("*.txt"):
+        file.write_text(f"1 0.5 0.5 0.2 0.4 {keypoints}\n0 0.25 0.5 0.5 1 {keypoints}\n")
+    found = read(f"yolo:{yolo}?split=train")["train_a"]
+    # Fractions of 60 x 40 pixels: centre (30, 20), size 12 x 16; then the left half.
+    boxes = [("head", [24, 12, 36, 28]), ("helmet", [0, 0, 30, 40])]
+    assert found == [(name, pytest.approx(box)) for name, box in boxes]
+    assert "changed in reading: 4 objects read without their keypoints" in caplog.text
+    assert "polygons" not in caplog.text
+    for line in ("1 0.5 0.5 0.2 0.4", f"1 0.5 0.5 0.2 0.4 {keypoints} 0.5"):
+        (yolo / "train/labels/train_a.txt").write_text(line)
+        (fault,) = check_dataset(f"yolo:{yolo}?split=train").faults
+        wanted = 5 + shape[0] * shape[1]
+        assert f"line 1: has {len(line.split())} numbers, not {wanted}: class, box and" in fault
 
 
 def test_labels_without_an_image_are_faults(yolo):
