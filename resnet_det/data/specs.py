@@ -231,6 +231,14 @@ def _only_part(scan: Scan, part: Part) -> Scan:
             yield record, faults
 
 
+def check_unique(file: str, classes: Sequence[str]) -> None:
+    """Raise DatasetError if two of the classes that a file lists have one name."""
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice:
+        what = f"names two classes {twice[0]!r}: give each class a name of its own"
+        raise DatasetError(file, what)
+
+
 def check_chosen(name: str, chosen: Iterable[str], classes: Sequence[str]) -> None:
     """Raise DatasetError, with similar names, unless the dataset ``name`` has all chosen classes."""
     for word in chosen:

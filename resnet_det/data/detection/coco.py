@@ -17,7 +17,7 @@ from ...files import write_whole
 from ...records import BoxMode, DatasetError, path_inside
 from ..check import image_of
 from ..pixels import ImageError, image_header
-from ..specs import Dataset, DetectionSpec, Metadata, Record, Scan
+from ..specs import Dataset, DetectionSpec, Metadata, Record, Scan, check_unique
 from .fields import (
     CLIPPED,
     SIZES,
@@ -194,7 +194,7 @@ class _Reader:
         """The name of each class, by its id.
 
         Raises:
-            DatasetError: there are none, or an entry is invalid.
+            DatasetError: there are none, an entry is invalid, or two have one name.
         """
         names: dict[int, str] = {}
         parents = {}
@@ -215,6 +215,7 @@ class _Reader:
         if 0 in names and above == {names[0]} and not self._is_used(0):
             del names[0]
             self.changes["unused root categories left out"] += 1
+        check_unique(self.json_file, [*names.values()])
         return names
 
     def _is_used(self, category: int) -> bool:

@@ -15,7 +15,7 @@ from ...records import BoxMode, DatasetError
 from ..check import image_of
 from ..image_files import files_below, no_image
 from ..pixels import ImageError, image_header
-from ..specs import DetectionSpec, Metadata, Record, Scan
+from ..specs import DetectionSpec, Metadata, Record, Scan, check_unique
 from .fields import CLIPPED, KEYPOINTS, around, inside, log_changes
 
 SPLITS = ("train", "val", "valid", "test")  # the keys of data.yaml that name images
@@ -102,9 +102,15 @@ def _class_names(file: str, content: dict[str, Any]) -> tuple[str, ...]:
         names = [names[key] for key in sorted(names)] if set(names) == {*range(len(names))} else []
     if not isinstance(names, list) or not names or any(isinstance(x, list | dict) for x in names):
         raise DatasetError(file, "names: give one name per class, as a list or from 0")
+    for name in names:
+        if name is None or isinstance(name, bool):  # unquoted null, ~, yes, no, on or off
+            what = f"names: YAML reads an unquoted name as {name}: put the name in quotes"
+            raise DatasetError(file, what)
     if content.get("nc", len(names)) != len(names):
         raise DatasetError(file, f"nc is {content['nc']!r}, but there are {len(names)} names")
-    return tuple(map(str, names))
+    classes = tuple(map(str, names))
+    check_unique(file, classes)
+    return classes
 
 
 def _keypoint_numbers(file: str, content: dict[str, Any]) -> int:

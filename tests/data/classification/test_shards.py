@@ -61,6 +61,12 @@ def greys(images):
     return images.mean((1, 2, 3)).round().int().tolist()
 
 
+def test_two_classes_of_one_name_are_refused(root):
+    (root / "imagenet_shards/classes.txt").write_text("n0\nn1\nn0\n")
+    with pytest.raises(DatasetError, match=r"classes\.txt: names two classes 'n0'"):
+        read(root)
+
+
 def test_same_pixels_as_the_files(root, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "x.jpg")

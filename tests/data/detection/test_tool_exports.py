@@ -351,6 +351,17 @@ def test_other_unused_categories_stay(folder):
     assert read_coco(folder, mixed)[0] == ("pets", "cat", "dog")
 
 
+def test_two_categories_of_one_name_are_refused(folder):
+    twice = COCO | {"categories": [*COCO["categories"], {"id": 7, "name": "dog"}]}
+    with pytest.raises(DatasetError, match=r"instances\.json: names two classes 'dog': give each"):
+        read_coco(folder, twice)
+    root = roboflow()  # the project has the name of a class
+    root["categories"][0]["name"] = "cat"
+    for entry in root["categories"][1:]:
+        entry["supercategory"] = "cat"
+    assert read_coco(folder, root)[0] == ("cat", "dog")
+
+
 def test_new_ids_are_free(folder):
     ids = [None, 7, None, "9"]
     content = COCO | {"annotations": [OBJECT | {"id": id} for id in ids]}
