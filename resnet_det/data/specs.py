@@ -161,6 +161,11 @@ class DatasetSpec(ABC):
                 self.name, f"there is no {absent}, nor is it in the working folder, {os.getcwd()}"
             )
 
+    def check_folder(self, path: str, content: str) -> None:
+        """Raise DatasetError if ``path`` is a file. ``content`` says what its folder should hold."""
+        if os.path.isfile(path):
+            raise DatasetError(self.name, f"{path} is a file: name the folder {content}")
+
     def count(self, root: str) -> int | None:
         """Number of images, without reading annotations; None if they take long to count."""
         return None

@@ -54,6 +54,7 @@ class ImageFolder(ClassificationSpec):
         """The folder of the classes, and the chosen classes with their images."""
         self.check_located(root)
         where = self.locate(root, self.folder)
+        self.check_folder(where, "that holds one folder of images per class")
         if self.own:
             where = self._split_folder(where)
         listed = list_folder(where)

@@ -26,6 +26,7 @@ from .. import loader, pixels
 from ..check import Report, decoding_faults
 from ..parallel import parallel_map
 from ..specs import ClassificationSpec, check_unique
+from ..text_files import read_text
 
 BUFFER = 1000  # encoded images, about 110 kB each, among which a worker draws the next one
 
@@ -112,11 +113,7 @@ def find(folder: str, split: str) -> tuple[Shards, tuple[str, ...]]:
 
 
 def _lines(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return [line.strip() for line in file if line.strip()]
-    except OSError as error:
-        raise DatasetError(path, f"cannot be read: {error.strerror}") from error
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
 def _webdataset():

@@ -18,6 +18,7 @@ from ...records import BoxMode, DatasetError, path_inside
 from ..check import image_of
 from ..pixels import ImageError, image_header
 from ..specs import Dataset, DetectionSpec, Metadata, Record, Scan, check_unique
+from ..text_files import not_utf8
 from .fields import (
     CLIPPED,
     SIZES,
@@ -67,6 +68,7 @@ class CocoJson(DetectionSpec):
         json_file = self.locate(root, self.json_file)
         images = self.image_root
         image_root = find_images(json_file) if images is None else self.locate(root, images)
+        self.check_folder(image_root, "that holds the images")
         classes, ids, scan = read(json_file, image_root, self.official, self.repeated_ids)
         detectron2: dict[str, Any] = {"evaluator_type": "coco"}
         if not self.own:  # Detectron2's evaluator would read all classes and images of the file
@@ -150,9 +152,13 @@ def _load(json_file: str) -> dict[str, Any]:
     try:
         with open(json_file, "rb") as file:
             data = json.load(file, object_pairs_hook=_unique_keys)
+    except IsADirectoryError:
+        raise DatasetError(json_file, "is a folder: name a JSON file") from None
     except OSError as error:
         what = f"cannot read the annotations ({error.strerror}); {how_to_get(json_file)}"
         raise DatasetError(json_file, what) from None
+    except UnicodeDecodeError as error:
+        raise DatasetError(json_file, not_utf8(error)) from None
     except (ValueError, RecursionError) as error:
         raise DatasetError(json_file, f"malformed json: {error}") from None
     if not isinstance(data, dict):

@@ -17,6 +17,7 @@ from ..check import image_of
 from ..image_files import EXTENSIONS
 from ..pixels import ImageError, image_header
 from ..specs import DetectionSpec, Metadata, Record, Scan
+from ..text_files import not_utf8
 from .fields import CLIPPED, SIZES, around, inside, log_changes, read_flag
 
 CLASSES = VOC  # in alphabetical order, as in the devkit; the index of a class is its category_id
@@ -180,7 +181,9 @@ def read_list(
             lines = _decode(file.read(), errors="strict").split("\n")
         lines = [line.strip() for line in lines if line.strip()]
         names = [_image_name(line, exists) for line in lines]
-    except (OSError, UnicodeDecodeError, LookupError) as error:
+    except UnicodeDecodeError as error:
+        raise DatasetError(path, not_utf8(error)) from None
+    except (OSError, LookupError) as error:
         reason = getattr(error, "strerror", None) or error
         what = f"cannot read the list of images ({reason}); {how_to_get(path)}"
         raise DatasetError(path, what) from None

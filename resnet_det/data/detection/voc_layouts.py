@@ -38,6 +38,7 @@ class OwnVocFolder(DetectionSpec):
 
     def scan(self, root: str) -> tuple[Metadata, Scan]:
         folder = self.locate(root, self.folder)
+        self.check_folder(folder, "that holds the images and their XML files")
         image_folder = _subfolder(folder, "jpegimages", "images") or folder
         xml_folder = _subfolder(folder, "annotations", "annots") or image_folder
         xmls = {stem: paths[0] for stem, paths in by_stem(xml_folder, [".xml"]).items()}

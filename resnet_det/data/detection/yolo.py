@@ -16,10 +16,11 @@ from ..check import image_of
 from ..image_files import files_below, no_image
 from ..pixels import ImageError, image_header
 from ..specs import DetectionSpec, Metadata, Record, Scan, check_unique
+from ..text_files import read_text
 from .fields import CLIPPED, KEYPOINTS, around, inside, log_changes
 
 SPLITS = ("train", "val", "valid", "test")  # the keys of data.yaml that name images
-MAX_BYTES = 2**20  # of data.yaml
+LONGEST_YAML = 2**20  # characters of data.yaml
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ class YoloFolder(DetectionSpec):
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
+    text = read_text(file)
     try:
-        with open(file, encoding="utf-8") as stream:
-            content = yaml.safe_load(stream.read(MAX_BYTES))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        content = yaml.safe_load(text[:LONGEST_YAML])
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise DatasetError(file, f"cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise DatasetError(file, "has no keys: give names, train and val, as Ultralytics does")
@@ -140,8 +141,7 @@ def _images(place: str) -> list[str]:
     """The images in a folder, or those that a file lists, one path per line."""
     if os.path.isdir(place):
         return list(files_below(place))
-    with open(place, encoding="utf-8") as stream:
-        lines = [line.strip() for line in stream]
+    lines = [line.strip() for line in read_text(place).split("\n")]
     folder = os.path.dirname(place)
     return [os.path.normpath(os.path.join(folder, line)) for line in lines if line]
 
@@ -179,8 +179,10 @@ def _labels_without_image(places: Iterable[str], known: Collection[str]) -> list
 
 def _holds_labels(path: str) -> bool:
     """Whether a text file holds labels; those of an image without objects are empty."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        text = file.read()
+    try:
+        text = read_text(path)
+    except DatasetError:  # it may be notes in any encoding
+        return False
     return not text.strip() or bool(_LABEL.search(text))
 
 
@@ -224,13 +226,12 @@ def _read_labels(
     path: str, width: int, height: int, classes: int, keypoints: int, changes: Counter[str]
 ) -> tuple[list[dict[str, Any]], list[DatasetError]]:
     """The annotations in a file of labels, which may be absent, and the faults found in it."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = file.read().splitlines()
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return [], []
-    except (OSError, UnicodeDecodeError) as error:
-        return [], [DatasetError(path, str(error))]
+    try:
+        lines = read_text(path).splitlines()
+    except DatasetError as fault:
+        return [], [fault]
     objects, faults = [], []
     for number, line in enumerate(lines, 1):
         words = line.split()

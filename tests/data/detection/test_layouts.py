@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from own_sets import SIZE, write_image, write_labels, write_xml
+from own_sets import SIZE, write_coco, write_image, write_labels, write_xml
 from PIL import Image
 
 from resnet_det.data import DatasetError, check_dataset, load_dataset
@@ -284,6 +284,46 @@ def test_a_wrong_data_yaml_is_named(yolo, content, message):
     (yolo / "data.yaml").write_text(yaml.safe_dump({"names": NAMES} | ROBOFLOW | content))
     with pytest.raises(DatasetError, match=message):
         load_dataset(f"yolo:{yolo}")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_text_files_of_yolo_are_read_in_unicode(yolo, encoding):
+    (yolo / "train/images/train_a.jpg").rename(yolo / "train/images/größe.jpg")
+    labels = (yolo / "train/labels/train_a.txt").read_text()
+    (yolo / "train/labels/train_a.txt").unlink()
+    (yolo / "train/labels/größe.txt").write_text(labels, encoding)
+    (yolo / "list.txt").write_text("train/images/größe.jpg\n", encoding)
+    content = {"names": ["größe", "head"], "train": "list.txt"}
+    text = yaml.safe_dump(content, allow_unicode=True)
+    (yolo / "data.yaml").write_text(text, encoding)
+    found = read(f"yolo:{yolo}")
+    assert [label for label, _ in found["größe"]] == ["größe", "head"]
+
+
+@pytest.mark.parametrize("name", ["list.txt", "data.yaml", "train/labels/train_a.txt"])
+def test_a_text_file_of_yolo_in_another_encoding_is_named(yolo, name):
+    content = {"names": ["größe", "head"], "train": "list.txt"}
+    (yolo / "data.yaml").write_text(yaml.safe_dump(content))
+    (yolo / "list.txt").write_text("train/images/train_a.jpg\n")
+    (yolo / name).write_text((yolo / name).read_text() + "# größe\n", "cp1252")
+    (fault,) = check_dataset(f"yolo:{yolo}").faults
+    assert fault.startswith(f"{yolo / name}: is not text in UTF-8 (byte ")
+    assert fault.endswith("save it as UTF-8")
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    write_xml(tmp_path / "a.xml", OBJECTS["a"])
+    write_coco(tmp_path / "a.json", {"a.jpg": []})
+    for name, what in {
+        f"voc:{tmp_path}/a.xml": "name the folder that holds the images and their XML files",
+        f"folder:{tmp_path}/a.xml": "name the folder that holds one folder of images per class",
+        f"coco:{tmp_path}/a.json?images={tmp_path}/a.xml": "name the folder that holds the images",
+    }.items():
+        (fault,) = check_dataset(name).faults
+        assert fault == f"{name}: {tmp_path}/a.xml is a file: {what}"
+    (fault,) = check_dataset(f"coco:{tmp_path}").faults
+    assert fault == f"{tmp_path}: is a folder: name a JSON file"
 
 
 def test_wrong_splits_and_absent_labels_of_yolo(yolo):

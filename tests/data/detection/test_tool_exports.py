@@ -228,6 +228,16 @@ def test_lists(tmp_path, content, names):
     assert voc.read_list(str(tmp_path / "list.txt"), lambda name: name == "my photo") == names
 
 
+def test_lists_and_jsons_in_another_encoding_are_named(folder):
+    (folder / "list.txt").write_bytes("größe\n".encode("cp1252"))
+    with pytest.raises(DatasetError, match=r"list\.txt: is not text in UTF-8 .*save it as UTF-8"):
+        voc.read_list(str(folder / "list.txt"))
+    text = json.dumps(COCO | {"info": "größe"}, ensure_ascii=False)
+    with pytest.raises(DatasetError, match=r"instances\.json: is not text in UTF-8 .*save it as"):
+        read_coco(folder, text.encode("cp1252"))
+    assert read_coco(folder, text.encode("utf-16"))[0] == ("cat", "dog")
+
+
 @pytest.mark.parametrize("name", ["../a", "/a", "sub/../../a", "..\\a.jpg", "a\0b"])
 def test_lists_and_jsons_stay_in_their_folder(folder, name):
     (folder / "list.txt").write_text(f"{name}\n")
