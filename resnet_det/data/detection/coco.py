@@ -15,7 +15,7 @@ from typing import Any
 from ...download import how_to_get
 from ...files import write_whole
 from ...records import BoxMode, DatasetError, path_inside
-from ..check import image_of
+from ..check import SIZE_OF_IMAGE, image_of
 from ..pixels import ImageError, image_header
 from ..specs import Dataset, DetectionSpec, Metadata, Record, Scan, check_unique
 from ..text_files import not_utf8
@@ -300,19 +300,15 @@ class _Reader:
         id = self._whole(image, "id")
         file = path_inside(self.image_root, _text(image, "file_name"))
         height, width = image.get("height"), image.get("width")
+        new: Record = {"file_name": file, "image_id": id}
         if not (is_side(height) and is_side(width)):
             try:
                 height, width, _ = image_header(file)
             except ImageError as error:
                 raise ValueError(f"has no valid height and width, and {error}") from None
             self.changes[SIZES] += 1
-        return {
-            "file_name": file,
-            "image_id": id,
-            "height": height,
-            "width": width,
-            "annotations": [],
-        }
+            new[SIZE_OF_IMAGE] = True
+        return new | {"height": height, "width": width, "annotations": []}
 
     def _object(
         self, entry: dict[str, Any], id: int, contiguous: dict[int, int], record: Record

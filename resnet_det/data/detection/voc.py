@@ -13,7 +13,7 @@ from typing import Any
 from ...download import how_to_get
 from ...records import LONGEST_SIDE, BoxMode, DatasetError, path_inside
 from ...weights.class_names import VOC
-from ..check import image_of
+from ..check import SIZE_OF_IMAGE, image_of
 from ..image_files import EXTENSIONS
 from ..pixels import ImageError, image_header
 from ..specs import DetectionSpec, Metadata, Record, Scan
@@ -281,7 +281,7 @@ class _Reader:
         """Read height, width and annotations into ``record``. Returns the faults."""
         try:
             root = read_xml(path, self.changes)
-            height, width = self._size(root, record["file_name"])
+            height, width = self._size(root, record)
         except ImageError as error:
             return [DatasetError(path, f"has no valid <size>, and the image is no help: {error}")]
         except DatasetError as error:
@@ -299,12 +299,13 @@ class _Reader:
                 faults.append(DatasetError(path, f"object {number}: {note}", costs="nothing"))
         return faults
 
-    def _size(self, root: ET.Element, image: str) -> tuple[int, int]:
+    def _size(self, root: ET.Element, record: Record) -> tuple[int, int]:
         size = []
         for key in ("height", "width"):
             digits = root.findtext(f"size/{key}", "").strip()
             if not digits.isdecimal() or len(digits) > 9 or not 0 < int(digits) <= LONGEST_SIDE:
-                height, width, _ = image_header(image)
+                height, width, _ = image_header(record["file_name"])
+                record[SIZE_OF_IMAGE] = True
                 self.changes[SIZES] += 1
                 return height, width
             size.append(int(digits))

@@ -12,7 +12,7 @@ import yaml
 
 from ...hints import did_you_mean
 from ...records import BoxMode, DatasetError
-from ..check import image_of
+from ..check import SIZE_OF_IMAGE, image_of
 from ..image_files import files_below, no_image
 from ..pixels import ImageError, image_header
 from ..specs import DetectionSpec, Metadata, Record, Scan, check_unique
@@ -215,6 +215,7 @@ def read_images(
                 "image_id": image_id,
                 "height": height,
                 "width": width,
+                SIZE_OF_IMAGE: True,
                 "annotations": objects,
             },
             faults,

@@ -326,6 +326,34 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path):
     assert fault == f"{tmp_path}: is a folder: name a JSON file"
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_photograph_is_listed_unless_its_annotated_size_shows_what_its_boxes_mean(
+    tmp_path, orientation
+):
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored = SIZE if orientation < 5 else SIZE[::-1]  # so that it is upright with SIZE
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", stored).save(tmp_path / "images/a.jpg", exif=exif)
+    write_xml(tmp_path / "images/a.xml", [("head", (2, 3, 20, 30))])
+    write_labels(tmp_path / "labels/a.txt", [(0, (1, 2, 20, 30))])
+    (tmp_path / "data.yaml").write_text("names: [head]\ntrain: images\n")
+    write_coco(tmp_path / "a.json", {"a.jpg": [(1, (1, 2, 19, 28))]})
+
+    def listed(name):
+        report = check_dataset(name)
+        assert (report.faults, report.images, report.units) == ([], 1, 1)
+        return [f"{tmp_path}/images/a.jpg: is turned upright by its EXIF orientation" in line
+                for line in report.notes]  # fmt: skip
+
+    voc, coco = f"voc:{tmp_path}/images", f"coco:{tmp_path}/a.json"
+    assert listed(f"yolo:{tmp_path}") == [True] * (orientation > 1)
+    assert listed(voc) == listed(coco) == [True] * (orientation in (2, 3, 4))
+    for path, key in ((tmp_path / "images/a.xml", "width"), (tmp_path / "a.json", '"width"')):
+        path.write_text(path.read_text().replace(key, key.replace("width", "breadth")))
+    assert listed(voc) == listed(coco) == [True] * (orientation > 1)
+
+
 def test_wrong_splits_and_absent_labels_of_yolo(yolo):
     with pytest.raises(DatasetError, match="has no split 'trian'; did you mean train"):
         load_dataset(f"yolo:{yolo}?split=trian")
