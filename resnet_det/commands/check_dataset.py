@@ -7,7 +7,7 @@
     resnet-det check-dataset voc_2007_trainval --fix clean.json
 
 Boxes that extend beyond their image are listed, but are no fault: loading clips them. --fix writes
-what is sound as a COCO file, and the list of what is not beside it (clean.txt).
+what is sound as a COCO file, and the list of what is not beside it (clean.faults.txt).
 
 Prints the counts of all classes. Exit status: 0 no faults, 1 faults, 2 wrong usage.
 """
@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from ..data import UnknownDataset, check_dataset, dataset_names
+from ..data import UnknownDataset, check_dataset, dataset_names, datasets_root, own_spec
 from ..data.check import Report
 from ..data.detection import coco
 from ..files import check_target, write_whole
@@ -44,11 +44,11 @@ def main(argv: cli.Words = None) -> int:
     parser.add_argument(
         "--fix",
         metavar="OUT.json",
-        help="COCO file to write what is sound to; OUT.txt lists the rest",
+        help="COCO file to write what is sound to; OUT.faults.txt lists the rest",
     )
     args = parser.parse_args(argv)
     if args.fix:
-        check_target(args.fix)
+        _check_fix(args.fix, args.name, args.root)
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
     try:
         report = check_dataset(args.name, args.root, args.workers)
@@ -61,6 +61,27 @@ def main(argv: cli.Words = None) -> int:
     return 1 if report.faults else 0
 
 
+def _check_fix(path: str, name: str, root: str | None) -> None:
+    """Check that --fix can write its two files. Reading the dataset may take hours, so this comes
+    first.
+
+    Raises:
+        ValueError: the path is not that of a JSON file, or is a file of the dataset itself.
+    """
+    if Path(path).suffix != ".json":
+        raise ValueError(f"--fix: {path}: name a file that ends in .json")
+    for target in (path, _faults_file(path)):
+        check_target(target)
+    if os.path.exists(path) and (spec := own_spec(name)):
+        files = (spec.locate(datasets_root(root), file) for file in spec.paths())
+        if any(os.path.exists(file) and os.path.samefile(path, file) for file in files):
+            raise ValueError(f"--fix: {path}: is the dataset that is checked: name another file")
+
+
+def _faults_file(path: str) -> Path:
+    return Path(path).with_suffix(".faults.txt")
+
+
 def _fix(report: Report, path: str) -> None:
     """Write the sound part of a checked dataset, and the list of the rest."""
     if report.sound is None or not report.sound.records:
@@ -68,7 +89,7 @@ def _fix(report: Report, path: str) -> None:
     folder = coco.write(path, report.sound)
     address = f"coco:{quote(path)}?images={quote(str(folder))}"
     print(f"wrote {path}: {len(report.sound.records)} images; as a dataset, its name is {address}")
-    rest, lines = Path(path).with_suffix(".txt"), [*report.faults, *report.known]
+    rest, lines = _faults_file(path), [*report.faults, *report.known]
     write_whole(rest, "".join(f"{line}\n" for line in lines))
     print(f"wrote {rest}: {len(lines)} lines, what was left out")
 

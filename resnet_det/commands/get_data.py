@@ -35,17 +35,18 @@ def main(argv: cli.Words = None) -> int:
     args = parser.parse_args(argv)
     root = datasets_root(args.root)
     faults = []
-    for name in (name for name in args.sets if name in DRAWN):
-        try:
-            ensure_made([name], root, workers=min(os.cpu_count() or 1, 4))
-            print(f"{name}: drawn in {root}, or there already")
-        except ValueError as error:
-            faults.append(error)
-            print(f"error: {error}", file=sys.stderr)
     for archive in (archive for name in args.sets for archive in SETS.get(name, ())):
         try:
             done = get(archive, root)
             print(f"{archive.name}: {'unpacked' if done else 'was there already'} in {root}")
+        except ValueError as error:
+            faults.append(error)
+            print(f"error: {error}", file=sys.stderr)
+    # After the downloads, because miniature is made of CIFAR-10.
+    for name in (name for name in args.sets if name in DRAWN):
+        try:
+            ensure_made([name], root, workers=min(os.cpu_count() or 1, 4))
+            print(f"{name}: drawn in {root}, or there already")
         except ValueError as error:
             faults.append(error)
             print(f"error: {error}", file=sys.stderr)

@@ -8,6 +8,9 @@ from typing import Any
 from ..records import DatasetError
 from .pixels import ImageBytes, ImageError, SizeError, check_size, image_header, read_image
 
+# Marks a record whose annotation states no size; its size is then that of the upright image.
+SIZE_OF_IMAGE = "size_of_image"
+
 
 @dataclass
 class Report:
@@ -77,8 +80,9 @@ def record_faults(record: Mapping[str, Any]) -> list[DatasetError]:
         height, width, orientation = image_header(path)
     except ImageError as error:
         return [error]
-    # Without the change of a side, the annotated size does not show which image the boxes mean.
-    if orientation in (2, 3, 4) or (orientation != 1 and height == width):
+    # A size that the annotation states, and that turning changes, shows which image the boxes mean.
+    shown = orientation >= 5 and height != width and not record.get(SIZE_OF_IMAGE)
+    if orientation != 1 and not shown:
         what = f"is turned upright by its EXIF orientation {orientation}, and its boxes are not"
         return [DatasetError(path, what, costs="nothing")]
     return []

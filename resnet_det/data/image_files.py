@@ -4,7 +4,12 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+# The suffixes that are looked for in folders: those of photographs and drawings that Pillow reads
+# (AVIF from Pillow 11.3 on). A path names a file with any suffix.
+EXTENSIONS = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pgm", ".png"),
+    *(".ppm", ".tif", ".tiff", ".webp"),
+)
 
 
 def files_below(folder: str, endings: Iterable[str] = EXTENSIONS) -> Iterator[str]:
@@ -16,6 +21,12 @@ def files_below(folder: str, endings: Iterable[str] = EXTENSIONS) -> Iterator[st
         for name in sorted(files):
             if name.lower().endswith(endings) and not name.startswith("."):
                 yield os.path.join(path, name)
+
+
+def no_image(stem: str, folder: str) -> str:
+    """The error message about annotations without an image."""
+    suffixes = ", ".join(EXTENSIONS)
+    return f"its image is missing: there is no {stem} in {folder} with one of {suffixes}"
 
 
 def by_stem(folder: str, endings: Iterable[str] = EXTENSIONS) -> dict[str, list[str]]:

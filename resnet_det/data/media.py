@@ -15,15 +15,11 @@ import numpy as np
 
 from ..files import whole_file
 from ..records import DatasetError
+from .image_files import EXTENSIONS as IMAGES
 from .pixels import ImageError
 
 logger = logging.getLogger(__name__)
 
-# The suffixes that are looked for in folders. A path names a file with any suffix.
-IMAGES = (
-    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm"),
-    *(".tif", ".tiff", ".webp"),
-)
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 

@@ -161,6 +161,11 @@ class DatasetSpec(ABC):
                 self.name, f"there is no {absent}, nor is it in the working folder, {os.getcwd()}"
             )
 
+    def check_folder(self, path: str, content: str) -> None:
+        """Raise DatasetError if ``path`` is a file. ``content`` says what its folder should hold."""
+        if os.path.isfile(path):
+            raise DatasetError(self.name, f"{path} is a file: name the folder {content}")
+
     def count(self, root: str) -> int | None:
         """Number of images, without reading annotations; None if they take long to count."""
         return None
@@ -229,6 +234,14 @@ def _only_part(scan: Scan, part: Part) -> Scan:
     for record, faults in scan:
         if record is None or part.holds(record["file_name"]):
             yield record, faults
+
+
+def check_unique(file: str, classes: Sequence[str]) -> None:
+    """Raise DatasetError if two of the classes that a file lists have one name."""
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice:
+        what = f"names two classes {twice[0]!r}: give each class a name of its own"
+        raise DatasetError(file, what)
 
 
 def check_chosen(name: str, chosen: Iterable[str], classes: Sequence[str]) -> None:

@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -174,7 +175,7 @@ def test_fix_writes_what_is_sound(voc_folder, check, tmp_path, caplog):
     assert status == 1 and lines[-2].startswith(f"wrote {clean}: 2 images; as a dataset, ")
     status, reread = check(tmp_path, name=lines[-2].split()[-1])
     assert status == 0 and "2 images, 2 objects" in " ".join(reread)
-    listed = clean.with_suffix(".txt").read_text().splitlines()
+    listed = (tmp_path / "clean.faults.txt").read_text().splitlines()
     assert [Path(line.split(":")[0]).name for line in listed] == [
         "000001.xml", "000003.xml", "000004.xml", "000001.jpg",
     ]  # fmt: skip
@@ -193,6 +194,31 @@ def test_fix_writes_what_is_sound(voc_folder, check, tmp_path, caplog):
     assert classes == voc.CLASSES and not any(faults) and not caplog.records
     assert records[1]["annotations"][0]["difficult"] == 1
     assert all(Path(record["file_name"]).exists() for record in records)
+
+
+@pytest.mark.parametrize(
+    ("target", "what"),
+    [
+        ("clean.txt", "clean.txt: name a file that ends in .json"),
+        ("clean", "clean: name a file that ends in .json"),
+        ("taken.json", "taken.faults.txt: is a folder"),
+        ("mine.json", "mine.json: is the dataset that is checked: name another file"),
+    ],
+)
+def test_fix_refuses_its_path_before_the_check(tmp_path, monkeypatch, target, what):
+    monkeypatch.setattr(tool, "check_dataset", lambda *_: pytest.fail("reads the dataset"))
+    (tmp_path / "taken.faults.txt").mkdir()
+    (tmp_path / "mine.json").write_text("{}")
+    with pytest.raises(ValueError, match=re.escape(what)):
+        tool.main([f"coco:{tmp_path}/mine.json", "--fix", str(tmp_path / target)])
+    assert (tmp_path / "mine.json").read_text() == "{}"
+
+
+def test_fix_keeps_a_list_of_the_same_name(voc_folder, check, tmp_path):
+    (tmp_path / "train.txt").write_text("images/a.jpg\n")
+    assert check(voc_folder.root, "--fix", str(tmp_path / "train.json"))[0] == 0
+    assert (tmp_path / "train.txt").read_text() == "images/a.jpg\n"
+    assert (tmp_path / "train.faults.txt").read_text() == ""
 
 
 def test_fix_keeps_ids(tmp_path, check):

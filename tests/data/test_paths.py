@@ -226,6 +226,19 @@ def test_folder_by_path_is_torchvisions(pets):
     assert sorted(chosen) == sorted(pair for pair in ours if pair[1] != "Dog")
 
 
+def test_what_a_folder_leaves_out_is_counted(pets, caplog):
+    caplog.set_level("INFO", logger="resnet_det")
+    listed(f"folder:{pets}/train")
+    assert not caplog.records
+    (pets / "train/cat/cat1.webp").rename(pets / "train/cat/cat1.heic")
+    (pets / "train/Dog/more").mkdir()
+    (pets / "train/eel/.DS_Store").touch()
+    images, _ = listed(f"folder:{pets}/train")
+    assert len(images) == 11
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(f"{pets}/train: 2 files and subfolders of its classes are left out: ")
+
+
 def test_parts_of_a_folder_keep_all_classes(pets):
     whole, classes = listed(f"folder:{pets}/train")
     parts = [listed(f"folder:{pets}/train?split={part}") for part in ("[:30%]", "[30%:]")]

@@ -273,7 +273,7 @@ def jsons():
     yield "number", "17", "not an object"
     yield "empty", "", "malformed json"
     yield "deep", "[" * 100000, "malformed json"
-    yield "not UTF-8", b'{"images": "\xff\xfe"}', "malformed json"
+    yield "not UTF-8", b'{"images": "\xff\xfe"}', "is not text in UTF-8"
     text = json.dumps(JSON)
     for tenth in range(1, 10):
         yield f"cut at {tenth} tenths", text[: len(text) * tenth // 10], "malformed json"

@@ -54,6 +54,7 @@ class ImageFolder(ClassificationSpec):
         """The folder of the classes, and the chosen classes with their images."""
         self.check_located(root)
         where = self.locate(root, self.folder)
+        self.check_folder(where, "that holds one folder of images per class")
         if self.own:
             where = self._split_folder(where)
         listed = list_folder(where)
@@ -100,6 +101,8 @@ def _holds_classes(folder: str) -> bool:
 def list_folder(folder: str) -> Classes:
     """``<folder>/<class>/<image>`` -> [(path of the class, [paths of its images])], sorted by name.
 
+    The log counts what is left out.
+
     Raises:
         DatasetError: no such folder, or no classes.
     """
@@ -111,9 +114,15 @@ def list_folder(folder: str) -> Classes:
             folder, "holds no class folders: put one folder of images per class in it"
         )
     listed = []
+    others = 0
     for path in (os.path.join(folder, name) for name in classes):
-        found = [f for f in sorted(os.listdir(path)) if f.lower().endswith(EXTENSIONS)]
-        listed.append((path, [os.path.join(path, f) for f in found]))
+        names = sorted(os.listdir(path))
+        found = [name for name in names if name.lower().endswith(EXTENSIONS)]
+        others += sum(not name.startswith(".") for name in set(names).difference(found))
+        listed.append((path, [os.path.join(path, name) for name in found]))
+    if others:
+        what = "files and subfolders of its classes are left out: images are files that end in"
+        logger.info("%s: %d %s %s", folder, others, what, ", ".join(EXTENSIONS))
     return listed
 
 

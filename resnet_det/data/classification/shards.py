@@ -25,7 +25,8 @@ from ...records import DatasetError
 from .. import loader, pixels
 from ..check import Report, decoding_faults
 from ..parallel import parallel_map
-from ..specs import ClassificationSpec
+from ..specs import ClassificationSpec, check_unique
+from ..text_files import read_text
 
 BUFFER = 1000  # encoded images, about 110 kB each, among which a worker draws the next one
 
@@ -89,7 +90,8 @@ def find(folder: str, split: str) -> tuple[Shards, tuple[str, ...]]:
     the labels.
 
     Raises:
-        DatasetError: one of these is missing, or a line is neither a path nor an http(s) URL.
+        DatasetError: one of these is missing, a line is neither a path nor an http(s) URL, or two
+            classes have one name.
     """
     _webdataset()
     folder = os.path.abspath(folder)
@@ -104,15 +106,14 @@ def find(folder: str, split: str) -> tuple[Shards, tuple[str, ...]]:
         urls = sorted(glob.glob(os.path.join(glob.escape(folder), f"{split}-*.tar")))
     if not urls:
         raise DatasetError(folder, f"holds neither {split}-*.tar nor a list {split}.txt of shards")
-    return Shards(urls), tuple(_lines(os.path.join(folder, "classes.txt")))
+    names = os.path.join(folder, "classes.txt")
+    classes = tuple(_lines(names))
+    check_unique(names, classes)
+    return Shards(urls), classes
 
 
 def _lines(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return [line.strip() for line in file if line.strip()]
-    except OSError as error:
-        raise DatasetError(path, f"cannot be read: {error.strerror}") from error
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
 def _webdataset():

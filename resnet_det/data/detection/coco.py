@@ -15,9 +15,10 @@ from typing import Any
 from ...download import how_to_get
 from ...files import write_whole
 from ...records import BoxMode, DatasetError, path_inside
-from ..check import image_of
+from ..check import SIZE_OF_IMAGE, image_of
 from ..pixels import ImageError, image_header
-from ..specs import Dataset, DetectionSpec, Metadata, Record, Scan
+from ..specs import Dataset, DetectionSpec, Metadata, Record, Scan, check_unique
+from ..text_files import not_utf8
 from .fields import (
     CLIPPED,
     SIZES,
@@ -67,6 +68,7 @@ class CocoJson(DetectionSpec):
         json_file = self.locate(root, self.json_file)
         images = self.image_root
         image_root = find_images(json_file) if images is None else self.locate(root, images)
+        self.check_folder(image_root, "that holds the images")
         classes, ids, scan = read(json_file, image_root, self.official, self.repeated_ids)
         detectron2: dict[str, Any] = {"evaluator_type": "coco"}
         if not self.own:  # Detectron2's evaluator would read all classes and images of the file
@@ -150,9 +152,13 @@ def _load(json_file: str) -> dict[str, Any]:
     try:
         with open(json_file, "rb") as file:
             data = json.load(file, object_pairs_hook=_unique_keys)
+    except IsADirectoryError:
+        raise DatasetError(json_file, "is a folder: name a JSON file") from None
     except OSError as error:
         what = f"cannot read the annotations ({error.strerror}); {how_to_get(json_file)}"
         raise DatasetError(json_file, what) from None
+    except UnicodeDecodeError as error:
+        raise DatasetError(json_file, not_utf8(error)) from None
     except (ValueError, RecursionError) as error:
         raise DatasetError(json_file, f"malformed json: {error}") from None
     if not isinstance(data, dict):
@@ -194,7 +200,7 @@ class _Reader:
         """The name of each class, by its id.
 
         Raises:
-            DatasetError: there are none, or an entry is invalid.
+            DatasetError: there are none, an entry is invalid, or two have one name.
         """
         names: dict[int, str] = {}
         parents = {}
@@ -215,6 +221,7 @@ class _Reader:
         if 0 in names and above == {names[0]} and not self._is_used(0):
             del names[0]
             self.changes["unused root categories left out"] += 1
+        check_unique(self.json_file, [*names.values()])
         return names
 
     def _is_used(self, category: int) -> bool:
@@ -293,19 +300,15 @@ class _Reader:
         id = self._whole(image, "id")
         file = path_inside(self.image_root, _text(image, "file_name"))
         height, width = image.get("height"), image.get("width")
+        new: Record = {"file_name": file, "image_id": id}
         if not (is_side(height) and is_side(width)):
             try:
                 height, width, _ = image_header(file)
             except ImageError as error:
                 raise ValueError(f"has no valid height and width, and {error}") from None
             self.changes[SIZES] += 1
-        return {
-            "file_name": file,
-            "image_id": id,
-            "height": height,
-            "width": width,
-            "annotations": [],
-        }
+            new[SIZE_OF_IMAGE] = True
+        return new | {"height": height, "width": width, "annotations": []}
 
     def _object(
         self, entry: dict[str, Any], id: int, contiguous: dict[int, int], record: Record

@@ -22,6 +22,7 @@ FLAGS = "flags that are missing or not 0 or 1"
 NUMBERS = "numbers of another type"
 SIZES = "image sizes taken from the image files"
 POLYGONS = "boxes computed from polygons"
+KEYPOINTS = "objects read without their keypoints"
 CLIPPED = "boxes clipped to their image (listed by tools/check_dataset.py)"
 
 _FLAGS = {

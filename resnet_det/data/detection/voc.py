@@ -13,9 +13,11 @@ from typing import Any
 from ...download import how_to_get
 from ...records import LONGEST_SIDE, BoxMode, DatasetError, path_inside
 from ...weights.class_names import VOC
-from ..check import image_of
+from ..check import SIZE_OF_IMAGE, image_of
+from ..image_files import EXTENSIONS
 from ..pixels import ImageError, image_header
 from ..specs import DetectionSpec, Metadata, Record, Scan
+from ..text_files import not_utf8
 from .fields import CLIPPED, SIZES, around, inside, log_changes, read_flag
 
 CLASSES = VOC  # in alphabetical order, as in the devkit; the index of a class is its category_id
@@ -159,9 +161,6 @@ def read_images(
     log_changes(os.path.dirname(xml or ""), reader.changes)
 
 
-_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp", ".xml")
-
-
 def read_list(
     path: str,
     exists: Callable[[str], bool] = lambda name: False,
@@ -182,7 +181,9 @@ def read_list(
             lines = _decode(file.read(), errors="strict").split("\n")
         lines = [line.strip() for line in lines if line.strip()]
         names = [_image_name(line, exists) for line in lines]
-    except (OSError, UnicodeDecodeError, LookupError) as error:
+    except UnicodeDecodeError as error:
+        raise DatasetError(path, not_utf8(error)) from None
+    except (OSError, LookupError) as error:
         reason = getattr(error, "strerror", None) or error
         what = f"cannot read the list of images ({reason}); {how_to_get(path)}"
         raise DatasetError(path, what) from None
@@ -202,7 +203,7 @@ def _image_name(line: str, exists: Callable[[str], bool]) -> str:
 
     def name(text: str) -> str:
         stem, extension = os.path.splitext(text)
-        text = stem if extension.lower() in _EXTENSIONS else text
+        text = stem if extension.lower() in (*EXTENSIONS, ".xml") else text
         return path_inside("JPEGImages", text).removeprefix("JPEGImages/")
 
     columns = line.split()
@@ -280,7 +281,7 @@ class _Reader:
         """Read height, width and annotations into ``record``. Returns the faults."""
         try:
             root = read_xml(path, self.changes)
-            height, width = self._size(root, record["file_name"])
+            height, width = self._size(root, record)
         except ImageError as error:
             return [DatasetError(path, f"has no valid <size>, and the image is no help: {error}")]
         except DatasetError as error:
@@ -298,12 +299,13 @@ class _Reader:
                 faults.append(DatasetError(path, f"object {number}: {note}", costs="nothing"))
         return faults
 
-    def _size(self, root: ET.Element, image: str) -> tuple[int, int]:
+    def _size(self, root: ET.Element, record: Record) -> tuple[int, int]:
         size = []
         for key in ("height", "width"):
             digits = root.findtext(f"size/{key}", "").strip()
             if not digits.isdecimal() or len(digits) > 9 or not 0 < int(digits) <= LONGEST_SIDE:
-                height, width, _ = image_header(image)
+                height, width, _ = image_header(record["file_name"])
+                record[SIZE_OF_IMAGE] = True
                 self.changes[SIZES] += 1
                 return height, width
             size.append(int(digits))

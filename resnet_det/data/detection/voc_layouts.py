@@ -9,7 +9,7 @@ from itertools import chain
 
 from ...hints import did_you_mean
 from ...records import DatasetError
-from ..image_files import by_stem
+from ..image_files import by_stem, no_image
 from ..specs import DetectionSpec, Metadata, Scan
 from .voc import read_images, read_list, read_xml
 
@@ -38,6 +38,7 @@ class OwnVocFolder(DetectionSpec):
 
     def scan(self, root: str) -> tuple[Metadata, Scan]:
         folder = self.locate(root, self.folder)
+        self.check_folder(folder, "that holds the images and their XML files")
         image_folder = _subfolder(folder, "jpegimages", "images") or folder
         xml_folder = _subfolder(folder, "annotations", "annots") or image_folder
         xmls = {stem: paths[0] for stem, paths in by_stem(xml_folder, [".xml"]).items()}
@@ -62,8 +63,7 @@ class OwnVocFolder(DetectionSpec):
             elif found:
                 faults.append(DatasetError(xml, f"belongs to several images: {', '.join(found)}"))
             else:
-                what = f"its image is missing: there is no {image_id}.* in {image_folder}"
-                faults.append(DatasetError(xml, what))
+                faults.append(DatasetError(xml, no_image(image_id, image_folder)))
         unread: Scan = [(None, faults)] if faults else []
         return metadata, chain(unread, read_images(files, classes, self.origin, changes))
 

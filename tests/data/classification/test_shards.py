@@ -61,6 +61,22 @@ def greys(images):
     return images.mean((1, 2, 3)).round().int().tolist()
 
 
+def test_two_classes_of_one_name_are_refused(root):
+    (root / "imagenet_shards/classes.txt").write_text("n0\nn1\nn0\n")
+    with pytest.raises(DatasetError, match=r"classes\.txt: names two classes 'n0'"):
+        read(root)
+
+
+def test_the_list_of_classes_is_read_in_unicode(root):
+    names = root / "imagenet_shards/classes.txt"
+    for encoding in ("utf-8-sig", "utf-16"):
+        names.write_text("n0\nn1\ngröße\n", encoding)
+        assert read(root).classes == ("n0", "n1", "größe")
+    names.write_text("n0\nn1\ngröße\n", "cp1252")
+    with pytest.raises(DatasetError, match=r"classes\.txt: is not text in UTF-8 .*save it as"):
+        read(root)
+
+
 def test_same_pixels_as_the_files(root, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "x.jpg")

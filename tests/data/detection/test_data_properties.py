@@ -93,7 +93,9 @@ ID = st.integers(-(2**53), 2**53)
 def test_coco_reads_what_was_written(tmp_path_factory, data):
     """Holds for any order of images, annotations, categories and keys."""
     folder = tmp_path_factory.mktemp("coco")
-    categories = data.draw(st.dictionaries(ID, st.text(max_size=5), min_size=1, max_size=4))
+    pairs = st.tuples(ID, st.text(max_size=5))
+    unique = {"unique_by": (lambda pair: pair[0], lambda pair: pair[1])}
+    categories = dict(data.draw(st.lists(pairs, min_size=1, max_size=4, **unique)))
     ids = sorted(categories)
     want, images, annotations = [], [], []
     for image_id in data.draw(st.lists(ID, min_size=1, max_size=4, unique=True)):

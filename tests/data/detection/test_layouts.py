@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from own_sets import SIZE, write_image, write_labels, write_xml
+from own_sets import SIZE, write_coco, write_image, write_labels, write_xml
 from PIL import Image
 
 from resnet_det.data import DatasetError, check_dataset, load_dataset
@@ -67,6 +67,10 @@ def read(name: str) -> dict:
         ("", "Annotations", ".JPG"),
         ("", "", ".jpg"),  # LabelImg, Roboflow
         ("JPEGImages/2024/june", "Annotations/2024/june", ".tif"),  # CVAT's subfolders
+        ("", "", ".jfif"),  # Edge and WhatsApp
+        ("", "", ".jpe"),
+        ("", "", ".jp2"),
+        ("", "", ".mpo"),  # stereo cameras
     ],
 )
 def test_every_layout_of_voc(tmp_path, images, xmls, suffix):
@@ -116,7 +120,8 @@ def test_what_does_not_fit_together_is_named(tmp_path, caplog):
     faults = check_dataset(f"voc:{tmp_path}").faults
     assert len(faults) == 2
     assert faults[0].startswith(f"{tmp_path}/b.xml: belongs to several images: ")
-    assert faults[1] == f"{tmp_path}/c.d.xml: its image is missing: there is no c.d.* in {tmp_path}"
+    missing = f"{tmp_path}/c.d.xml: its image is missing: there is no c.d in {tmp_path} with one of"
+    assert faults[1].startswith(f"{missing} .avif, .bmp, ")
     with pytest.raises(DatasetError, match=r"b\.xml: belongs to several images"):
         load_dataset(f"voc:{tmp_path}")
     assert len(load_dataset(f"voc:{tmp_path}", skip_bad=True).records) == 1
@@ -262,6 +267,14 @@ def test_polygons_and_boxes_that_stick_out(yolo):
     [
         ({"names": None}, "names: give one name per class"),
         ({"names": {1: "helmet", 2: "head"}}, "names: give one name per class"),
+        ({"kpt_shape": 17}, r"kpt_shape is 17: give the number of .*, such as \[17, 3\]"),
+        ({"kpt_shape": [17, "3"]}, r"kpt_shape is \[17, '3'\]: give the number of"),
+        ({"kpt_shape": [0, 3]}, r"kpt_shape is \[0, 3\]: give"),
+        ({"names": ["head", "head"]}, r"data\.yaml: names two classes 'head': give each"),
+        ({"names": {0: "1", 1: 1}}, "names two classes '1'"),
+        ({"names": yaml.safe_load("[helmet, no]")}, "unquoted name as False: put .* in quotes"),
+        ({"names": yaml.safe_load("{0: on, 1: helmet}")}, "unquoted name as True: put"),
+        ({"names": yaml.safe_load("[helmet, ~]")}, "unquoted name as None: put"),
         ({"nc": 3}, "nc is 3, but there are 2 names"),
         ({"train": "../trian/images"}, "train: there is no .*trian/images"),
         ({"train": None, "val": None}, "names no images"),
@@ -273,12 +286,138 @@ def test_a_wrong_data_yaml_is_named(yolo, content, message):
         load_dataset(f"yolo:{yolo}")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_text_files_of_yolo_are_read_in_unicode(yolo, encoding):
+    (yolo / "train/images/train_a.jpg").rename(yolo / "train/images/größe.jpg")
+    labels = (yolo / "train/labels/train_a.txt").read_text()
+    (yolo / "train/labels/train_a.txt").unlink()
+    (yolo / "train/labels/größe.txt").write_text(labels, encoding)
+    (yolo / "list.txt").write_text("train/images/größe.jpg\n", encoding)
+    content = {"names": ["größe", "head"], "train": "list.txt"}
+    text = yaml.safe_dump(content, allow_unicode=True)
+    (yolo / "data.yaml").write_text(text, encoding)
+    found = read(f"yolo:{yolo}")
+    assert [label for label, _ in found["größe"]] == ["größe", "head"]
+
+
+@pytest.mark.parametrize("name", ["list.txt", "data.yaml", "train/labels/train_a.txt"])
+def test_a_text_file_of_yolo_in_another_encoding_is_named(yolo, name):
+    content = {"names": ["größe", "head"], "train": "list.txt"}
+    (yolo / "data.yaml").write_text(yaml.safe_dump(content))
+    (yolo / "list.txt").write_text("train/images/train_a.jpg\n")
+    (yolo / name).write_text((yolo / name).read_text() + "# größe\n", "cp1252")
+    (fault,) = check_dataset(f"yolo:{yolo}").faults
+    assert fault.startswith(f"{yolo / name}: is not text in UTF-8 (byte ")
+    assert fault.endswith("save it as UTF-8")
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    write_xml(tmp_path / "a.xml", OBJECTS["a"])
+    write_coco(tmp_path / "a.json", {"a.jpg": []})
+    for name, what in {
+        f"voc:{tmp_path}/a.xml": "name the folder that holds the images and their XML files",
+        f"folder:{tmp_path}/a.xml": "name the folder that holds one folder of images per class",
+        f"coco:{tmp_path}/a.json?images={tmp_path}/a.xml": "name the folder that holds the images",
+    }.items():
+        (fault,) = check_dataset(name).faults
+        assert fault == f"{name}: {tmp_path}/a.xml is a file: {what}"
+    (fault,) = check_dataset(f"coco:{tmp_path}").faults
+    assert fault == f"{tmp_path}: is a folder: name a JSON file"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_photograph_is_listed_unless_its_annotated_size_shows_what_its_boxes_mean(
+    tmp_path, orientation
+):
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored = SIZE if orientation < 5 else SIZE[::-1]  # so that it is upright with SIZE
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", stored).save(tmp_path / "images/a.jpg", exif=exif)
+    write_xml(tmp_path / "images/a.xml", [("head", (2, 3, 20, 30))])
+    write_labels(tmp_path / "labels/a.txt", [(0, (1, 2, 20, 30))])
+    (tmp_path / "data.yaml").write_text("names: [head]\ntrain: images\n")
+    write_coco(tmp_path / "a.json", {"a.jpg": [(1, (1, 2, 19, 28))]})
+
+    def listed(name):
+        report = check_dataset(name)
+        assert (report.faults, report.images, report.units) == ([], 1, 1)
+        return [f"{tmp_path}/images/a.jpg: is turned upright by its EXIF orientation" in line
+                for line in report.notes]  # fmt: skip
+
+    voc, coco = f"voc:{tmp_path}/images", f"coco:{tmp_path}/a.json"
+    assert listed(f"yolo:{tmp_path}") == [True] * (orientation > 1)
+    assert listed(voc) == listed(coco) == [True] * (orientation in (2, 3, 4))
+    for path, key in ((tmp_path / "images/a.xml", "width"), (tmp_path / "a.json", '"width"')):
+        path.write_text(path.read_text().replace(key, key.replace("width", "breadth")))
+    assert listed(voc) == listed(coco) == [True] * (orientation > 1)
+
+
 def test_wrong_splits_and_absent_labels_of_yolo(yolo):
     with pytest.raises(DatasetError, match="has no split 'trian'; did you mean train"):
         load_dataset(f"yolo:{yolo}?split=trian")
     (yolo / "train/labels").rename(yolo / "train/texts")
     with pytest.raises(DatasetError, match=r"no image has labels: there is no .*train_a\.txt"):
         load_dataset(f"yolo:{yolo}?split=train")
+
+
+@pytest.mark.parametrize(
+    ("shape", "keypoints"), [([2, 2], "0.1 0.2 0.9 0.8"), ([2, 3], "0.1 0.2 2 0.9 0.8 1")]
+)
+def test_the_boxes_of_a_pose_set_are_read_without_its_keypoints(yolo, caplog, shape, keypoints):
+    caplog.set_level("INFO", logger="resnet_det")
+    content = ROBOFLOW | {"names": NAMES, "kpt_shape": shape}
+    (yolo / "data.yaml").write_text(yaml.safe_dump(content))
+    for file in yolo.rglob("*.txt"):
+        file.write_text(f"1 0.5 0.5 0.2 0.4 {keypoints}\n0 0.25 0.5 0.5 1 {keypoints}\n")
+    found = read(f"yolo:{yolo}?split=train")["train_a"]
+    # Fractions of 60 x 40 pixels: centre (30, 20), size 12 x 16; then the left half.
+    boxes = [("head", [24, 12, 36, 28]), ("helmet", [0, 0, 30, 40])]
+    assert found == [(name, pytest.approx(box)) for name, box in boxes]
+    assert "changed in reading: 4 objects read without their keypoints" in caplog.text
+    assert "polygons" not in caplog.text
+    for line in ("1 0.5 0.5 0.2 0.4", f"1 0.5 0.5 0.2 0.4 {keypoints} 0.5"):
+        (yolo / "train/labels/train_a.txt").write_text(line)
+        (fault,) = check_dataset(f"yolo:{yolo}?split=train").faults
+        wanted = 5 + shape[0] * shape[1]
+        assert f"line 1: has {len(line.split())} numbers, not {wanted}: class, box and" in fault
+
+
+def test_labels_without_an_image_are_faults(yolo):
+    (yolo / "train/images/train_a.jpg").rename(yolo / "train/images/train_a.heic")
+    labels = yolo / "train/labels"
+    (labels / "empty.txt").write_text("")  # of an image without objects
+    (labels / "classes.txt").write_text("helmet\nhead\n")
+    (labels / "numbers.txt").write_text("0\n1\n2\n3\n4\n5\n")
+    (labels / "notes.txt").write_text("Labelled on 5 May.\n")
+    missing = "its image is missing: there is no {} in " + f"{yolo}/train/images with one of .avif,"
+    report = check_dataset(f"yolo:{yolo}")
+    assert report.images == 5 and len(report.faults) == 2
+    for fault, name in zip(report.faults, ("empty", "train_a")):
+        assert fault.startswith(f"{labels}/{name}.txt: {missing.format(name)}")
+    assert check_dataset(f"yolo:{yolo}?split=val").faults == []
+    with pytest.raises(DatasetError, match=r"empty\.txt: its image is missing"):
+        load_dataset(f"yolo:{yolo}")
+    assert load_dataset(f"yolo:{yolo}", skip_bad=True).counts["skipped_images"] == 2
+
+
+@pytest.mark.parametrize("images", ["", "photos"])
+def test_labels_beside_the_images_need_their_image_too(tmp_path, images):
+    write_yolo(tmp_path, images, {"train": images or "."}, splits=["train"])
+    (tmp_path / "README.dataset.txt").write_text("Exported from a tool on 5 May 2026.\n")
+    assert check_dataset(f"yolo:{tmp_path}").faults == []
+    (tmp_path / images / "train_a.jpg").unlink()
+    (fault,) = check_dataset(f"yolo:{tmp_path}").faults
+    assert fault.startswith(f"{tmp_path / images}/train_a.txt: its image is missing")
+
+
+def test_a_list_may_name_only_some_of_the_images_that_have_labels(yolo):
+    content = ROBOFLOW | {"names": NAMES, "train": "list.txt"}
+    (yolo / "data.yaml").write_text(yaml.safe_dump(content))
+    (yolo / "list.txt").write_text("train/images/train_a.jpg\n")
+    report = check_dataset(f"yolo:{yolo}?split=train")
+    assert (report.faults, report.images, report.units) == ([], 1, 2)
 
 
 def test_labels_stand_in_for_the_last_folder_of_images():

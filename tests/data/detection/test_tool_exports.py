@@ -213,7 +213,7 @@ def test_origin_and_borders(folder, origin, edges, box):
 @pytest.mark.parametrize(
     ("content", "names"),
     [
-        (b"a.jpg\nb.PNG\n", ["a", "b"]),
+        (b"a.jpg\nb.PNG\nc.jfif\n", ["a", "b", "c"]),
         (b"a 1\nb -1\nc  0\n", ["a", "b", "c"]),  # VOC's lists of one class
         (b"\xef\xbb\xbfa\r\nb\r\n", ["a", "b"]),  # Windows' Notepad
         ("a\r\nb".encode("utf-16"), ["a", "b"]),  # PowerShell's >
@@ -226,6 +226,16 @@ def test_origin_and_borders(folder, origin, edges, box):
 def test_lists(tmp_path, content, names):
     (tmp_path / "list.txt").write_bytes(content)
     assert voc.read_list(str(tmp_path / "list.txt"), lambda name: name == "my photo") == names
+
+
+def test_lists_and_jsons_in_another_encoding_are_named(folder):
+    (folder / "list.txt").write_bytes("größe\n".encode("cp1252"))
+    with pytest.raises(DatasetError, match=r"list\.txt: is not text in UTF-8 .*save it as UTF-8"):
+        voc.read_list(str(folder / "list.txt"))
+    text = json.dumps(COCO | {"info": "größe"}, ensure_ascii=False)
+    with pytest.raises(DatasetError, match=r"instances\.json: is not text in UTF-8 .*save it as"):
+        read_coco(folder, text.encode("cp1252"))
+    assert read_coco(folder, text.encode("utf-16"))[0] == ("cat", "dog")
 
 
 @pytest.mark.parametrize("name", ["../a", "/a", "sub/../../a", "..\\a.jpg", "a\0b"])
@@ -349,6 +359,17 @@ def test_other_unused_categories_stay(folder):
     mixed = roboflow()
     mixed["categories"][2]["supercategory"] = "animals"
     assert read_coco(folder, mixed)[0] == ("pets", "cat", "dog")
+
+
+def test_two_categories_of_one_name_are_refused(folder):
+    twice = COCO | {"categories": [*COCO["categories"], {"id": 7, "name": "dog"}]}
+    with pytest.raises(DatasetError, match=r"instances\.json: names two classes 'dog': give each"):
+        read_coco(folder, twice)
+    root = roboflow()  # the project has the name of a class
+    root["categories"][0]["name"] = "cat"
+    for entry in root["categories"][1:]:
+        entry["supercategory"] = "cat"
+    assert read_coco(folder, root)[0] == ("cat", "dog")
 
 
 def test_new_ids_are_free(folder):

@@ -1,0 +1,27 @@
+"""Read text files that people and tools write: lists, labels and data.yaml."""
+
+import codecs
+
+from ..records import DatasetError
+
+
+def read_text(path: str) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
+
+    Raises:
+        DatasetError: the file is missing, cannot be read, or is in another encoding.
+    """
+    try:
+        with open(path, "rb") as file:
+            utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        with open(path, encoding="utf-16" if utf16 else "utf-8-sig") as text:
+            return text.read()
+    except OSError as error:
+        raise DatasetError(path, f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DatasetError(path, not_utf8(error)) from None
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """What is wrong with a file whose content does not decode."""
+    return f"is not text in UTF-8 (byte {error.start}: {error.reason}): save it as UTF-8"
