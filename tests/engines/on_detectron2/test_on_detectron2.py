@@ -79,6 +79,33 @@ def test_train_resume_and_evaluate(config, tmp_path):
     assert [line["iteration"] for line in lines(cfg)] == [0, 1]
 
 
+def test_a_resumed_run_trains_by_the_current_settings(config, tmp_path):
+    """Detectron2 would keep those of the checkpoint. Nothing moves at a learning rate of 0."""
+    decay = ["SOLVER.WARMUP_ITERS", "0", "SOLVER.GAMMA", "0.5", "SOLVER.STEPS", "(1,)"]
+    engine.train(config(*decay, "SOLVER.BASE_LR", "0.02", "SOLVER.MAX_ITER", "2"))
+    final = tmp_path / "out/model_final.pth"
+    before = torch.load(final, weights_only=True)
+    engine.train(config(*decay, "SOLVER.BASE_LR", "0.0", "SOLVER.MAX_ITER", "3"), resume=True)
+    still = torch.load(final, weights_only=True)
+    assert still["iteration"] == 2
+    moved = [
+        key for key in before["model"] if not torch.equal(before["model"][key], still["model"][key])
+    ]
+    assert moved and not any(key.endswith(("weight", "bias")) for key in moved)  # statistics alone
+    new = ["SOLVER.BASE_LR", "0.4", "SOLVER.WEIGHT_DECAY", "0.03", "SOLVER.WEIGHT_DECAY_NORM",
+           "0.04", "SOLVER.MOMENTUM", "0.6", "SOLVER.NESTEROV", "True"]  # fmt: skip
+    cfg = config(*decay, *new, "SOLVER.MAX_ITER", "4")
+    engine.train(cfg, resume=True)
+    saved = torch.load(final, weights_only=True)["trainer"]
+    groups = saved["_trainer"]["optimizer"]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.03, 0.04}
+    for group in groups:
+        assert (group["momentum"], group["nesterov"], group["initial_lr"]) == (0.6, True, 0.4)
+    assert [line["lr"] for line in lines(cfg) if "lr" in line][-1] == pytest.approx(0.2)
+    # A shorter run has nothing left to train.
+    engine.train(config(*decay, "SOLVER.MAX_ITER", "2"), resume=True)
+
+
 MAIN = """
 import json, sys
 from resnet_det.engines import classifier
