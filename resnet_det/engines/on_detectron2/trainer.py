@@ -35,7 +35,7 @@ from .best import Best, StopEarly
 from .checkpointer import Checkpointer
 from .data import Mapper
 from .evaluation import as_tested, evaluate_model
-from .resume import AMP, Batches, Resumable, Seeded, Simple
+from .resume import AMP, Batches, Resumable, Seeded, Simple, keep_normalizer
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,8 @@ class Trainer(DefaultTrainer):
 
     def _validation_losses(self, cfg, model):
         mapper = Seeded(Mapper(validation_config(cfg), True))
-        with EventStorage():  # the model writes scalars, which are not the training's
+        # The model writes scalars, which are not the training's, and changes its normalizer.
+        with EventStorage(), keep_normalizer(model):
             return validation_losses(model, self.validation, mapper, cfg.DATALOADER.NUM_WORKERS)
 
 
