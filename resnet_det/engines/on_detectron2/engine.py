@@ -61,6 +61,7 @@ from ..validation import Validation, validation_records
 from .checkpointer import trained
 from .data import (
     check_names,
+    check_test_sets,
     known_classes,
     load_test_sets,
     load_training_set,
@@ -262,6 +263,7 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
     check_names(cfg.DATASETS.TEST)
+    check_test_sets(cfg)
     with running(cfg):
         make_datasets(*cfg.DATASETS.TEST)
         sets = load_test_sets(cfg)
@@ -367,6 +369,7 @@ def check_config(cfg: CfgNode, resume: bool) -> None:
     check_trainable(cfg, resume)
     check_schedule(cfg)
     check_names((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    check_test_sets(cfg)
 
 
 def check_model(cfg: CfgNode) -> None:
