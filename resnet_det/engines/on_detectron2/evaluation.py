@@ -16,12 +16,12 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ...config.defaults import add_resnet_det_config
+from ...config.defaults import ConfigError, add_resnet_det_config
 from ...detector.appendix import Detections, Size
 from ...detector.build import build_improved, in_test
 from ...detector.weights import fit_trained
 from ...files import safe_name
-from ...plugin.roi_heads import keep_corners
+from ...plugin.roi_heads import PaperROIHeads, keep_corners
 from ...training import distributed
 from .. import Found
 from ..class_matching import TestSet
@@ -209,9 +209,17 @@ def as_tested(model: nn.Module, cfg: CfgNode, classes: Sequence[str] | None = No
     for member in ensemble(cfg, classes):
         own = get_cfg()
         add_resnet_det_config(own)
-        pairs = stored_keys(member.facts, member.path).items()
-        own.merge_from_list([*chain.from_iterable(pairs), *member.overrides])
+        keys = stored_keys(member.facts, member.path)
+        if keys.get("MODEL.ROI_HEADS.NAME") == "Res5ROIHeads":
+            keys["MODEL.ROI_HEADS.NAME"] = "PaperROIHeads"  # the same head, with :class:`Parts`
+        own.merge_from_list([*chain.from_iterable(keys.items()), *member.overrides])
         other = build_model(own)
+        if not isinstance(getattr(other, "roi_heads", None), PaperROIHeads):
+            raise ConfigError(
+                f"RESNET_DET.ENSEMBLE: {member.path}: has MODEL.META_ARCHITECTURE "
+                f"{own.MODEL.META_ARCHITECTURE} and MODEL.ROI_HEADS.NAME {own.MODEL.ROI_HEADS.NAME}: "
+                "give Faster R-CNNs with PaperROIHeads or Res5ROIHeads"
+            )
         fit_trained(other, member.state, member.facts, own)
         detectors.append(Parts(other))
         orders.append(member.order)
