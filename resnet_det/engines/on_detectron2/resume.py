@@ -128,6 +128,10 @@ class Simple(SimpleTrainer):
 class AMP(Simple, AMPTrainer):
     """:class:`Simple` with Detectron2's AMPTrainer in place of SimpleTrainer."""
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Also restore a run that did not use float16 before; its loss scale is then new."""
+        super().load_state_dict({"grad_scaler": self.grad_scaler.state_dict(), **state_dict})
+
 
 class Resumable(HookBase):
     """Replaces Detectron2's PeriodicCheckpointer in every process. The files are the same, but runs

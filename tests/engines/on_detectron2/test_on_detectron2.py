@@ -18,7 +18,7 @@ detectron2 = pytest.importorskip("detectron2")
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from resnet_det.engines.on_detectron2 import engine
+from resnet_det.engines.on_detectron2 import engine, trainer
 from resnet_det.engines.on_detectron2.evaluation import Detector, as_tested
 from resnet_det.engines.on_detectron2.trainer import Trainer
 
@@ -206,6 +206,21 @@ def test_amp_is_bfloat16_where_the_cpu_has_it(config, monkeypatch):
         trainer.model.eval()(sample)
     assert seen == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
     assert rounded == [False] * 4
+
+
+def test_a_run_goes_on_in_float16(config, tmp_path, monkeypatch):
+    """Its checkpoint has no loss scale yet; that of the next one is restored."""
+    engine.train(config("SOLVER.MAX_ITER", "2", "DATASETS.TEST", "()"))
+    monkeypatch.setattr(trainer, "amp_dtype", lambda device: torch.float16)
+    monkeypatch.setattr(torch.cuda.amp, "GradScaler", lambda: torch.amp.GradScaler("cpu"))
+    cfg = config("SOLVER.MAX_ITER", "3", "DATASETS.TEST", "()", "SOLVER.AMP.ENABLED", "True")
+    running = Trainer(cfg, *engine.prepare(cfg))
+    running.load(tmp_path / "out/model_final.pth")
+    assert running.iter == 1
+    state = running._trainer.state_dict()
+    state["grad_scaler"]["scale"] = 8.0
+    running._trainer.load_state_dict(state)
+    assert running._trainer.state_dict()["grad_scaler"]["scale"] == 8.0
 
 
 def test_regions_keep_their_corners_in_tests_in_mixed_precision(config, monkeypatch):
