@@ -14,9 +14,13 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
     ROI_HEADS_REGISTRY,
+    RPN_HEAD_REGISTRY,
     GeneralizedRCNN,
     build_model,
 )
@@ -81,11 +85,15 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# The keys that name a registry entry in every model.
+# The keys that name a registry entry.
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
     "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
 }
 
 
@@ -369,7 +377,7 @@ def check_model(cfg: CfgNode) -> None:
     flat = flatten(cfg)
     for key, registry in REGISTRIES.items():
         name, known = flat[key], [name for name, _ in registry]
-        if name and name not in known:
+        if name and name not in (*known, "PrecomputedProposals"):  # Detectron2 has no entry for it
             hint = did_you_mean(name, known, list_all=True)
             raise ConfigError(f"{key}: Detectron2 has no {name!r}{hint}")
     name = cfg.MODEL.META_ARCHITECTURE

@@ -84,8 +84,12 @@ def test_wrong_class_count_and_names_are_refused(config):
         engine.train(config("DATASETS.TRAIN", "('scenes_voc_trainvall',)"))
     with pytest.raises(ValueError, match="DATASETS.TRAIN"):
         engine.train(config("DATASETS.TRAIN", "()"))
-    for key in ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.ROI_HEADS.NAME"):
-        name = flatten(config())[key]
+    for key in (
+        "MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.ROI_HEADS.NAME",
+        "MODEL.PROPOSAL_GENERATOR.NAME", "MODEL.RPN.HEAD_NAME", "MODEL.ANCHOR_GENERATOR.NAME",
+        "MODEL.ROI_BOX_HEAD.NAME",
+    ):  # fmt: skip
+        name = flatten(config())[key] or "FastRCNNConvFCHead"
         with pytest.raises(ValueError, match=f"{key}: .*no '{name}x'; did you mean {name}"):
             engine.train(config(key, f"{name}x"))
 
@@ -157,6 +161,22 @@ def test_an_evaluation_in_the_folder_of_a_run_keeps_its_schedule(config, tmp_pat
     assert "REFERENCE_WORLD_SIZE: 0" in (tmp_path / "out/config.yaml").read_text()
     resumed = for_processes(for_one, resume=True).SOLVER
     assert (resumed.IMS_PER_BATCH, resumed.MAX_ITER) == (8, 20)
+
+
+def test_a_semantic_segmentor_has_no_detections_to_test(config):
+    keys = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor"]
+    with pytest.raises(ConfigError, match="DATASETS.TEST: .* a SemanticSegmentor makes no detec"):
+        engine.check(config(*keys))
+    engine.check_config(config(*keys, "DATASETS.TEST", "()"), resume=False)
+
+
+@pytest.mark.parametrize("sizes", ["(32, 40, 48)", "(48, 32)", "(48,)"])
+def test_a_range_of_sizes_has_two_ends(config, sizes):
+    """Detectron2 asserts it once it builds a mapper, without the key."""
+    keys = ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN"]
+    with pytest.raises(ConfigError, match="INPUT.MIN_SIZE_TRAIN: .*'range' needs two sizes"):
+        config(*keys, sizes)
+    assert config(*keys, "(32, 48)").INPUT.MIN_SIZE_TRAIN == (32, 48)
 
 
 def test_schedules_that_do_not_read_the_steps(config):
