@@ -80,6 +80,13 @@ def check_lengths(cfg: CfgNode) -> None:
             )
     if not cfg.INPUT.MIN_SIZE_TRAIN:
         raise ConfigError("INPUT.MIN_SIZE_TRAIN: (): give at least one size")
+    sizes = list(cfg.INPUT.MIN_SIZE_TRAIN)
+    pair = len(sizes) == 2 and sizes == sorted(sizes)
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not pair:
+        raise ConfigError(
+            f"INPUT.MIN_SIZE_TRAIN: {cfg.INPUT.MIN_SIZE_TRAIN}: MIN_SIZE_TRAIN_SAMPLING 'range' "
+            "needs two sizes, the smallest and the largest"
+        )
     count, words = (1, "one number") if cfg.INPUT.FORMAT == "L" else (3, "three numbers")
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
         if len(cfg.MODEL[key]) != count:
@@ -138,13 +145,6 @@ def _check_together(cfg: CfgNode) -> None:
     if m.LOAD_PROPOSALS and m.META_ARCHITECTURE != "GeneralizedRCNN":
         raise ConfigError(
             f"MODEL.LOAD_PROPOSALS: True: {m.META_ARCHITECTURE} does not read proposals"
-        )
-    sizes = list(cfg.INPUT.MIN_SIZE_TRAIN)
-    pair = len(sizes) == 2 and sizes == sorted(sizes)
-    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not pair:
-        raise ConfigError(
-            f"INPUT.MIN_SIZE_TRAIN: {cfg.INPUT.MIN_SIZE_TRAIN}: MIN_SIZE_TRAIN_SAMPLING 'range' "
-            "needs two sizes, the smallest and the largest"
         )
 
 

@@ -203,6 +203,14 @@ def embedded_part(cfg: CfgNode) -> str:
     return known.dump()
 
 
+def detectron2_part(cfg: CfgNode) -> str:
+    """YAML text of the keys of ``MODEL`` that the embedded engine does not know; "" if there are
+    none, as in its own configs."""
+    known = flatten(get_cfg())
+    rest = {k: v for k, v in flatten(cfg).items() if k.startswith("MODEL.") and k not in known}
+    return yaml.safe_dump(rest) if rest else ""
+
+
 def _load(content: Mapping[str, Any], where: str | Path, overrides: Sequence[Any]) -> CfgNode:
     cfg = get_cfg()
     _merge(cfg, content, where)

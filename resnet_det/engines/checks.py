@@ -24,6 +24,9 @@ from ..training import distributed
 from ..training.accumulate import check_parts
 from ..training.schedule import Schedule
 
+# The values of MODEL.META_ARCHITECTURE, Detectron2's included, whose models make no detections.
+NO_DETECTORS = ("ProposalNetwork", "SemanticSegmentor")
+
 
 def check_classifier(cfg: CfgNode) -> None:
     """Check that a config is a classifier's and that each key is supported.
@@ -251,12 +254,12 @@ def check_images(cfg: CfgNode, name: str, records: Sequence[dict[str, Any]]) -> 
 
 
 def check_testable(cfg: CfgNode) -> None:
-    """Raise ConfigError if a ProposalNetwork, which makes no detections, has test sets, or if
-    TEST.AUG or CUDNN_BENCHMARK does not fit the config's other keys."""
-    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" and cfg.DATASETS.TEST:
+    """Raise ConfigError if one of ``NO_DETECTORS`` has test sets, or if TEST.AUG or CUDNN_BENCHMARK
+    does not fit the config's other keys."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name in NO_DETECTORS and cfg.DATASETS.TEST:
         raise ConfigError(
-            f"DATASETS.TEST: {cfg.DATASETS.TEST}: a ProposalNetwork makes no detections to test: "
-            "give ()"
+            f"DATASETS.TEST: {cfg.DATASETS.TEST}: a {name} makes no detections to test: give ()"
         )
     check_deterministic(cfg)
     if not cfg.TEST.AUG.ENABLED:
@@ -279,7 +282,7 @@ def as_predictor(cfg: CfgNode, score_thresh: float) -> CfgNode:
         ConfigError: the config's model does not find objects in an image alone.
     """
     name = cfg.MODEL.META_ARCHITECTURE
-    if name in ("ProposalNetwork", "SemanticSegmentor"):
+    if name in NO_DETECTORS:
         raise ConfigError(f"MODEL.META_ARCHITECTURE: {name}: finds no objects: give a detector")
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ConfigError(

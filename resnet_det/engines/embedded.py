@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 from ..config import loading
 from ..config.checks import check_users
 from ..config.defaults import DETECTOR, ConfigError
-from ..config.loading import parse_config
+from ..config.loading import parse_config, parse_text
 from ..data import check_names, load_dataset, published_classes
 from ..data.detection import proposals
 from ..data.loader import training_batches
@@ -236,6 +236,12 @@ def load_detector(
     state, facts = read(weights)
     overrides = ["MODEL.WEIGHTS", str(weights), *overrides]
     if config is None:
+        rest = parse_text(facts.get("detectron2_config", "{}"), weights)
+        if rest.get("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE"):
+            raise ConfigError(
+                f"{weights}: was trained with MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True, so its scores "
+                "need Detectron2: use engine detectron2"
+            )
         cfg = parse_config(stored_config(facts, weights), weights, overrides)
     else:
         cfg = load_config(config, overrides)

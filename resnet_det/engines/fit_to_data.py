@@ -21,6 +21,7 @@ from ..weights.loading import read
 from . import Engine
 from .own_classes import class_count
 from .run import start
+from .scaling import scaled_iterations
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,9 @@ def fitted(
     if checkpoint and "config" in facts:
         before = parse_text(facts["config"], checkpoint)
         chosen = {key: before[key] for key in KEYS if key in before and key not in given}
+        # A run's checkpoint holds the schedule for its number of processes, which is scaled again.
+        written = before.get("SOLVER.REFERENCE_WORLD_SIZE", 0)
+        chosen = scaled_iterations(chosen, written, cfg.SOLVER.REFERENCE_WORLD_SIZE)
         source = f"the config of {checkpoint}"
     elif cfg.DATASETS.TRAIN:
         chosen = fit(engine.training_records(cfg), cfg, given)

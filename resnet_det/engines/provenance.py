@@ -15,7 +15,7 @@ import torchvision
 from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError
-from ..config.loading import embedded_part, parse_text
+from ..config.loading import detectron2_part, embedded_part, parse_text
 from ..training import distributed
 from ..weights.facts import Facts, State, config_facts
 from ..weights.loading import read
@@ -31,6 +31,8 @@ def checkpoint_facts(cfg: CfgNode, classes: Sequence[str], seed: int | None = No
     facts = {"net": cfg.MODEL.BACKBONE.NAME, **config_facts(cfg)}
     if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
         facts["global_context"] = cfg.RESNET_DET.GLOBAL_CONTEXT
+    if rest := detectron2_part(cfg):
+        facts["detectron2_config"] = rest
     config = embedded_part(cfg)
     return facts | {"classes": list(classes), "config": config, "seed": seed, "commit": commit()}
 

@@ -1,15 +1,27 @@
 """Scale a config's batch and schedule to the number of processes (``REFERENCE_WORLD_SIZE``)."""
 
 import logging
-from pathlib import Path
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
 
-import yaml
 from fvcore.common.config import CfgNode
 
-from ..config.defaults import ConfigError
-from ..training import distributed
+from ..config.defaults import ConfigError, flatten
+from ..config.loading import parse_text
+from ..training import Checkpointer, distributed
 
 logger = logging.getLogger(__name__)
+
+# The keys that hold numbers of iterations; 0 means never.
+ITERATIONS = (
+    "SOLVER.MAX_ITER",
+    "SOLVER.WARMUP_ITERS",
+    "SOLVER.STEPS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
+    "RESNET_DET.ALTERNATING",
+)
 
 
 def scaled(cfg: CfgNode, processes: int) -> CfgNode:
@@ -34,31 +46,42 @@ def scaled(cfg: CfgNode, processes: int) -> CfgNode:
             "SOLVER.REFERENCE_WORLD_SIZE 0 to train with this batch on any number of processes"
         )
     factor = processes / reference
-
-    def iterations(number: int) -> int:
-        return max(1, round(number / factor)) if number else 0  # 0 means never
-
     result = cfg.clone()
     result.defrost()
     solver = result.SOLVER
     solver.IMS_PER_BATCH = images // reference * processes
     solver.BASE_LR = cfg.SOLVER.BASE_LR * factor
-    solver.MAX_ITER = iterations(cfg.SOLVER.MAX_ITER)
-    solver.WARMUP_ITERS = iterations(cfg.SOLVER.WARMUP_ITERS)
-    solver.STEPS = tuple(map(iterations, cfg.SOLVER.STEPS))
-    solver.CHECKPOINT_PERIOD = iterations(cfg.SOLVER.CHECKPOINT_PERIOD)
     solver.REFERENCE_WORLD_SIZE = processes
-    result.TEST.EVAL_PERIOD = iterations(cfg.TEST.EVAL_PERIOD)
-    result.RESNET_DET.ALTERNATING = tuple(map(iterations, cfg.RESNET_DET.ALTERNATING))
+    flat = flatten(cfg)
+    now = scaled_iterations({key: flat[key] for key in ITERATIONS}, reference, processes)
+    result.merge_from_list(list(chain.from_iterable(now.items())))
     result.freeze()
     return result
+
+
+def scaled_iterations(values: Mapping[str, Any], written: int, wanted: int) -> dict[str, Any]:
+    """Scale the values of ``ITERATIONS`` among those of dotted keys.
+
+    Args:
+        written, wanted: the numbers of processes that the values given and those returned are for.
+            If one of them is 0, nothing is scaled.
+    """
+    if 0 in (written, wanted):
+        return dict(values)
+    factor = wanted / written
+
+    def scale(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple(map(scale, value))
+        return max(1, round(value / factor)) if value else 0
+
+    return {key: scale(v) if key in ITERATIONS else v for key, v in values.items()}
 
 
 def for_processes(cfg: CfgNode, resume: bool) -> CfgNode:
     """:func:`scaled` to the number of processes of this run, which the log states.
 
     A resumed run keeps the schedule of its checkpoint, whatever its number of processes is now.
-    Call this before the processes meet: later the main process writes ``config.yaml`` anew.
 
     Raises:
         ConfigError: see :func:`scaled`.
@@ -90,12 +113,14 @@ def _for_processes(cfg: CfgNode, resume: bool) -> CfgNode:
 
 def _resumed_size(output: str) -> int | None:
     """The number of processes whose schedule the run in ``output`` has: 0 if it was not scaled,
-    None if there is no run to resume."""
-    folder = Path(output)
-    if not (folder / "last_checkpoint").exists() or not (folder / "config.yaml").exists():
+    None if there is no run to resume.
+
+    The checkpoint states it, not ``config.yaml``, which an evaluation on Detectron2 overwrites.
+    """
+    facts = Checkpointer(output).facts()
+    if "config" not in facts:
         return None
-    solver = yaml.safe_load((folder / "config.yaml").read_text())["SOLVER"]
-    return solver.get("REFERENCE_WORLD_SIZE", 0)
+    return parse_text(facts["config"], output).get("SOLVER.REFERENCE_WORLD_SIZE", 0)
 
 
 def _unscaled(cfg: CfgNode) -> CfgNode:

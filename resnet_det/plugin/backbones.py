@@ -116,26 +116,32 @@ def check_keys(cfg: CfgNode, name: str, pyramid: str = "") -> None:
     Raises:
         ConfigError: some keys do not fit. The message names each key and the value to set.
     """
-    if not builds_detector():
+    architecture = detector_built()
+    if architecture is None:
         raise_faults(name, trunk_faults(cfg, name, pyramid, ALL_NORMS))
         return
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.META_ARCHITECTURE = architecture  # a subclass may have a name of its own
     faults = [] if pyramid else stock_head_faults(cfg, name)
     own_heads = OWN_HEADS if pyramid or faults else ("PaperROIHeads",)
     check_detector(cfg, name, pyramid, own_heads, faults, ALL_NORMS)
 
 
-def builds_detector() -> bool:
-    """Whether one of Detectron2's detectors, or a subclass, is being built, not a backbone alone.
+def detector_built() -> str | None:
+    """The name of Detectron2's detector that is being built, itself or as the base of a subclass;
+    None if a backbone is built alone.
 
     Only the callers tell: Detectron2 gives a backbone's builder the same arguments in both cases,
     and its default config names RoI heads that a backbone alone does not need. These heads cannot
     check the net themselves, for they are Detectron2's own.
     """
     detectors = {
-        d.from_config.__func__.__code__ for d in (GeneralizedRCNN, ProposalNetwork, RetinaNet)
+        d.from_config.__func__.__code__: d.__name__
+        for d in (GeneralizedRCNN, ProposalNetwork, RetinaNet)
     }
     callers = traceback.walk_stack(inspect.currentframe())
-    return any(frame.f_code in detectors for frame, _ in callers)
+    return next((detectors[f.f_code] for f, _ in callers if f.f_code in detectors), None)
 
 
 def stock_head_faults(cfg: CfgNode, name: str) -> list[str]:

@@ -14,6 +14,7 @@ Files have Detectron2's names: ``model_0000999.pth`` after iteration 999, and ``
 The text file ``last_checkpoint`` holds the name of the newest one.
 """
 
+import contextlib
 import logging
 import random
 import re
@@ -150,6 +151,16 @@ class Checkpointer:
             return None
         logger.info("resuming from %s", path)
         return load(path)
+
+    def facts(self) -> dict[str, Any]:
+        """The facts (``meta``) of the newest readable checkpoint; {} if there is none.
+
+        Unlike :meth:`latest`, it needs no other process.
+        """
+        for path in self._candidates():
+            with contextlib.suppress(FileNotFoundError, RuntimeError):  # :meth:`latest` names it
+                return load(path).get("meta", {})
+        return {}
 
     def _named(self):
         try:

@@ -21,7 +21,7 @@ from .checkpoint import Checkpointer, rng_state, set_rng_state, storable
 from .graph import Graphed
 from .metrics import Metrics
 from .precision import amp_dtype
-from .schedule import Schedule
+from .schedule import Schedule, initialise_momentum, keep_settings
 from .signals import exit_code, stop_signals
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.SGD,
         schedule: Schedule,
         folder: str | Path,
         plan: Plan,
@@ -135,8 +135,10 @@ class Trainer:
     def resume(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of a checkpoint that :meth:`save` wrote.
 
+        Learning rates, weight decay and momentum stay those that the optimizer was built with.
+
         Raises:
-            ValueError: another engine wrote it.
+            ValueError: another engine wrote it, or see :func:`.schedule.keep_settings`.
         """
         if not {"optimizer", "schedule", "rng"} <= state.keys():
             raise ValueError(
@@ -145,8 +147,10 @@ class Trainer:
             )
         self.iteration = state["iteration"]
         self.plain_model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        with keep_settings(self.optimizer, self.schedule, state["optimizer"]):
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+        initialise_momentum(self.optimizer)  # the checkpoint has none if it was 0
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         self._window.update({name: list(values) for name, values in state["window"].items()})

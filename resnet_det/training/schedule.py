@@ -4,12 +4,13 @@ The trainer calls a schedule's ``observe(values)`` and ``step()`` after each ite
 use its ``state_dict()`` and ``load_state_dict()``.
 """
 
+import contextlib
 import functools
 import logging
 import math
 import statistics
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -97,10 +98,53 @@ def build_optimizer(
     optimizer = torch.optim.SGD(
         groups, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True
     )
-    if momentum:
-        for parameter in (p for group in groups for p in group["params"]):
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    initialise_momentum(optimizer)
     return optimizer
+
+
+def initialise_momentum(optimizer: torch.optim.SGD) -> None:
+    """Set the momentum of the parameters that have none yet to zero, if the optimizer uses it."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            if "momentum_buffer" not in optimizer.state[parameter]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+@contextlib.contextmanager
+def keep_settings(
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    saved: Mapping[str, Any],
+) -> Iterator[None]:
+    """Keep learning rates, weight decay and momentum as built while a checkpoint is loaded.
+
+    ``load_state_dict`` of an optimizer and of a schedule would replace them by those of the
+    checkpoint, and a resumed run would ignore the current config. On exit, the learning rates are
+    those of the current schedule at the checkpoint's iteration.
+
+    Args:
+        schedule: computes its rates from ``base_lrs`` and ``last_epoch`` alone.
+        saved: the state of the checkpoint's optimizer.
+
+    Raises:
+        ValueError: the parameters are grouped in another way than in the checkpoint.
+    """
+    groups = [len(group["params"]) for group in optimizer.param_groups]
+    before = [len(group["params"]) for group in saved["param_groups"]]
+    if groups != before:
+        raise ValueError(
+            f"the optimizer of the checkpoint has groups of {before} parameters, but that of this "
+            f"config has groups of {groups}. SOLVER.WEIGHT_DECAY, WEIGHT_DECAY_NORM, "
+            "WEIGHT_DECAY_BIAS, BIAS_LR_FACTOR and MODEL.BACKBONE.FREEZE_AT determine the groups: "
+            "resume with the values that the run had, or give its checkpoint as MODEL.WEIGHTS, and "
+            "another OUTPUT_DIR"
+        )
+    built = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    rates = schedule.base_lrs
+    yield
+    schedule.base_lrs = rates
+    for group, settings, lr in zip(optimizer.param_groups, built, schedule.get_lr()):
+        group.update(settings | {"lr": lr})
 
 
 class Schedule(torch.optim.lr_scheduler.LambdaLR):
@@ -125,6 +169,11 @@ class Schedule(torch.optim.lr_scheduler.LambdaLR):
         self.until_error = until_error
         self.recent_errors: list[float] = []
         super().__init__(optimizer, lambda i: factor if self.until_error > 0 else multiplier(i))
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """The learning rates of iteration ``last_epoch``. (torch's method warns outside a step.)"""
+        pairs = zip(self.base_lrs, self.lr_lambdas)
+        return [base * multiplier(self.last_epoch) for base, multiplier in pairs]
 
     def observe(self, values: Mapping[str, float]) -> None:
         """Record the values of the iteration that just ran; the warm-up reads ``top1_error``."""

@@ -12,6 +12,7 @@ A checkpoint stores its facts under the key "meta"; :mod:`resnet_det.engines.pro
                            how another project's detector makes anchors and pools regions
     classes                class names, in the order of the rows of the class layer
     config, seed, commit   config (as YAML), seed and git commit of the training run
+    detectron2_config      the keys of MODEL that only Detectron2 knows (as YAML), if it trained
     zeros                  "end": shortcuts of option A pad zeros after the channels
     guessed                names of the facts that the file does not state but its format implies
 """
@@ -83,6 +84,7 @@ _CHECKS: dict[str, Check] = {
     "net": _TEXT,
     "format": _TEXT,
     "config": _TEXT,
+    "detectron2_config": _TEXT,
     "classes": _TEXTS,
     "guessed": _TEXTS,
     "pixel_mean": _NUMBERS,

@@ -13,19 +13,22 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from detectron2_models import losses, picture, small_cfg
+from golden import fill
 from tiny_configs import TINY
 
-from resnet_det.config.defaults import add_resnet_det_config
+from resnet_det.config.defaults import ConfigError, add_resnet_det_config
 from resnet_det.data.synthetic.scenes import write_scenes
 from resnet_det.engines import embedded, embedded_data
 from resnet_det.engines.on_detectron2 import engine
 from resnet_det.engines.on_detectron2.data import Mapper, load_any
 from resnet_det.engines.on_detectron2.evaluation import as_tested
+from resnet_det.engines.provenance import checkpoint_facts
 from resnet_det.plugin.roi_heads import PaperROIHeads
 
 pytestmark = pytest.mark.detectron2
 
 SIDES = (32, 48, 64)
+CLASSES = [f"kind{i}" for i in range(8)]
 
 
 @pytest.fixture
@@ -148,6 +151,51 @@ def test_what_they_cannot_stand_on_is_refused(key, value, words):
     cfg.merge_from_list([f"MODEL.{key}", value])
     with pytest.raises(ValueError, match=words):
         build_model(cfg)
+
+
+@pytest.fixture
+def member(config, tmp_path):
+    """``member(name, KEY, VALUE, ...)``: the file of a detector with weights by their names."""
+
+    def write(name, *keys):
+        cfg = config(*keys)
+        state = fill(build_model(cfg)).state_dict()
+        torch.save({"model": state, "meta": checkpoint_facts(cfg, CLASSES)}, tmp_path / name)
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_a_member_with_detectron2s_own_head_is_tested_as_ours(config, member):
+    """Res5ROIHeads of ResNet-50 and PaperROIHeads are the same head, under the same names."""
+    keys = ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", "50",
+            "MODEL.RESNETS.OUT_FEATURES", "['res4']", "MODEL.RPN.IN_FEATURES", "['res4']",
+            "MODEL.ROI_HEADS.IN_FEATURES", "['res4']", "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
+            "14", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]  # fmt: skip
+    stock, ours = (
+        member(f"{name}.pth", *keys, "MODEL.ROI_HEADS.NAME", name)
+        for name in ("Res5ROIHeads", "PaperROIHeads")
+    )
+    image = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    found = [
+        engine.load_detector(ours, overrides=["RESNET_DET.ENSEMBLE", (file,)], score_thresh=0.0)(
+            [image]
+        )[0]
+        for file in (stock, ours)
+    ]
+    for one, other in zip(*found, strict=True):
+        assert len(one) and np.array_equal(one, other)
+
+
+def test_a_member_with_another_head_is_named(config, member):
+    heads = ["MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_BOX_HEAD.NAME",
+             "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_FC", "1"]  # fmt: skip
+    other = member("other.pth", *heads)
+    words = "RESNET_DET.ENSEMBLE: .*other.pth: .*ROI_HEADS.NAME StandardROIHeads: give"
+    with pytest.raises(ConfigError, match=words):
+        engine.load_detector(
+            member("one.pth"), overrides=["RESNET_DET.ENSEMBLE", (other,)], score_thresh=0.0
+        )
 
 
 def test_off_is_the_very_model(config):

@@ -358,6 +358,35 @@ def test_an_architecture_of_detectron2s_own_needs_its_whole_config(checkpoint, t
     assert 0 < len(predictor(image())) <= 100
 
 
+@pytest.mark.detectron2
+@pytest.mark.parametrize("content", [RETINANET, R18_FPN], ids=["RetinaNet", "sigmoid"])
+def test_a_checkpoint_of_detectron2_carries_the_keys_that_it_alone_knows(tmp_path, content):
+    pytest.importorskip("detectron2")
+    from detectron2.modeling import build_model
+
+    from resnet_det.engines.on_detectron2.engine import load_config
+
+    path, weights = tmp_path / "config.yaml", tmp_path / "weights.pth"
+    path.write_text(yaml.safe_dump(content))
+    sigmoid = "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE"
+    keys = [sigmoid, True, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64] if content is R18_FPN else []
+    cfg = load_config(path, [*keys, "MODEL.DEVICE", "cpu"])
+    classes = [str(i) for i in range(20 if content is R18_FPN else 8)]
+    model = fill(build_model(cfg))
+    torch.save({"model": model.state_dict(), "meta": checkpoint_facts(cfg, classes)}, weights)
+    found = Predictor(weights, "detectron2", "cpu", 0.001)(image())
+    named = Predictor(weights, "detectron2", "cpu", 0.001, config=path, overrides=keys)(image())
+    assert len(found) > 0
+    for name in ("boxes", "scores", "classes"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(named, name))
+    if content is R18_FPN:
+        softmax = [*keys, sigmoid, False]
+        other = Predictor(weights, "detectron2", "cpu", 0.001, config=path, overrides=softmax)
+        assert found.scores.tolist() != other(image()).scores.tolist()
+        with pytest.raises(ConfigError, match="weights.pth: .*USE_SIGMOID_CE.* engine detectron2"):
+            Predictor(weights, "torchvision", "cpu")
+
+
 def test_predictor_is_public():
     assert resnet_det.Predictor is Predictor
 

@@ -9,7 +9,7 @@ from resnet_det.engines import pick
 from resnet_det.engines.checks import build_schedule
 from resnet_det.engines.run import replayed
 from resnet_det.engines.scaling import for_processes, scaled
-from resnet_det.training import distributed
+from resnet_det.training import Checkpointer, distributed
 
 KEYS = ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "WARMUP_ITERS", "STEPS", "CHECKPOINT_PERIOD")
 WRITTEN_FOR_TWO = [
@@ -76,11 +76,12 @@ def test_a_batch_that_its_reference_cannot_share_is_refused(config):
 
 @pytest.mark.parametrize("saved, kept", [(4, (8, 16, 4)), (0, (4, 32, 0))])
 def test_a_resumed_run_keeps_its_schedule(config, monkeypatch, tmp_path, saved, kept):
-    """Also the schedule of a run that was not scaled."""
+    """Also the schedule of a run that was not scaled. An evaluation on Detectron2 writes its own
+    ``config.yaml``, which does not count."""
     monkeypatch.setattr(distributed, "launch_info", lambda: distributed.Launch(0, 1, 0))
     output = tmp_path / "output"
     output.mkdir()
-    (output / "config.yaml").write_text(f"SOLVER: {{REFERENCE_WORLD_SIZE: {saved}}}")
+    (output / "config.yaml").write_text(config().dump())
     keys = ("IMS_PER_BATCH", "MAX_ITER", "REFERENCE_WORLD_SIZE")
 
     def solver(resume):
@@ -88,7 +89,8 @@ def test_a_resumed_run_keeps_its_schedule(config, monkeypatch, tmp_path, saved, 
         return tuple(cfg.SOLVER[key] for key in keys)
 
     assert solver(resume=True) == (2, 64, 1)  # nothing to resume
-    (output / "last_checkpoint").write_text("model_0000003.pth")
+    stored = {"config": f"SOLVER: {{REFERENCE_WORLD_SIZE: {saved}}}"}
+    Checkpointer(output).save("model_0000003", meta=stored)
     assert solver(resume=True) == kept
     assert solver(resume=False) == (2, 64, 1)
     (output / "not_finite_0000009.pth").touch()

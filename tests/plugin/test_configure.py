@@ -17,9 +17,11 @@ from detectron2.modeling import (
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
     GeneralizedRCNN,
+    ProposalNetwork,
     build_backbone,
     build_model,
 )
+from detectron2.modeling.meta_arch import RetinaNet
 from detectron2_models import losses, picture
 from plugin_models import skeleton
 
@@ -212,6 +214,24 @@ def test_a_projects_own_detector_is_checked_too(monkeypatch):
         skeleton(cfg)
     cfg.MODEL.ROI_HEADS.NAME = "PaperROIHeads"
     assert isinstance(skeleton(cfg), OwnRCNN)
+
+
+@pytest.mark.parametrize("base, head", [(RetinaNet, "retinanet"), (ProposalNetwork, "c4"),
+                                        (ProposalNetwork, "fpn")])  # fmt: skip
+def test_a_subclass_of_a_detector_without_roi_heads_is_built_as_its_base(monkeypatch, base, head):
+    own = type(f"Own{base.__name__}", (base,), {})
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, own.__name__, own)
+    cfg = configured("paper_resnet18", head)
+    cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.IN_FEATURES = "Res5ROIHeads", ["res4"]
+    cfg.MODEL.META_ARCHITECTURE = base.__name__
+    names = skeleton(cfg).state_dict().keys()
+    cfg.MODEL.META_ARCHITECTURE = own.__name__
+    model = skeleton(cfg)
+    assert type(model) is own and model.state_dict().keys() == names
+    key = "RETINANET" if base is RetinaNet else "RPN"
+    cfg.MODEL[key].IN_FEATURES = ["nothing"]
+    with pytest.raises(ConfigError, match=rf"MODEL.{key}.IN_FEATURES: \['nothing'\]"):
+        skeleton(cfg)
 
 
 def test_the_rpn_may_take_another_map_than_the_heads():

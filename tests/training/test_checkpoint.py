@@ -55,7 +55,8 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, damage):
     checkpointer = Checkpointer(tmp_path)
     for i in (9, 19, 29):
-        checkpointer.save(f"model_{i:07d}", model={"w": torch.full((1000,), i)}, iteration=i + 1)
+        model = {"w": torch.full((1000,), i)}
+        checkpointer.save(f"model_{i:07d}", model=model, iteration=i + 1, meta={"seed": i})
     last = tmp_path / "model_0000029.pth"
     content = bytearray(last.read_bytes())
     if damage == "truncated":
@@ -68,11 +69,13 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, caplo
     else:
         last.write_bytes(b"")
     assert checkpointer.load_latest()["iteration"] == 20
+    assert checkpointer.facts() == {"seed": 19}
     assert "model_0000029.pth is unreadable" in caplog.text
     for i in (9, 19):
         (tmp_path / f"model_{i:07d}.pth").write_bytes(b"nothing")
     with pytest.raises(RuntimeError, match="no checkpoint .* is readable"):
         checkpointer.latest()
+    assert checkpointer.facts() == {}
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import json
 import logging
@@ -25,7 +26,16 @@ from toy import (
     until,
 )
 
-from resnet_det.training import Checkpointer, Plan, Trainer, loop, precision, read_metrics
+from resnet_det.training import (
+    Checkpointer,
+    Plan,
+    Trainer,
+    build_optimizer,
+    build_schedule,
+    loop,
+    precision,
+    read_metrics,
+)
 from resnet_det.training.metrics import Metrics
 
 
@@ -107,6 +117,60 @@ def test_a_crashed_run_resumed_equals_the_uninterrupted_one(tmp_path, at):
         seeded()
     run(tmp_path / "parts", state=state, **options)
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("momentum, nesterov, saved", [(0.5, True, 0.9), (0.0, False, 0.9),
+                                                       (0.5, False, 0.0)])  # fmt: skip
+def test_a_resumed_run_trains_by_the_current_settings(tmp_path, momentum, nesterov, saved):
+    """One iteration from a checkpoint equals SGD by its definition, with its momentum and the new
+    settings. At iteration 15 the learning rate is a tenth of the base rate."""
+
+    def trainer(momentum, **settings):
+        model = Toy()
+        optimizer = build_optimizer(model, momentum=momentum, **settings)
+        schedule = build_schedule(optimizer, steps=[10], gamma=0.1, max_iter=16)
+        return Trainer(model, optimizer, schedule, tmp_path, Plan(16, checkpoint_period=15))
+
+    first = trainer(saved, lr=0.02, weight_decay=1e-4, weight_decay_norm=0.0)
+    with pytest.raises(Crash):
+        first.run(until(batches(), 15, crash))
+    state = Checkpointer(tmp_path).load_latest()
+    again = trainer(
+        momentum, lr=0.3, bias_lr_factor=1.0, weight_decay=0.01, weight_decay_norm=0.02,
+        nesterov=nesterov,
+    )  # fmt: skip
+    again.resume(copy.deepcopy(state))  # the optimizer updates its buffers in place
+    again.run(batches(start=15))
+    model = Toy()
+    model.load_state_dict(state["model"])
+    outputs = model(next(batches(start=15)))
+    (outputs["loss_square"] + outputs["loss_abs"]).backward()
+    order = [p for g in again.optimizer.param_groups for p in g["params"]]
+    names = {p: name for name, p in again.plain_model.named_parameters()}
+    for index, parameter in enumerate(order):
+        name = names[parameter]
+        before = model.get_parameter(name)
+        gradient = before.grad + (0.02 if name.startswith("body.1.") else 0.01) * before
+        velocity = state["optimizer"]["state"].get(index, {}).get("momentum_buffer", 0)
+        step = velocity = momentum * velocity + gradient
+        if nesterov:
+            step = gradient + momentum * velocity
+        torch.testing.assert_close(parameter, before - 0.03 * step, rtol=1e-6, atol=1e-7)
+    line = read_metrics(tmp_path / "metrics.json")[-1]
+    assert line["lr"] == pytest.approx(0.03)
+
+
+def test_a_resumed_run_with_other_groups_of_parameters_is_refused(tmp_path):
+    """Its weight decay is that of norms, so all parameters are in one group."""
+    run(tmp_path, max_iter=5)
+    model, state = Toy(), Checkpointer(tmp_path).load_latest()
+    optimizer = build_optimizer(
+        model, lr=0.02, momentum=0.9, weight_decay=0.0, weight_decay_norm=0.0
+    )
+    schedule = build_schedule(optimizer, steps=[], gamma=0.1, max_iter=9)
+    trainer = Trainer(model, optimizer, schedule, tmp_path, Plan(9, checkpoint_period=5))
+    with pytest.raises(ValueError, match=r"groups of \[4, 2\] .* groups of \[6\].*WEIGHT_DECAY"):
+        trainer.resume(state)
 
 
 def test_an_evaluation_that_the_interruption_cut_off_is_made_up_for(tmp_path):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -10,6 +11,8 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from ...config.defaults import ConfigError
+from ...config.loading import parse_text
+from ...detector.build import DETECTRON2_BACKBONES
 from ...detector.weights import check_remade, check_statistics, fit_detector
 from ...training.checkpoint import Checkpointer as CheckpointFolder
 from ...training.checkpoint import load
@@ -21,6 +24,7 @@ from ...weights.pickles import WeightsError
 from ...weights.published import is_address
 from ...weights.shortcuts import check_shortcuts
 from ..class_matching import check_resumed, keep_shared_classes
+from ..provenance import stored_config
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +139,22 @@ class Checkpointer(DetectionCheckpointer):
             model = self.model.state_dict()
             folder = CheckpointFolder(self.save_dir)
             folder.save(name, model=model, meta=self.facts, **state, **others)
+
+
+def stored_keys(facts: Facts, path: str | Path) -> dict[str, Any]:
+    """The dotted keys of the config that a checkpoint of either engine carries, for Detectron2.
+
+    In the embedded engine Res5ROIHeads run the head of any net, which PaperROIHeads do here.
+
+    Raises:
+        ConfigError: it carries none.
+    """
+    content = parse_text(stored_config(facts, path), path)
+    content |= parse_text(facts.get("detectron2_config", "{}"), path)
+    own_net = content.get("MODEL.BACKBONE.NAME") not in DETECTRON2_BACKBONES
+    if own_net and content.get("MODEL.ROI_HEADS.NAME") == "Res5ROIHeads":
+        content["MODEL.ROI_HEADS.NAME"] = "PaperROIHeads"
+    return content
 
 
 def trained(cfg: CfgNode) -> tuple[nn.Module, Facts]:

@@ -39,10 +39,26 @@ from ..class_matching import check_number
 
 logger = logging.getLogger(__name__)
 
+# The values of evaluator_type in Detectron2's catalog that our evaluators serve.
+EVALUATED = (None, "coco", "pascal_voc")
+
 
 def check_names(names: Sequence[str]) -> None:
     """Raise UnknownDataset, with similar names, unless all are in Detectron2's catalog."""
     data.check_names(name for name in names if name not in DatasetCatalog)
+
+
+def check_test_sets(cfg: Any) -> None:
+    """Raise ConfigError if other code registered one of DATASETS.TEST for an evaluation that is
+    none of ours, such as LVIS's."""
+    for name in filter(_is_foreign, cfg.DATASETS.TEST):
+        kind = MetadataCatalog.get(name).get("evaluator_type")
+        if kind not in EVALUATED:
+            raise ConfigError(
+                f"DATASETS.TEST: {name}: its evaluator_type is {kind!r}, but only boxes are "
+                "evaluated here, by COCO's or VOC's AP (evaluator_type 'coco' or 'pascal_voc'): "
+                "leave it out, and evaluate the checkpoint with Detectron2's own evaluator"
+            )
 
 
 def known_classes(name: str) -> Sequence[str] | None:
@@ -60,9 +76,9 @@ def load_any(names: Sequence[str], skip_bad: bool = False, files: Sequence[str] 
         files: one file of precomputed proposals per dataset; the records then carry the proposals.
     """
     check_names(names)
-    ours = {*dataset_names(), *filter(is_path, names)}
     parts = [
-        load_dataset(name, skip_bad=skip_bad) if name in ours else _foreign(name) for name in names
+        _foreign(name) if _is_foreign(name) else load_dataset(name, skip_bad=skip_bad)
+        for name in names
     ]
     dataset = union(parts, files)
     for line in dataset.skipped:
@@ -72,6 +88,9 @@ def load_any(names: Sequence[str], skip_bad: bool = False, files: Sequence[str] 
 
 def load_test_sets(cfg: Any) -> dict[str, Dataset]:
     """Read DATASETS.TEST. Returns name -> dataset."""
+    for key in ("MASK_ON", "KEYPOINT_ON"):
+        if cfg.MODEL[key] and cfg.DATASETS.TEST:
+            logger.warning("MODEL.%s: True: only the AP of the boxes is computed", key)
     skip_bad = cfg.RESNET_DET.SKIP_BAD_DATA
     return {name: load_any([name], skip_bad, files) for name, files in test_files(cfg)}
 
@@ -117,6 +136,11 @@ def load_training_set(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
             for r in records
         ]
     return records, dataset.metadata.classes
+
+
+def _is_foreign(name: str) -> bool:
+    """Whether other code registered a dataset in Detectron2's catalog."""
+    return not is_path(name) and name not in dataset_names()
 
 
 def _foreign(name: str) -> Dataset:

@@ -14,9 +14,13 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
     ROI_HEADS_REGISTRY,
+    RPN_HEAD_REGISTRY,
     GeneralizedRCNN,
     build_model,
 )
@@ -32,16 +36,15 @@ from ...config.checks import (
     resolve_device,
 )
 from ...config.defaults import DETECTOR, ConfigError, add_resnet_det_config, flatten
-from ...config.loading import find_config, parse_text, read_yaml
+from ...config.loading import find_config, read_yaml
 from ...config.messages import examples, explained, fits, wrong_value
-from ...detector.build import DETECTRON2_BACKBONES
 from ...detector.net_keys import check_appendix
 from ...detector.weights import new_layers
 from ...hints import did_you_mean
 from ...training import Checkpointer as Files
 from ...training import alone_in, distributed
 from ...training.distributed import launch
-from ...weights.facts import check_stored
+from ...weights.facts import Facts, check_stored
 from ...weights.files import read_file
 from ..checks import (
     as_predictor,
@@ -53,14 +56,14 @@ from ..checks import (
 )
 from ..class_matching import TestSet, class_names, match_test_sets
 from ..own_classes import fit_to_training_set, fit_to_weights
-from ..provenance import stored_config
 from ..results import check_expected
 from ..run import make_datasets, torch_settings
 from ..scaling import for_processes
 from ..validation import Validation, validation_records
-from .checkpointer import trained
+from .checkpointer import stored_keys, trained
 from .data import (
     check_names,
+    check_test_sets,
     known_classes,
     load_test_sets,
     load_training_set,
@@ -82,11 +85,15 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# The keys that name a registry entry in every model.
+# The keys that name a registry entry.
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
     "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
 }
 
 
@@ -116,20 +123,14 @@ def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     return fit_to_training_set(cfg, overrides)
 
 
-def parse_config(text: str, where: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
+def parse_config(facts: Facts, path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     """Load the config that a checkpoint carries, with the checks of :func:`load_config`.
 
-    In the embedded engine Res5ROIHeads run the head of any net, which PaperROIHeads do here.
-
     Args:
-        where: the checkpoint's path, for error messages.
+        facts: those of the checkpoint ``path``.
     """
-    content = parse_text(text, where)
-    own_net = content.get("MODEL.BACKBONE.NAME") not in DETECTRON2_BACKBONES
-    if own_net and content.get("MODEL.ROI_HEADS.NAME") == "Res5ROIHeads":
-        content["MODEL.ROI_HEADS.NAME"] = "PaperROIHeads"
-    pairs = list(chain.from_iterable(content.items()))
-    return _load(where, lambda cfg: cfg.merge_from_list(pairs), overrides)
+    pairs = list(chain.from_iterable(stored_keys(facts, path).items()))
+    return _load(path, lambda cfg: cfg.merge_from_list(pairs), overrides)
 
 
 def _load(
@@ -262,6 +263,7 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("MODEL.WEIGHTS: name the checkpoint to evaluate")
     check_names(cfg.DATASETS.TEST)
+    check_test_sets(cfg)
     with running(cfg):
         make_datasets(*cfg.DATASETS.TEST)
         sets = load_test_sets(cfg)
@@ -296,8 +298,9 @@ def load_detector(
     overrides = ["MODEL.WEIGHTS", str(weights), *overrides]
     if config is None:
         stored = check_stored(read_file(weights)[1].get("meta", {}), weights)
-        cfg = parse_config(stored_config(stored, weights), weights, overrides)
-        _check_whole(cfg)
+        cfg = parse_config(stored, weights, overrides)
+        if "detectron2_config" not in stored:
+            _check_whole(cfg)
     else:
         cfg = load_config(config, overrides)
     cfg = as_predictor(cfg, score_thresh)
@@ -308,10 +311,8 @@ def load_detector(
 
 
 def _check_whole(cfg: CfgNode) -> None:
-    """Raise ConfigError if a config from a checkpoint lacks the keys of its architecture.
-
-    A checkpoint carries only the keys that the embedded engine knows.
-    """
+    """Raise ConfigError if the config of a checkpoint that carries only the keys of the embedded
+    engine has an architecture that needs others."""
     try:
         check_ranges(cfg, "MODEL.")
     except ConfigError as error:
@@ -367,6 +368,7 @@ def check_config(cfg: CfgNode, resume: bool) -> None:
     check_trainable(cfg, resume)
     check_schedule(cfg)
     check_names((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    check_test_sets(cfg)
 
 
 def check_model(cfg: CfgNode) -> None:
@@ -375,7 +377,7 @@ def check_model(cfg: CfgNode) -> None:
     flat = flatten(cfg)
     for key, registry in REGISTRIES.items():
         name, known = flat[key], [name for name, _ in registry]
-        if name and name not in known:
+        if name and name not in (*known, "PrecomputedProposals"):  # Detectron2 has no entry for it
             hint = did_you_mean(name, known, list_all=True)
             raise ConfigError(f"{key}: Detectron2 has no {name!r}{hint}")
     name = cfg.MODEL.META_ARCHITECTURE

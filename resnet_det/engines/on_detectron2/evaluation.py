@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from detectron2 import __version__ as detectron2_version
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader
@@ -17,18 +16,19 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ...config.defaults import add_resnet_det_config, flatten
+from ...config.defaults import ConfigError, add_resnet_det_config
 from ...detector.appendix import Detections, Size
 from ...detector.build import build_improved, in_test
 from ...detector.weights import fit_trained
 from ...files import safe_name
-from ...plugin.roi_heads import keep_corners
+from ...plugin.roi_heads import PaperROIHeads, keep_corners
 from ...training import distributed
 from .. import Found
 from ..class_matching import TestSet
 from ..provenance import ensemble
 from ..results import BOX, BOX_TTA, publish, score
 from ..run import evaluation_settings, precision_of_tests
+from .checkpointer import stored_keys
 from .data import Mapper, in_format
 
 logger = logging.getLogger(__name__)
@@ -209,9 +209,17 @@ def as_tested(model: nn.Module, cfg: CfgNode, classes: Sequence[str] | None = No
     for member in ensemble(cfg, classes):
         own = get_cfg()
         add_resnet_det_config(own)
-        pairs = flatten(yaml.safe_load(member.facts["config"])).items()
-        own.merge_from_list([*chain.from_iterable(pairs), *member.overrides])
+        keys = stored_keys(member.facts, member.path)
+        if keys.get("MODEL.ROI_HEADS.NAME") == "Res5ROIHeads":
+            keys["MODEL.ROI_HEADS.NAME"] = "PaperROIHeads"  # the same head, with :class:`Parts`
+        own.merge_from_list([*chain.from_iterable(keys.items()), *member.overrides])
         other = build_model(own)
+        if not isinstance(getattr(other, "roi_heads", None), PaperROIHeads):
+            raise ConfigError(
+                f"RESNET_DET.ENSEMBLE: {member.path}: has MODEL.META_ARCHITECTURE "
+                f"{own.MODEL.META_ARCHITECTURE} and MODEL.ROI_HEADS.NAME {own.MODEL.ROI_HEADS.NAME}: "
+                "give Faster R-CNNs with PaperROIHeads or Res5ROIHeads"
+            )
         fit_trained(other, member.state, member.facts, own)
         detectors.append(Parts(other))
         orders.append(member.order)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from torch import nn
 
 from ...data.loader import training_batches
 from ...training import distributed, read_metrics
@@ -26,6 +27,10 @@ from ...training.signals import exit_code, stop_signals
 
 # Scalars that depend on the clock: a resumed run measures them itself.
 TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
+
+# The moving average of the number of positive anchors, by which RetinaNet and FCOS divide their
+# losses. Each forward pass in training mode changes it, and it is in no state dict.
+NORMALIZER = "loss_normalizer"
 
 
 class Batches:
@@ -123,12 +128,16 @@ class Simple(SimpleTrainer):
 class AMP(Simple, AMPTrainer):
     """:class:`Simple` with Detectron2's AMPTrainer in place of SimpleTrainer."""
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Also restore a run that did not use float16 before; its loss scale is then new."""
+        super().load_state_dict({"grad_scaler": self.grad_scaler.state_dict(), **state_dict})
+
 
 class Resumable(HookBase):
     """Replaces Detectron2's PeriodicCheckpointer in every process. The files are the same, but runs
     resume exactly.
 
-    A checkpoint also holds the random state of every process, the seed, and the scalars that
+    A checkpoint also holds the :func:`own_state` of every process, the seed, and the scalars that
     ``metrics.json`` does not have yet. A resumed run restores them, drops the lines of iterations
     that it will run again, and makes up for the evaluation that was due with the checkpoint.
     SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) save a checkpoint and end the run with exit code 128 + the
@@ -140,7 +149,7 @@ class Resumable(HookBase):
     Attributes:
         received: the signals that this process received since training began.
         stopping: whether a process had received one when this iteration's losses were exchanged.
-        before: this process's random state before the current iteration.
+        before: this process's :func:`own_state` before the current iteration.
     """
 
     def __init__(self, owner: TrainerBase, cfg: CfgNode) -> None:
@@ -149,7 +158,7 @@ class Resumable(HookBase):
         self.metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
         self.device = torch.device(cfg.MODEL.DEVICE)
         self.loaded: dict[str, Any] | None = None  # state of the checkpoint to resume from
-        self.states: list | None = None  # the random states to save, one per process
+        self.states: list | None = None  # the states to save, one per process
         self.before: Any = None
         self.received: list[int] = []
         self.stopping = False
@@ -160,7 +169,7 @@ class Resumable(HookBase):
 
         Args:
             name: name of the file, without ".pth".
-            state: this process's random state before an iteration that failed. By default the
+            state: this process's :func:`own_state` before an iteration that failed. By default the
                 current state is saved.
             newest: whether runs resume from this checkpoint.
 
@@ -169,7 +178,8 @@ class Resumable(HookBase):
         """
         self.trainer.iter = iteration  # the file stores it
         distributed.share_buffers(self.checkpointer.model)
-        self.states = distributed.all_gather_objects(storable(state or rng_state(self.device)))
+        state = state or own_state(self.checkpointer.model, self.device)
+        self.states = distributed.all_gather_objects(storable(state))
         self.checkpointer.save(name, newest=newest, iteration=iteration)
         distributed.barrier()  # now every process may read it
         return self.metrics.with_name(f"{name}.pth")
@@ -198,7 +208,11 @@ class Resumable(HookBase):
         self.received = self.signals.enter_context(stop_signals())
         if self.loaded is None:
             return
-        restore_rng(self.loaded["rng"], self.device)
+        states = self.loaded["rng"]
+        restore_rng(states, self.device)
+        own = states[distributed.get_rank() % len(states)]
+        if NORMALIZER in own:
+            setattr(self.checkpointer.model, NORMALIZER, own[NORMALIZER])
         start = self.trainer.start_iter
         if self.loaded["max_iter"] == start < self.trainer.max_iter:
             return  # a finished run is extended, so its metrics stay
@@ -215,7 +229,7 @@ class Resumable(HookBase):
             hook.after_step()
 
     def before_step(self) -> None:
-        self.before = rng_state(self.device)
+        self.before = own_state(self.checkpointer.model, self.device)
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
@@ -228,6 +242,23 @@ class Resumable(HookBase):
 
     def after_train(self) -> None:
         self.signals.close()
+
+
+def own_state(model: nn.Module, device: torch.device) -> dict[str, Any]:
+    """What a resumed run needs of this process: its random state, and the model's normalizer."""
+    state, normalizer = rng_state(device), getattr(model, NORMALIZER, None)
+    return state if normalizer is None else state | {NORMALIZER: normalizer}
+
+
+@contextlib.contextmanager
+def keep_normalizer(model: nn.Module) -> Iterator[None]:
+    """Restore a model's normalizer on exit, or that it has none yet."""
+    before = getattr(model, NORMALIZER, None)
+    yield
+    if before is not None:
+        setattr(model, NORMALIZER, before)
+    elif hasattr(model, NORMALIZER):
+        delattr(model, NORMALIZER)
 
 
 def cut(path: Path, last: int) -> None:

@@ -26,6 +26,7 @@ from ...plugin.roi_heads import keep_corners
 from ...training import accumulate, distributed
 from ...training.loop import undisturbed
 from ...training.precision import amp_dtype
+from ...training.schedule import keep_settings
 from ...training.signals import exit_code
 from ..class_matching import TestSet
 from ..provenance import checkpoint_facts, say_changes
@@ -34,7 +35,7 @@ from .best import Best, StopEarly
 from .checkpointer import Checkpointer
 from .data import Mapper
 from .evaluation import as_tested, evaluate_model
-from .resume import AMP, Batches, Resumable, Seeded, Simple
+from .resume import AMP, Batches, Resumable, Seeded, Simple, keep_normalizer
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,16 @@ class Trainer(DefaultTrainer):
         else:
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
         check_statistics(self.checkpointer.model)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a checkpoint's state, but not the learning rates, weight decay and momentum of
+        its config, as Detectron2 would."""
+        if state_dict["iteration"] >= self.max_iter:  # nothing is left to train, at no rate
+            super().load_state_dict(state_dict)
+            return
+        saved = state_dict["_trainer"]["optimizer"]
+        with keep_settings(self._trainer.optimizer, self.scheduler, saved):
+            super().load_state_dict(state_dict)
 
     def train(self) -> dict[str, float]:
         """Run the remaining iterations. Returns the last evaluation's metrics.
@@ -179,7 +190,8 @@ class Trainer(DefaultTrainer):
 
     def _validation_losses(self, cfg, model):
         mapper = Seeded(Mapper(validation_config(cfg), True))
-        with EventStorage():  # the model writes scalars, which are not the training's
+        # The model writes scalars, which are not the training's, and changes its normalizer.
+        with EventStorage(), keep_normalizer(model):
             return validation_losses(model, self.validation, mapper, cfg.DATALOADER.NUM_WORKERS)
 
 

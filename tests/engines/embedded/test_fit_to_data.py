@@ -5,13 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from resnet_det.commands import train_net
 from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config, parse_config
 from resnet_det.engines import fit_to_data, pick
 from resnet_det.engines.fit_to_data import fit
+from resnet_det.engines.provenance import checkpoint_facts
+from resnet_det.engines.scaling import for_processes
 from resnet_det.records import BoxMode
+from resnet_det.training import Checkpointer, distributed
 from resnet_det.weights.loading import read
 
 CONFIG = """
@@ -172,6 +176,35 @@ def test_what_the_user_sets_wins(engine, tmp_path, few_scenes, monkeypatch, capl
     assert "SOLVER.MAX_ITER" not in caplog.text and "MIN_SIZE_TEST" not in caplog.text
     with pytest.raises(ConfigError, match="FIT_TO_DATA: True: .* not fitted"):
         engine.check(engine.load_config(path))
+
+
+@pytest.mark.parametrize("first, second", [(2, 2), (2, 1), (1, 2), (1, 1)])
+def test_a_resumed_run_keeps_its_schedule(first, second, tmp_path, few_scenes, monkeypatch):
+    """A config for one process, fitted to 1,200 iterations; 2 processes run half as many.
+
+    The number of processes that resume the run makes no difference."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(few_scenes))
+    engine, path, output = pick("torchvision"), tmp_path / "fit.yaml", tmp_path / "out"
+    path.write_text(CONFIG)
+    overrides = ["OUTPUT_DIR", str(output), "SOLVER.REFERENCE_WORLD_SIZE", 1]
+
+    def schedule(processes):
+        cfg = engine.load_config(path, overrides)
+        cfg = fit_to_data.fitted(cfg, engine, path, overrides, resume=True)
+        with monkeypatch.context() as patch:
+            launch = distributed.Launch(0, processes, 0)
+            patch.setattr(distributed, "launch_info", lambda: launch)
+            cfg = for_processes(cfg, resume=True)
+        solver = cfg.SOLVER
+        return cfg, (solver.IMS_PER_BATCH, solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS,
+                     solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD)  # fmt: skip
+
+    wanted = {1: (4, 1200, (800, 1066), 60, 120, 120), 2: (8, 600, (400, 533), 30, 60, 60)}[first]
+    cfg, begun = schedule(first)
+    assert begun == wanted
+    state = {"model": {"stem.conv1.weight": torch.zeros(1)}}
+    Checkpointer(output).save("model_0000099", **state, meta=checkpoint_facts(cfg, []))
+    assert schedule(second)[1] == wanted
 
 
 def test_the_command_trains_and_evaluates_the_fitted_config(tmp_path, few_scenes, monkeypatch):

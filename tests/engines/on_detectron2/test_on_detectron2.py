@@ -18,7 +18,7 @@ detectron2 = pytest.importorskip("detectron2")
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from resnet_det.engines.on_detectron2 import engine
+from resnet_det.engines.on_detectron2 import engine, trainer
 from resnet_det.engines.on_detectron2.evaluation import Detector, as_tested
 from resnet_det.engines.on_detectron2.trainer import Trainer
 
@@ -77,6 +77,33 @@ def test_train_resume_and_evaluate(config, tmp_path):
     (out / "last_checkpoint").unlink()
     engine.train(config("SOLVER.MAX_ITER", "1"))
     assert [line["iteration"] for line in lines(cfg)] == [0, 1]
+
+
+def test_a_resumed_run_trains_by_the_current_settings(config, tmp_path):
+    """Detectron2 would keep those of the checkpoint. Nothing moves at a learning rate of 0."""
+    decay = ["SOLVER.WARMUP_ITERS", "0", "SOLVER.GAMMA", "0.5", "SOLVER.STEPS", "(1,)"]
+    engine.train(config(*decay, "SOLVER.BASE_LR", "0.02", "SOLVER.MAX_ITER", "2"))
+    final = tmp_path / "out/model_final.pth"
+    before = torch.load(final, weights_only=True)
+    engine.train(config(*decay, "SOLVER.BASE_LR", "0.0", "SOLVER.MAX_ITER", "3"), resume=True)
+    still = torch.load(final, weights_only=True)
+    assert still["iteration"] == 2
+    moved = [
+        key for key in before["model"] if not torch.equal(before["model"][key], still["model"][key])
+    ]
+    assert moved and not any(key.endswith(("weight", "bias")) for key in moved)  # statistics alone
+    new = ["SOLVER.BASE_LR", "0.4", "SOLVER.WEIGHT_DECAY", "0.03", "SOLVER.WEIGHT_DECAY_NORM",
+           "0.04", "SOLVER.MOMENTUM", "0.6", "SOLVER.NESTEROV", "True"]  # fmt: skip
+    cfg = config(*decay, *new, "SOLVER.MAX_ITER", "4")
+    engine.train(cfg, resume=True)
+    saved = torch.load(final, weights_only=True)["trainer"]
+    groups = saved["_trainer"]["optimizer"]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.03, 0.04}
+    for group in groups:
+        assert (group["momentum"], group["nesterov"], group["initial_lr"]) == (0.6, True, 0.4)
+    assert [line["lr"] for line in lines(cfg) if "lr" in line][-1] == pytest.approx(0.2)
+    # A shorter run has nothing left to train.
+    engine.train(config(*decay, "SOLVER.MAX_ITER", "2"), resume=True)
 
 
 MAIN = """
@@ -179,6 +206,21 @@ def test_amp_is_bfloat16_where_the_cpu_has_it(config, monkeypatch):
         trainer.model.eval()(sample)
     assert seen == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
     assert rounded == [False] * 4
+
+
+def test_a_run_goes_on_in_float16(config, tmp_path, monkeypatch):
+    """Its checkpoint has no loss scale yet; that of the next one is restored."""
+    engine.train(config("SOLVER.MAX_ITER", "2", "DATASETS.TEST", "()"))
+    monkeypatch.setattr(trainer, "amp_dtype", lambda device: torch.float16)
+    monkeypatch.setattr(torch.cuda.amp, "GradScaler", lambda: torch.amp.GradScaler("cpu"))
+    cfg = config("SOLVER.MAX_ITER", "3", "DATASETS.TEST", "()", "SOLVER.AMP.ENABLED", "True")
+    running = Trainer(cfg, *engine.prepare(cfg))
+    running.load(tmp_path / "out/model_final.pth")
+    assert running.iter == 1
+    state = running._trainer.state_dict()
+    state["grad_scaler"]["scale"] = 8.0
+    running._trainer.load_state_dict(state)
+    assert running._trainer.state_dict()["grad_scaler"]["scale"] == 8.0
 
 
 def test_regions_keep_their_corners_in_tests_in_mixed_precision(config, monkeypatch):

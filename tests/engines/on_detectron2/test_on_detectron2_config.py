@@ -8,13 +8,14 @@ from small_configs import CLASSIFIER
 
 from resnet_det import data
 from resnet_det.config.defaults import KEYS, ConfigError, flatten
-from resnet_det.training import distributed
+from resnet_det.training import Checkpointer, distributed
 
 detectron2 = pytest.importorskip("detectron2")
 
 from resnet_det.engines import classifier, pick, pretrain
 from resnet_det.engines.on_detectron2 import engine
 from resnet_det.engines.on_detectron2.data import load_test_sets
+from resnet_det.engines.provenance import checkpoint_facts
 from resnet_det.engines.scaling import for_processes
 
 pytestmark = pytest.mark.detectron2
@@ -83,8 +84,12 @@ def test_wrong_class_count_and_names_are_refused(config):
         engine.train(config("DATASETS.TRAIN", "('scenes_voc_trainvall',)"))
     with pytest.raises(ValueError, match="DATASETS.TRAIN"):
         engine.train(config("DATASETS.TRAIN", "()"))
-    for key in ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.ROI_HEADS.NAME"):
-        name = flatten(config())[key]
+    for key in (
+        "MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.ROI_HEADS.NAME",
+        "MODEL.PROPOSAL_GENERATOR.NAME", "MODEL.RPN.HEAD_NAME", "MODEL.ANCHOR_GENERATOR.NAME",
+        "MODEL.ROI_BOX_HEAD.NAME",
+    ):  # fmt: skip
+        name = flatten(config())[key] or "FastRCNNConvFCHead"
         with pytest.raises(ValueError, match=f"{key}: .*no '{name}x'; did you mean {name}"):
             engine.train(config(key, f"{name}x"))
 
@@ -140,6 +145,38 @@ def test_a_batch_that_cannot_be_shared_is_known_before(config, tmp_path, monkeyp
     # 16 images on 8 processes are 6 on 3.
     written_for_eight = config(*keys, "SOLVER.REFERENCE_WORLD_SIZE", "8")
     pick(name).check_schedule(for_processes(written_for_eight, resume=False))
+
+
+def test_an_evaluation_in_the_folder_of_a_run_keeps_its_schedule(config, tmp_path, monkeypatch):
+    """Also one that fails. Detectron2 has written its config over ``config.yaml`` by then."""
+    for_one = config("SOLVER.REFERENCE_WORLD_SIZE", "1", "SOLVER.MAX_ITER", "80")
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "launch_info", lambda: distributed.Launch(0, 4, 0))
+        begun = for_processes(for_one, resume=False)
+    assert (begun.SOLVER.IMS_PER_BATCH, begun.SOLVER.MAX_ITER) == (8, 20)
+    facts = checkpoint_facts(begun, [])
+    Checkpointer(tmp_path / "out").save("model_0000009", meta=facts)
+    with pytest.raises(ValueError, match="none.pth: no such file"):
+        engine.evaluate(config("MODEL.WEIGHTS", str(tmp_path / "none.pth")))
+    assert "REFERENCE_WORLD_SIZE: 0" in (tmp_path / "out/config.yaml").read_text()
+    resumed = for_processes(for_one, resume=True).SOLVER
+    assert (resumed.IMS_PER_BATCH, resumed.MAX_ITER) == (8, 20)
+
+
+def test_a_semantic_segmentor_has_no_detections_to_test(config):
+    keys = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor"]
+    with pytest.raises(ConfigError, match="DATASETS.TEST: .* a SemanticSegmentor makes no detec"):
+        engine.check(config(*keys))
+    engine.check_config(config(*keys, "DATASETS.TEST", "()"), resume=False)
+
+
+@pytest.mark.parametrize("sizes", ["(32, 40, 48)", "(48, 32)", "(48,)"])
+def test_a_range_of_sizes_has_two_ends(config, sizes):
+    """Detectron2 asserts it once it builds a mapper, without the key."""
+    keys = ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN"]
+    with pytest.raises(ConfigError, match="INPUT.MIN_SIZE_TRAIN: .*'range' needs two sizes"):
+        config(*keys, sizes)
+    assert config(*keys, "(32, 48)").INPUT.MIN_SIZE_TRAIN == (32, 48)
 
 
 def test_schedules_that_do_not_read_the_steps(config):

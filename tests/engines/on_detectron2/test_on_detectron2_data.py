@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from resnet_det import data
+from resnet_det.config.defaults import ConfigError
 from resnet_det.data.synthetic.scenes import write_scenes
 from resnet_det.evaluation import voc_ap
 
@@ -105,6 +106,49 @@ def test_an_unknown_name_is_told_before_the_scenes_are_drawn(config, monkeypatch
         with pytest.raises(data.UnknownDataset, match="did you mean scenes_voc_test"):
             run(cfg)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.fixture
+def registered():
+    """Registers the scenes under another name, as another project does."""
+    names = []
+
+    def register(name, **metadata):
+        records = data.load_dataset("scenes_voc_trainval").records
+        DatasetCatalog.register(name, lambda: records)
+        names.append(name)
+        classes = data.published_classes("scenes_voc_trainval")
+        MetadataCatalog.get(name).set(thing_classes=list(classes), **metadata)
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("kind", ["lvis", "coco_panoptic_seg", "cityscapes_instance"])
+def test_sets_of_other_evaluations_are_trained_on_but_not_tested(config, registered, kind):
+    registered("other_scenes", evaluator_type=kind)
+    engine.check_config(config("DATASETS.TRAIN", "('other_scenes',)"), resume=False)
+    test = config("DATASETS.TEST", "('scenes_voc_test', 'other_scenes')", "MODEL.WEIGHTS", "x.pth")
+    for run in (engine.check, engine.train, engine.evaluate):
+        with pytest.raises(ConfigError, match=f"DATASETS.TEST: other_scenes: .*'{kind}'.*leave"):
+            run(test)
+
+
+def test_a_set_without_an_evaluator_type_is_tested_by_cocos_ap(config, registered):
+    registered("other_scenes")
+    cfg = config("DATASETS.TEST", "('other_scenes',)")
+    engine.check_config(cfg, resume=False)
+    assert load_test_sets(cfg)["other_scenes"].metadata.evaluation == "coco"
+
+
+@pytest.mark.parametrize("key", ["MASK_ON", "KEYPOINT_ON"])
+def test_one_line_says_that_only_boxes_are_evaluated(config, caplog, key):
+    load_test_sets(config())
+    assert "boxes" not in caplog.text
+    load_test_sets(config(f"MODEL.{key}", "True"))
+    assert caplog.text.count(f"MODEL.{key}: True: only the AP of the boxes") == 1
 
 
 def test_an_evaluation_makes_no_training_set(config, monkeypatch):

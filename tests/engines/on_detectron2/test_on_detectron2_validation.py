@@ -8,6 +8,9 @@ import torch
 
 pytest.importorskip("detectron2")
 
+from detectron2.modeling.meta_arch import retinanet
+from fvcore.nn import sigmoid_focal_loss
+
 from resnet_det.engines import embedded, results
 from resnet_det.engines.on_detectron2 import engine
 
@@ -51,6 +54,31 @@ def test_training_is_the_same_with_it_and_after_a_resumption(config, tmp_path):
     key = "fast_rcnn/cls_accuracy"
     assert [line.get(key) for line in plain] == [line.get(key) for line in seen]
     assert any(key in line for line in seen)
+
+
+def test_retinanets_moving_average_is_restored(config, tmp_path, monkeypatch):
+    """Detectron2 divides its losses by a moving average that no state dict holds. Validation losses
+    do not move it, and a resumed run continues it."""
+    # Compiled, the loss rounds otherwise in a process's first calls than later.
+    monkeypatch.setattr(retinanet, "sigmoid_focal_loss_jit", sigmoid_focal_loss)
+    levels = "['p0', 'p1', 'p2', 'p3', 'p4']"
+    stages = "['res2', 'res3', 'res4']"
+    keys = [
+        "MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.IN_FEATURES", levels,
+        "MODEL.BACKBONE.NAME", "cifar_resnet20_retinanet_fpn", "MODEL.RETINANET.NUM_CLASSES", "8",
+        "MODEL.RESNETS.OUT_FEATURES", stages, "MODEL.FPN.IN_FEATURES", stages,
+        "MODEL.FPN.OUT_CHANNELS", "8", "MODEL.RETINANET.NUM_CONVS", "1",
+        "MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16], [32], [64], [128]]",
+        "SOLVER.WARMUP_ITERS", "0", "SOLVER.BASE_LR", "0.01", "TEST.EVAL_PERIOD", "2",
+    ]  # fmt: skip
+    engine.train(config(*keys, "OUTPUT_DIR", str(tmp_path / "without")))
+    expected = weights(tmp_path / "without")
+    cut = config(*keys, "RESNET_DET.VAL_LOSS", "True", "OUTPUT_DIR", str(tmp_path / "cut"))
+    for resume in (False, True):
+        engine.train(cut, resume)
+        found = weights(tmp_path / "cut")
+        assert all(torch.equal(found[key], value) for key, value in expected.items()), resume
+        (tmp_path / "cut/last_checkpoint").write_text("model_0000001.pth")
 
 
 def test_the_report_shows_every_evaluation(config, tmp_path, monkeypatch):
