@@ -61,9 +61,14 @@ def results(run: str) -> dict[str, Results]:
 def pairs(a: dict[str, Results], b: dict[str, Results]) -> list[tuple[str, str]] | None:
     """The names of each test set in two runs; None if the runs have different ones."""
     found = [(name, name) for name in a if name in b]
-    rest = {of.digest: name for name, of in b.items() if name not in a}
-    found += [(name, rest.pop(of.digest, "")) for name, of in a.items() if name not in b]
-    return None if rest or not all(other for _, other in found) else found
+    rest = {name: of.digest for name, of in b.items() if name not in a}
+    for name in (name for name in a if name not in b):
+        other = next((x for x in rest if rest[x] == a[name].digest), None)
+        if other is None:
+            return None
+        found.append((name, other))
+        del rest[other]
+    return None if rest else found
 
 
 def main(argv: cli.Words = None) -> None:

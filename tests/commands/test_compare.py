@@ -96,6 +96,12 @@ def test_the_same_images_may_have_two_names(runs, tmp_path, capsys):
     compare.main([str(root / "a"), str(tmp_path)])
     text = capsys.readouterr().out
     assert text.startswith(f"{NAME}, in B copy: A is ") and rows(text)["AP"][1] == 100
+    twice = tmp_path / "inference/twice"  # B was tested on the same images under a third name
+    shutil.copytree(file.parent, twice)
+    (twice / "results.json").write_text(file.read_text().replace('"copy"', '"twice"'))
+    with pytest.raises(ValueError, match=f"different datasets: .* on {NAME}; .* on copy, twice"):
+        compare.main([str(root / "a"), str(tmp_path)])
+    shutil.rmtree(twice)
     file.write_text(re.sub('"digest": "..', '"digest": "', file.read_text()))
     with pytest.raises(ValueError, match=f"different datasets: .* on {NAME}; .* on copy"):
         compare.main([str(root / "a"), str(tmp_path)])
