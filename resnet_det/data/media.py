@@ -16,6 +16,7 @@ import numpy as np
 from ..files import whole_file
 from ..records import DatasetError
 from .image_files import EXTENSIONS as IMAGES
+from .image_files import files_below
 from .pixels import ImageError
 
 logger = logging.getLogger(__name__)
@@ -31,9 +32,9 @@ def find_media(sources: Sequence[str | Path], leave_out: str | Path = "") -> lis
     """Find the images and videos that files, folders and patterns such as "photos/*.jpg" name.
 
     A path that does not exist is returned as it is: reading it raises the error. A folder stands
-    for the images and videos in it and in its subfolders, in alphabetical order. Hidden files in a
-    folder are ignored; a log line counts those that are neither images nor videos. Each file is
-    returned once.
+    for the images and videos in it and in its subfolders, in alphabetical order; hidden files are
+    ignored. A log line counts the files that are neither images nor videos. Each file is returned
+    once.
 
     Args:
         leave_out: a folder whose files are left out unless they are named one by one.
@@ -46,9 +47,8 @@ def find_media(sources: Sequence[str | Path], leave_out: str | Path = "") -> lis
         path = Path(source)
         files = [path]
         if path.is_dir():
-            below = [file.relative_to(path) for file in sorted(path.rglob("*"))]
-            visible = [x for x in below if not any(part.startswith(".") for part in x.parts)]
-            files = _choose(source, [path / x for x in visible], leave_out)
+            everything = sorted(map(Path, files_below(str(path), [""])))
+            files = _choose(source, everything, leave_out)
         elif not path.exists() and glob.has_magic(str(source)):
             matches = sorted(map(Path, glob.glob(str(source), recursive=True)))
             files = _choose(source, matches, leave_out)
@@ -58,21 +58,17 @@ def find_media(sources: Sequence[str | Path], leave_out: str | Path = "") -> lis
 
 def _choose(source: str | Path, paths: Sequence[Path], leave_out: str | Path) -> list[Path]:
     """The images and videos among the paths that a folder or pattern stands for."""
-    files = [path for path in paths if path.is_file()]
+    files = kept = [path for path in paths if path.is_file()]
     if leave_out:
         inside = Path(leave_out).absolute()
-        files = [file for file in files if not file.absolute().is_relative_to(inside)]
-    others = Counter(file.suffix for file in files if file.suffix.lower() not in IMAGES + VIDEOS)
+        kept = [file for file in files if not file.absolute().is_relative_to(inside)]
+    known = [file for file in kept if file.suffix.lower() in IMAGES + VIDEOS]
+    others = Counter(file.suffix for file in kept) - Counter(file.suffix for file in known)
     if others:
         kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in others.most_common())
         logger.warning("%s: left out what is neither an image nor a video: %s", source, kinds)
-    known = [file for file in files if file.suffix.lower() in IMAGES + VIDEOS]
     if not known:
-        but = (
-            f", apart from files in {leave_out}"
-            if len(files) < sum(map(Path.is_file, paths))
-            else ""
-        )
+        but = f", apart from files in {leave_out}" if len(kept) < len(files) else ""
         raise DatasetError(source, f"holds neither images nor videos{but}")
     return known
 

@@ -1,6 +1,7 @@
 """Read text files that people and tools write: lists, labels and data.yaml."""
 
 import codecs
+import io
 
 from ..records import DatasetError
 
@@ -13,9 +14,8 @@ def read_text(path: str) -> str:
     """
     try:
         with open(path, "rb") as file:
-            utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        with open(path, encoding="utf-16" if utf16 else "utf-8-sig") as text:
-            return text.read()
+            utf16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            return io.TextIOWrapper(file, "utf-16" if utf16 else "utf-8-sig").read()
     except OSError as error:
         raise DatasetError(path, f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
