@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from ..data import UnknownDataset, check_dataset, dataset_names, datasets_root, own_spec
+from ..data import UnknownDataset, check_dataset, dataset_names, files_of
 from ..data.check import Report
 from ..data.detection import coco
 from ..files import check_target, write_whole
@@ -66,16 +66,16 @@ def _check_fix(path: str, name: str, root: str | None) -> None:
     first.
 
     Raises:
-        ValueError: the path is not that of a JSON file, or is a file of the dataset itself.
+        ValueError: the path is not that of a JSON file, or is a file of a known dataset.
     """
     if Path(path).suffix != ".json":
         raise ValueError(f"--fix: {path}: name a file that ends in .json")
     for target in (path, _faults_file(path)):
         check_target(target)
-    if os.path.exists(path) and (spec := own_spec(name)):
-        files = (spec.locate(datasets_root(root), file) for file in spec.paths())
-        if any(os.path.exists(file) and os.path.samefile(path, file) for file in files):
-            raise ValueError(f"--fix: {path}: is the dataset that is checked: name another file")
+    for dataset in (name, *dataset_names(task=None)) if os.path.exists(path) else ():
+        files = filter(os.path.exists, files_of(dataset, root))
+        if any(os.path.samefile(path, file) for file in files):
+            raise ValueError(f"--fix: {path}: is a file of {dataset}: name another file")
 
 
 def _faults_file(path: str) -> Path:

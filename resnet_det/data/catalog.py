@@ -25,6 +25,7 @@ from .synthetic import drawing, miniature, scenes
 from .synthetic.folder import DrawnFolder
 
 Root = str | os.PathLike | None  # the datasets' folder; see datasets_root
+NO_IMAGE = "holds no image"
 
 # Number of images of the published datasets. VOC's test set of 2012 has no public annotations.
 _PUBLISHED = {
@@ -233,6 +234,12 @@ def ensure_made(names: Iterable[str], root: Root = None, workers: int = 1) -> No
             folder.ensure(datasets_root(root), workers)
 
 
+def files_of(name: str, root: Root = None) -> list[str]:
+    """The paths of the files and folders of a dataset, or [] for an unknown name."""
+    spec, root = _get(name), datasets_root(root)
+    return [spec.locate(root, path) for path in spec.paths()] if spec else []
+
+
 def missing(name: str, root: Root = None) -> str | None:
     """The first absent path of a dataset, or None. Reads no annotations.
 
@@ -270,9 +277,12 @@ def check_dataset(name: str, root: Root = None, workers: int = 1) -> Report:
     spec = _find(name)
     try:
         ensure_made([name], root, workers)
-        return spec.check(datasets_root(root), workers)
+        report = spec.check(datasets_root(root), workers)
     except DatasetError as error:
         return Report(name, spec.unit, faults=[str(error)], published=spec.published)
+    if not report.images and not report.faults:
+        report.faults.append(f"{name}: {NO_IMAGE}")
+    return report
 
 
 def scan_dataset(name: str, root: Root = None) -> tuple[Metadata, Scan]:
@@ -309,7 +319,8 @@ def load_dataset(name: str, root: Root = None, skip_bad: bool = False) -> Datase
             raise costly[0]
         dataset.add(record, faults)
     if not dataset.records:
-        raise DatasetError(name, f"no image is left after {len(dataset.skipped)} faults")
+        lost = len(dataset.skipped)
+        raise DatasetError(name, f"no image is left after {lost} faults" if lost else NO_IMAGE)
     return dataset
 
 

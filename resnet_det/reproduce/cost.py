@@ -27,6 +27,7 @@ TIME_LIMIT = 20.0  # seconds of a measurement after which no further step begins
 # The keys that the time of a step depends on, apart from MODEL.WEIGHTS.
 MATTERS = (
     "MODEL.", "INPUT.", "SOLVER.IMS_PER_BATCH", "RESNET_DET.GLOBAL_CONTEXT", "RESNET_DET.FAST",
+    "RESNET_DET.DETERMINISTIC", "CUDNN_BENCHMARK", "FLOAT32_PRECISION",
 )  # fmt: skip
 
 

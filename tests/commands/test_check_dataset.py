@@ -13,9 +13,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from resnet_det.commands import check_dataset as tool
-from resnet_det.data import DATASETS
+from resnet_det.data import DATASETS, load_dataset
 from resnet_det.data.classification import cifar10
 from resnet_det.data.detection import coco, voc
+from resnet_det.records import DatasetError
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def duplicate(folder):
 
 def no_list(folder):
     folder.list.unlink()
-    return folder.list, "cannot read the list of images"
+    return folder.list, "cannot be read: No such file"
 
 
 FAULTS = [
@@ -148,6 +149,16 @@ def test_images_that_are_not_found_are_not_counted_as_none(voc_folder, check):
     status, lines = check(voc_folder.root, name=name)
     assert status == 1 and all("its image is missing" in line for line in lines[:2])
     assert lines[2:] == [f"{name}: none of its images can be used", "2 faults"]
+
+
+def test_a_share_without_images_is_a_fault(voc_folder, check, imagenet):
+    boxes = f"voc:{voc_folder.dirname}?split=[99.9%:]"
+    classes = f"folder:{imagenet}?split=[99.9%:]"
+    for name in (boxes, classes):
+        status, lines = check(voc_folder.root, name=name)
+        assert (status, lines[0]) == (1, f"{name}: holds no image")
+    with pytest.raises(DatasetError, match="holds no image"):
+        load_dataset(boxes)
 
 
 def test_what_loading_corrects_is_listed_but_no_fault(voc_folder, check):
@@ -202,16 +213,21 @@ def test_fix_writes_what_is_sound(voc_folder, check, tmp_path, caplog):
         ("clean.txt", "clean.txt: name a file that ends in .json"),
         ("clean", "clean: name a file that ends in .json"),
         ("taken.json", "taken.faults.txt: is a folder"),
-        ("mine.json", "mine.json: is the dataset that is checked: name another file"),
+        ("mine.json", "/mine.json: name another file"),
+        ("coco/annotations/instances_val2017.json", "is a file of coco_2017_val: name another"),
     ],
 )
 def test_fix_refuses_its_path_before_the_check(tmp_path, monkeypatch, target, what):
     monkeypatch.setattr(tool, "check_dataset", lambda *_: pytest.fail("reads the dataset"))
     (tmp_path / "taken.faults.txt").mkdir()
-    (tmp_path / "mine.json").write_text("{}")
+    official = tmp_path / "coco/annotations/instances_val2017.json"
+    official.parent.mkdir(parents=True)
+    for file in (official, tmp_path / "mine.json"):
+        file.write_text("{}")
     with pytest.raises(ValueError, match=re.escape(what)):
-        tool.main([f"coco:{tmp_path}/mine.json", "--fix", str(tmp_path / target)])
-    assert (tmp_path / "mine.json").read_text() == "{}"
+        mine = f"coco:{tmp_path}/mine.json"
+        tool.main([mine, "--root", str(tmp_path), "--fix", str(tmp_path / target)])
+    assert official.read_text() == (tmp_path / "mine.json").read_text() == "{}"
 
 
 def test_fix_keeps_a_list_of_the_same_name(voc_folder, check, tmp_path):

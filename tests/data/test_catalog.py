@@ -124,7 +124,7 @@ def test_root_is_argument_then_variable_then_folder(monkeypatch, voc_folder, tmp
     assert datasets_root() == "datasets"
     monkeypatch.setenv("DETECTRON2_DATASETS", str(voc_folder.root))
     assert len(load_dataset("voc_2007_trainval").records) == 2
-    with pytest.raises(DatasetError, match="cannot read"):
+    with pytest.raises(DatasetError, match="cannot be read"):
         load_dataset("voc_2007_trainval", tmp_path / "elsewhere")
     assert datasets_root("~/data") == os.path.expanduser("~/data")
 

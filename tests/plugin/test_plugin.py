@@ -81,7 +81,7 @@ def test_the_import_registers_no_published_dataset(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))  # an empty folder
     register_dataset("voc_2012_test")  # or take ours
     try:
-        with pytest.raises(ValueError, match="cannot read the list of images"):
+        with pytest.raises(ValueError, match="cannot be read: No such file"):
             DatasetCatalog.get("voc_2012_test")
     finally:
         DatasetCatalog.pop("voc_2012_test")

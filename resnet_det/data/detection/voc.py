@@ -17,7 +17,7 @@ from ..check import SIZE_OF_IMAGE, image_of
 from ..image_files import EXTENSIONS
 from ..pixels import ImageError, image_header
 from ..specs import DetectionSpec, Metadata, Record, Scan
-from ..text_files import not_utf8
+from ..text_files import decode, read_text
 from .fields import CLIPPED, SIZES, around, inside, log_changes, read_flag
 
 CLASSES = VOC  # in alphabetical order, as in the devkit; the index of a class is its category_id
@@ -50,8 +50,8 @@ class VocFolder(DetectionSpec):
 
     def count(self, root: str) -> int:
         """Number of lines in the list of images."""
-        with open(os.path.join(root, self._list())) as file:
-            return sum(bool(line.strip()) for line in file)
+        text = read_text(os.path.join(root, self._list()))
+        return sum(bool(line.strip()) for line in text.split("\n"))
 
     def scan(self, root: str) -> tuple[Metadata, Scan]:
         dirname = os.path.join(root, self.folder)
@@ -176,17 +176,10 @@ def read_list(
     Raises:
         DatasetError: the file is missing, empty, or names an image outside its folder.
     """
+    lines = [line.strip() for line in read_text(path, how_to_get(path)).split("\n")]
+    lines = [line for line in lines if line]
     try:
-        with open(path, "rb") as file:
-            lines = _decode(file.read(), errors="strict").split("\n")
-        lines = [line.strip() for line in lines if line.strip()]
         names = [_image_name(line, exists) for line in lines]
-    except UnicodeDecodeError as error:
-        raise DatasetError(path, not_utf8(error)) from None
-    except (OSError, LookupError) as error:
-        reason = getattr(error, "strerror", None) or error
-        what = f"cannot read the list of images ({reason}); {how_to_get(path)}"
-        raise DatasetError(path, what) from None
     except ValueError as error:
         raise DatasetError(path, str(error)) from None
     if not names:
@@ -216,18 +209,16 @@ _DECLARED = re.compile(rb"""\s*<\?xml[^>]*?encoding=["']([\w.-]+)""")
 _DOCTYPE = re.compile(r"<!DOCTYPE[^<>\[\]]*>")
 
 
-def _decode(content: bytes, errors: str) -> str:
-    """Decode a text file by its byte order mark or XML declaration, by default as UTF-8."""
+def _decode_xml(content: bytes) -> str:
+    """Decode an XML file by its declaration or byte order mark."""
     declared = _DECLARED.match(content)
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
-    elif declared and not declared[1].lower().startswith((b"utf-8", b"utf-16")):
-        encoding = codecs.lookup(declared[1].decode("ascii")).name
-        if not encoding.startswith(_CODECS):
-            raise LookupError(f"refused encoding {encoding}")
-    else:
-        encoding = "utf-8-sig"  # some tools declare UTF-16 and write UTF-8
-    return content.decode(encoding, errors)
+    # Some tools declare UTF-16 and write UTF-8.
+    if not declared or declared[1].lower().startswith((b"utf-8", b"utf-16")):
+        return decode(content, errors="replace")
+    encoding = codecs.lookup(declared[1].decode("ascii")).name
+    if not encoding.startswith(_CODECS):
+        raise LookupError(f"refused encoding {encoding}")
+    return content.decode(encoding, errors="replace")
 
 
 class _NoDoctype(ET.TreeBuilder):
@@ -250,7 +241,7 @@ def read_xml(path: str, changes: Counter[str] | None = None) -> ET.Element:
             return ET.parse(path, ET.XMLParser(target=_NoDoctype())).getroot()
         except (ET.ParseError, ValueError, LookupError):
             with open(path, "rb") as file:
-                text = _DOCTYPE.sub("", _decode(file.read(), errors="replace"), count=1)
+                text = _DOCTYPE.sub("", _decode_xml(file.read()), count=1)
             root = ET.fromstring(text.lstrip(), ET.XMLParser(target=_NoDoctype()))
     except FileNotFoundError:
         raise DatasetError(path, "missing annotation file") from None

@@ -272,8 +272,10 @@ def _read_line(
             raise ValueError(f"has {len(words)} numbers, not {wanted}")
         where = where[:4]
         changes[KEYPOINTS] += 1
-    if any(abs(value) > 2 for value in where):
-        raise ValueError("its coordinates are not fractions of the image's width and height")
+    if any(abs(value) >= 2 for value in where):
+        hint = "; keypoints need kpt_shape in data.yaml" if len(where) > 4 else ""
+        what = "its coordinates are not fractions of the image's width and height"
+        raise ValueError(what + hint)
     if len(where) == 4:
         x, y, w, h = where
         box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]

@@ -236,6 +236,7 @@ def yolo(tmp_path):
         ("0.5 0.5 0.5 0.1 0.1", "class 0.5 is not"),
         ("0 0.5 0.5 0.1", "has 4 numbers, neither 5 nor"),
         ("0 30 20 6 4", "its coordinates are not fractions"),
+        ("0 0.5 0.5 0.2 0.2 0.1 0.2 2 0.9 0.8 2", ".*keypoints need kpt_shape in data.yaml"),
         ("0 0.5 x 0.1 0.1", "could not convert"),
         ("0 0.5 nan 0.1 0.1", "is not finite"),
         ("0 0.5 0.5 0 0.1", "is empty"),

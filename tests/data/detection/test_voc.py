@@ -169,7 +169,9 @@ def test_list_of_images(voc_folder):
     voc_folder.list.write_text("\n")
     with pytest.raises(DatasetError, match=r"trainval\.txt: the list of images is empty"):
         read(voc_folder)
-    with pytest.raises(DatasetError, match=r"val\.txt: cannot read.*get_data.py voc downloads it"):
+    with pytest.raises(
+        DatasetError, match=r"val\.txt: cannot be read.*get_data.py voc downloads it"
+    ):
         read(voc_folder, "val")
 
 
