@@ -74,9 +74,9 @@ def freeze(module: nn.Module) -> nn.Module:
         The module, or its replacement if the module itself is a batch norm.
     """
     if isinstance(module, _BatchNorm) and module.running_mean is not None:
-        frozen = FrozenBatchNorm2d(module.num_features, module.eps)
+        frozen = FrozenBatchNorm2d(module.num_features, module.eps).to(module.running_mean)
         frozen.load_state_dict(module.state_dict(), strict=module.affine)
-        return frozen.to(module.running_mean.device)
+        return frozen
     for name, child in module.named_children():
         setattr(module, name, freeze(child))
     for parameter in module.parameters(recurse=False):

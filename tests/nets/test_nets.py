@@ -324,6 +324,16 @@ def test_freeze_and_missing_statistics():
     assert isinstance(freeze(nn.BatchNorm2d(3)), FrozenBatchNorm2d)
 
 
+def test_freezing_keeps_the_precision():
+    net = build_net("cifar_resnet20").double().eval()
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_()
+    x = torch.rand(1, 3, 32, 32, dtype=torch.float64)
+    expected = net(x)
+    torch.testing.assert_close(freeze(net)(x), expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "call, names",
     [
