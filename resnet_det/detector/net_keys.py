@@ -7,6 +7,7 @@ below with the keys that Detectron2's own builders read.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from fvcore.common.config import CfgNode
@@ -124,13 +125,28 @@ def trunk_faults(
             f"MODEL.RESNETS.OUT_FEATURES: {given}: {name} has {', '.join(net.strides)}; its "
             f"{'pyramid' if pyramid else 'C4 detector'} takes {built['MODEL.RESNETS.OUT_FEATURES']}"
         )
+    if not pyramid:
+        return faults
     features = list(cfg.MODEL.FPN.IN_FEATURES)
-    if pyramid and (not features or not set(features) <= set(given)):
+    takes = f"{name} takes {built['MODEL.FPN.IN_FEATURES']}"
+    if not features or not set(features) <= set(given):
         faults.append(
             f"MODEL.FPN.IN_FEATURES: {features}: use names of MODEL.RESNETS.OUT_FEATURES, which is "
-            f"{given}; {name} takes {built['MODEL.FPN.IN_FEATURES']} in both"
+            f"{given}; {takes} in both"
+        )
+    elif set(features) <= set(net.strides) and not _carry_pyramid(net, features):
+        strides = [net.strides[f] for f in features]
+        faults.append(
+            f"MODEL.FPN.IN_FEATURES: {features}: their strides are {strides}, but each must be "
+            f"twice the one before; {takes}"
         )
     return faults
+
+
+def _carry_pyramid(net: Classifier, features: Sequence[str]) -> bool:
+    """Whether the net has these stages, each with twice the stride of the one before."""
+    strides = [net.strides.get(name, 0) for name in features]
+    return min(strides, default=0) > 0 and all(b == 2 * a for a, b in pairwise(strides))
 
 
 def check_detector(
@@ -159,7 +175,7 @@ def check_detector(
     maps, cut = list(model.RESNETS.OUT_FEATURES), net.trunk_names[-1]
     if pyramid:
         features = list(model.FPN.IN_FEATURES)
-        if not features or not set(features) <= set(net.strides):
+        if not _carry_pyramid(net, features):
             features = detector_keys(net, pyramid)["MODEL.FPN.IN_FEATURES"]
         maps = pyramid_levels(net, features, TOP_LEVELS[pyramid])
         faults += _pyramid_head_faults(model, name) if own else []

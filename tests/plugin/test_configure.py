@@ -185,6 +185,19 @@ def test_one_error_names_every_key_and_its_value(name, head, monkeypatch):
     skeleton(cfg)
 
 
+@pytest.mark.parametrize("dilation, features, strides", [
+    (2, ["res2", "res3", "res4", "res5"], "4, 8, 16, 16"),
+    (1, ["res3", "res5"], "8, 32"),
+    (1, ["res4", "res3"], "16, 8"),
+])  # fmt: skip
+def test_stages_whose_strides_do_not_double_carry_no_pyramid(dilation, features, strides):
+    cfg = get_cfg()
+    resnet_det.configure(cfg, "paper_resnet50", "fpn")
+    cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.RESNETS.RES5_DILATION = features, dilation
+    with pytest.raises(ConfigError, match=rf"MODEL.FPN.IN_FEATURES: .* strides are \[{strides}\]"):
+        skeleton(cfg)
+
+
 def test_wrong_options_and_stock_heads_are_one_error():
     cfg = get_cfg()
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.NUM_GROUPS = "paper_resnet34", 32
