@@ -117,7 +117,7 @@ def trunk_faults(
         ConfigError: there is no such net.
     """
     faults = resnets_faults(cfg, name, norms)
-    net = _net_of(cfg, name)
+    net = net_of(cfg, name)
     built = detector_keys(net, pyramid or "c4")
     given = list(cfg.MODEL.RESNETS.OUT_FEATURES)
     if not set(given) <= set(net.strides):
@@ -169,7 +169,7 @@ def check_detector(
         ConfigError: some keys do not fit. The message names each key and the value to set.
     """
     faults = [*trunk_faults(cfg, name, pyramid, norms), *more_faults]
-    model, net = cfg.MODEL, _net_of(cfg, name)
+    model, net = cfg.MODEL, net_of(cfg, name)
     kind = "retinanet" if model.META_ARCHITECTURE == "RetinaNet" else pyramid or "c4"
     own = has_roi_heads(cfg) and model.ROI_HEADS.NAME in own_heads
     maps, cut = list(model.RESNETS.OUT_FEATURES), net.trunk_names[-1]
@@ -337,7 +337,7 @@ def _faults(
     return faults
 
 
-def _net_of(cfg: CfgNode, name: str) -> Classifier:
+def net_of(cfg: CfgNode, name: str) -> Classifier:
     """The net on the meta device, with ``MODEL.RESNETS.RES5_DILATION`` if the net supports it."""
     dilation = cfg.MODEL.RESNETS.RES5_DILATION
     return meta_net(name, res5_dilation=dilation if dilation in _dilations(meta_net(name)) else 1)

@@ -100,6 +100,23 @@ def test_a_config_of_another_net_and_head_becomes_one_of_this():
             skeleton(cfg)
 
 
+def test_what_one_net_needs_does_not_stay_for_another():
+    """VGG has no norms, and conv5_x alone can be dilated."""
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.RES5_DILATION = 2
+    for name in ("paper_resnet50", "paper_vgg16", "paper_resnet18"):
+        resnet_det.configure(cfg, name, "fpn")
+        skeleton(cfg)
+    assert cfg.MODEL.RESNETS.NORM == "FrozenBN" and cfg.MODEL.RESNETS.RES5_DILATION == 1
+    cfg.MODEL.RESNETS.NORM = "GN"
+    resnet_det.configure(cfg, "paper_resnet34", "fpn")
+    assert cfg.MODEL.RESNETS.NORM == "GN"
+    cfg.MODEL.RESNETS.RES5_DILATION = 4
+    resnet_det.configure(cfg, "paper_resnet34", "fpn")
+    with pytest.raises(ConfigError, match="MODEL.RESNETS.RES5_DILATION: 4: .* takes 1 or 2"):
+        skeleton(cfg)
+
+
 @pytest.mark.parametrize("head", ["c4", "fpn"])
 @pytest.mark.parametrize("name", ["paper_vgg16", "cifar_resnet20", "paper_resnet50"])
 def test_our_own_config_is_configured_the_same(name, head):
