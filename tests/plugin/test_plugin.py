@@ -264,6 +264,21 @@ def test_lazy_config():
     assert not pyramid.bottom_up.res2[0].conv1.weight.requires_grad
 
 
+def test_a_subclass_may_have_modules_of_its_own():
+    class Attentive(PaperBackbone):
+        def __init__(self):
+            super().__init__("cifar_resnet20", norm="FrozenBN")
+            self.attention = torch.nn.Conv2d(32, 32, 1)
+
+    backbone, x = Attentive().eval(), torch.rand(1, 3, 32, 32)
+    expected = PaperBackbone("cifar_resnet20", norm="FrozenBN").eval()
+    expected.load_state_dict(backbone.state_dict(), strict=False)
+    with torch.no_grad():
+        assert torch.equal(backbone(x)["res3"], expected(x)["res3"])
+    backbone.attention = torch.nn.Conv2d(5, 5, 1)  # would not even fit
+    assert list(backbone(x)) == ["res3"]
+
+
 @pytest.mark.parametrize("freeze_at", [0, 1, 3])
 def test_freeze_at(freeze_at):
     cfg = small_cfg("paper_resnet18", MODEL__RESNETS__NORM="BN")
