@@ -324,6 +324,17 @@ def test_freeze_and_missing_statistics():
     assert isinstance(freeze(nn.BatchNorm2d(3)), FrozenBatchNorm2d)
 
 
+def test_a_frozen_batch_norm_loads_an_affine_map():
+    """Without statistics, as Detectron2's FrozenBatchNorm2d does: those from before do not stay."""
+    layer = FrozenBatchNorm2d(3)
+    layer.running_mean += 2
+    layer.load_state_dict({"weight": torch.full((3,), 2.0), "bias": torch.ones(3)})
+    x = torch.rand(1, 3, 4, 4)
+    torch.testing.assert_close(layer(x), 2 * x + 1, rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="running_mean"):
+        layer.load_state_dict({})
+
+
 def test_freezing_keeps_the_precision():
     net = build_net("cifar_resnet20").double().eval()
     for m in net.modules():

@@ -231,6 +231,20 @@ def test_nets_and_strides_that_they_do_not_have_are_refused():
 
 
 @pytest.mark.detectron2
+def test_detectron2s_checkpointer_misses_no_norm_in_msras_file(tmp_path, caplog):
+    """Its warning would list every norm, among which the layers that are new disappear."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    from resnet_det import PaperBackbone
+
+    blobs = msra_blobs(DEPTHS[50], conv1_bias=False)
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(blobs, protocol=2))
+    backbone = PaperBackbone("paper_resnet50", norm="FrozenBN")
+    DetectionCheckpointer(backbone).load(str(tmp_path / "R-50.pkl"))
+    assert "not found in the checkpoint" not in caplog.text
+
+
+@pytest.mark.detectron2
 @pytest.mark.parametrize("conv1_bias", [False, True])
 def test_detectron2s_own_net_agrees_on_msras_file(conv1_bias, tmp_path):
     """R-50.pkl by Detectron2's checkpointer into its own R50-C4, and by ours into ours.
