@@ -63,12 +63,14 @@ def build_norm(norm: Norm, channels: int) -> nn.Module:
     """Build a normalisation layer for so many channels.
 
     Raises:
-        ValueError: there is no norm of this name.
+        ValueError: there is no norm of this name, or the channels are too few for it.
     """
     if not isinstance(norm, str):
         return norm(channels)
     if norm not in NORMS:
         raise ValueError(f"norm {norm!r}: use one of {', '.join(NORMS)}, or a callable")
+    if norm == "GN" and channels % 32:
+        raise ValueError(f"norm 'GN': has 32 groups, which do not divide {channels} channels")
     return NORMS[norm](channels)
 
 

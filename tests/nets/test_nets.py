@@ -351,6 +351,7 @@ def test_freezing_keeps_the_precision():
         (lambda: build_net("paper_resnet51"), ["paper_resnet51", "paper_resnet50"]),
         (lambda: build_net("paper_resnet50", norm="bn"), ["'bn'", "FrozenBN"]),
         (lambda: build_net("cifar_resnet20", res5_dilation=2), ["res5_dilation", "cifar_resnet20"]),
+        (lambda: build_net("cifar_resnet20", norm="GN"), ["norm 'GN'", "16 channels"]),
         (lambda: cifar_resnet(21), ["21", "6n+2"]),
         (lambda: imagenet_resnet(50, "D"), ["'D'", "'C'"]),
         (lambda: build_net("paper_resnet18").split(["res6"]), ["res6", "res5"]),
