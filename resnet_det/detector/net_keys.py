@@ -301,6 +301,17 @@ def check_appendix(cfg: CfgNode) -> None:
         )
 
 
+def check_even_positives(cfg: CfgNode) -> None:
+    """Raise ConfigError for ``RESNET_DET.EVEN_POSITIVES`` with another proposal generator than
+    PaperRPN, which would ignore it."""
+    generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    if own_key(cfg, "EVEN_POSITIVES", False) and generator != "PaperRPN":
+        raise ConfigError(
+            "RESNET_DET.EVEN_POSITIVES: needs MODEL.PROPOSAL_GENERATOR.NAME PaperRPN, not "
+            f"{generator}"
+        )
+
+
 def resnets_of(name: str) -> dict[str, Any]:
     """The values of the keys of ``MODEL.RESNETS`` that the net's name determines."""
     net = meta_net(name)

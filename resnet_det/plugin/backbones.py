@@ -18,6 +18,7 @@ from ..detector.net_keys import (
     OWN_HEADS,
     check_appendix,
     check_detector,
+    check_even_positives,
     has_roi_heads,
     own_key,
     raise_faults,
@@ -130,6 +131,7 @@ def check_keys(cfg: CfgNode, name: str, pyramid: str = "") -> None:
     if faults:
         own_heads = (cfg.MODEL.ROI_HEADS.NAME,)
     check_detector(cfg, name, pyramid, own_heads, faults, ALL_NORMS)
+    check_even_positives(cfg)
 
 
 def detector_built() -> str | None:

@@ -215,6 +215,17 @@ def test_stages_whose_strides_do_not_double_carry_no_pyramid(dilation, features,
         skeleton(cfg)
 
 
+def test_even_positives_are_not_left_to_an_rpn_without_them():
+    cfg = get_cfg()
+    resnet_det.add_resnet_det_config(cfg)
+    resnet_det.configure(cfg, "paper_resnet18", "c4")
+    cfg.RESNET_DET.EVEN_POSITIVES = True
+    with pytest.raises(ConfigError, match="EVEN_POSITIVES: needs .*NAME PaperRPN, not RPN"):
+        skeleton(cfg)
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PaperRPN"
+    assert skeleton(cfg).proposal_generator.even_positives
+
+
 def test_wrong_options_and_stock_heads_are_one_error():
     cfg = get_cfg()
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.NUM_GROUPS = "paper_resnet34", 32
