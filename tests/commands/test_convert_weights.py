@@ -9,6 +9,9 @@ import pytest
 import timm
 import torch
 import torchvision
+from torchvision.models.detection import (
+    fasterrcnn_resnet50_fpn,
+)
 
 from resnet_det.commands import convert_weights as tool
 from resnet_det.config.defaults import ConfigError, get_cfg
@@ -175,9 +178,27 @@ def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save("own.pth", "cifar_resnet20", TORCHVISIONS)
     tool.main(["own.pth", "it.pkl"])
-    assert "INPUT.FORMAT 'RGB'" in capsys.readouterr().out
+    assert "INPUT.FORMAT RGB" in capsys.readouterr().out
     with pytest.raises(WeightsError, match="^own.pth: timm has no such net"):
         tool.main(["--to", "timm", "own.pth", "it.pth"])
+
+
+def test_what_it_prints_can_be_given_to_a_command(tmp_path, monkeypatch, capsys):
+    """A detector's anchors and pooling too: Detectron2's checkpointer does not compare them."""
+    monkeypatch.chdir(tmp_path)
+    with torch.device("meta"):
+        shapes = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+    torch.save({k: torch.zeros(v.shape) for k, v in shapes.items()}, "it.pth")
+    tool.main(["it.pth", "own.pth"])
+    words = shlex.split(capsys.readouterr().out.split("use it with ")[1])
+    cfg = get_cfg()
+    cfg.merge_from_list(words)
+    check_facts(read("own.pth")[1], cfg, "own.pth")
+    assert cfg.MODEL.PIXEL_MEAN == TORCHVISIONS["pixel_mean"]
+    assert cfg.MODEL.ANCHOR_GENERATOR.NAME == "TorchvisionAnchorGenerator"
+    torch.save({k: v for k, v in read("own.pth")[0].items()}, "bare.pth")
+    tool.main(["bare.pth", "again.pth"])
+    assert "use it with" not in capsys.readouterr().out
 
 
 def foreign_resnet20():
