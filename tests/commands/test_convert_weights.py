@@ -117,6 +117,19 @@ def test_what_a_file_does_not_say_is_asked_for(tmp_path, monkeypatch, caplog):
         tool.convert("bare.pth", "no.pth", "own", ["SEED", "3"])
 
 
+@pytest.mark.parametrize("key, value, words", [
+    ("MODEL.PIXEL_MEAN", "[1.0, 2.0]", r"MEAN: \[1.0, 2.0\]: own.pth takes images of 3 channels"),
+    ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]", "STD: .* must be above 0"),
+    ("INPUT.FORMAT", "RBG", "FORMAT: 'RBG' is not supported.*'BGR' or 'RGB'"),
+])  # fmt: skip
+def test_what_is_said_must_fit_the_net(key, value, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save("own.pth", "cifar_resnet20", {})
+    with pytest.raises(ConfigError, match=words):
+        tool.main(["own.pth", "no.pth", key, value])
+    assert not Path("no.pth").exists()
+
+
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", "pkl"])
 def test_a_guess_from_names_is_overruled_by_what_is_said(suffix, tmp_path, monkeypatch):
     """A net trained in Caffe with torchvision's names; its error says the command that helps."""
