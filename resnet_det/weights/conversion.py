@@ -21,7 +21,7 @@ from .identify import (
     is_detector,
     misfits,
 )
-from .loading import read
+from .loading import check_finite, read
 from .pickles import WeightsError
 from .shortcuts import zeros_at_end, zeros_to_end, zeros_unknown
 
@@ -66,6 +66,7 @@ def convert(
             contradicts the arguments, or the target cannot hold it.
     """
     state, facts = read(source)
+    check_finite(state, source)
     nets = _check_net(state, facts, source, net)
     state, facts = _move_zeros(state, facts, nets, source, zeros)
     if zeros:

@@ -146,8 +146,13 @@ def fit(
         raise WeightsError(f"{path}: does not fit the net ({match}): {faults}")
     check_shortcuts(net, facts, path)
     check_stride(net, facts, path)
-    for key in loaded:
-        if given[key].is_floating_point() and not bool(given[key].isfinite().all()):
-            raise WeightsError(f"{path}: {names[key]} holds values that are not finite")
+    check_finite({names[key]: given[key] for key in loaded}, path)
     net.load_state_dict({key: given[key] for key in loaded}, strict=False)
     return match
+
+
+def check_finite(state: State, path: str | Path) -> None:
+    """Raise WeightsError if a tensor of a file holds values that are not finite."""
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise WeightsError(f"{path}: {name} holds values that are not finite")

@@ -317,6 +317,8 @@ def without(state, *keys):
      "nearest is paper_resnet18, but the net has no head.weight"),
     (lambda: without(detector(build_net("paper_resnet18").state_dict()),
                      "backbone.bottom_up.res4.1.conv2.weight"), "lacks res4.1.conv2.weight"),
+    (lambda: torchvision.models.resnet18().state_dict() | {"bn1.bias": torch.full((64,), torch.nan)},
+     "stem.conv1.norm.bias holds values that are not finite"),
     (lambda: torchvision.models.resnext50_32x4d().state_dict(), "paper_resnet50, but other shapes"),
 ])  # fmt: skip
 def test_what_holds_no_net_is_not_written(make, words, tmp_path, monkeypatch):
