@@ -265,9 +265,10 @@ def _is_known(state: State) -> bool:
     return any(key in marks or classifier_name(key) in FIRST_CONVOLUTIONS for key in state)
 
 
-# What wrappers put before the names of a net: DataParallel, a trainer's module, a detector's or a
-# segmenter's backbone, MoCo's query encoder. The other tensors beside it are another net's.
-_PREFIXES = ("module.", "model.", "backbone.body.", "backbone.", "encoder_q.")
+# What wrappers put before the names of a net: torch.compile, DataParallel, a trainer's module, a
+# detector's or a segmenter's backbone, MoCo's query encoder. The other tensors beside it are another
+# net's.
+_PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.body.", "backbone.", "encoder_q.")
 
 
 def _without_prefixes(state: State) -> State:

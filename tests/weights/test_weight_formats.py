@@ -47,6 +47,7 @@ def test_equals_torchvision_and_timm(depth, tmp_path):
 
 @pytest.mark.parametrize("wrap", [
     {"module.": {}},
+    {"_orig_mod.module.": {}},
     {"model.": {"loss.weight": 1}},
     {"backbone.": {"decode_head.conv_seg.weight": 1}},
     {"module.backbone.body.": {"module.transformer.norm.weight": 1}},
@@ -54,7 +55,7 @@ def test_equals_torchvision_and_timm(depth, tmp_path):
                            "module.encoder_q.fc.2.weight": 1}},
 ])  # fmt: skip
 def test_a_net_is_found_under_the_prefixes_of_wrappers(wrap):
-    """DataParallel, Lightning, a segmenter, DETR and MoCo v2 with its projection."""
+    """DataParallel, torch.compile, Lightning, a segmenter, DETR and MoCo v2 with its projection."""
     with torch.device("meta"):
         state = torchvision.models.resnet18().state_dict()
     (prefix, others), expected = wrap.popitem(), to_our_names(state)[0]
