@@ -289,7 +289,17 @@ def _without_prefixes(state: State) -> State:
 
 
 def _from_detector(state: State, format: DetectorFormat) -> tuple[State, Facts]:
-    """Rename a Faster R-CNN with a pyramid on a ResNet."""
+    """Rename a Faster R-CNN with a pyramid on a ResNet.
+
+    Raises:
+        WeightsError: it has a mask or keypoint head, whose tensors would keep their names.
+    """
+    others = [key for key in state if re.match(r"roi_heads?\.(mask|keypoint)_", key)]
+    if others:
+        raise WeightsError(
+            f"holds more than a Faster R-CNN, {some(others)}: mask and keypoint heads cannot be "
+            "converted; remove their tensors to convert the rest"
+        )
     body = {k.removeprefix(format.body): v for k, v in state.items() if k.startswith(format.body)}
     parts = {k: v for k, v in state.items() if not k.startswith(format.body)}
     stages = _rename(body, TORCHVISION_RESNET.names)

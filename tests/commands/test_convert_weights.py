@@ -9,9 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from torchvision.models.detection import (
-    fasterrcnn_resnet50_fpn,
-)
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from resnet_det.commands import convert_weights as tool
 from resnet_det.config.defaults import ConfigError, get_cfg
