@@ -136,9 +136,10 @@ def trunk_faults(
         )
     elif set(features) <= set(net.strides) and not _carry_pyramid(net, features):
         strides = [net.strides[f] for f in features]
+        dilation = cfg.MODEL.RESNETS.RES5_DILATION
         faults.append(
-            f"MODEL.FPN.IN_FEATURES: {features}: their strides are {strides}, but each must be "
-            f"twice the one before; {takes}"
+            f"MODEL.FPN.IN_FEATURES: {features}: their strides are {strides} (with "
+            f"MODEL.RESNETS.RES5_DILATION {dilation}), but each must be twice the one before; {takes}"
         )
     return faults
 
