@@ -22,9 +22,10 @@ Turn a net for colour images into one for grey images, by summing its first weig
 """
 
 import argparse
+import shlex
 
 from ..weights.conversion import convert
-from ..weights.facts import FACT_KEYS
+from ..weights.facts import DETECTOR_FACT_KEYS, FACT_KEYS
 from ..weights.formats import FORMATS
 from . import cli
 
@@ -90,9 +91,12 @@ def main(argv: cli.Words = None) -> None:
         print(
             "only resnet_det reads this file: for Detectron2's checkpointer, write a .pth or .pkl"
         )
-    if args.to == "own":
-        known = [f"{key} {facts[fact]!r}" for fact, key in FACT_KEYS.items() if fact in facts]
-        print("use it with", *known)
+    keys = FACT_KEYS | DETECTOR_FACT_KEYS
+    known = {keys[fact]: facts[fact] for fact in keys if fact in facts}
+    if not known.get("RESNET_DET.GLOBAL_CONTEXT"):  # a key that only our configs have
+        known.pop("RESNET_DET.GLOBAL_CONTEXT", None)
+    if args.to == "own" and known:
+        print("use it with", shlex.join(str(word) for pair in known.items() for word in pair))
 
 
 if __name__ == "__main__":

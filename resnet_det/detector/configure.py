@@ -5,10 +5,9 @@ import copy
 from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError
-from ..nets import meta_net
 from ..nets.catalog import check_name
 from .maps import HEADS, detector_keys
-from .net_keys import resnets_of
+from .net_keys import RESNETS_DEFAULTS, net_of, resnets_of
 
 SUFFIXES = {"c4": "", "fpn": "_fpn", "retinanet": "_retinanet_fpn"}
 
@@ -40,10 +39,13 @@ def configure(cfg: CfgNode, name: str, head: str = "c4") -> None:
         raise ConfigError(
             "head 'retinanet': the embedded engine has no RetinaNet: use Detectron2's get_cfg()"
         )
-    described = {f"MODEL.RESNETS.{key}": value for key, value in resnets_of(name).items()}
-    keys = described | {"MODEL.BACKBONE.NAME": name + SUFFIXES[head]}
-    dilation = cfg.MODEL.RESNETS.RES5_DILATION
-    keys |= detector_keys(meta_net(name, res5_dilation=dilation), head)
+    net = net_of(cfg, name)
+    keys = {f"MODEL.RESNETS.{key}": value for key, value in resnets_of(name).items()}
+    if net.has_norm and not cfg.MODEL.RESNETS.NORM:  # as it is for VGG
+        keys["MODEL.RESNETS.NORM"] = RESNETS_DEFAULTS["NORM"]
+    if "res5" not in net.stage_names:
+        keys["MODEL.RESNETS.RES5_DILATION"] = 1
+    keys |= {"MODEL.BACKBONE.NAME": name + SUFFIXES[head], **detector_keys(net, head)}
     for key, value in keys.items():
         *nodes, leaf = key.split(".")
         node = cfg

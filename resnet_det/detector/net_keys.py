@@ -7,6 +7,7 @@ below with the keys that Detectron2's own builders read.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from fvcore.common.config import CfgNode
@@ -116,7 +117,7 @@ def trunk_faults(
         ConfigError: there is no such net.
     """
     faults = resnets_faults(cfg, name, norms)
-    net = _net_of(cfg, name)
+    net = net_of(cfg, name)
     built = detector_keys(net, pyramid or "c4")
     given = list(cfg.MODEL.RESNETS.OUT_FEATURES)
     if not set(given) <= set(net.strides):
@@ -124,13 +125,29 @@ def trunk_faults(
             f"MODEL.RESNETS.OUT_FEATURES: {given}: {name} has {', '.join(net.strides)}; its "
             f"{'pyramid' if pyramid else 'C4 detector'} takes {built['MODEL.RESNETS.OUT_FEATURES']}"
         )
+    if not pyramid:
+        return faults
     features = list(cfg.MODEL.FPN.IN_FEATURES)
-    if pyramid and (not features or not set(features) <= set(given)):
+    takes = f"{name} takes {built['MODEL.FPN.IN_FEATURES']}"
+    if not features or not set(features) <= set(given):
         faults.append(
             f"MODEL.FPN.IN_FEATURES: {features}: use names of MODEL.RESNETS.OUT_FEATURES, which is "
-            f"{given}; {name} takes {built['MODEL.FPN.IN_FEATURES']} in both"
+            f"{given}; {takes} in both"
+        )
+    elif set(features) <= set(net.strides) and not _carry_pyramid(net, features):
+        strides = [net.strides[f] for f in features]
+        dilation = cfg.MODEL.RESNETS.RES5_DILATION
+        faults.append(
+            f"MODEL.FPN.IN_FEATURES: {features}: their strides are {strides} (with "
+            f"MODEL.RESNETS.RES5_DILATION {dilation}), but each must be twice the one before; {takes}"
         )
     return faults
+
+
+def _carry_pyramid(net: Classifier, features: Sequence[str]) -> bool:
+    """Whether the net has these stages, each with twice the stride of the one before."""
+    strides = [net.strides.get(name, 0) for name in features]
+    return min(strides, default=0) > 0 and all(b == 2 * a for a, b in pairwise(strides))
 
 
 def check_detector(
@@ -153,13 +170,13 @@ def check_detector(
         ConfigError: some keys do not fit. The message names each key and the value to set.
     """
     faults = [*trunk_faults(cfg, name, pyramid, norms), *more_faults]
-    model, net = cfg.MODEL, _net_of(cfg, name)
+    model, net = cfg.MODEL, net_of(cfg, name)
     kind = "retinanet" if model.META_ARCHITECTURE == "RetinaNet" else pyramid or "c4"
     own = has_roi_heads(cfg) and model.ROI_HEADS.NAME in own_heads
     maps, cut = list(model.RESNETS.OUT_FEATURES), net.trunk_names[-1]
     if pyramid:
         features = list(model.FPN.IN_FEATURES)
-        if not features or not set(features) <= set(net.strides):
+        if not _carry_pyramid(net, features):
             features = detector_keys(net, pyramid)["MODEL.FPN.IN_FEATURES"]
         maps = pyramid_levels(net, features, TOP_LEVELS[pyramid])
         faults += _pyramid_head_faults(model, name) if own else []
@@ -285,6 +302,17 @@ def check_appendix(cfg: CfgNode) -> None:
         )
 
 
+def check_even_positives(cfg: CfgNode) -> None:
+    """Raise ConfigError for ``RESNET_DET.EVEN_POSITIVES`` with another proposal generator than
+    PaperRPN, which would ignore it."""
+    generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    if own_key(cfg, "EVEN_POSITIVES", False) and generator != "PaperRPN":
+        raise ConfigError(
+            "RESNET_DET.EVEN_POSITIVES: needs MODEL.PROPOSAL_GENERATOR.NAME PaperRPN, not "
+            f"{generator}"
+        )
+
+
 def resnets_of(name: str) -> dict[str, Any]:
     """The values of the keys of ``MODEL.RESNETS`` that the net's name determines."""
     net = meta_net(name)
@@ -321,7 +349,7 @@ def _faults(
     return faults
 
 
-def _net_of(cfg: CfgNode, name: str) -> Classifier:
+def net_of(cfg: CfgNode, name: str) -> Classifier:
     """The net on the meta device, with ``MODEL.RESNETS.RES5_DILATION`` if the net supports it."""
     dilation = cfg.MODEL.RESNETS.RES5_DILATION
     return meta_net(name, res5_dilation=dilation if dilation in _dilations(meta_net(name)) else 1)

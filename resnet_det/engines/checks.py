@@ -16,7 +16,7 @@ from ..data.image_check import unusable
 from ..data.jitter import UNCHANGED, ColorJitter
 from ..data.loader import check_share
 from ..data.pixels import FORMATS
-from ..detector.net_keys import IN_TEST, net_options
+from ..detector.net_keys import IN_TEST, check_even_positives, net_options
 from ..evaluation.metrics import COCO_METRICS
 from ..nets import meta_net
 from ..records import together
@@ -86,12 +86,7 @@ def check_trainable(cfg: CfgNode, resume: bool) -> None:
             "RESNET_DET.FIT_TO_DATA: True: this config is not fitted to its data: train it with "
             "tools/train_net.py, or call resnet_det.engines.fit_to_data.fitted"
         )
-    generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
-    if cfg.RESNET_DET.EVEN_POSITIVES and generator != "PaperRPN":
-        raise ConfigError(
-            f"RESNET_DET.EVEN_POSITIVES: needs MODEL.PROPOSAL_GENERATOR.NAME PaperRPN, not "
-            f"{generator}"
-        )
+    check_even_positives(cfg)
     if cfg.RESNET_DET.COLOR_PCA and cfg.INPUT.FORMAT not in ("BGR", "RGB"):
         raise ConfigError(
             f"RESNET_DET.COLOR_PCA: True: needs INPUT.FORMAT BGR or RGB, not {cfg.INPUT.FORMAT}"

@@ -42,9 +42,10 @@ class Stages(nn.Module):
         x = self.layout(x)
         features: dict[str, Tensor] = {}
         for name, stage in self.named_children():
-            x = stage(x)
-            if name in self.out_features:
-                features[name] = x
+            if name in self.names:  # a subclass may have other modules
+                x = stage(x)
+                if name in self.out_features:
+                    features[name] = x
         return features
 
     def freeze(self, freeze_at: int) -> "Stages":

@@ -38,6 +38,11 @@ class FrozenBatchNorm2d(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(prefix + "num_batches_tracked", None)
+        if (
+            prefix + "weight" in state_dict
+        ):  # an affine map without statistics, as in Caffe's models
+            state_dict.setdefault(prefix + "running_mean", torch.zeros_like(self.running_mean))
+            state_dict.setdefault(prefix + "running_var", torch.ones_like(self.running_var))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
@@ -58,12 +63,14 @@ def build_norm(norm: Norm, channels: int) -> nn.Module:
     """Build a normalisation layer for so many channels.
 
     Raises:
-        ValueError: there is no norm of this name.
+        ValueError: there is no norm of this name, or the channels are too few for it.
     """
     if not isinstance(norm, str):
         return norm(channels)
     if norm not in NORMS:
         raise ValueError(f"norm {norm!r}: use one of {', '.join(NORMS)}, or a callable")
+    if norm == "GN" and channels % 32:
+        raise ValueError(f"norm 'GN': has 32 groups, which do not divide {channels} channels")
     return NORMS[norm](channels)
 
 
@@ -74,9 +81,9 @@ def freeze(module: nn.Module) -> nn.Module:
         The module, or its replacement if the module itself is a batch norm.
     """
     if isinstance(module, _BatchNorm) and module.running_mean is not None:
-        frozen = FrozenBatchNorm2d(module.num_features, module.eps)
+        frozen = FrozenBatchNorm2d(module.num_features, module.eps).to(module.running_mean)
         frozen.load_state_dict(module.state_dict(), strict=module.affine)
-        return frozen.to(module.running_mean.device)
+        return frozen
     for name, child in module.named_children():
         setattr(module, name, freeze(child))
     for parameter in module.parameters(recurse=False):

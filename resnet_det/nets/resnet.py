@@ -88,7 +88,7 @@ class Block(nn.Module):
         else:
             self.conv1 = Conv2d(cin, cout, 3, stride, norm, dilation)
             self.conv2 = Conv2d(cout, cout, 3, 1, norm, dilation)
-        self.bottleneck = bottleneck
+        self.bottleneck, self.stride_in_1x1 = bottleneck, stride_in_1x1
         self.shortcut = build_shortcut(shortcut, cin, cout, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:

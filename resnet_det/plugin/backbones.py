@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, ROI_HEADS_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.meta_arch import GeneralizedRCNN, ProposalNetwork, RetinaNet
 from detectron2.modeling.roi_heads import Res5ROIHeads
@@ -18,6 +18,7 @@ from ..detector.net_keys import (
     OWN_HEADS,
     check_appendix,
     check_detector,
+    check_even_positives,
     has_roi_heads,
     own_key,
     raise_faults,
@@ -28,6 +29,8 @@ from ..nets.fast import speed_up
 from ..nets.resnet import Block
 from .norms import ALL_NORMS, build_with_norm, net_options
 from .registries import suggest_names
+
+STOCK_HEAD = Res5ROIHeads._build_res5_block.__func__  # builds the head, also in derived classes
 
 
 class PaperBackbone(Stages, Backbone):
@@ -124,8 +127,11 @@ def check_keys(cfg: CfgNode, name: str, pyramid: str = "") -> None:
     cfg.defrost()
     cfg.MODEL.META_ARCHITECTURE = architecture  # a subclass may have a name of its own
     faults = [] if pyramid else stock_head_faults(cfg, name)
-    own_heads = OWN_HEADS if pyramid or faults else ("PaperROIHeads",)
+    own_heads = OWN_HEADS if pyramid else ("PaperROIHeads",)
+    if faults:
+        own_heads = (cfg.MODEL.ROI_HEADS.NAME,)
     check_detector(cfg, name, pyramid, own_heads, faults, ALL_NORMS)
+    check_even_positives(cfg)
 
 
 def detector_built() -> str | None:
@@ -145,8 +151,11 @@ def detector_built() -> str | None:
 
 
 def stock_head_faults(cfg: CfgNode, name: str) -> list[str]:
-    """One line if Detectron2's Res5ROIHeads would not build the net's own head."""
-    if not has_roi_heads(cfg) or cfg.MODEL.ROI_HEADS.NAME != "Res5ROIHeads":
+    """One line if Detectron2's Res5ROIHeads, or a class that is derived from it, would not build the
+    net's own head."""
+    heads = dict(iter(ROI_HEADS_REGISTRY)).get(cfg.MODEL.ROI_HEADS.NAME)
+    build = getattr(heads, "_build_res5_block", None)
+    if not has_roi_heads(cfg) or build is None or build.__func__ is not STOCK_HEAD:
         return []
     with torch.device("meta"):  # without the config's options, which are checked elsewhere
         _, head = build_with_norm(name, norm="FrozenBN").split()
@@ -156,8 +165,9 @@ def stock_head_faults(cfg: CfgNode, name: str) -> list[str]:
     blocks = [m for m in head.modules() if isinstance(m, Block)]
     if same and all(type(block).forward is Block.forward for block in blocks):
         return []
-    fault = "'Res5ROIHeads': always builds three bottleneck blocks with projections"
-    return [f"MODEL.ROI_HEADS.NAME: {fault}; {name} has another head and takes 'PaperROIHeads'"]
+    fault = f"{cfg.MODEL.ROI_HEADS.NAME!r}: always builds three bottleneck blocks with projections"
+    takes = "takes 'PaperROIHeads' or a class that is derived from it"
+    return [f"MODEL.ROI_HEADS.NAME: {fault}; {name} has another head and {takes}"]
 
 
 def _register(name: str) -> None:

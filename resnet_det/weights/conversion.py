@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..config.checks import check_ranges
 from ..config.defaults import ConfigError, flatten, get_cfg
 from ..nets.catalog import NETS, meta_net
 from .facts import DETECTOR_FACT_KEYS, FACT_KEYS, Facts, State, check_facts, config_facts
@@ -20,7 +21,7 @@ from .identify import (
     is_detector,
     misfits,
 )
-from .loading import read
+from .loading import check_finite, read
 from .pickles import WeightsError
 from .shortcuts import zeros_at_end, zeros_to_end, zeros_unknown
 
@@ -65,6 +66,7 @@ def convert(
             contradicts the arguments, or the target cannot hold it.
     """
     state, facts = read(source)
+    check_finite(state, source)
     nets = _check_net(state, facts, source, net)
     state, facts = _move_zeros(state, facts, nets, source, zeros)
     if zeros:
@@ -72,6 +74,7 @@ def convert(
     if net or zeros:  # excludes the plain net with the same tensors
         facts.setdefault("net", nets[0])
     stated = _stated_facts(list(pairs), facts, source)
+    _check_pixels(stated, image_channels(state), source)
     guessed = [fact for fact in facts.pop("guessed", ()) if fact not in stated]
     facts |= stated | ({"guessed": guessed} if guessed else {})  # a guess remains one
     if channels != 3:
@@ -161,10 +164,24 @@ def _stated_facts(pairs: list[str], facts: Facts, path) -> Facts:
         cfg.merge_from_list(pairs)
     except (ValueError, AssertionError) as error:
         raise ConfigError(f"KEY VALUE pairs {pairs}: {error}") from error
+    check_ranges(cfg)
     stated = {fact: key for fact, key in fact_keys.items() if key in keys}
     stored = {f: facts[f] for f in stated if f in facts and f not in facts.get("guessed", ())}
     check_facts(config_facts(cfg) | stored, cfg, path)
     return {fact: flatten(cfg)[key] for fact, key in stated.items()}
+
+
+def _check_pixels(stated: Facts, channels: int | None, path) -> None:
+    """Raise ConfigError unless the stated mean and standard deviation are those of an image with
+    ``channels``."""
+    for fact, key in (("pixel_mean", "MODEL.PIXEL_MEAN"), ("pixel_std", "MODEL.PIXEL_STD")):
+        values = stated.get(fact, [1.0] * (channels or 0))
+        if len(values) != channels or any(type(x) not in (int, float) for x in values):
+            raise ConfigError(
+                f"{key}: {values}: {path} takes images of {channels} channels: give a number each"
+            )
+        if fact == "pixel_std" and min(values) <= 0:
+            raise ConfigError(f"{key}: {values}: must be above 0")
 
 
 def _check_net(state: State, facts: Facts, path, net: str | None) -> list[str]:

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from fvcore.common.config import CfgNode
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config.defaults import ConfigError, flatten
 from ..nets.catalog import NETS, meta_net
+from ..nets.resnet import Block
 from .identify import channels_fault
 from .pickles import WeightsError
 
@@ -170,6 +171,29 @@ def check_facts(facts: Facts, cfg: CfgNode, path: str | Path, trained: str = "wa
             path,
             ", ".join(f"{keys[fact]} {wanted[fact]}" for fact in unknown),
         )
+
+
+def check_stride(net: nn.Module, facts: Facts, path: str | Path) -> None:
+    """Raise if the bottlenecks of a net have their stride on another convolution than the file's.
+
+    Raises:
+        WeightsError: they have. Both nets have the same tensors, but compute different outputs.
+    """
+    held = facts.get("stride_in_1x1")
+    blocks = (m for m in net.modules() if isinstance(m, Block) and m.bottleneck)
+    if held is None or all(block.stride_in_1x1 == held for block in blocks):
+        return
+    fault = (
+        f"{path}: its bottlenecks have the stride on the {'1x1' if held else '3x3'} convolution, "
+        f"but this net does not: build it with stride_in_1x1={held} (MODEL.RESNETS.STRIDE_IN_1X1)"
+    )
+    if "stride_in_1x1" in facts.get("guessed", ()):
+        fault += (
+            ". The names of its tensors suggest so. If they mislead, convert the file: "
+            f"tools/convert_weights.py {shlex.quote(str(path))} OUT.pth "
+            f"{FACT_KEYS['stride_in_1x1']} {not held}"
+        )
+    raise WeightsError(fault)
 
 
 def _agree(fact: str, facts: Facts, wanted: Facts) -> bool:

@@ -265,9 +265,10 @@ def _is_known(state: State) -> bool:
     return any(key in marks or classifier_name(key) in FIRST_CONVOLUTIONS for key in state)
 
 
-# What wrappers put before the names of a net: DataParallel, a trainer's module, a detector's or a
-# segmenter's backbone, MoCo's query encoder. The other tensors beside it are another net's.
-_PREFIXES = ("module.", "model.", "backbone.body.", "backbone.", "encoder_q.")
+# What wrappers put before the names of a net: torch.compile, DataParallel, a trainer's module, a
+# detector's or a segmenter's backbone, MoCo's query encoder. The other tensors beside it are another
+# net's.
+_PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.body.", "backbone.", "encoder_q.")
 
 
 def _without_prefixes(state: State) -> State:
@@ -288,7 +289,17 @@ def _without_prefixes(state: State) -> State:
 
 
 def _from_detector(state: State, format: DetectorFormat) -> tuple[State, Facts]:
-    """Rename a Faster R-CNN with a pyramid on a ResNet."""
+    """Rename a Faster R-CNN with a pyramid on a ResNet.
+
+    Raises:
+        WeightsError: it has a mask or keypoint head, whose tensors would keep their names.
+    """
+    others = [key for key in state if re.match(r"roi_heads?\.(mask|keypoint)_", key)]
+    if others:
+        raise WeightsError(
+            f"holds more than a Faster R-CNN, {some(others)}: mask and keypoint heads cannot be "
+            "converted; remove their tensors to convert the rest"
+        )
     body = {k.removeprefix(format.body): v for k, v in state.items() if k.startswith(format.body)}
     parts = {k: v for k, v in state.items() if not k.startswith(format.body)}
     stages = _rename(body, TORCHVISION_RESNET.names)

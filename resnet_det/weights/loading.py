@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from . import published
-from .facts import PIXEL_FACTS, Facts, State, check_stored
+from .facts import PIXEL_FACTS, Facts, State, check_stored, check_stride
 from .files import read_file
 from .formats import is_openmmlabs, openmmlab_facts, to_our_names, with_our_eps
 from .identify import (
@@ -114,8 +114,8 @@ def fit(
 
     Raises:
         WeightsError: a tensor is missing, unknown, not finite or has another shape, the file's net
-            has another number of input channels, or the shortcuts differ
-            (:func:`resnet_det.weights.shortcuts.check_shortcuts`).
+            has another number of input channels, or the shortcuts
+            (:func:`resnet_det.weights.shortcuts.check_shortcuts`) or the stride placement differ.
     """
     own, detector = net.state_dict(), is_detector(state)
     names = {key: key if detector else classifier_name(key) for key in own}  # in the file
@@ -145,8 +145,14 @@ def fit(
     if not loaded or (any(faults) and not partial):
         raise WeightsError(f"{path}: does not fit the net ({match}): {faults}")
     check_shortcuts(net, facts, path)
-    for key in loaded:
-        if given[key].is_floating_point() and not bool(given[key].isfinite().all()):
-            raise WeightsError(f"{path}: {names[key]} holds values that are not finite")
+    check_stride(net, facts, path)
+    check_finite({names[key]: given[key] for key in loaded}, path)
     net.load_state_dict({key: given[key] for key in loaded}, strict=False)
     return match
+
+
+def check_finite(state: State, path: str | Path) -> None:
+    """Raise WeightsError if a tensor of a file holds values that are not finite."""
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise WeightsError(f"{path}: {name} holds values that are not finite")

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from resnet_det.commands import convert_weights as tool
 from resnet_det.config.defaults import ConfigError, get_cfg
@@ -114,6 +115,19 @@ def test_what_a_file_does_not_say_is_asked_for(tmp_path, monkeypatch, caplog):
         tool.convert("bare.pth", "no.pth", "own", ["SEED", "3"])
 
 
+@pytest.mark.parametrize("key, value, words", [
+    ("MODEL.PIXEL_MEAN", "[1.0, 2.0]", r"MEAN: \[1.0, 2.0\]: own.pth takes images of 3 channels"),
+    ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]", "STD: .* must be above 0"),
+    ("INPUT.FORMAT", "RBG", "FORMAT: 'RBG' is not supported.*'BGR' or 'RGB'"),
+])  # fmt: skip
+def test_what_is_said_must_fit_the_net(key, value, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save("own.pth", "cifar_resnet20", {})
+    with pytest.raises(ConfigError, match=words):
+        tool.main(["own.pth", "no.pth", key, value])
+    assert not Path("no.pth").exists()
+
+
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", "pkl"])
 def test_a_guess_from_names_is_overruled_by_what_is_said(suffix, tmp_path, monkeypatch):
     """A net trained in Caffe with torchvision's names; its error says the command that helps."""
@@ -175,9 +189,27 @@ def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save("own.pth", "cifar_resnet20", TORCHVISIONS)
     tool.main(["own.pth", "it.pkl"])
-    assert "INPUT.FORMAT 'RGB'" in capsys.readouterr().out
+    assert "INPUT.FORMAT RGB" in capsys.readouterr().out
     with pytest.raises(WeightsError, match="^own.pth: timm has no such net"):
         tool.main(["--to", "timm", "own.pth", "it.pth"])
+
+
+def test_what_it_prints_can_be_given_to_a_command(tmp_path, monkeypatch, capsys):
+    """A detector's anchors and pooling too: Detectron2's checkpointer does not compare them."""
+    monkeypatch.chdir(tmp_path)
+    with torch.device("meta"):
+        shapes = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+    torch.save({k: torch.zeros(v.shape) for k, v in shapes.items()}, "it.pth")
+    tool.main(["it.pth", "own.pth"])
+    words = shlex.split(capsys.readouterr().out.split("use it with ")[1])
+    cfg = get_cfg()
+    cfg.merge_from_list(words)
+    check_facts(read("own.pth")[1], cfg, "own.pth")
+    assert cfg.MODEL.PIXEL_MEAN == TORCHVISIONS["pixel_mean"]
+    assert cfg.MODEL.ANCHOR_GENERATOR.NAME == "TorchvisionAnchorGenerator"
+    torch.save({k: v for k, v in read("own.pth")[0].items()}, "bare.pth")
+    tool.main(["bare.pth", "again.pth"])
+    assert "use it with" not in capsys.readouterr().out
 
 
 def foreign_resnet20():
@@ -283,6 +315,8 @@ def without(state, *keys):
      "nearest is paper_resnet18, but the net has no head.weight"),
     (lambda: without(detector(build_net("paper_resnet18").state_dict()),
                      "backbone.bottom_up.res4.1.conv2.weight"), "lacks res4.1.conv2.weight"),
+    (lambda: torchvision.models.resnet18().state_dict() | {"bn1.bias": torch.full((64,), torch.nan)},
+     "stem.conv1.norm.bias holds values that are not finite"),
     (lambda: torchvision.models.resnext50_32x4d().state_dict(), "paper_resnet50, but other shapes"),
 ])  # fmt: skip
 def test_what_holds_no_net_is_not_written(make, words, tmp_path, monkeypatch):

@@ -324,12 +324,34 @@ def test_freeze_and_missing_statistics():
     assert isinstance(freeze(nn.BatchNorm2d(3)), FrozenBatchNorm2d)
 
 
+def test_a_frozen_batch_norm_loads_an_affine_map():
+    """Without statistics, as Detectron2's FrozenBatchNorm2d does: those from before do not stay."""
+    layer = FrozenBatchNorm2d(3)
+    layer.running_mean += 2
+    layer.load_state_dict({"weight": torch.full((3,), 2.0), "bias": torch.ones(3)})
+    x = torch.rand(1, 3, 4, 4)
+    torch.testing.assert_close(layer(x), 2 * x + 1, rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="running_mean"):
+        layer.load_state_dict({})
+
+
+def test_freezing_keeps_the_precision():
+    net = build_net("cifar_resnet20").double().eval()
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_()
+    x = torch.rand(1, 3, 32, 32, dtype=torch.float64)
+    expected = net(x)
+    torch.testing.assert_close(freeze(net)(x), expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "call, names",
     [
         (lambda: build_net("paper_resnet51"), ["paper_resnet51", "paper_resnet50"]),
         (lambda: build_net("paper_resnet50", norm="bn"), ["'bn'", "FrozenBN"]),
         (lambda: build_net("cifar_resnet20", res5_dilation=2), ["res5_dilation", "cifar_resnet20"]),
+        (lambda: build_net("cifar_resnet20", norm="GN"), ["norm 'GN'", "16 channels"]),
         (lambda: cifar_resnet(21), ["21", "6n+2"]),
         (lambda: imagenet_resnet(50, "D"), ["'D'", "'C'"]),
         (lambda: build_net("paper_resnet18").split(["res6"]), ["res6", "res5"]),

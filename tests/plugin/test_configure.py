@@ -100,6 +100,23 @@ def test_a_config_of_another_net_and_head_becomes_one_of_this():
             skeleton(cfg)
 
 
+def test_what_one_net_needs_does_not_stay_for_another():
+    """VGG has no norms, and conv5_x alone can be dilated."""
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.RES5_DILATION = 2
+    for name in ("paper_resnet50", "paper_vgg16", "paper_resnet18"):
+        resnet_det.configure(cfg, name, "fpn")
+        skeleton(cfg)
+    assert cfg.MODEL.RESNETS.NORM == "FrozenBN" and cfg.MODEL.RESNETS.RES5_DILATION == 1
+    cfg.MODEL.RESNETS.NORM = "GN"
+    resnet_det.configure(cfg, "paper_resnet34", "fpn")
+    assert cfg.MODEL.RESNETS.NORM == "GN"
+    cfg.MODEL.RESNETS.RES5_DILATION = 4
+    resnet_det.configure(cfg, "paper_resnet34", "fpn")
+    with pytest.raises(ConfigError, match="MODEL.RESNETS.RES5_DILATION: 4: .* takes 1 or 2"):
+        skeleton(cfg)
+
+
 @pytest.mark.parametrize("head", ["c4", "fpn"])
 @pytest.mark.parametrize("name", ["paper_vgg16", "cifar_resnet20", "paper_resnet50"])
 def test_our_own_config_is_configured_the_same(name, head):
@@ -183,6 +200,30 @@ def test_one_error_names_every_key_and_its_value(name, head, monkeypatch):
         assert "OUT_FEATURES" in told or "MODEL.RESNETS.OUT_FEATURES" in named
         cfg.MODEL.RESNETS.OUT_FEATURES = wanted.MODEL.RESNETS.OUT_FEATURES
     skeleton(cfg)
+
+
+@pytest.mark.parametrize("dilation, features, strides", [
+    (2, ["res2", "res3", "res4", "res5"], "4, 8, 16, 16"),
+    (1, ["res3", "res5"], "8, 32"),
+    (1, ["res4", "res3"], "16, 8"),
+])  # fmt: skip
+def test_stages_whose_strides_do_not_double_carry_no_pyramid(dilation, features, strides):
+    cfg = get_cfg()
+    resnet_det.configure(cfg, "paper_resnet50", "fpn")
+    cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.RESNETS.RES5_DILATION = features, dilation
+    with pytest.raises(ConfigError, match=rf"MODEL.FPN.IN_FEATURES: .* strides are \[{strides}\]"):
+        skeleton(cfg)
+
+
+def test_even_positives_are_not_left_to_an_rpn_without_them():
+    cfg = get_cfg()
+    resnet_det.add_resnet_det_config(cfg)
+    resnet_det.configure(cfg, "paper_resnet18", "c4")
+    cfg.RESNET_DET.EVEN_POSITIVES = True
+    with pytest.raises(ConfigError, match="EVEN_POSITIVES: needs .*NAME PaperRPN, not RPN"):
+        skeleton(cfg)
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PaperRPN"
+    assert skeleton(cfg).proposal_generator.even_positives
 
 
 def test_wrong_options_and_stock_heads_are_one_error():

@@ -18,11 +18,17 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
 from detectron2.layers import NaiveSyncBatchNorm, ShapeSpec, get_norm
 from detectron2.layers.batch_norm import LayerNorm
-from detectron2.modeling import BACKBONE_REGISTRY, FPN, build_backbone, build_model
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    FPN,
+    ROI_HEADS_REGISTRY,
+    build_backbone,
+    build_model,
+)
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, Res5ROIHeads
 from detectron2.structures import Boxes
 from detectron2_models import losses, picture, small_cfg
 from plugin_models import fpn_cfg, shapes, skeleton
@@ -258,6 +264,21 @@ def test_lazy_config():
     assert not pyramid.bottom_up.res2[0].conv1.weight.requires_grad
 
 
+def test_a_subclass_may_have_modules_of_its_own():
+    class Attentive(PaperBackbone):
+        def __init__(self):
+            super().__init__("cifar_resnet20", norm="FrozenBN")
+            self.attention = torch.nn.Conv2d(32, 32, 1)
+
+    backbone, x = Attentive().eval(), torch.rand(1, 3, 32, 32)
+    expected = PaperBackbone("cifar_resnet20", norm="FrozenBN").eval()
+    expected.load_state_dict(backbone.state_dict(), strict=False)
+    with torch.no_grad():
+        assert torch.equal(backbone(x)["res3"], expected(x)["res3"])
+    backbone.attention = torch.nn.Conv2d(5, 5, 1)  # would not even fit
+    assert list(backbone(x)) == ["res3"]
+
+
 @pytest.mark.parametrize("freeze_at", [0, 1, 3])
 def test_freeze_at(freeze_at):
     cfg = small_cfg("paper_resnet18", MODEL__RESNETS__NORM="BN")
@@ -378,7 +399,33 @@ def test_stock_heads_are_refused_for_blocks_that_differ_in_their_forward_alone(m
     build = partial(imagenet_resnet, 50, block=Leaky)
     monkeypatch.setitem(NETS, "leaky_resnet50", NetSpec(build, 50))
     (fault,) = stock_head_faults(cfg, "leaky_resnet50")
-    assert fault.endswith("leaky_resnet50 has another head and takes 'PaperROIHeads'")
+    assert "leaky_resnet50 has another head and takes 'PaperROIHeads'" in fault
+
+
+def test_heads_that_are_derived_from_the_stock_ones_build_the_same_blocks(monkeypatch):
+    """They are refused where Res5ROIHeads is, unless they build a head of their own."""
+
+    class Derived(Res5ROIHeads):
+        pass
+
+    class OwnHead(Res5ROIHeads):
+        @classmethod
+        def _build_res5_block(cls, cfg):
+            return torch.nn.Conv2d(256, 8, 1), 8
+
+    class FromOurs(PaperROIHeads):
+        pass
+
+    for heads in (Derived, OwnHead, FromOurs):
+        monkeypatch.setitem(ROI_HEADS_REGISTRY._obj_map, heads.__name__, heads)
+    cfg = small_cfg("paper_resnet34", MODEL__ROI_HEADS__NAME="Derived")
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    with pytest.raises(ValueError, match="ROI_HEADS.NAME: 'Derived': .* derived from it"):
+        skeleton(cfg)
+    for name in ("OwnHead", "FromOurs"):
+        cfg.MODEL.ROI_HEADS.NAME = name
+        skeleton(cfg)
+    skeleton(small_cfg("paper_resnet50", MODEL__ROI_HEADS__NAME="Derived"))
 
 
 def test_paper_heads_on_detectron2s_own_resnet34():

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import torch
 from golden import in_double, noise
-from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2
+from torchvision.models.detection import (
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+    keypointrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn,
+)
 from torchvision.ops import FrozenBatchNorm2d
 
 from resnet_det.config.defaults import ConfigError
@@ -142,6 +147,15 @@ def test_torchvisions_older_names_are_known():
     old = {re.sub(r"(blocks\.\d)\.0", r"\1", k): v for k, v in old.items()}
     assert "backbone.fpn.inner_blocks.3.bias" in old and "rpn.head.conv.weight" in old
     assert to_our_names(old)[0].keys() == to_our_names(state)[0].keys()
+
+
+@pytest.mark.parametrize("build", [maskrcnn_resnet50_fpn, keypointrcnn_resnet50_fpn])
+def test_heads_that_are_not_converted_are_refused(build):
+    """Their tensors would keep names and classes that no detector of ours has."""
+    with torch.device("meta"):
+        state = build(weights=None, weights_backbone=None).state_dict()
+    with pytest.raises(WeightsError, match=r"it.pth: holds more than .*roi_heads\.(mask|keyp)"):
+        interpret(state, {}, "it.pth")
 
 
 def test_torchvisions_second_version_is_refused(tmp_path):

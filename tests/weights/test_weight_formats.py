@@ -47,6 +47,7 @@ def test_equals_torchvision_and_timm(depth, tmp_path):
 
 @pytest.mark.parametrize("wrap", [
     {"module.": {}},
+    {"_orig_mod.module.": {}},
     {"model.": {"loss.weight": 1}},
     {"backbone.": {"decode_head.conv_seg.weight": 1}},
     {"module.backbone.body.": {"module.transformer.norm.weight": 1}},
@@ -54,7 +55,7 @@ def test_equals_torchvision_and_timm(depth, tmp_path):
                            "module.encoder_q.fc.2.weight": 1}},
 ])  # fmt: skip
 def test_a_net_is_found_under_the_prefixes_of_wrappers(wrap):
-    """DataParallel, Lightning, a segmenter, DETR and MoCo v2 with its projection."""
+    """DataParallel, torch.compile, Lightning, a segmenter, DETR and MoCo v2 with its projection."""
     with torch.device("meta"):
         state = torchvision.models.resnet18().state_dict()
     (prefix, others), expected = wrap.popitem(), to_our_names(state)[0]
@@ -228,6 +229,20 @@ def test_nets_and_strides_that_they_do_not_have_are_refused():
         to_their_names(empty("paper_resnet18_a").state_dict(), facts, "timm", "it")
     with pytest.raises(WeightsError, match="STRIDE_IN_1X1 True.*3x3"):
         to_their_names(empty("paper_resnet50").state_dict(), facts, "timm", "it")
+
+
+@pytest.mark.detectron2
+def test_detectron2s_checkpointer_misses_no_norm_in_msras_file(tmp_path, caplog):
+    """Its warning would list every norm, among which the layers that are new disappear."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    from resnet_det import PaperBackbone
+
+    blobs = msra_blobs(DEPTHS[50], conv1_bias=False)
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(blobs, protocol=2))
+    backbone = PaperBackbone("paper_resnet50", norm="FrozenBN")
+    DetectionCheckpointer(backbone).load(str(tmp_path / "R-50.pkl"))
+    assert "not found in the checkpoint" not in caplog.text
 
 
 @pytest.mark.detectron2

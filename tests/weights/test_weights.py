@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from resnet_det.nets import build_net
 from resnet_det.nets.fast import speed_up
@@ -368,6 +369,35 @@ def test_a_plain_nets_weights_are_no_residual_nets(held, net, tmp_path):
     load(build_net(held), tmp_path / "it.pth")
     with pytest.raises(WeightsError, match=f"it.pth: holds {held}, .*different outputs"):
         load(build_net(net), tmp_path / "it.pth")
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_stride_on_the_other_convolution_is_refused(held, tmp_path):
+    """The tensors are the same, the outputs are not. Fast trunks and heads have moved strides."""
+    path = tmp_path / "it.pth"
+    wrong, right = (
+        build_net("paper_resnet50", 11, norm="FrozenBN", stride_in_1x1=x) for x in (not held, held)
+    )
+    write_file(path, right.state_dict(), {"stride_in_1x1": held})
+    for part in (right, *map(speed_up, right.split())):
+        load(part, path, drop=("stem.", "res", "linear."))
+    for part in (wrong, *map(speed_up, wrong.split())):
+        with pytest.raises(WeightsError, match=rf"it.pth: .*build it with stride_in_1x1={held}"):
+            load(part, path, drop=("stem.", "res", "linear."))
+    load(build_net("paper_resnet18", 11), save_as(path, "paper_resnet18", held))  # no bottlenecks
+
+
+def save_as(path, name, held):
+    write_file(path, build_net(name, 11).state_dict(), {"stride_in_1x1": held})
+    return path
+
+
+def test_torchvisions_names_suggest_the_stride(tmp_path):
+    torch.save(torchvision.models.resnet50(num_classes=11).state_dict(), tmp_path / "it.pth")
+    load(build_net("paper_resnet50", 11, stride_in_1x1=False), tmp_path / "it.pth")
+    command = "tools/convert_weights.py .*it.pth OUT.pth MODEL.RESNETS.STRIDE_IN_1X1 True"
+    with pytest.raises(WeightsError, match=f"on the 3x3 .*{command}"):
+        load(build_net("paper_resnet50", 11), tmp_path / "it.pth")
 
 
 def test_a_shortcut_that_only_subsamples_is_no_option_a(tmp_path):
