@@ -456,6 +456,14 @@ def test_wrong_arguments_get_one_line(words, error, message, tmp_path, monkeypat
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
+def test_a_folder_as_a_file_is_refused_before_the_weights_are_read(tmp_path):
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "file").touch()
+    for output, words in (("folder.onnx", "is a folder"), ("file/x.onnx", "file is a file")):
+        with pytest.raises(ValueError, match=words):
+            export("absent.pth", tmp_path / output)
+
+
 def test_an_older_torch_is_refused(tmp_path, monkeypatch):
     for version in ("2.9.0", "2.13.1+cu130"):
         monkeypatch.setattr(torch, "__version__", TorchVersion(version))
