@@ -17,7 +17,6 @@ from ..data.jitter import UNCHANGED, ColorJitter
 from ..data.loader import check_share
 from ..data.pixels import FORMATS
 from ..detector.net_keys import IN_TEST, net_options
-from ..evaluation.metrics import COCO_METRICS
 from ..nets import meta_net
 from ..records import together
 from ..training import distributed
@@ -162,7 +161,7 @@ def check_deterministic_pooling(cfg: CfgNode) -> None:
 
 
 def check_best(cfg: CfgNode) -> None:
-    """Raise ConfigError if no evaluation would give RESNET_DET.BEST.METRIC."""
+    """Raise ConfigError if RESNET_DET.BEST lacks the evaluations that it needs."""
     metric, tests = cfg.RESNET_DET.BEST.METRIC, cfg.DATASETS.TEST
     if not metric:
         if cfg.RESNET_DET.BEST.PATIENCE:
@@ -172,13 +171,6 @@ def check_best(cfg: CfgNode) -> None:
         raise ConfigError(
             f"RESNET_DET.BEST.METRIC: {metric}: needs evaluations on the way: name a dataset in "
             "DATASETS.TEST, and give TEST.EVAL_PERIOD"
-        )
-    prefixes = ["bbox/"] if len(tests) == 1 else [f"{name}/bbox/" for name in tests]
-    known = [prefix + name for prefix in prefixes for name in COCO_METRICS]
-    if metric.partition("-")[0] not in known:  # AP-cat is the AP of a class
-        raise ConfigError(
-            f"RESNET_DET.BEST.METRIC: {metric}: the evaluation does not give it; use "
-            f"{' or '.join(prefix + 'AP' for prefix in prefixes)}, or AP50 or AP75 instead of AP"
         )
 
 
