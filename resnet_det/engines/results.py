@@ -145,9 +145,9 @@ def publish(
             nothing is published.
         facts: further facts for the head of the page.
         weights: the facts that the file ``MODEL.WEIGHTS`` carries, if the run only tests it;
-            ``cfg`` then does not describe the training. None if this run trained the net.
+            ``cfg`` then does not describe the training.
         iteration: index, from 0, of the last iteration of the training that this evaluation is part
-            of. ``metrics.json`` does not have these results yet.
+            of; None if the run only tests. ``metrics.json`` does not have these results yet.
 
     Returns:
         dict of metrics: ``bbox/AP``, ..., or ``<dataset>/bbox/AP``, ... if there are several
@@ -166,19 +166,18 @@ def publish(
     if not pages:
         return {}
     logger.info("results:\n%s", summary_table({title: page[0] for title, page in pages.items()}))
-    if weights is None:
-        origin = {
-            "trained on": " + ".join(cfg.DATASETS.TRAIN),
-            "iterations": cfg.SOLVER.MAX_ITER,
-            "seed": cfg.SEED if cfg.SEED >= 0 else "random",
-        }
-    else:
-        known = {f"weights: {key}": weights.get(key) for key in ("net", "seed", "commit")}
-        known = {key: value for key, value in known.items() if value not in (None, "")}
-        origin = {"weights": cfg.MODEL.WEIGHTS, **known}
     lines = training.read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json")
     if iteration is not None:
         lines.append({"iteration": iteration, **flat})
+        origin = {
+            "trained on": " + ".join(cfg.DATASETS.TRAIN),
+            "iterations": iteration + 1,
+            "seed": cfg.SEED if cfg.SEED >= 0 else "random",
+        }
+    else:
+        known = {f"weights: {key}": (weights or {}).get(key) for key in ("net", "seed", "commit")}
+        known = {key: value for key, value in known.items() if value not in (None, "")}
+        origin = {"weights": cfg.MODEL.WEIGHTS, **known}
     write_report(
         cfg.OUTPUT_DIR,
         pages,
