@@ -172,6 +172,11 @@ def check_best(cfg: CfgNode) -> None:
             f"RESNET_DET.BEST.METRIC: {metric}: needs evaluations on the way: name a dataset in "
             "DATASETS.TEST, and give TEST.EVAL_PERIOD"
         )
+    if cfg.RESNET_DET.BEST.PATIENCE and cfg.TEST.AUG.ENABLED:
+        raise ConfigError(
+            "RESNET_DET.BEST.PATIENCE: TEST.AUG follows only the evaluation after SOLVER.MAX_ITER: "
+            "set TEST.AUG.ENABLED False, and test the checkpoint with it by --eval-only"
+        )
 
 
 def build_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Schedule:

@@ -189,6 +189,8 @@ def test_another_config_than_a_run_began_with_is_said(pretrained, caplog):
         (["RESNET_DET.BEST.PATIENCE", 2], "BEST.PATIENCE: needs RESNET_DET.BEST.METRIC"),
         (["RESNET_DET.BEST.METRIC", "bbox/AP", "TEST.EVAL_PERIOD", 0], "TEST.EVAL_PERIOD"),
         (["RESNET_DET.BEST.METRIC", "bbox/AP", "DATASETS.TEST", ()], "DATASETS.TEST"),
+        (["RESNET_DET.BEST.METRIC", "bbox/AP", "RESNET_DET.BEST.PATIENCE", 2, "TEST.AUG.ENABLED", True],
+         "BEST.PATIENCE: TEST.AUG follows only .*: set TEST.AUG.ENABLED False"),
         (["RESNET_DET.BEST.METRIC", "bbox/AP51"], "bbox/AP51: .* did you mean .*bbox/AP"),
         (["RESNET_DET.BEST.METRIC", "bbox/AP-wheeel"], "did you mean bbox/AP-wheel"),
         (["RESNET_DET.BEST.METRIC", "bbox/AP", "DATASETS.TEST",
