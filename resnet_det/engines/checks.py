@@ -80,11 +80,6 @@ def check_trainable(cfg: CfgNode, resume: bool) -> None:
         raise ConfigError("RESNET_DET.ENSEMBLE: is only for testing: give --eval-only")
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN: name at least one dataset")
-    if cfg.RESNET_DET.FIT_TO_DATA:
-        raise ConfigError(
-            "RESNET_DET.FIT_TO_DATA: True: this config is not fitted to its data: train it with "
-            "tools/train_net.py, or call resnet_det.engines.fit_to_data.fitted"
-        )
     generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
     if cfg.RESNET_DET.EVEN_POSITIVES and generator != "PaperRPN":
         raise ConfigError(
@@ -251,8 +246,14 @@ def check_images(cfg: CfgNode, name: str, records: Sequence[dict[str, Any]]) -> 
 
 
 def check_testable(cfg: CfgNode) -> None:
-    """Raise ConfigError if one of ``NO_DETECTORS`` has test sets, or if TEST.AUG or CUDNN_BENCHMARK
-    does not fit the config's other keys."""
+    """Raise ConfigError if the config is not fitted to its data, if one of ``NO_DETECTORS`` has test
+    sets, or if TEST.AUG or CUDNN_BENCHMARK does not fit the config's other keys."""
+    if cfg.RESNET_DET.FIT_TO_DATA:
+        raise ConfigError(
+            "RESNET_DET.FIT_TO_DATA: True: this config is not fitted to its data: train it with "
+            "tools/train_net.py, or call resnet_det.engines.fit_to_data.fitted. A trained detector "
+            "carries the fitted config: give the checkpoint alone"
+        )
     name = cfg.MODEL.META_ARCHITECTURE
     if name in NO_DETECTORS and cfg.DATASETS.TEST:
         raise ConfigError(

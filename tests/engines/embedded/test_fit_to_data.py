@@ -12,6 +12,7 @@ from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config, parse_config
 from resnet_det.engines import fit_to_data, pick
 from resnet_det.engines.fit_to_data import fit
+from resnet_det.engines.predictor import Predictor
 from resnet_det.engines.provenance import checkpoint_facts
 from resnet_det.engines.scaling import for_processes
 from resnet_det.records import BoxMode
@@ -176,6 +177,20 @@ def test_what_the_user_sets_wins(engine, tmp_path, few_scenes, monkeypatch, capl
     assert "SOLVER.MAX_ITER" not in caplog.text and "MIN_SIZE_TEST" not in caplog.text
     with pytest.raises(ConfigError, match="FIT_TO_DATA: True: .* not fitted"):
         engine.check(engine.load_config(path))
+
+
+@pytest.mark.parametrize(
+    "engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+)
+def test_a_detector_is_not_used_with_a_config_that_is_not_fitted(engine, tmp_path):
+    path = tmp_path / "fit.yaml"
+    path.write_text("_BASE_: quickstart.yaml\nRESNET_DET: {FIT_TO_DATA: True}")
+    with pytest.raises(ConfigError, match="FIT_TO_DATA: True: .*: give the checkpoint alone"):
+        Predictor("resnet_det://quickstart", engine, config=path)
+    engine = pick(engine)
+    cfg = engine.load_config(path, ["MODEL.WEIGHTS", "resnet_det://quickstart"])
+    with pytest.raises(ConfigError, match="FIT_TO_DATA: True: .*: give the checkpoint alone"):
+        engine.evaluate(cfg)
 
 
 @pytest.mark.parametrize("first, second", [(2, 2), (2, 1), (1, 2), (1, 1)])
