@@ -222,6 +222,20 @@ def test_a_resumed_run_keeps_its_schedule(first, second, tmp_path, few_scenes, m
     assert schedule(second)[1] == wanted
 
 
+def test_a_replay_keeps_the_keys_of_its_file(tmp_path, few_scenes, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(few_scenes))
+    engine, path, output = pick("torchvision"), tmp_path / "fit.yaml", tmp_path / "out"
+    path.write_text(CONFIG)
+    cfg = load_config(path, ["INPUT.MIN_SIZE_TEST", 111, "RESNET_DET.FIT_TO_DATA", False])
+    state = {"model": {"stem.conv1.weight": torch.zeros(1)}, "meta": checkpoint_facts(cfg, [])}
+    Checkpointer(output).save("not_finite_0000001", newest=False, **state)
+    words = ["--replay", str(output / "not_finite_0000001.pth"), "OUTPUT_DIR", str(output)]
+    args = train_net.parse(["--engine", "torchvision", "--config-file", str(path), *words])
+    monkeypatch.setattr(engine, "train", lambda cfg, resume: {"cfg": cfg})
+    replayed = train_net.run(args, engine.load_config(path, args.overrides))["cfg"]
+    assert replayed.INPUT.MIN_SIZE_TEST == 111
+
+
 def test_the_command_trains_and_evaluates_the_fitted_config(tmp_path, few_scenes, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(few_scenes))
     monkeypatch.chdir(tmp_path)
