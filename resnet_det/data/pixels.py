@@ -253,7 +253,7 @@ def _opened(path: Source) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def pillow_errors(path: str | os.PathLike) -> Iterator[None]:
+def pillow_errors(path: Source) -> Iterator[None]:
     """Turn any error from Pillow in the body into an ImageError that names the image ``path``."""
     try:
         yield

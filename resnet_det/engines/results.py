@@ -169,7 +169,7 @@ def publish(
     lines = training.read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json")
     if iteration is not None:
         lines.append({"iteration": iteration, **flat})
-        origin = {
+        origin: dict[str, Any] = {
             "trained on": " + ".join(cfg.DATASETS.TRAIN),
             "iterations": iteration + 1,
             "seed": cfg.SEED if cfg.SEED >= 0 else "random",
