@@ -55,6 +55,12 @@ def together(source: object, faults: Sequence[DatasetError]) -> DatasetError:
     return DatasetError(source, "\n".join([f"{len(faults)} images cannot be used:", *lines]))
 
 
+def has_surrogates(text: str) -> bool:
+    """Whether a text cannot be encoded in UTF-8. Python puts surrogates for the bytes of a file's
+    name that are not UTF-8, and JSON may contain some."""
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 LONGEST_SIDE = 10**6  # pixels; no image is larger
 
 
@@ -64,7 +70,7 @@ def path_inside(folder: str, name: str) -> str:
     Raises:
         ValueError: the name is not one of a file, or leaves the folder.
     """
-    if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in name):
+    if "\0" in name or has_surrogates(name):
         raise ValueError(f"{name!r} is not a file name")
     name = name.replace("\\", "/")
     path = os.path.join(folder, name)

@@ -131,6 +131,9 @@ def parse_training(parser: argparse.ArgumentParser, argv: Words) -> argparse.Nam
     args = parser.parse_args(argv)
     if any(word.startswith("--") for word in args.overrides):
         parser.error("options such as --resume go before the KEY VALUE pairs")
+    for other in ("resume", "replay"):
+        if args.eval_only and getattr(args, other, None):
+            parser.error(f"--eval-only only evaluates MODEL.WEIGHTS: remove --{other}")
     for other in ("eval_only", "replay"):
         if getattr(args, "profile", 0) and getattr(args, other):
             option = other.replace("_", "-")

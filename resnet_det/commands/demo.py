@@ -27,6 +27,7 @@ from ..engines.predictor import Prediction, Predictor
 from ..evaluation.detections import Row, coco_rows, write_csv, write_json
 from ..evaluation.report import GalleryPicture, write_gallery
 from ..files import check_target
+from ..records import has_surrogates
 from ..weights import shipped
 from ..weights.class_names import COCO, COCO_IDS
 from . import cli
@@ -151,6 +152,8 @@ class Demo:
         """
         if not file.exists():
             raise ImageError(file, "no such file or folder")
+        if has_surrogates(str(file)):  # no page or table could hold it
+            raise ImageError(file, "its name is not in UTF-8: rename it")
         target, video, rows = self.targets[file], media.is_video(file), len(self.rows)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

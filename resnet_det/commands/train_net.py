@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
         engine,
         args.config_file,
         args.overrides,
-        tested=cfg.MODEL.WEIGHTS if args.eval_only else None,
+        tested=cfg.MODEL.WEIGHTS if args.eval_only else args.replay,
         resume=args.resume,
     )
     if args.eval_only:

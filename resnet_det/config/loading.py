@@ -13,6 +13,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from ..hints import did_you_mean
+from ..records import has_surrogates
 from .checks import check_batch, check_keys, check_pairs, check_values, resolve_device
 from .defaults import SWITCHED_OFF, ConfigError, flatten, get_cfg
 from .messages import examples, explained, fits, wrong_value
@@ -124,7 +125,7 @@ def _check_content(content: Any, where: str | Path) -> None:
         elif isinstance(value, list | tuple):
             stack += value
         elif isinstance(value, str):
-            if len(value) > MAX_VALUES or _has_surrogates(value):
+            if len(value) > MAX_VALUES or has_surrogates(value):
                 raise ConfigError(f"{where}: contains a string that is too long or not Unicode")
         elif value is not None and type(value) not in (bool, int, float):
             raise ConfigError(f"{where}: contains a {type(value).__name__}, which no key takes")
@@ -132,13 +133,9 @@ def _check_content(content: Any, where: str | Path) -> None:
             raise ConfigError(f"{where}: contains a number of more than 63 bits")
 
 
-def _has_surrogates(text: str) -> bool:
-    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
 def _short(error: Exception) -> str:
     text = str(error)
-    return ascii(text)[1:-1][:500] if _has_surrogates(text) else text[:500]
+    return ascii(text)[1:-1][:500] if has_surrogates(text) else text[:500]
 
 
 def _merge(cfg: CfgNode, content: Mapping[str, Any], where: str | Path) -> None:

@@ -31,9 +31,9 @@ def is_video(path: str | Path) -> bool:
 def find_media(sources: Sequence[str | Path], leave_out: str | Path = "") -> list[Path]:
     """Find the images and videos that files, folders and patterns such as "photos/*.jpg" name.
 
-    A path that does not exist is returned as it is: reading it raises the error. A folder stands
-    for the images and videos in it and in its subfolders, in alphabetical order; hidden files are
-    ignored. A log line counts the files that are neither images nor videos. Each file is returned
+    A path that does not exist is returned as it is: reading it raises the error. A folder, also one
+    that a pattern matches, stands for the images and videos in it and in its subfolders, in
+    alphabetical order; hidden files are ignored. A log line counts the files that are neither images nor videos. Each file is returned
     once.
 
     Args:
@@ -47,8 +47,7 @@ def find_media(sources: Sequence[str | Path], leave_out: str | Path = "") -> lis
         path = Path(source)
         files = [path]
         if path.is_dir():
-            everything = sorted(map(Path, files_below(str(path), [""])))
-            files = _choose(source, everything, leave_out)
+            files = _choose(source, files, leave_out)
         elif not path.exists() and glob.has_magic(str(source)):
             matches = sorted(map(Path, glob.glob(str(source), recursive=True)))
             files = _choose(source, matches, leave_out)
@@ -57,11 +56,11 @@ def find_media(sources: Sequence[str | Path], leave_out: str | Path = "") -> lis
 
 
 def _choose(source: str | Path, paths: Sequence[Path], leave_out: str | Path) -> list[Path]:
-    """The images and videos among the paths that a folder or pattern stands for."""
-    files = kept = [path for path in paths if path.is_file()]
+    """The images and videos among the files and in the folders that a source stands for."""
+    files = kept = list(dict.fromkeys(file for path in paths for file in _files(path)))
     if leave_out:
-        inside = Path(leave_out).absolute()
-        kept = [file for file in files if not file.absolute().is_relative_to(inside)]
+        inside = os.path.abspath(leave_out)
+        kept = [file for file in files if not Path(os.path.abspath(file)).is_relative_to(inside)]
     known = [file for file in kept if file.suffix.lower() in IMAGES + VIDEOS]
     others = Counter(file.suffix for file in kept) - Counter(file.suffix for file in known)
     if others:
@@ -71,6 +70,11 @@ def _choose(source: str | Path, paths: Sequence[Path], leave_out: str | Path) ->
         but = f", apart from files in {leave_out}" if len(kept) < len(files) else ""
         raise DatasetError(source, f"holds neither images nor videos{but}")
     return known
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a folder and of its subfolders, or a file itself."""
+    return sorted(map(Path, files_below(str(path), [""]))) if path.is_dir() else [path]
 
 
 def read_frames(path: str | Path) -> Iterator[np.ndarray]:

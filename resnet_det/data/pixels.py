@@ -104,6 +104,8 @@ def upright_rgb(image: Image.Image, path: Source, turn: bool = True) -> Image.Im
     Raises:
         ImageError: the image has another mode, or values whose range the file does not declare.
     """
+    if 0 in image.size:
+        raise ImageError(path, f"has no pixels: is {image.width} x {image.height}")
     white, inverted = _declared_white(image), _white_is_zero(image)
     if turn and _orientation(image) != 1:
         image.info.pop("exif", None)  # Pillow would rewrite the tag, which fails if it is damaged
@@ -236,20 +238,25 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: Source) -> Iterator[Image.Image]:
-    """Open an image and read its header. Any error from Pillow in the body becomes an
-    ImageError."""
+    """Open an image and read its header, with :func:`pillow_errors` in the body."""
     file: Any = path
     if isinstance(path, ImageBytes):
         file, path = io.BytesIO(path.content), path.name
+    with pillow_errors(path), Image.open(file) as image:
+        # Pillow itself raises only above twice its limit.
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and image.width * image.height > limit:
+            raise Image.DecompressionBombError(
+                f"{image.width} x {image.height} pixels exceed Pillow's limit of {limit}"
+            )
+        yield image
+
+
+@contextmanager
+def pillow_errors(path: Source) -> Iterator[None]:
+    """Turn any error from Pillow in the body into an ImageError that names the image ``path``."""
     try:
-        with Image.open(file) as image:
-            # Pillow itself raises only above twice its limit.
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise Image.DecompressionBombError(
-                    f"{image.width} x {image.height} pixels exceed Pillow's limit of {limit}"
-                )
-            yield image
+        yield
     except ImageError:
         raise
     except FileNotFoundError:

@@ -67,6 +67,7 @@ def step_config(cfg: CfgNode, index: int) -> CfgNode:
         files = tuple(str(proposal_file(cfg, index - 1, name)) for name in cfg.DATASETS.TRAIN)
         step += ["MODEL.LOAD_PROPOSALS", True, "DATASETS.PROPOSAL_FILES_TRAIN", files,
                  "MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals",
+                 "RESNET_DET.EVEN_POSITIVES", False,
                  "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN", cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN]  # fmt: skip
     return _with(cfg, step)
 
@@ -151,11 +152,13 @@ def _steps(engine, cfg, resume):
         raise ConfigError(
             "MODEL.BACKBONE.NAME: alternating training does not support feature pyramids"
         )
-    if cfg.RESNET_DET.VAL_LOSS:
-        raise ConfigError(
-            "RESNET_DET.VAL_LOSS: True: the steps of alternating training are not evaluated: set it "
-            "to False"
-        )
+    own = cfg.RESNET_DET
+    for key, value in {"VAL_LOSS": own.VAL_LOSS, "BEST.METRIC": own.BEST.METRIC}.items():
+        if value:
+            raise ConfigError(
+                f"RESNET_DET.{key}: {value}: the steps of alternating training are not evaluated: "
+                f"set it to {type(value)()!r}"
+            )
     iterations = cfg.RESNET_DET.ALTERNATING
     if len(iterations) != 4 or min(iterations) < 1:
         raise ConfigError(

@@ -17,7 +17,6 @@ from ..data.jitter import UNCHANGED, ColorJitter
 from ..data.loader import check_share
 from ..data.pixels import FORMATS
 from ..detector.net_keys import IN_TEST, check_even_positives, net_options
-from ..evaluation.metrics import COCO_METRICS
 from ..nets import meta_net
 from ..records import together
 from ..training import distributed
@@ -81,11 +80,6 @@ def check_trainable(cfg: CfgNode, resume: bool) -> None:
         raise ConfigError("RESNET_DET.ENSEMBLE: is only for testing: give --eval-only")
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN: name at least one dataset")
-    if cfg.RESNET_DET.FIT_TO_DATA:
-        raise ConfigError(
-            "RESNET_DET.FIT_TO_DATA: True: this config is not fitted to its data: train it with "
-            "tools/train_net.py, or call resnet_det.engines.fit_to_data.fitted"
-        )
     check_even_positives(cfg)
     if cfg.RESNET_DET.COLOR_PCA and cfg.INPUT.FORMAT not in ("BGR", "RGB"):
         raise ConfigError(
@@ -157,7 +151,7 @@ def check_deterministic_pooling(cfg: CfgNode) -> None:
 
 
 def check_best(cfg: CfgNode) -> None:
-    """Raise ConfigError if no evaluation would give RESNET_DET.BEST.METRIC."""
+    """Raise ConfigError if RESNET_DET.BEST lacks the evaluations that it needs."""
     metric, tests = cfg.RESNET_DET.BEST.METRIC, cfg.DATASETS.TEST
     if not metric:
         if cfg.RESNET_DET.BEST.PATIENCE:
@@ -168,12 +162,10 @@ def check_best(cfg: CfgNode) -> None:
             f"RESNET_DET.BEST.METRIC: {metric}: needs evaluations on the way: name a dataset in "
             "DATASETS.TEST, and give TEST.EVAL_PERIOD"
         )
-    prefixes = ["bbox/"] if len(tests) == 1 else [f"{name}/bbox/" for name in tests]
-    known = [prefix + name for prefix in prefixes for name in COCO_METRICS]
-    if metric.partition("-")[0] not in known:  # AP-cat is the AP of a class
+    if cfg.RESNET_DET.BEST.PATIENCE and cfg.TEST.AUG.ENABLED:
         raise ConfigError(
-            f"RESNET_DET.BEST.METRIC: {metric}: the evaluation does not give it; use "
-            f"{' or '.join(prefix + 'AP' for prefix in prefixes)}, or AP50 or AP75 instead of AP"
+            "RESNET_DET.BEST.PATIENCE: TEST.AUG follows only the evaluation after SOLVER.MAX_ITER: "
+            "set TEST.AUG.ENABLED False, and test the checkpoint with it by --eval-only"
         )
 
 
@@ -249,8 +241,14 @@ def check_images(cfg: CfgNode, name: str, records: Sequence[dict[str, Any]]) -> 
 
 
 def check_testable(cfg: CfgNode) -> None:
-    """Raise ConfigError if one of ``NO_DETECTORS`` has test sets, or if TEST.AUG or CUDNN_BENCHMARK
-    does not fit the config's other keys."""
+    """Raise ConfigError if the config is not fitted to its data, if one of ``NO_DETECTORS`` has test
+    sets, or if TEST.AUG or CUDNN_BENCHMARK does not fit the config's other keys."""
+    if cfg.RESNET_DET.FIT_TO_DATA:
+        raise ConfigError(
+            "RESNET_DET.FIT_TO_DATA: True: this config is not fitted to its data: train it with "
+            "tools/train_net.py, or call resnet_det.engines.fit_to_data.fitted. A trained detector "
+            "carries the fitted config: give the checkpoint alone"
+        )
     name = cfg.MODEL.META_ARCHITECTURE
     if name in NO_DETECTORS and cfg.DATASETS.TEST:
         raise ConfigError(

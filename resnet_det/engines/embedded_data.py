@@ -9,6 +9,7 @@ from ..data import Dataset, check_names, load_datasets
 from ..data.detection.mapper import Copies, Crop, DetectionMapper, with_usable_annotations
 from .checks import check_images, color_jitter, proposal_files, test_files
 from .class_matching import TestSet, check_number, match_test_sets
+from .results import check_best_metric
 from .run import make_datasets
 from .validation import Validation, validation_records
 
@@ -46,6 +47,7 @@ def prepare(cfg: CfgNode) -> Data:
     classes = dataset.metadata.classes
     check_number(cfg, classes, f"{dataset.name} (DATASETS.TRAIN)")
     sets = read_test_sets(cfg)
+    check_best_metric(cfg, sets)
     tests = match_test_sets(sets, classes, dataset.name, cfg)
     for name, test_set in sets.items():
         check_images(cfg, name, test_set.records)

@@ -24,6 +24,7 @@ from ..data.synthetic.scenes import draw_scene
 from ..detector.appendix import Thresholds
 from ..detector.export import ImageDetector
 from ..detector.faster_rcnn import FasterRCNN
+from ..files import check_target
 from ..weights import published
 from . import Found
 from .embedded import load_detector
@@ -84,6 +85,7 @@ def export(
     suffix, write = FORMATS[format]
     if output.suffix != suffix:
         raise ExportError(f"{output}: the name of a file for {format} must end with {suffix}")
+    check_target(output)
     exporter = Exporter(weights, overrides, config)
     pictures = [pixels.read_image(path, "RGB") for path in images] or [
         draw_scene(seed, *shape) for seed, shape in enumerate(SHAPES)

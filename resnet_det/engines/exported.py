@@ -119,7 +119,7 @@ def _load_openvino(path: Path) -> Loaded:
     metadata = model.get_rt_info("resnet_det").value if model.has_rt_info("resnet_det") else {}
 
     def run(image: np.ndarray) -> Found:
-        found = compiled([image])
+        found = compiled.infer_new_request([image])  # threads cannot share a request
         return found["boxes"], found["scores"], found["classes"]
 
     return run, _parsed(metadata)

@@ -66,8 +66,9 @@ def fitted(
 
     Args:
         cfg: from ``engine.load_config(path, overrides)``.
-        tested: the file of the detector, if it is only evaluated. If the file carries a config, the
-            keys have the values that are there, whatever the training data are now.
+        tested: the file of the detector that is only evaluated, or of the iteration that is
+            replayed. If the file carries a config, the keys have the values that are there,
+            whatever the training data are now.
         resume: whether to take them from the run's last checkpoint, if there is one.
 
     Returns:

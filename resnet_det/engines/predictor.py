@@ -204,7 +204,8 @@ def _rgb(image: Any, format: str, name: str) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         return pixels.read_image(image, "RGB")
     if isinstance(image, Image.Image):
-        return pixels.as_array(pixels.upright_rgb(image, name, turn=False), "RGB")
+        with pixels.pillow_errors(name):
+            return pixels.as_array(pixels.upright_rgb(image, name, turn=False), "RGB")
     if isinstance(image, torch.Tensor):
         layout, channels = "(3, H, W)", image.shape[:1]
     elif isinstance(image, np.ndarray):

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from fvcore.common.config import CfgNode
 
-from ..config.defaults import ConfigError
+from ..config.defaults import ConfigError, flatten
 from ..config.loading import detectron2_part, embedded_part, parse_text
 from ..training import distributed
 from ..weights.facts import Facts, State, config_facts
@@ -130,8 +130,8 @@ def ensemble(cfg: CfgNode, classes: Sequence[str] | None = None) -> Iterator[Mem
         classes: class names of the first detector, if known.
 
     Raises:
-        ConfigError: a file carries no config, or its channel order or its classes differ from those
-            of ``MODEL.WEIGHTS``.
+        ConfigError: a file carries no config, or its kind of model, its channel order or its
+            classes differ from those of ``MODEL.WEIGHTS``.
     """
     for path in cfg.RESNET_DET.ENSEMBLE:
         state, facts = read(path)
@@ -140,6 +140,13 @@ def ensemble(cfg: CfgNode, classes: Sequence[str] | None = None) -> Iterator[Mem
                 f"RESNET_DET.ENSEMBLE: {path}: carries no config; give checkpoints of "
                 "tools/train_net.py"
             )
+        own = parse_text(facts["config"], path)
+        for key in ("MODEL.META_ARCHITECTURE", "MODEL.LOAD_PROPOSALS"):
+            if own.get(key) != flatten(cfg)[key]:
+                raise ConfigError(
+                    f"RESNET_DET.ENSEMBLE: {path}: has {key} {own.get(key)}, but MODEL.WEIGHTS has "
+                    f"{flatten(cfg)[key]}"
+                )
         if facts.get("format") != cfg.INPUT.FORMAT:
             raise ConfigError(
                 f"RESNET_DET.ENSEMBLE: {path}: was trained with INPUT.FORMAT {facts.get('format')}, "

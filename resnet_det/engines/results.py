@@ -10,15 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fvcore.common.config import CfgNode
 
 from .. import training
+from ..config.defaults import ConfigError
 from ..data import Dataset, pixels
 from ..evaluation import coco_ap, voc_ap
-from ..evaluation.inputs import Evaluation
+from ..evaluation.inputs import Evaluation, Predictions, Records
 from ..evaluation.report import write_report
 from ..evaluation.tables import as_json, class_table, summary_table
 from ..files import write_whole
+from ..hints import did_you_mean
 from .provenance import commit, machine
 
 logger = logging.getLogger(__name__)
@@ -70,43 +73,62 @@ def score(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    coco_ap.write_submission(
-        folder / DETECTIONS, dataset.records, predictions, category_ids(dataset)
-    )
-    result = EVALUATIONS[dataset.metadata.evaluation](dataset, predictions, folder)
-    if result is not None:
-        result.overall |= {what: count for what, count in dataset.counts.items() if count}
-        content = {"dataset": dataset.name, "digest": digest(dataset), **as_json(result)}
-        write_whole(folder / "results.json", json.dumps(content, indent=1) + "\n")
+    meta, records = dataset.metadata, dataset.records
+    coco_ap.write_submission(folder / DETECTIONS, records, predictions, category_ids(dataset))
+    if meta.split is not None:
+        voc_ap.write_submission(folder, records, predictions, meta.classes, meta.split)
+    if not meta.annotated:
+        return None
+    result = EVALUATIONS[meta.evaluation](records, predictions, meta.classes)
+    result.overall |= {what: count for what, count in dataset.counts.items() if count}
+    content = {"dataset": dataset.name, "digest": digest(dataset), **as_json(result)}
+    write_whole(folder / "results.json", json.dumps(content, indent=1) + "\n")
     return result
 
 
-def _score_voc(metric, dataset, predictions, folder):
-    meta, records = dataset.metadata, dataset.records
-    if meta.split is not None:
-        voc_ap.write_submission(folder, records, predictions, meta.classes, meta.split)
-    return voc_ap.evaluate(records, predictions, meta.classes, metric) if meta.annotated else None
-
-
-def _score_coco(dataset, predictions, folder):
-    meta, records = dataset.metadata, dataset.records
-    return coco_ap.evaluate(records, predictions, meta.classes) if meta.annotated else None
-
-
-def _score_both(dataset, predictions, folder):
-    result = _score_coco(dataset, predictions, folder)
-    area = voc_ap.evaluate(dataset.records, predictions, dataset.metadata.classes, "area")
+def _coco_and_voc(records, predictions, classes):
+    result = coco_ap.evaluate(records, predictions, classes)
+    area = voc_ap.evaluate(records, predictions, classes, "area")
     result.overall["AP50_area"] = area.metrics["AP50"]
     return result
 
 
 # The protocols that a dataset's ``metadata.evaluation`` may name.
-EVALUATIONS: dict[str, Callable[..., Evaluation | None]] = {
-    "voc_2007": partial(_score_voc, "11-point"),
-    "voc": partial(_score_voc, "area"),
-    "coco": _score_coco,
-    "coco_and_voc": _score_both,
+EVALUATIONS: dict[str, Callable[[Records, Predictions, Sequence[str]], Evaluation]] = {
+    "voc_2007": partial(voc_ap.evaluate, metric="11-point"),
+    "voc": partial(voc_ap.evaluate, metric="area"),
+    "coco": coco_ap.evaluate,
+    "coco_and_voc": _coco_and_voc,
 }
+
+
+def named_metrics(task: str, evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
+    """The metrics of test sets: ``bbox/AP``, ..., or ``<dataset>/bbox/AP``, ... if there are
+    several."""
+    several = len(evaluations) > 1
+    return {
+        f"{name}/{task}/{key}" if several else f"{task}/{key}": value
+        for name, evaluation in evaluations.items()
+        for key, value in evaluation.metrics.items()
+    }
+
+
+def check_best_metric(cfg: CfgNode, datasets: Mapping[str, Dataset]) -> None:
+    """Raise ConfigError if evaluations on the test sets do not give RESNET_DET.BEST.METRIC."""
+    metric, blank = cfg.RESNET_DET.BEST.METRIC, {"image_id": 0, "annotations": []}
+    nothing = {"image_id": 0, "boxes": np.zeros((0, 4)), "scores": (), "classes": ()}
+    given = {
+        name: EVALUATIONS[dataset.metadata.evaluation]([blank], [nothing], dataset.metadata.classes)
+        for name, dataset in datasets.items()
+        if metric and dataset.metadata.annotated
+    }
+    known = named_metrics(BOX, given)
+    if metric and metric not in known:
+        use = " or ".join(name for name in known if name.endswith("/AP"))
+        raise ConfigError(
+            f"RESNET_DET.BEST.METRIC: {metric}: the evaluation gives no such metric"
+            f"{did_you_mean(metric, known) or f'; use {use}'}"
+        )
 
 
 def publish(
@@ -123,9 +145,9 @@ def publish(
             nothing is published.
         facts: further facts for the head of the page.
         weights: the facts that the file ``MODEL.WEIGHTS`` carries, if the run only tests it;
-            ``cfg`` then does not describe the training. None if this run trained the net.
+            ``cfg`` then does not describe the training.
         iteration: index, from 0, of the last iteration of the training that this evaluation is part
-            of. ``metrics.json`` does not have these results yet.
+            of; None if the run only tests. ``metrics.json`` does not have these results yet.
 
     Returns:
         dict of metrics: ``bbox/AP``, ..., or ``<dataset>/bbox/AP``, ... if there are several
@@ -134,28 +156,28 @@ def publish(
     flat: dict[str, float] = {}
     pages: dict[str, Any] = {}
     for task, of_task in scored.items():
+        flat |= named_metrics(
+            task, {name: evaluation for name, (evaluation, *_) in of_task.items()}
+        )
         for name, (evaluation, dataset, predictions) in of_task.items():
-            prefix = f"{name}/" if len(of_task) > 1 else ""
-            flat |= {f"{prefix}{task}/{k}": v for k, v in evaluation.metrics.items()}
             title = name if task == BOX else f"{name} ({task})"
             pages[title] = evaluation, dataset.records, predictions, dataset.metadata.classes
             logger.info("%s:\n%s", title, class_table(evaluation))
     if not pages:
         return {}
     logger.info("results:\n%s", summary_table({title: page[0] for title, page in pages.items()}))
-    if weights is None:
-        origin = {
-            "trained on": " + ".join(cfg.DATASETS.TRAIN),
-            "iterations": cfg.SOLVER.MAX_ITER,
-            "seed": cfg.SEED if cfg.SEED >= 0 else "random",
-        }
-    else:
-        known = {f"weights: {key}": weights.get(key) for key in ("net", "seed", "commit")}
-        known = {key: value for key, value in known.items() if value not in (None, "")}
-        origin = {"weights": cfg.MODEL.WEIGHTS, **known}
     lines = training.read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json")
     if iteration is not None:
         lines.append({"iteration": iteration, **flat})
+        origin: dict[str, Any] = {
+            "trained on": " + ".join(cfg.DATASETS.TRAIN),
+            "iterations": iteration + 1,
+            "seed": cfg.SEED if cfg.SEED >= 0 else "random",
+        }
+    else:
+        known = {f"weights: {key}": (weights or {}).get(key) for key in ("net", "seed", "commit")}
+        known = {key: value for key, value in known.items() if value not in (None, "")}
+        origin = {"weights": cfg.MODEL.WEIGHTS, **known}
     write_report(
         cfg.OUTPUT_DIR,
         pages,

@@ -88,6 +88,7 @@ def test_the_console_script_sets_how_threads_wait_before_torch_is_loaded():
     (["--num-gpus", "0"], "--num-gpus: '0': give a whole number of at least 1"),
     (["--num-gpus", "-1"], "--num-gpus: '-1': give a whole number of at least 1"),
     (["SEED", "1", "--resume"], "go before the KEY VALUE pairs"),
+    (["--eval-only", "--resume"], "--eval-only only evaluates MODEL.WEIGHTS: remove --resume"),
 ])  # fmt: skip
 def test_wrong_options_end_before_anything_starts(command, words, reason, capsys):
     with pytest.raises(SystemExit) as end:

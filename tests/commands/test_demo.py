@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -112,6 +113,17 @@ def test_a_broken_image_is_named_and_the_others_are_drawn(capsys):
     assert sorted(path.stem for path in Path("output/demo").glob("*.png")) == ["1", "2", "4"]
     assert [row["image_id"] for row in json.loads(Path("found.json").read_text())] == [1, 2, 4]
     assert "3.png" not in Path("output/demo/index.html").read_text()
+
+
+def test_a_name_in_another_encoding_is_named_and_the_others_are_drawn(capsys):
+    save("photos/a.png")
+    os.link("photos/a.png", b"photos/caf\xe9.png")
+    with pytest.raises(ValueError, match="1 of 2 files cannot be read"):
+        run("photos", "--json", "found.json", "--csv", "found.csv")
+    said = "photos/caf\\udce9.png: its name is not in UTF-8: rename it"
+    assert said in capsys.readouterr().err
+    assert len(json.loads(Path("found.json").read_text())) == 1
+    assert Path("output/demo/index.html").is_file() and Path("found.csv").is_file()
 
 
 def test_a_wrong_path_ends_the_run_before_the_weights_are_read(monkeypatch):

@@ -29,9 +29,14 @@ def test_files_folders_and_patterns(folder):
     everything = ["a.PNG", "b.jpg", "clip.MP4", "deep/er/c.webp", "out/b.png"]
     assert found("photos") == [f"photos/{name}" for name in everything]
     assert found("photos", leave_out="photos/out") == [f"photos/{x}" for x in everything[:-1]]
+    assert found("photos", leave_out="photos/../photos/out") == found(
+        "photos/*", leave_out="photos/out"
+    )
     assert found("photos/out/b.png", leave_out="photos/out") == ["photos/out/b.png"]
     assert found("photos/*.jpg") == ["photos/b.jpg"]
     assert found("photos/**/*.webp") == ["photos/deep/er/c.webp"]
+    assert found("photos/*") == found("photos/**") == [f"photos/{name}" for name in everything]
+    assert found("photos/[do]*") == ["photos/deep/er/c.webp", "photos/out/b.png"]
     # Reading these will say what they are.
     assert found("photos/notes.txt", "absent.jpg") == ["photos/notes.txt", "absent.jpg"]
     (folder / "[1].jpg").touch()

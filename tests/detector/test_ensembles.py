@@ -113,12 +113,24 @@ def test_context_of_the_file_and_of_the_config_must_agree(checkpoint, trained):
 
 def test_members_that_do_not_fit_are_refused(checkpoint, config, tmp_path):
     one = checkpoint("one")
+
+    def step(old, new):
+        """A checkpoint with a step's config, as in alternating training."""
+        content = torch.load(one, weights_only=True)
+        content["meta"]["config"] = content["meta"]["config"].replace(old, new)
+        torch.save(content, tmp_path / "step.pth")
+        return str(tmp_path / "step.pth")
+
     for other, words in (
         (checkpoint("two", classes=("a", "b", "d")), "two.pth: has other classes than MODEL.WEIGHTS: only .*two.pth has d; only MODEL.WEIGHTS has c"),
+        (step("META_ARCHITECTURE: GeneralizedRCNN", "META_ARCHITECTURE: ProposalNetwork"), "step.pth: has MODEL.META_ARCHITECTURE ProposalNetwork, but MODEL.WEIGHTS has GeneralizedRCNN"),
         (checkpoint("rgb", "INPUT.FORMAT", "RGB"), "rgb.pth: was trained with INPUT.FORMAT RGB"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"RESNET_DET.ENSEMBLE: .*{words}"):
             Predictor(one, "torchvision", overrides=["RESNET_DET.ENSEMBLE", (other,)])
+    fast = step("LOAD_PROPOSALS: false", "LOAD_PROPOSALS: true")
+    with pytest.raises(ConfigError, match="step.pth: has MODEL.LOAD_PROPOSALS True, but .* False"):
+        Predictor(one, "torchvision", overrides=["RESNET_DET.ENSEMBLE", (fast,)])
     bare = tmp_path / "bare.pth"
     torch.save(torch.load(one, weights_only=True)["model"], bare)
     with pytest.raises(ConfigError, match="bare.pth: carries no config"):

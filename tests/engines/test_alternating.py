@@ -205,9 +205,23 @@ def test_a_pyramid_is_refused(folder):
         alternating.train(pick("torchvision"), cfg)
 
 
-def test_validation_losses_are_refused(folder):
-    with pytest.raises(ConfigError, match="VAL_LOSS: True: the steps .* are not evaluated"):
-        run("torchvision", "RESNET_DET.VAL_LOSS", True)
+@pytest.mark.parametrize(
+    "key, value, off", [("VAL_LOSS", True, "False"), ("BEST.METRIC", "bbox/AP", "''")]
+)
+def test_keys_of_evaluations_are_refused(folder, key, value, off):
+    words = f"{key}: {value}: the steps .* are not evaluated: set it to {off}"
+    with pytest.raises(ConfigError, match=words):
+        run("torchvision", f"RESNET_DET.{key}", value, "TEST.EVAL_PERIOD", 1)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_only_the_steps_of_the_rpn_draw_even_positives(folder, name):
+    keys = ["RESNET_DET.EVEN_POSITIVES", True, "MODEL.PROPOSAL_GENERATOR.NAME", "PaperRPN"]
+    engine = pick(name)
+    cfg = engine.load_config("detector.yaml", [*SHORT, *keys])
+    alternating.check(engine, cfg)
+    steps = [alternating.step_config(cfg, index).RESNET_DET for index in range(4)]
+    assert [step.EVEN_POSITIVES for step in steps] == [True, False] * 2
 
 
 def test_a_file_of_proposals_comes_back_and_is_checked(folder):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ from resnet_det.data.synthetic.scenes import write_scenes
 from resnet_det.engines import export as exporting
 from resnet_det.engines import pick
 from resnet_det.engines.export import FORMATS, Exporter, ExportError, export
+from resnet_det.engines.exported import OUTPUTS, Exported
 from resnet_det.engines.predictor import Predictor
 from resnet_det.engines.provenance import checkpoint_facts
 from resnet_det.weights import published, shipped
@@ -282,6 +284,32 @@ def test_openvino_finds_the_same(tmp_path):
     assert_same(exported(scene()), ours(scene()))
 
 
+def test_threads_share_an_openvino_file(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    op = openvino.opset13
+    image = op.parameter([-1, -1, 3], np.uint8, name="image")
+    pixels = op.reshape(op.convert(image, "f32"), np.array([-1, 3]), False)
+    wide = op.matmul(pixels, np.ones((3, 4000), np.float32), False, False)
+    boxes = op.matmul(wide, np.ones((4000, 4), np.float32), False, False)
+    scores = op.reduce_mean(boxes, np.array([1]), False)
+    results = []
+    for name, node in zip(OUTPUTS, (boxes, scores, op.convert(scores, "i64"))):
+        node.output(0).set_names({name})
+        results.append(op.result(node))
+    model = openvino.Model(results, [image], "a slow model")
+    for key, value in {"made_by": "a test", "classes": ["a"], "score_thresh": 0}.items():
+        model.set_rt_info(json.dumps(value), ["resnet_det", key])
+    openvino.save_model(model, tmp_path / "slow.xml")
+    exported = Exported(tmp_path / "slow.xml")
+
+    def found(level):
+        return exported.run(np.full((60, 80, 3), level, np.uint8))[1][0]
+
+    with ThreadPoolExecutor(4) as threads:
+        for level, score in enumerate(threads.map(found, range(12))):
+            assert score == pytest.approx(12000 * level, rel=0.01)
+
+
 @pytest.mark.slow
 def test_ap_is_the_detectors(onnx, tmp_path):
     """The COCO AP, by pycocotools, of 200 drawn scenes, most of which are resized."""
@@ -426,6 +454,14 @@ def test_wrong_arguments_get_one_line(words, error, message, tmp_path, monkeypat
     with pytest.raises(error, match=message) as caught:
         command.main(["--weights", QUICKSTART, *words])
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_a_folder_as_a_file_is_refused_before_the_weights_are_read(tmp_path):
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "file").touch()
+    for output, words in (("folder.onnx", "is a folder"), ("file/x.onnx", "file is a file")):
+        with pytest.raises(ValueError, match=words):
+            export("absent.pth", tmp_path / output)
 
 
 def test_an_older_torch_is_refused(tmp_path, monkeypatch):

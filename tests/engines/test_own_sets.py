@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,17 @@ def test_train_test_and_detect(site, engine):
     detector = engine.load_detector("out/model_final.pth", **given)
     assert detector.classes == ("head", "helmet")
     assert len(detector([read_image(picture, "RGB")])[0][0])
+
+
+def test_every_metric_of_the_evaluations_can_be_the_best(site, engine):
+    Path("my-site").symlink_to("My site")
+    two = (TEST, "voc:my-site?split=[70%:]")
+    for tests, metric in ((two, f"{two[1]}/bbox/AP50-head"), (two[:1], "bbox/AP50_area")):
+        keys = ["DATASETS.TEST", tests, "TEST.EVAL_PERIOD", 1, "RESNET_DET.BEST.METRIC"]
+        engine.check(engine.load_config("site.yaml", [*keys, metric]))
+        for wrong in (f"{metric}s", metric.replace("50", "75").replace("_area", "-head")):
+            with pytest.raises(ConfigError, match=f"BEST.METRIC: {re.escape(wrong)}: .* did you"):
+                engine.check(engine.load_config("site.yaml", [*keys, wrong]))
 
 
 def test_proposals_have_a_short_name(site):

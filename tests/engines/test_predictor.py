@@ -1,5 +1,6 @@
 """The predictor: kinds of input, batches, checkpoints, and its agreement with Detectron2's own."""
 
+import io
 import json
 import pickle
 import subprocess
@@ -275,6 +276,22 @@ def test_what_the_error_says_of_floats_and_grey_images_works(predictor, kind, sh
     for cure in cures:
         given = eval(cure.split(": ")[1], {"numpy": np, "torch": torch, "image": given})
     np.testing.assert_array_equal(predictor(given).image, expected)
+
+
+def test_pil_images_that_cannot_be_decoded_are_named(predictor, tmp_path):
+    Image.fromarray(image()).save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    truncated, closed = (
+        Image.open(io.BytesIO(content[:size])) for size in (len(content) // 2, None)
+    )
+    closed.close()
+    for given, words in (
+        (truncated, "image file is truncated"),
+        (closed, "Operation on closed image"),
+        (Image.new("RGB", (0, 9)), "has no pixels: is 0 x 9"),
+    ):
+        with pytest.raises(ImageError, match=rf"images\[1\]: .*{words}"):
+            predictor([image(), given])
 
 
 def test_wrong_arguments(checkpoint, predictor):

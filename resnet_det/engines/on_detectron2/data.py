@@ -154,7 +154,7 @@ def _foreign(name: str) -> Dataset:
         name,
         classes,
         voc.evaluation(known.get("year")) if is_voc else "coco",
-        split=known.get("split"),
+        split=known.get("split") if is_voc else None,
         category_ids=tuple(sorted(ids, key=lambda id: ids[id])),
     )
     return Dataset(name, records, metadata)

@@ -56,7 +56,7 @@ from ..checks import (
 )
 from ..class_matching import TestSet, class_names, match_test_sets
 from ..own_classes import fit_to_training_set, fit_to_weights
-from ..results import check_expected
+from ..results import check_best_metric, check_expected
 from ..run import make_datasets, torch_settings
 from ..scaling import for_processes
 from ..validation import Validation, validation_records
@@ -341,6 +341,7 @@ def prepare(cfg: CfgNode) -> Data:
     make_datasets(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     records, classes = load_training_set(cfg)
     sets = load_test_sets(cfg)
+    check_best_metric(cfg, sets)
     tests = match_test_sets(sets, classes, "+".join(cfg.DATASETS.TRAIN), cfg)
     for name, dataset in sets.items():
         check_images(cfg, name, local_records(dataset.records))

@@ -113,6 +113,15 @@ def test_resumed_run_equals_the_uninterrupted_one(pretrained):
     assert a == b
 
 
+def test_the_report_of_a_run_that_ends_early_states_its_iterations(pretrained):
+    keys = ["RESNET_DET.BEST.METRIC", "bbox/AP", "RESNET_DET.BEST.PATIENCE", 1, "TEST.EVAL_PERIOD",
+            2, "DATASETS.TEST", ("scenes_voc_test",), "SOLVER.BASE_LR", 0.0]  # fmt: skip
+    embedded.train(load_config("detector.yaml", keys))
+    page = Path("output/detector/report.html").read_text()
+    assert lines("output/detector/metrics.json")[-1]["iteration"] == 3
+    assert facts_shown(page)["iterations"] == "4"
+
+
 def test_test_time_augmentation_follows_the_last_evaluation(pretrained):
     keys = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (40, 56), "TEST.EVAL_PERIOD", 3]
     embedded.train(load_config("detector.yaml", keys))

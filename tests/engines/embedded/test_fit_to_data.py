@@ -12,6 +12,7 @@ from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config, parse_config
 from resnet_det.engines import fit_to_data, pick
 from resnet_det.engines.fit_to_data import fit
+from resnet_det.engines.predictor import Predictor
 from resnet_det.engines.provenance import checkpoint_facts
 from resnet_det.engines.scaling import for_processes
 from resnet_det.records import BoxMode
@@ -178,6 +179,20 @@ def test_what_the_user_sets_wins(engine, tmp_path, few_scenes, monkeypatch, capl
         engine.check(engine.load_config(path))
 
 
+@pytest.mark.parametrize(
+    "engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+)
+def test_a_detector_is_not_used_with_a_config_that_is_not_fitted(engine, tmp_path):
+    path = tmp_path / "fit.yaml"
+    path.write_text("_BASE_: quickstart.yaml\nRESNET_DET: {FIT_TO_DATA: True}")
+    with pytest.raises(ConfigError, match="FIT_TO_DATA: True: .*: give the checkpoint alone"):
+        Predictor("resnet_det://quickstart", engine, config=path)
+    engine = pick(engine)
+    cfg = engine.load_config(path, ["MODEL.WEIGHTS", "resnet_det://quickstart"])
+    with pytest.raises(ConfigError, match="FIT_TO_DATA: True: .*: give the checkpoint alone"):
+        engine.evaluate(cfg)
+
+
 @pytest.mark.parametrize("first, second", [(2, 2), (2, 1), (1, 2), (1, 1)])
 def test_a_resumed_run_keeps_its_schedule(first, second, tmp_path, few_scenes, monkeypatch):
     """A config for one process, fitted to 1,200 iterations; 2 processes run half as many.
@@ -205,6 +220,20 @@ def test_a_resumed_run_keeps_its_schedule(first, second, tmp_path, few_scenes, m
     state = {"model": {"stem.conv1.weight": torch.zeros(1)}}
     Checkpointer(output).save("model_0000099", **state, meta=checkpoint_facts(cfg, []))
     assert schedule(second)[1] == wanted
+
+
+def test_a_replay_keeps_the_keys_of_its_file(tmp_path, few_scenes, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(few_scenes))
+    engine, path, output = pick("torchvision"), tmp_path / "fit.yaml", tmp_path / "out"
+    path.write_text(CONFIG)
+    cfg = load_config(path, ["INPUT.MIN_SIZE_TEST", 111, "RESNET_DET.FIT_TO_DATA", False])
+    state = {"model": {"stem.conv1.weight": torch.zeros(1)}, "meta": checkpoint_facts(cfg, [])}
+    Checkpointer(output).save("not_finite_0000001", newest=False, **state)
+    words = ["--replay", str(output / "not_finite_0000001.pth"), "OUTPUT_DIR", str(output)]
+    args = train_net.parse(["--engine", "torchvision", "--config-file", str(path), *words])
+    monkeypatch.setattr(engine, "train", lambda cfg, resume: {"cfg": cfg})
+    replayed = train_net.run(args, engine.load_config(path, args.overrides))["cfg"]
+    assert replayed.INPUT.MIN_SIZE_TEST == 111
 
 
 def test_the_command_trains_and_evaluates_the_fitted_config(tmp_path, few_scenes, monkeypatch):
