@@ -107,7 +107,7 @@ def _train(cfg, resume, device, seed):
     mean, source = None, cfg.DATASETS.TRAIN[0]
     if state is not None:
         facts, source = state.get("meta", {}), cfg.OUTPUT_DIR
-        check_resumed(facts, images.classes, source, cfg.RESNET_DET.CLASSES_BY_ORDER)
+        check_resumed(facts, cfg, images.classes)
         mean = facts.get("mean_image")
     elif cfg.MODEL.WEIGHTS:
         mean = load_to_train(net, cfg, images.classes).get("mean_image")

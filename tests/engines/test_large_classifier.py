@@ -357,6 +357,18 @@ def test_a_run_is_not_resumed_on_other_classes(folder, tmp_path, monkeypatch):
         classifier.train(load_config("c.yaml", ["OUTPUT_DIR", "output/a"]), resume=True)
 
 
+@pytest.mark.parametrize(
+    "overrides, words",
+    [  # plain-20 has the same tensors as ResNet-20
+        (["MODEL.BACKBONE.NAME", "cifar_plain20"], "to resume in output/a trains cifar_resnet20"),
+        (["MODEL.PIXEL_MEAN", [0, 0, 0]], "output/a: was trained with MODEL.PIXEL_MEAN"),
+    ],
+)
+def test_a_run_is_not_resumed_with_another_net_or_on_other_pixels(overrides, words):
+    with pytest.raises(ValueError, match=words):
+        classifier.train(load_config("c.yaml", ["OUTPUT_DIR", "output/a", *overrides]), resume=True)
+
+
 def test_responses_without_a_test_set_are_refused(tmp_path):
     ours = torch.load(WEIGHTS, weights_only=True)
     config = yaml.safe_load(ours["meta"]["config"])
