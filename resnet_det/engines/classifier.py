@@ -158,6 +158,7 @@ def prepare(
     Raises:
         ConfigError: a test set has classes that the training set lacks.
         DatasetError: a dataset is damaged, or test images are unusable.
+        ValueError: the test images are smaller than INPUT.CROP.SIZE.
     """
     make_datasets(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     name = cfg.DATASETS.TRAIN[0]
@@ -165,6 +166,7 @@ def prepare(
     tests = {test: read_images(test, cfg, device) for test in cfg.DATASETS.TEST}
     places = _places(tests, images.classes, name, cfg)
     for test, test_images in tests.items():
+        test_images.check_test_crop(cfg.INPUT.CROP.SIZE[0])
         if isinstance(test_images, LargeImages):
             check_images(cfg, test, test_images.image_records())
     return images, tests, places
