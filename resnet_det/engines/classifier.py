@@ -274,7 +274,7 @@ def layer_responses(folder: str | Path) -> dict[str, float]:
         ConfigError, WeightsError: the folder holds no finished classifier.
     """
     weights, kept = Path(folder) / "model_final.pth", Path(folder) / "responses.json"
-    if kept.exists() and kept.stat().st_mtime > weights.stat().st_mtime:
+    if weights.exists() and kept.exists() and kept.stat().st_mtime > weights.stat().st_mtime:
         return json.loads(kept.read_text())
     state, facts = read(weights)
     if "config" not in facts:

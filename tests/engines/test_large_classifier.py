@@ -408,6 +408,12 @@ def test_responses_without_a_test_set_are_refused(tmp_path):
         classifier.layer_responses(tmp_path)
 
 
+def test_responses_without_the_weights_are_refused(tmp_path):
+    (tmp_path / "responses.json").write_text("{}")
+    with pytest.raises(ValueError, match="model_final.pth: no such file"):
+        classifier.layer_responses(tmp_path)
+
+
 def test_members_that_do_not_fit_are_named(tmp_path):
     ours = torch.load(WEIGHTS, weights_only=True)
     for change, words in (
