@@ -38,7 +38,7 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
     add(
         "--seeds",
         nargs="+",
-        type=int,
+        type=cli.natural,
         metavar="SEED",
         help="one run per seed (default: 1; miniature: 1 2 3)",
     )

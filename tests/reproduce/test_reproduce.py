@@ -9,6 +9,7 @@ import pytest
 import torch
 from planned_runs import CLASSIFIER, ERROR, command, commands, environment
 
+from resnet_det.commands import reproduce as tool
 from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config
 from resnet_det.data.synthetic import scenes
@@ -52,6 +53,13 @@ def test_the_table_tells_what_the_runs_say(tmp_path, table):
     finished(tmp_path / "c-seed1", 7.0, iterations=500)
     with pytest.raises(ConfigError, match="c-seed1: holds a run of 500 iterations, not 10"):
         publish.table_rows(table, plan, fraction)
+
+
+def test_seeds_that_a_run_would_draw_itself_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        tool.parse(["table6", "--seeds", "0", "-1"])
+    assert "--seeds: '-1': give a whole number of at least 0" in capsys.readouterr().err
+    assert tool.parse(["table6", "--seeds", "0", "1"]).seeds == [0, 1]
 
 
 TOOL = """
