@@ -62,6 +62,17 @@ def test_seeds_that_a_run_would_draw_itself_are_refused(capsys):
     assert tool.parse(["table6", "--seeds", "0", "1"]).seeds == [0, 1]
 
 
+def test_a_folder_with_another_schedule_is_named_before_the_training(tmp_path, monkeypatch):
+    """Even that of a cell that is not chosen, because the page shows all cells."""
+    monkeypatch.setattr(tool, "Runner", lambda *_: pytest.fail("a run was started"))
+    finished(tmp_path / "resnet32-seed1", 7.0)
+    words = ["table6", "--cells", "resnet20", "--output", str(tmp_path)]
+    with pytest.raises(
+        ConfigError, match="resnet32-seed1: holds a run of 10 iterations, not 64000"
+    ):
+        tool.run(tool.parse(words))
+
+
 TOOL = """
 start = options.get("MODEL.WEIGHTS")
 if start and not pathlib.Path(start).exists():
