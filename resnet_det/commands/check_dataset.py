@@ -9,7 +9,8 @@
 Boxes that extend beyond their image are listed, but are no fault: loading clips them. --fix writes
 what is sound as a COCO file, and the list of what is not beside it (clean.faults.txt).
 
-Prints the counts of all classes. Exit status: 0 no faults, 1 faults, 2 wrong usage.
+Prints the number of objects of each class or, for a classification dataset, the smallest and the
+largest number of images per class. Exit status: 0 no faults, 1 faults, 2 wrong usage.
 """
 
 import logging
@@ -18,7 +19,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from ..data import UnknownDataset, check_dataset, dataset_names, files_of
+from ..data import UnknownDataset, check_dataset, check_names, dataset_names, files_of
 from ..data.check import Report
 from ..data.detection import coco
 from ..files import check_target, write_whole
@@ -47,10 +48,10 @@ def main(argv: cli.Words = None) -> int:
         help="COCO file to write what is sound to; OUT.faults.txt lists the rest",
     )
     args = parser.parse_args(argv)
-    if args.fix:
-        _check_fix(args.fix, args.name, args.root)
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
     try:
+        if args.fix:
+            _check_fix(args.fix, args.name, args.root)
         report = check_dataset(args.name, args.root, args.workers)
     except UnknownDataset as error:
         parser.error(str(error))
@@ -66,8 +67,10 @@ def _check_fix(path: str, name: str, root: str | None) -> None:
     first.
 
     Raises:
+        UnknownDataset: the dataset has no boxes, or is unknown.
         ValueError: the path is not that of a JSON file, or is a file of a known dataset.
     """
+    check_names([name])
     if Path(path).suffix != ".json":
         raise ValueError(f"--fix: {path}: name a file that ends in .json")
     for target in (path, _faults_file(path)):

@@ -32,8 +32,21 @@ def positive(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: the text is not a whole number of at least 1.
     """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least 1")
+    return _at_least(1, text)
+
+
+def natural(text: str) -> int:
+    """Parse an option that is a whole number, 0 included, such as a seed.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is not a whole number of at least 0.
+    """
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least {least}")
     return int(text)
 
 

@@ -4,10 +4,11 @@
     resnet-det get-data scenes
     resnet-det get-data coco cifar10 --root /data/detection
 
-The layout of each dataset is described in datasets/README.md. Interrupted downloads are resumed,
-published checksums are verified, and existing files are kept. Without a network connection, the
-error message states what to download and where to put it. VOC 2012's test images are available only
-from the evaluation server, after registration.
+The layout of each dataset is described in datasets/README.md. Interrupted downloads are resumed and
+published checksums are verified. A dataset that is there already is left as it is. An archive is
+removed once it is unpacked, even if you have put it there yourself. Without a network connection,
+the error message states what to download and where to put it. VOC 2012's test images are available
+only from the evaluation server, after registration.
 """
 
 import os

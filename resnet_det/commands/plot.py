@@ -10,6 +10,7 @@ layers' responses on the test set, from finished runs.
 """
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
 
 def labelled(runs: Sequence[str]) -> dict[str, Path]:
     """Label -> folder. The label is the folder's name, or its path if the name occurs twice."""
-    names = [Path(run).name for run in runs]
+    names = [Path(os.path.abspath(run)).name for run in runs]  # "." has none itself
     return {run if names.count(name) > 1 else name: Path(run) for run, name in zip(runs, names)}
 
 

@@ -38,7 +38,7 @@ def parse(argv: cli.Words = None) -> argparse.Namespace:
     add(
         "--seeds",
         nargs="+",
-        type=int,
+        type=cli.natural,
         metavar="SEED",
         help="one run per seed (default: 1; miniature: 1 2 3)",
     )
@@ -127,6 +127,10 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         dry_run(chosen)
         return 0
+    # Days of training should not end in a page that cannot be written.
+    for chain in [*chosen.values(), *([chain[-1]] for chain in plan.values())]:
+        for each in chain:
+            each.metrics()  # raises if the folder holds a run with another schedule
     failed = Runner(args.jobs, args.num_gpus).run_all(chosen)
     path = publish.publish(table, plan, fraction, output)
     print(path.read_text())

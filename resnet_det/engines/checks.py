@@ -47,6 +47,7 @@ def check_classifier(cfg: CfgNode) -> None:
         )
     check_users(cfg, LARGE if True in large else SMALL)
     check_deterministic(cfg)
+    check_scales(cfg)
     if cfg.TEST.AUG.ENABLED and cfg.RESNET_DET.TEST_CROPS > 1:
         raise ConfigError(
             "TEST.AUG.ENABLED tests whole images and RESNET_DET.TEST_CROPS crops: use one of them"
@@ -261,8 +262,13 @@ def check_testable(cfg: CfgNode) -> None:
     others += [f"MODEL.{key}" for key in ("LOAD_PROPOSALS", "KEYPOINT_ON") if cfg.MODEL[key]]
     if others:
         raise ConfigError(f"TEST.AUG.ENABLED and {others[0]} cannot be combined: use one of them")
+    check_scales(cfg)
+
+
+def check_scales(cfg: CfgNode) -> None:
+    """Raise ConfigError if TEST.AUG is enabled and TEST.AUG.MIN_SIZES does not hold sizes."""
     sizes = list(cfg.TEST.AUG.MIN_SIZES)
-    if not sizes or min(sizes) < 1:
+    if cfg.TEST.AUG.ENABLED and (not sizes or min(sizes) < 1):
         raise ConfigError(f"TEST.AUG.MIN_SIZES: {sizes}: give one or more shorter sides in pixels")
 
 

@@ -16,7 +16,7 @@ from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError
 from ..data import Dataset
-from ..weights.facts import Facts, State
+from ..weights.facts import Facts, State, check_facts
 from ..weights.identify import some
 from ..weights.pickles import WeightsError
 
@@ -99,21 +99,27 @@ def tested_places(
     return found
 
 
-def check_resumed(
-    facts: Facts, classes: Sequence[str], folder: str, by_order: bool = False
-) -> None:
-    """Check that a resumed run keeps its classes and their order.
+def check_resumed(facts: Facts, cfg: CfgNode, classes: Sequence[str]) -> None:
+    """Check that a resumed run keeps its net, its preprocessing, and its classes in their order.
 
     Args:
         facts: facts of the checkpoint.
         classes: classes of ``DATASETS.TRAIN``.
-        folder: ``OUTPUT_DIR``, for the error message.
 
     Raises:
-        ConfigError: the classes or their order differ.
+        ConfigError: one of these differs.
     """
+    folder, net = cfg.OUTPUT_DIR, cfg.MODEL.BACKBONE.NAME
+    if facts.get("net", net) != net:
+        raise ConfigError(
+            f"MODEL.BACKBONE.NAME: {net}, but the run to resume in {folder} trains "
+            f"{facts['net']}: give that net, or another OUTPUT_DIR"
+        )
+    if facts:
+        check_facts(facts, cfg, folder)
     trained = facts.get("classes", classes)
-    if places(classes, trained, by_order) != list(range(len(trained))):
+    found = places(classes, trained, cfg.RESNET_DET.CLASSES_BY_ORDER)
+    if found != list(range(len(trained))):
         raise ConfigError(
             f"OUTPUT_DIR: {folder}: the run to resume has other classes than DATASETS.TRAIN: "
             f"{difference(classes, 'DATASETS.TRAIN', trained, 'the run')}. To train on new "

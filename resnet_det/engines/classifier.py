@@ -107,7 +107,7 @@ def _train(cfg, resume, device, seed):
     mean, source = None, cfg.DATASETS.TRAIN[0]
     if state is not None:
         facts, source = state.get("meta", {}), cfg.OUTPUT_DIR
-        check_resumed(facts, images.classes, source, cfg.RESNET_DET.CLASSES_BY_ORDER)
+        check_resumed(facts, cfg, images.classes)
         mean = facts.get("mean_image")
     elif cfg.MODEL.WEIGHTS:
         mean = load_to_train(net, cfg, images.classes).get("mean_image")
@@ -158,6 +158,7 @@ def prepare(
     Raises:
         ConfigError: a test set has classes that the training set lacks.
         DatasetError: a dataset is damaged, or test images are unusable.
+        ValueError: the test images are smaller than INPUT.CROP.SIZE.
     """
     make_datasets(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     name = cfg.DATASETS.TRAIN[0]
@@ -165,6 +166,7 @@ def prepare(
     tests = {test: read_images(test, cfg, device) for test in cfg.DATASETS.TEST}
     places = _places(tests, images.classes, name, cfg)
     for test, test_images in tests.items():
+        test_images.check_test_crop(cfg.INPUT.CROP.SIZE[0])
         if isinstance(test_images, LargeImages):
             check_images(cfg, test, test_images.image_records())
     return images, tests, places
@@ -272,7 +274,7 @@ def layer_responses(folder: str | Path) -> dict[str, float]:
         ConfigError, WeightsError: the folder holds no finished classifier.
     """
     weights, kept = Path(folder) / "model_final.pth", Path(folder) / "responses.json"
-    if kept.exists() and kept.stat().st_mtime > weights.stat().st_mtime:
+    if weights.exists() and kept.exists() and kept.stat().st_mtime > weights.stat().st_mtime:
         return json.loads(kept.read_text())
     state, facts = read(weights)
     if "config" not in facts:

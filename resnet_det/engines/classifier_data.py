@@ -62,8 +62,9 @@ def normalise(cfg: CfgNode, mean: torch.Tensor | None, source: str, *datasets: I
         source: name of the checkpoint or dataset that ``mean`` comes from, for the messages.
 
     Raises:
-        ConfigError: there is a mean image without ``PER_PIXEL_MEAN`` or the reverse, or
-            ``MODEL.PIXEL_MEAN`` is not the mean over the mean image.
+        ConfigError: there is a mean image without ``PER_PIXEL_MEAN`` or the reverse,
+            ``MODEL.PIXEL_MEAN`` is not the mean over the mean image, or the crops of large images
+            have another size than the mean image.
     """
     model = cfg.MODEL
     if cfg.RESNET_DET.PER_PIXEL_MEAN != (mean is not None):
@@ -77,6 +78,13 @@ def normalise(cfg: CfgNode, mean: torch.Tensor | None, source: str, *datasets: I
             raise ConfigError(
                 f"MODEL.PIXEL_MEAN: {list(model.PIXEL_MEAN)}: with RESNET_DET.PER_PIXEL_MEAN it "
                 f"must be the mean of the mean image of {source}: {channels}"
+            )
+        height, width = mean.shape[1:]
+        large = any(isinstance(images, LargeImages) for images in datasets)
+        if large and [height, width] != list(cfg.INPUT.CROP.SIZE):
+            raise ConfigError(
+                f"INPUT.CROP.SIZE: {list(cfg.INPUT.CROP.SIZE)}: the mean image of {source} has "
+                f"{height} x {width} pixels: give that size"
             )
     for images in datasets:
         images.normalise_by(model.PIXEL_MEAN if mean is None else mean, model.PIXEL_STD)

@@ -137,8 +137,7 @@ def _train(cfg, resume, device, seed):
     if state is None:
         load_to_train(model, cfg, data.classes)
     else:
-        by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
-        check_resumed(state.get("meta", {}), data.classes, cfg.OUTPUT_DIR, by_order)
+        check_resumed(state.get("meta", {}), cfg, data.classes)
     trainer = build_trainer(cfg, model.to(device), checkpoint_facts(cfg, data.classes, seed), state)
     batches = training_batches(
         data.records,

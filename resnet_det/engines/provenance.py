@@ -5,7 +5,7 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,13 +86,22 @@ def say_changes(facts: Facts, cfg: CfgNode, path: str | Path, keys: str = "") ->
         before, now = (parse_text(text, path) for text in (facts["config"], embedded_part(cfg)))
     except ConfigError:  # the code that needs that config raises this error
         return
-    changed = [
+    changed = changes(before, now, keys)
+    if changed:
+        logger.warning("%s: was trained with another config: %s", path, "; ".join(changed))
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], keys: str = "") -> list[str]:
+    """One text per key in which two configs differ, from :func:`.parse_text`.
+
+    Args:
+        keys: prefix of the keys to compare.
+    """
+    return [
         f"{key} {str(before[key])[:80]}, now {str(now[key])[:80]}"
         for key in now
         if key.startswith(keys) and key != "OUTPUT_DIR" and before.get(key, now[key]) != now[key]
     ]
-    if changed:
-        logger.warning("%s: was trained with another config: %s", path, "; ".join(changed))
 
 
 def stored_config(facts: Facts, weights: str | Path) -> str:

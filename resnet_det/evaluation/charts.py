@@ -14,6 +14,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..files import check_target
+
 COLORS = (
     "#2563eb", "#d9480f", "#0b8457", "#9333b8", "#b7860b", "#0891b2", "#c2255c", "#5c677d",
 )  # fmt: skip
@@ -150,14 +152,22 @@ def svg(figure: Figure) -> str:
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a chart as .png and .svg. Returns the path of the .png.
 
-    ``path`` has no file extension; its folder is created if absent.
+    Args:
+        path: path of both files, without or with one of their endings. Its folder is created if
+            absent.
+
+    Raises:
+        ValueError: see :func:`.files.check_target`.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    stem = str(path).removesuffix(".png").removesuffix(".svg")  # a name such as lr0.1 has a point
+    png, svg = Path(f"{stem}.png"), Path(f"{stem}.svg")
+    for target in (png, svg):
+        check_target(target)
+    png.parent.mkdir(parents=True, exist_ok=True)
     with style():
-        figure.savefig(path.with_suffix(".svg"), metadata=_NO_METADATA)
-        figure.savefig(path.with_suffix(".png"), dpi=160)
-    return path.with_suffix(".png")
+        figure.savefig(svg, metadata=_NO_METADATA)
+        figure.savefig(png, dpi=160)
+    return png
 
 
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -12,7 +12,8 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError, flatten
-from ..config.loading import find_config, load_config
+from ..config.loading import embedded_part, find_config, load_config, parse_text
+from ..engines.provenance import changes
 from ..engines.scaling import scaled
 from ..training import read_metrics
 from ..training.checkpoint import load
@@ -102,6 +103,16 @@ class Run:
             if line["iteration"] >= length - 1 and all(key in line for key in self.keys):
                 return line
         return None
+
+    def changes(self) -> list[str]:
+        """The keys whose values differ between the run in the folder and this plan, as text."""
+        path = self.folder / "config.yaml"
+        if not path.exists():
+            return []
+        before, cfg = parse_text(path.read_text(), path), self.load_config()
+        if processes := before.get("SOLVER.REFERENCE_WORLD_SIZE"):
+            cfg = scaled(cfg, processes)
+        return changes(before, parse_text(embedded_part(cfg), self.step.config))
 
     def commit(self) -> str:
         """The git commit at which the weights were trained."""

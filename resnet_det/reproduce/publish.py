@@ -82,6 +82,16 @@ def data_remarks(finished: Plan) -> list[str]:
     return [remark for remark in map(shortfall, names) if remark]
 
 
+def config_remarks(finished: Plan) -> list[str]:
+    """One line per finished run whose config differs from the one that the table states now."""
+    runs = dict.fromkeys(run for chain in finished.values() for run in chain)
+    return [
+        f"{run.folder.name} was run with another config: {', '.join(changed)}"
+        for run in runs
+        if (changed := run.changes())
+    ]
+
+
 def publish(table: Table, plan: Plan, fraction: Fraction, output: str | Path) -> Path:
     """Write ``<table>.md`` and ``<table>.html`` with the figures. Returns the Markdown file's
     path."""
@@ -95,7 +105,7 @@ def publish(table: Table, plan: Plan, fraction: Fraction, output: str | Path) ->
     for (cell, _), chain in finished.items():
         folders.setdefault(cell.name, []).append(chain[-1].folder)
     figures = table.figures(folders, output) if table.figures and folders else {}
-    remarks = data_remarks(finished)
+    remarks = data_remarks(finished) + config_remarks(finished)
     if starts_published(table):
         start = "classifiers trained here" if trains_classifiers(plan) else "published weights"
         remarks.append(f"detectors start from {start}")

@@ -138,7 +138,8 @@ class Trainer:
         Learning rates, weight decay and momentum stay those that the optimizer was built with.
 
         Raises:
-            ValueError: another engine wrote it, or see :func:`.schedule.keep_settings`.
+            ValueError: another engine wrote it, it does not fit the model, or see
+                :func:`.schedule.keep_settings`.
         """
         if not {"optimizer", "schedule", "rng"} <= state.keys():
             raise ValueError(
@@ -146,7 +147,14 @@ class Trainer:
                 "so it cannot be resumed here: give it as MODEL.WEIGHTS, and another OUTPUT_DIR"
             )
         self.iteration = state["iteration"]
-        self.plain_model.load_state_dict(state["model"])
+        try:
+            self.plain_model.load_state_dict(state["model"])
+        except RuntimeError as error:  # its message has one line per parameter
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{self.checkpointer.folder}: its last checkpoint does not fit the config's net: "
+                f"give the config of that run, or another OUTPUT_DIR ({reason})"
+            ) from error
         with keep_settings(self.optimizer, self.schedule, state["optimizer"]):
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])

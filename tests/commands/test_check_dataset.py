@@ -255,9 +255,13 @@ def test_fix_keeps_ids(tmp_path, check):
     assert sorted(fixed["categories"], key=str) == sorted(content["categories"], key=str)
 
 
-def test_fix_needs_boxes(imagenet, check):
-    with pytest.raises(ValueError, match="imagenet_val has no sound detection images"):
+def test_fix_needs_boxes(imagenet, check, capsys, monkeypatch):
+    monkeypatch.setattr(tool, "check_dataset", lambda *_: pytest.fail("the images were read"))
+    with pytest.raises(SystemExit):
         check(imagenet.parents[1], "--fix", "it.json", name="imagenet_val")
+    assert (
+        "'imagenet_val' is a dataset for classification, not detection" in capsys.readouterr().err
+    )
 
 
 def test_all_faults_are_listed_at_once(voc_folder, check):

@@ -12,7 +12,7 @@ from resnet_det.evaluation.charts import COLORS
 from resnet_det.evaluation.figures import error_curves
 
 
-def test_errors_of_two_runs_side_by_side(tmp_path, capsys):
+def test_errors_of_two_runs_side_by_side(tmp_path, capsys, monkeypatch):
     for name in ("plain", "residual"):
         (tmp_path / name).mkdir()
         lines = [
@@ -30,6 +30,8 @@ def test_errors_of_two_runs_side_by_side(tmp_path, capsys):
         plot.main(["errors", str(tmp_path / "nowhere"), "--output", str(out)])
     twins = ["a/x", "b/x", "b/y"]  # none is dropped because another has its name
     assert plot.labelled(twins) == {k: Path(v) for k, v in zip(("a/x", "b/x", "y"), twins)}
+    monkeypatch.chdir(tmp_path / "plain")
+    assert plot.labelled(["."]) == {"plain": Path(".")}
     with pytest.raises(SystemExit):
         plot.parse(["responses", runs[0], "--top", "20", "--output", str(out)])
 

@@ -239,6 +239,16 @@ def test_what_a_folder_leaves_out_is_counted(pets, caplog):
     assert line.startswith(f"{pets}/train: 2 files and subfolders of its classes are left out: ")
 
 
+def test_hidden_files_are_neither_images_nor_classes_nor_splits(pets):
+    before = listed(f"folder:{pets}/train")
+    (pets / "train/cat/._cat0.JPG").write_bytes(b"macOS writes this beside an image")
+    write_image(pets / "train/.thumbnails/cat0.jpg")
+    (pets / ".git/hooks").mkdir(parents=True)
+    assert listed(f"folder:{pets}/train") == before
+    with pytest.raises(DatasetError, match="choose split=train or split=val$"):
+        listed(f"folder:{pets}")
+
+
 def test_parts_of_a_folder_keep_all_classes(pets):
     whole, classes = listed(f"folder:{pets}/train")
     parts = [listed(f"folder:{pets}/train?split={part}") for part in ("[:30%]", "[30%:]")]

@@ -242,6 +242,35 @@ def test_mistakes_are_named(overrides, words):
         classifier.train(load_config("c.yaml", ["OUTPUT_DIR", "output/m", *overrides]))
 
 
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["INPUT.MIN_SIZE_TEST", 24], "crop of 32 pixels.*side is 24 .*MIN_SIZE_TEST"),
+        (["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (24,)], "side is 24 .*AUG.MIN_SIZES"),
+        (
+            ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", ()],
+            r"MIN_SIZES: \[\]: give one or more",
+        ),
+    ],
+)
+def test_test_images_that_are_too_small_are_named_before_training(overrides, words, tmp_path):
+    cfg = load_config("c.yaml", ["OUTPUT_DIR", str(tmp_path / "a"), *overrides])
+    with pytest.raises(ValueError, match=words):
+        classifier.train(cfg)
+    assert not (tmp_path / "a/metrics.json").exists()
+
+
+def test_a_mean_image_of_another_size_than_the_crops_is_refused(tmp_path):
+    file = torch.load(WEIGHTS, weights_only=True)
+    file["meta"]["mean_image"] = torch.full((3, 24, 24), 100.0)
+    file["meta"]["pixel_mean"] = [100.0] * 3
+    torch.save(file, tmp_path / "x.pth")
+    keys = ["MODEL.WEIGHTS", str(tmp_path / "x.pth"), "MODEL.PIXEL_MEAN", [100.0] * 3]
+    words = r"INPUT.CROP.SIZE: \[32, 32\]: the mean image of .*x.pth has 24 x 24 pixels"
+    with pytest.raises(ValueError, match=words):
+        top1(tmp_path, *keys, "RESNET_DET.PER_PIXEL_MEAN", True)
+
+
 def test_unusable_test_images_are_named_before_training(folder, tmp_path, monkeypatch):
     shutil.copytree(folder / "imagenet", tmp_path / "imagenet")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
@@ -357,6 +386,18 @@ def test_a_run_is_not_resumed_on_other_classes(folder, tmp_path, monkeypatch):
         classifier.train(load_config("c.yaml", ["OUTPUT_DIR", "output/a"]), resume=True)
 
 
+@pytest.mark.parametrize(
+    "overrides, words",
+    [  # plain-20 has the same tensors as ResNet-20
+        (["MODEL.BACKBONE.NAME", "cifar_plain20"], "to resume in output/a trains cifar_resnet20"),
+        (["MODEL.PIXEL_MEAN", [0, 0, 0]], "output/a: was trained with MODEL.PIXEL_MEAN"),
+    ],
+)
+def test_a_run_is_not_resumed_with_another_net_or_on_other_pixels(overrides, words):
+    with pytest.raises(ValueError, match=words):
+        classifier.train(load_config("c.yaml", ["OUTPUT_DIR", "output/a", *overrides]), resume=True)
+
+
 def test_responses_without_a_test_set_are_refused(tmp_path):
     ours = torch.load(WEIGHTS, weights_only=True)
     config = yaml.safe_load(ours["meta"]["config"])
@@ -364,6 +405,12 @@ def test_responses_without_a_test_set_are_refused(tmp_path):
     ours["meta"]["config"] = yaml.safe_dump(config)
     torch.save(ours, tmp_path / "model_final.pth")
     with pytest.raises(ValueError, match="model_final.pth: its config has no DATASETS.TEST"):
+        classifier.layer_responses(tmp_path)
+
+
+def test_responses_without_the_weights_are_refused(tmp_path):
+    (tmp_path / "responses.json").write_text("{}")
+    with pytest.raises(ValueError, match="model_final.pth: no such file"):
         classifier.layer_responses(tmp_path)
 
 

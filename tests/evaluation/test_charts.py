@@ -54,3 +54,14 @@ def test_svg_is_reproducible_and_holds_no_name_as_markup(tmp_path):
     assert "stroke: var(--c0, #2563eb)" in text
     files = [charts.save(draw(), tmp_path / name).with_suffix(".svg") for name in ("a", "b")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_point_in_the_name_is_kept(tmp_path):
+    """Otherwise lr0.01 would overwrite lr0.1."""
+    chart = charts.line_chart({"a": [(0, 0.0), (1, 1.0)]})
+    for name in ("lr0.1", "lr0.01", "a.png", "b.svg"):
+        assert charts.save(chart, tmp_path / name).with_suffix(".svg").is_file()
+    written = {path.stem for path in tmp_path.iterdir()}
+    assert written == {"lr0.1", "lr0.01", "a", "b"}
+    with pytest.raises(ValueError, match="a.png is a file; name a file in a folder"):
+        charts.save(chart, tmp_path / "a.png/c")

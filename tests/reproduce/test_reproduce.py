@@ -9,6 +9,7 @@ import pytest
 import torch
 from planned_runs import CLASSIFIER, ERROR, command, commands, environment
 
+from resnet_det.commands import reproduce as tool
 from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config
 from resnet_det.data.synthetic import scenes
@@ -52,6 +53,39 @@ def test_the_table_tells_what_the_runs_say(tmp_path, table):
     finished(tmp_path / "c-seed1", 7.0, iterations=500)
     with pytest.raises(ConfigError, match="c-seed1: holds a run of 500 iterations, not 10"):
         publish.table_rows(table, plan, fraction)
+
+
+def test_the_page_says_with_which_other_config_a_run_was_made(tmp_path, table):
+    fraction = Fraction(1, 50)
+    plan = planning.plan(table, [1], fraction, tmp_path)
+    for (cell, _), (run,) in plan.items():
+        finished(run.folder, 9.0)
+        with open(run.folder / "config.yaml", "w") as file:
+            cfg = run.load_config().clone()
+            cfg.defrost()
+            cfg.SOLVER.BASE_LR = 0.5 if cell.name == "b" else cfg.SOLVER.BASE_LR
+            file.write(cfg.dump())
+    text = publish.publish(table, plan, fraction, tmp_path).read_text()
+    assert text.count("another config") == 1
+    assert "b-seed1 was run with another config: SOLVER.BASE_LR 0.5, now 0.1" in text
+
+
+def test_seeds_that_a_run_would_draw_itself_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        tool.parse(["table6", "--seeds", "0", "-1"])
+    assert "--seeds: '-1': give a whole number of at least 0" in capsys.readouterr().err
+    assert tool.parse(["table6", "--seeds", "0", "1"]).seeds == [0, 1]
+
+
+def test_a_folder_with_another_schedule_is_named_before_the_training(tmp_path, monkeypatch):
+    """Even that of a cell that is not chosen, because the page shows all cells."""
+    monkeypatch.setattr(tool, "Runner", lambda *_: pytest.fail("a run was started"))
+    finished(tmp_path / "resnet32-seed1", 7.0)
+    words = ["table6", "--cells", "resnet20", "--output", str(tmp_path)]
+    with pytest.raises(
+        ConfigError, match="resnet32-seed1: holds a run of 10 iterations, not 64000"
+    ):
+        tool.run(tool.parse(words))
 
 
 TOOL = """

@@ -36,6 +36,7 @@ from resnet_det.training import (
     precision,
     read_metrics,
 )
+from resnet_det.training.checkpoint import load
 from resnet_det.training.metrics import Metrics
 
 
@@ -338,6 +339,16 @@ def test_a_batch_is_freed_before_the_next_one_is_drawn(tmp_path):
         alive.append(weakref.ref(batch[0]["x"]))
         del batch
         assert alive[-1]() is None
+
+
+def test_a_checkpoint_of_another_net_is_refused(tmp_path):
+    model = Toy()
+    trainer = Trainer(model, *toy_optimizer(model), tmp_path, Plan(1, checkpoint_period=1))
+    trainer.run(batches())
+    state = load(tmp_path / "model_final.pth")
+    state["model"].popitem()
+    with pytest.raises(ValueError, match="does not fit the config's net.*Missing key"):
+        trainer.resume(state)
 
 
 def test_resume_needs_no_particular_place_to_log(tmp_path):

@@ -35,7 +35,11 @@ class Cifar100(ClassificationSpec):
         elif os.path.isfile(source := os.path.join(root, ARCHIVE)):
             content = from_archive(source, FOLDER, [file, "meta"])
         else:
-            raise DatasetError(root, f"holds no CIFAR-100: put {FOLDER} or {ARCHIVE} there")
+            raise DatasetError(
+                root,
+                "holds no CIFAR-100: python tools/get_data.py cifar100 downloads it; or put "
+                f"{FOLDER} or {ARCHIVE} there",
+            )
         meta = os.path.join(source, "meta")
         classes = read_dict(content["meta"], meta, "fine_label_names")["fine_label_names"]
         if not isinstance(classes, list) or len(set(map(str, classes))) != 100:

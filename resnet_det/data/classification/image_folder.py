@@ -66,7 +66,7 @@ class ImageFolder(ClassificationSpec):
 
     def _split_folder(self, folder: str) -> str:
         """The folder of the split. Raises DatasetError, with the splits there, if there is none."""
-        subfolders = [entry for entry in os.scandir(folder) if entry.is_dir()]
+        subfolders = [entry for entry in _visible(folder) if entry.is_dir()]
         splits = sorted(entry.name for entry in subfolders if _holds_classes(entry.path))
         if self.split in splits:
             return os.path.join(folder, str(self.split))
@@ -91,9 +91,14 @@ class ImageFolder(ClassificationSpec):
         return self.report(where, [os.path.basename(path) for path, _ in listed], counts, faults)
 
 
+def _visible(folder: str) -> list[os.DirEntry[str]]:
+    """The files and folders in a folder that are not hidden, such as .git or macOS's ._1.jpg."""
+    return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+
+
 def _holds_classes(folder: str) -> bool:
     """Whether a folder holds folders and no images."""
-    inside = list(os.scandir(folder))
+    inside = _visible(folder)
     images = (entry for entry in inside if entry.name.lower().endswith(EXTENSIONS))
     return any(entry.is_dir() for entry in inside) and not any(images)
 
@@ -101,14 +106,14 @@ def _holds_classes(folder: str) -> bool:
 def list_folder(folder: str) -> Classes:
     """``<folder>/<class>/<image>`` -> [(path of the class, [paths of its images])], sorted by name.
 
-    The log counts what is left out.
+    Hidden files and folders are ignored. The log counts what else is left out.
 
     Raises:
         DatasetError: no such folder, or no classes.
     """
     if not os.path.isdir(folder):
         raise DatasetError(folder, "does not exist: it should hold one folder per class")
-    classes = sorted(e.name for e in os.scandir(folder) if e.is_dir())
+    classes = sorted(e.name for e in _visible(folder) if e.is_dir())
     if not classes:
         raise DatasetError(
             folder, "holds no class folders: put one folder of images per class in it"
@@ -116,9 +121,9 @@ def list_folder(folder: str) -> Classes:
     listed = []
     others = 0
     for path in (os.path.join(folder, name) for name in classes):
-        names = sorted(os.listdir(path))
+        names = sorted(entry.name for entry in _visible(path))
         found = [name for name in names if name.lower().endswith(EXTENSIONS)]
-        others += sum(not name.startswith(".") for name in set(names).difference(found))
+        others += len(names) - len(found)
         listed.append((path, [os.path.join(path, name) for name in found]))
     if others:
         what = "files and subfolders of its classes are left out: images are files that end in"

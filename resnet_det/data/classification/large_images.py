@@ -233,6 +233,10 @@ class LargeImages:
                 f"shorter side is {min(shorts)} ({key})"
             )
 
+    def check_test_crop(self, size: int) -> None:
+        """Raise ValueError unless the resized images have ``size`` pixels for a test."""
+        self._check_sizes(size, self.views.sizes, "INPUT.MIN_SIZE_TEST or TEST.AUG.MIN_SIZES")
+
     def training_batches(
         self,
         *,
@@ -280,7 +284,7 @@ class LargeImages:
         skips an unreadable image, with a warning, instead of raising; do not use it to measure
         accuracy.
         """
-        self._check_sizes(size, self.views.sizes, "INPUT.MIN_SIZE_TEST or TEST.AUG.MIN_SIZES")
+        self.check_test_crop(size)
         reader, known = self._reader
         stream = reader.test_batches(
             self.records,

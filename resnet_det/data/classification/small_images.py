@@ -89,6 +89,10 @@ class SmallImages:
     def _normalised(self, index: torch.Tensor | slice) -> torch.Tensor:
         return (self.images[index].float() - self.mean) / self.std
 
+    def check_test_crop(self, size: int) -> None:
+        """Raise ValueError unless the images have ``size`` pixels for a test."""
+        _check_crop(size, *self.images.shape[2:])
+
     def training_batches(
         self,
         *,
@@ -136,8 +140,8 @@ class SmallImages:
     ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
         """Yield ``([images], labels)``: one view, the central ``size`` pixels. Each image is
         yielded once, by one of the processes."""
+        self.check_test_crop(size)
         h, w = self.images.shape[2:]
-        _check_crop(size, h, w)
         top, left = (h - size) // 2, (w - size) // 2
         begin, end = len(self) * rank // world, len(self) * (rank + 1) // world
         for i in range(begin, end, batch):

@@ -39,7 +39,7 @@ class Checkpointer(DetectionCheckpointer):
         facts: facts to save with each checkpoint.
         fresh: names of the tensors that are not loaded from a weight file.
         classes: class names of the training set. The rows of shared classes are loaded from a
-            weight file; resuming a run with other classes is an error.
+            weight file; resuming a run with other classes, or another net, is an error.
         cfg: the config. Weights whose facts differ from it are an error.
 
     Attributes:
@@ -116,10 +116,10 @@ class Checkpointer(DetectionCheckpointer):
         return facts
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """Read a whole checkpoint and check that its classes are those of this run."""
+        """Read a whole checkpoint and check that it belongs to this run."""
         checkpoint = load(filename)
-        if self.classes:
-            check_resumed(checkpoint.get("meta", {}), self.classes, self.save_dir, self.by_order)
+        if self.classes and self.cfg is not None:
+            check_resumed(checkpoint.get("meta", {}), self.cfg, self.classes)
         return checkpoint if "model" in checkpoint else {"model": checkpoint}
 
     def _load_model(self, checkpoint: dict[str, Any]):

@@ -153,6 +153,10 @@ def test_an_unknown_name_is_told_before_the_scenes_are_drawn(folder, monkeypatch
             "no batch normalisation",
         ),
         (["DATASETS.TEST", ["scenes_classification_vall"]], "scenes_classification_val"),
+        (  # it fits into the padded training images, not into the test images
+            ["INPUT.CROP.SIZE", [40, 40], "RESNET_DET.CROP_PADDING", 4],
+            "INPUT.CROP.SIZE: a crop of 40 pixels does not fit into 36 x 36",
+        ),
     ],
 )
 def test_classifiers_mistakes_are_named(pretrained, overrides, words):
@@ -160,6 +164,7 @@ def test_classifiers_mistakes_are_named(pretrained, overrides, words):
     cfg = load_config("classifier.yaml", [*weights, "OUTPUT_DIR", "output/other", *overrides])
     with pytest.raises(ValueError, match=words):
         classifier.train(cfg)
+    assert not Path("output/other/metrics.json").exists()  # before the training
 
 
 def test_another_config_than_a_run_began_with_is_said(pretrained, caplog):
