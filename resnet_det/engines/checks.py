@@ -210,14 +210,22 @@ def check_batches(cfg: CfgNode) -> None:
 
 
 def check_output(cfg: CfgNode, resume: bool) -> None:
-    """Raise ConfigError instead of overwriting an earlier run's checkpoints.
+    """Raise ConfigError instead of overwriting checkpoints, of an earlier run or put there by hand.
 
     Call this again while holding the lock: the run that we waited for may have saved checkpoints.
     """
-    if not resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists():
+    folder = Path(cfg.OUTPUT_DIR)
+    if resume:
+        return
+    if (folder / "last_checkpoint").exists():
         raise ConfigError(
-            f"OUTPUT_DIR: {cfg.OUTPUT_DIR} holds the checkpoints of an earlier run: give --resume "
+            f"OUTPUT_DIR: {folder} holds the checkpoints of an earlier run: give --resume "
             "to continue it, or another OUTPUT_DIR, or remove the folder"
+        )
+    if held := sorted(folder.glob("model_*.pth")):
+        raise ConfigError(
+            f"OUTPUT_DIR: {folder} holds {held[0].name}, which this run may replace: give another "
+            "OUTPUT_DIR, or move the file"
         )
 
 

@@ -111,6 +111,16 @@ def test_what_the_waited_for_run_saved_is_kept(configs, engine):
     assert sorted(os.listdir(output)) == [".lock", "last_checkpoint", "metrics.json"]
 
 
+def test_weights_that_lie_in_the_output_folder_are_kept(configs):
+    weights = configs / "out/model_final.pth"
+    weights.parent.mkdir()
+    weights.write_bytes(b"a detector from elsewhere")
+    cfg = embedded(configs / "detector.yaml", ["OUTPUT_DIR", str(weights.parent)])
+    with pytest.raises(ConfigError, match="holds model_final.pth, which this run may replace"):
+        pick("torchvision").train(cfg)
+    assert weights.read_bytes() == b"a detector from elsewhere"
+
+
 def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file/out"):
