@@ -44,9 +44,9 @@ def natural(text: str) -> int:
     return _at_least(0, text)
 
 
-def _at_least(least: int, text: str) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least {least}")
+def _at_least(minimum: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < minimum:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least {minimum}")
     return int(text)
 
 

@@ -6,7 +6,8 @@
     resnet-det train --config-file quickstart.yaml --eval-only \\
         MODEL.WEIGHTS output/quickstart/model_final.pth
 
-Options and exit codes are those of Detectron2's tools/train_net.py.
+Options and exit codes are those of Detectron2's tools/train_net.py, except that --eval-only refuses
+--resume: name the checkpoint as MODEL.WEIGHTS.
 """
 
 import argparse

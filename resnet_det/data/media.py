@@ -33,8 +33,8 @@ def find_media(sources: Sequence[str | Path], leave_out: str | Path = "") -> lis
 
     A path that does not exist is returned as it is: reading it raises the error. A folder, also one
     that a pattern matches, stands for the images and videos in it and in its subfolders, in
-    alphabetical order; hidden files are ignored. A log line counts the files that are neither images nor videos. Each file is returned
-    once.
+    alphabetical order; hidden files are ignored. A log line counts the files that are neither
+    images nor videos. Each file is returned once.
 
     Args:
         leave_out: a folder whose files are left out unless they are named one by one.
@@ -73,8 +73,10 @@ def _choose(source: str | Path, paths: Sequence[Path], leave_out: str | Path) ->
 
 
 def _files(path: Path) -> list[Path]:
-    """The files of a folder and of its subfolders, or a file itself."""
-    return sorted(map(Path, files_below(str(path), [""]))) if path.is_dir() else [path]
+    """The files of a folder and of its subfolders, or a file itself, unless it is a dead link."""
+    if path.is_dir():
+        return sorted(map(Path, files_below(str(path), [""])))
+    return [path] if path.is_file() else []
 
 
 def read_frames(path: str | Path) -> Iterator[np.ndarray]:

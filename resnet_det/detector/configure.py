@@ -16,8 +16,10 @@ def configure(cfg: CfgNode, name: str, head: str = "c4") -> None:
     """Set every key that a detector on the net ``name`` needs: features, levels, pooler, anchors.
 
     The same keys are set for every net; their values follow from its stages and strides. For
-    ``paper_resnet50`` they equal Detectron2's own C4, FPN and RetinaNet configs. Other keys, such as
-    those of data and schedule, keep their values.
+    ``paper_resnet50`` they equal Detectron2's own C4, FPN and RetinaNet configs. An empty
+    ``MODEL.RESNETS.NORM``, as VGG has it, becomes FrozenBN for a net with norms, and
+    ``RES5_DILATION`` 1 for a net without ``res5``. Other keys, such as those of data and schedule,
+    keep their values.
 
     Args:
         cfg: Detectron2's config or ours. It is changed in place.

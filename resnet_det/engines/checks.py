@@ -1,6 +1,7 @@
 """Checks that need several keys, the data or the output folder. All engines share them."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,8 @@ def check_batches(cfg: CfgNode) -> None:
 
 
 def check_output(cfg: CfgNode, resume: bool) -> None:
-    """Raise ConfigError instead of overwriting checkpoints, of an earlier run or put there by hand.
+    """Raise ConfigError instead of overwriting checkpoints, of an earlier run or put there by hand,
+    unless the run resumes.
 
     Call this again while holding the lock: the run that we waited for may have saved checkpoints.
     """
@@ -222,9 +224,10 @@ def check_output(cfg: CfgNode, resume: bool) -> None:
             f"OUTPUT_DIR: {folder} holds the checkpoints of an earlier run: give --resume "
             "to continue it, or another OUTPUT_DIR, or remove the folder"
         )
-    if held := sorted(folder.glob("model_*.pth")):
+    names = sorted(path.name for path in folder.glob("model_*.pth"))
+    if held := [name for name in names if re.fullmatch(r"model_(final|best|\d+)\.pth", name)]:
         raise ConfigError(
-            f"OUTPUT_DIR: {folder} holds {held[0].name}, which this run may replace: give another "
+            f"OUTPUT_DIR: {folder} holds {held[0]}, which this run may replace: give another "
             "OUTPUT_DIR, or move the file"
         )
 

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from fvcore.common.config import CfgNode
 
-from ..config.defaults import ConfigError, flatten
+from ..config.defaults import ConfigError, flatten, get_cfg
 from ..config.loading import detectron2_part, embedded_part, parse_text
 from ..training import distributed
 from ..weights.facts import Facts, State, config_facts
@@ -142,6 +142,7 @@ def ensemble(cfg: CfgNode, classes: Sequence[str] | None = None) -> Iterator[Mem
         ConfigError: a file carries no config, or its kind of model, its channel order or its
             classes differ from those of ``MODEL.WEIGHTS``.
     """
+    wanted, defaults = flatten(cfg), flatten(get_cfg())
     for path in cfg.RESNET_DET.ENSEMBLE:
         state, facts = read(path)
         if "config" not in facts:
@@ -151,10 +152,10 @@ def ensemble(cfg: CfgNode, classes: Sequence[str] | None = None) -> Iterator[Mem
             )
         own = parse_text(facts["config"], path)
         for key in ("MODEL.META_ARCHITECTURE", "MODEL.LOAD_PROPOSALS"):
-            if own.get(key) != flatten(cfg)[key]:
+            if (given := own.get(key, defaults[key])) != wanted[key]:
                 raise ConfigError(
-                    f"RESNET_DET.ENSEMBLE: {path}: has {key} {own.get(key)}, but MODEL.WEIGHTS has "
-                    f"{flatten(cfg)[key]}"
+                    f"RESNET_DET.ENSEMBLE: {path}: has {key} {given}, but MODEL.WEIGHTS has "
+                    f"{wanted[key]}"
                 )
         if facts.get("format") != cfg.INPUT.FORMAT:
             raise ConfigError(

@@ -123,6 +123,10 @@ def check_best_metric(cfg: CfgNode, datasets: Mapping[str, Dataset]) -> None:
         if metric and dataset.metadata.annotated
     }
     known = named_metrics(BOX, given)
+    if metric and not known:
+        raise ConfigError(
+            f"RESNET_DET.BEST.METRIC: {metric}: no dataset of DATASETS.TEST has annotations"
+        )
     if metric and metric not in known:
         use = " or ".join(name for name in known if name.endswith("/AP"))
         raise ConfigError(

@@ -38,9 +38,8 @@ class FrozenBatchNorm2d(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(prefix + "num_batches_tracked", None)
-        if (
-            prefix + "weight" in state_dict
-        ):  # an affine map without statistics, as in Caffe's models
+        # Caffe's models hold an affine map without statistics.
+        if prefix + "weight" in state_dict:
             state_dict.setdefault(prefix + "running_mean", torch.zeros_like(self.running_mean))
             state_dict.setdefault(prefix + "running_var", torch.ones_like(self.running_var))
         super()._load_from_state_dict(state_dict, prefix, *args)

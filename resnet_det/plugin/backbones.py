@@ -155,7 +155,7 @@ def stock_head_faults(cfg: CfgNode, name: str) -> list[str]:
     net's own head."""
     heads = dict(iter(ROI_HEADS_REGISTRY)).get(cfg.MODEL.ROI_HEADS.NAME)
     build = getattr(heads, "_build_res5_block", None)
-    if not has_roi_heads(cfg) or build is None or build.__func__ is not STOCK_HEAD:
+    if not has_roi_heads(cfg) or getattr(build, "__func__", build) is not STOCK_HEAD:
         return []
     with torch.device("meta"):  # without the config's options, which are checked elsewhere
         _, head = build_with_norm(name, norm="FrozenBN").split()

@@ -105,14 +105,20 @@ class Run:
         return None
 
     def changes(self) -> list[str]:
-        """The keys whose values differ between the run in the folder and this plan, as text."""
-        path = self.folder / "config.yaml"
-        if not path.exists():
+        """The keys whose values differ between the training in the folder and this plan, as text.
+
+        A test states nothing: only trainings carry their config.
+        """
+        text = None if self.tested else load(self.weights).get("meta", {}).get("config")
+        if text is None:
             return []
-        before, cfg = parse_text(path.read_text(), path), self.load_config()
+        before, cfg = parse_text(text, self.weights), self.load_config()
         if processes := before.get("SOLVER.REFERENCE_WORLD_SIZE"):
             cfg = scaled(cfg, processes)
-        return changes(before, parse_text(embedded_part(cfg), self.step.config))
+        now = parse_text(embedded_part(cfg), self.step.config)
+        if self.reads:  # the weights of other runs, which may have moved
+            now.pop("MODEL.WEIGHTS", None)
+        return changes(before, now)
 
     def commit(self) -> str:
         """The git commit at which the weights were trained."""

@@ -413,16 +413,20 @@ def test_heads_that_are_derived_from_the_stock_ones_build_the_same_blocks(monkey
         def _build_res5_block(cls, cfg):
             return torch.nn.Conv2d(256, 8, 1), 8
 
+    class OwnMethod(Res5ROIHeads):  # as in MoCo; Detectron2 supports it
+        def _build_res5_block(self, cfg):
+            return torch.nn.Conv2d(256, 8, 1), 8
+
     class FromOurs(PaperROIHeads):
         pass
 
-    for heads in (Derived, OwnHead, FromOurs):
+    for heads in (Derived, OwnHead, OwnMethod, FromOurs):
         monkeypatch.setitem(ROI_HEADS_REGISTRY._obj_map, heads.__name__, heads)
     cfg = small_cfg("paper_resnet34", MODEL__ROI_HEADS__NAME="Derived")
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
     with pytest.raises(ValueError, match="ROI_HEADS.NAME: 'Derived': .* derived from it"):
         skeleton(cfg)
-    for name in ("OwnHead", "FromOurs"):
+    for name in ("OwnHead", "OwnMethod", "FromOurs"):
         cfg.MODEL.ROI_HEADS.NAME = name
         skeleton(cfg)
     skeleton(small_cfg("paper_resnet50", MODEL__ROI_HEADS__NAME="Derived"))

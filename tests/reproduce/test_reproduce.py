@@ -60,11 +60,10 @@ def test_the_page_says_with_which_other_config_a_run_was_made(tmp_path, table):
     plan = planning.plan(table, [1], fraction, tmp_path)
     for (cell, _), (run,) in plan.items():
         finished(run.folder, 9.0)
-        with open(run.folder / "config.yaml", "w") as file:
-            cfg = run.load_config().clone()
-            cfg.defrost()
-            cfg.SOLVER.BASE_LR = 0.5 if cell.name == "b" else cfg.SOLVER.BASE_LR
-            file.write(cfg.dump())
+        cfg = run.load_config().clone()
+        cfg.defrost()
+        cfg.SOLVER.BASE_LR = 0.5 if cell.name == "b" else cfg.SOLVER.BASE_LR
+        torch.save({"model": {}, "meta": {"config": cfg.dump()}}, run.weights)
     text = publish.publish(table, plan, fraction, tmp_path).read_text()
     assert text.count("another config") == 1
     assert "b-seed1 was run with another config: SOLVER.BASE_LR 0.5, now 0.1" in text

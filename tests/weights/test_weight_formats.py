@@ -1,5 +1,6 @@
 """Weights of torchvision, timm, MSRA and Caffe, each against its source's own output."""
 
+import logging
 import pickle
 
 import pytest
@@ -232,7 +233,7 @@ def test_nets_and_strides_that_they_do_not_have_are_refused():
 
 
 @pytest.mark.detectron2
-def test_detectron2s_checkpointer_misses_no_norm_in_msras_file(tmp_path, caplog):
+def test_detectron2s_checkpointer_misses_no_norm_in_msras_file(tmp_path, caplog, monkeypatch):
     """Its warning would list every norm, among which the layers that are new disappear."""
     from detectron2.checkpoint import DetectionCheckpointer
 
@@ -241,8 +242,10 @@ def test_detectron2s_checkpointer_misses_no_norm_in_msras_file(tmp_path, caplog)
     blobs = msra_blobs(DEPTHS[50], conv1_bias=False)
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(blobs, protocol=2))
     backbone = PaperBackbone("paper_resnet50", norm="FrozenBN")
+    monkeypatch.setattr(logging.getLogger("fvcore"), "propagate", True)
     DetectionCheckpointer(backbone).load(str(tmp_path / "R-50.pkl"))
-    assert "not found in the checkpoint" not in caplog.text
+    assert "Some model parameters or buffers are not found" not in caplog.text
+    assert "not used by the model" in caplog.text  # the log is read: the classifier's layer is new
 
 
 @pytest.mark.detectron2

@@ -110,6 +110,9 @@ class Checkpointer(DetectionCheckpointer):
             content = {"matching_heuristics": True, "__author__": "Caffe2"}
         kept = {key: own[key].clone() for key in self.fresh}
         self._log_incompatible_keys(self._load_model({**content, **stored, "model": tensors}))
+        if is_detector(state):  # our frozen norms fill in the statistics that a file lacks
+            lacks = {key for key in own if "norm.running_" in key and key not in state}
+            self.misfits = [key for key in own if key in lacks.union(self.misfits)]
         loaded = self.model.state_dict()
         for key, value in kept.items():  # Detectron2's FrozenBatchNorm2d resets what a dict lacks
             loaded[key].copy_(value)
