@@ -169,6 +169,16 @@ def test_a_classifier_is_no_detector_to_evaluate(config, tmp_path):
         engine.evaluate(config("MODEL.WEIGHTS", str(tmp_path / "net.pth")))
 
 
+def test_a_detector_without_statistics_does_not_fill_frozen_norms(config, tmp_path):
+    """Such as one with group norms. Frozen norms would be affine maps, and the AP wrong."""
+    frozen = ("MODEL.RESNETS.NORM", "FrozenBN")
+    state = detector(config, *frozen).state_dict()
+    without = {key: value + 0.5 for key, value in state.items() if "running_" not in key}
+    torch.save({"model": without}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"it lacks .*norm\.running_mean"):
+        engine.evaluate(config(*frozen, "MODEL.WEIGHTS", str(tmp_path / "other.pth")))
+
+
 def test_frozen_norms_without_statistics_are_refused(config):
     with pytest.raises(ValueError, match="frozen batch norms.*NORM: BN"):
         engine.train(config("MODEL.RESNETS.NORM", "FrozenBN"))
