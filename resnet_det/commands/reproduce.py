@@ -128,9 +128,9 @@ def run(args: argparse.Namespace) -> int:
         dry_run(chosen)
         return 0
     # Days of training should not end in a page that cannot be written.
-    for chain in [*chosen.values(), *([chain[-1]] for chain in plan.values())]:
-        for each in chain:
-            each.metrics()  # raises if the folder holds a run with another schedule
+    runs = [run for chain in chosen.values() for run in chain]
+    for each in dict.fromkeys([*runs, *(chain[-1] for chain in plan.values())]):
+        each.metrics()  # raises if the folder holds a run with another schedule
     failed = Runner(args.jobs, args.num_gpus).run_all(chosen)
     path = publish.publish(table, plan, fraction, output)
     print(path.read_text())
