@@ -74,7 +74,8 @@ def test_train_resume_and_evaluate(config, tmp_path):
     # A new run does not write over it; without a checkpoint its metrics are not mixed with ours.
     with pytest.raises(ValueError, match="OUTPUT_DIR.*--resume"):
         engine.train(config("SOLVER.MAX_ITER", "1"))
-    (out / "last_checkpoint").unlink()
+    for path in (out / "last_checkpoint", *out.glob("model_*.pth")):
+        path.unlink()
     engine.train(config("SOLVER.MAX_ITER", "1"))
     assert [line["iteration"] for line in lines(cfg)] == [0, 1]
 
