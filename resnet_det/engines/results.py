@@ -115,19 +115,22 @@ def named_metrics(task: str, evaluations: Mapping[str, Evaluation]) -> dict[str,
 
 def check_best_metric(cfg: CfgNode, datasets: Mapping[str, Dataset]) -> None:
     """Raise ConfigError if evaluations on the test sets do not give RESNET_DET.BEST.METRIC."""
-    metric, blank = cfg.RESNET_DET.BEST.METRIC, {"image_id": 0, "annotations": []}
+    metric = cfg.RESNET_DET.BEST.METRIC
+    if not metric:
+        return
+    blank = {"image_id": 0, "annotations": []}
     nothing = {"image_id": 0, "boxes": np.zeros((0, 4)), "scores": (), "classes": ()}
     given = {
         name: EVALUATIONS[dataset.metadata.evaluation]([blank], [nothing], dataset.metadata.classes)
         for name, dataset in datasets.items()
-        if metric and dataset.metadata.annotated
+        if dataset.metadata.annotated
     }
     known = named_metrics(BOX, given)
-    if metric and not known:
+    if not known:
         raise ConfigError(
             f"RESNET_DET.BEST.METRIC: {metric}: no dataset of DATASETS.TEST has annotations"
         )
-    if metric and metric not in known:
+    if metric not in known:
         use = " or ".join(name for name in known if name.endswith("/AP"))
         raise ConfigError(
             f"RESNET_DET.BEST.METRIC: {metric}: the evaluation gives no such metric"

@@ -17,6 +17,7 @@ from ..engines.provenance import changes
 from ..engines.scaling import scaled
 from ..training import read_metrics
 from ..training.checkpoint import load
+from ..weights.facts import Facts
 from .table import PRETRAIN, Cell, Step, Table
 
 
@@ -109,7 +110,7 @@ class Run:
 
         A test states nothing: only trainings carry their config.
         """
-        text = None if self.tested else load(self.weights).get("meta", {}).get("config")
+        text = None if self.tested else self._facts().get("config")
         if text is None:
             return []
         before, cfg = parse_text(text, self.weights), self.load_config()
@@ -122,7 +123,11 @@ class Run:
 
     def commit(self) -> str:
         """The git commit at which the weights were trained."""
-        return load(self.weights).get("meta", {}).get("commit") or "unknown"
+        return self._facts().get("commit") or "unknown"
+
+    def _facts(self) -> Facts:
+        """The facts that the checkpoint of a finished run carries."""
+        return load(self.weights).get("meta", {})
 
 
 PUBLISHED, TRAINED = WEIGHTS = ("published", "trained")  # the choices of --weights

@@ -20,7 +20,7 @@ A checkpoint stores its facts under the key "meta"; :mod:`resnet_det.engines.pro
 import logging
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +155,11 @@ def check_facts(facts: Facts, cfg: CfgNode, path: str | Path, trained: str = "wa
             )
     if wrong:
         values = (f"{keys[f]} {facts[f]}, but the config says {wanted[f]}" for f in wrong)
-        words = [str(path), "OUT.pth", *(str(w) for f in wrong for w in (keys[f], wanted[f]))]
+        stated = {keys[fact]: wanted[fact] for fact in wrong}
         raise ConfigError(
             f"{path}: the names of its tensors suggest that it was trained with {'; '.join(values)}. "
             "That is a guess. If the config is right, convert the file and state so: "
-            f"tools/convert_weights.py {shlex.join(words)}"
+            f"{_stating(path, stated)}"
         )
     unknown = [fact for fact in FACT_KEYS if fact not in facts]
     net = cfg.MODEL.BACKBONE.NAME.removesuffix("_fpn")
@@ -185,15 +185,20 @@ def check_stride(net: nn.Module, facts: Facts, path: str | Path) -> None:
         return
     fault = (
         f"{path}: its bottlenecks have the stride on the {'1x1' if held else '3x3'} convolution, "
-        f"but this net does not: build it with stride_in_1x1={held} (MODEL.RESNETS.STRIDE_IN_1X1)"
+        f"but this net's do not: build it with stride_in_1x1={held} (MODEL.RESNETS.STRIDE_IN_1X1)"
     )
     if "stride_in_1x1" in facts.get("guessed", ()):
         fault += (
             ". The names of its tensors suggest so. If they mislead, convert the file: "
-            f"tools/convert_weights.py {shlex.quote(str(path))} OUT.pth "
-            f"{FACT_KEYS['stride_in_1x1']} {not held}"
+            f"{_stating(path, {FACT_KEYS['stride_in_1x1']: not held})}"
         )
     raise WeightsError(fault)
+
+
+def _stating(path: str | Path, pairs: Mapping[str, Any]) -> str:
+    """The command that converts a file and states facts by their keys."""
+    words = [str(path), "OUT.pth", *(str(word) for pair in pairs.items() for word in pair)]
+    return f"tools/convert_weights.py {shlex.join(words)}"
 
 
 def _agree(fact: str, facts: Facts, wanted: Facts) -> bool:
