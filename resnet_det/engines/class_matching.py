@@ -16,7 +16,7 @@ from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError
 from ..data import Dataset
-from ..weights.facts import Facts, State, check_facts
+from ..weights.facts import Facts, State
 from ..weights.identify import some
 from ..weights.pickles import WeightsError
 
@@ -97,34 +97,6 @@ def tested_places(
     elif found != sorted(found):
         logger.info("%s has its classes in another order than %s", owner, source)
     return found
-
-
-def check_resumed(facts: Facts, cfg: CfgNode, classes: Sequence[str]) -> None:
-    """Check that a resumed run keeps its net, its preprocessing, and its classes in their order.
-
-    Args:
-        facts: facts of the checkpoint.
-        classes: classes of ``DATASETS.TRAIN``.
-
-    Raises:
-        ConfigError: one of these differs.
-    """
-    folder, net = cfg.OUTPUT_DIR, cfg.MODEL.BACKBONE.NAME
-    if facts.get("net", net) != net:
-        raise ConfigError(
-            f"MODEL.BACKBONE.NAME: {net}, but the run to resume in {folder} trains "
-            f"{facts['net']}: give that net, or another OUTPUT_DIR"
-        )
-    if facts:
-        check_facts(facts, cfg, folder)
-    trained = facts.get("classes", classes)
-    found = places(classes, trained, cfg.RESNET_DET.CLASSES_BY_ORDER)
-    if found != list(range(len(trained))):
-        raise ConfigError(
-            f"OUTPUT_DIR: {folder}: the run to resume has other classes than DATASETS.TRAIN: "
-            f"{difference(classes, 'DATASETS.TRAIN', trained, 'the run')}. To train on new "
-            "classes, set MODEL.WEIGHTS to its checkpoint and choose another OUTPUT_DIR"
-        )
 
 
 def member_order(

@@ -24,10 +24,10 @@ from ..training import distributed, precise_bn
 from ..training.distributed import launch
 from ..weights.loading import read
 from .checks import check_classifier, check_images, check_schedule, check_trainable
-from .class_matching import check_resumed, tested_places
+from .class_matching import tested_places
 from .classifier_data import Images, mean_image, normalise, read_images
 from .classifier_nets import ClassifierLoss, build, load_member, load_to_train, trained
-from .provenance import checkpoint_facts, commit
+from .provenance import check_resumed, checkpoint_facts, commit
 from .results import check_expected
 from .run import (
     build_trainer,

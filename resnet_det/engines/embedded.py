@@ -30,11 +30,11 @@ from .checks import (
     check_testable,
     check_trainable,
 )
-from .class_matching import check_resumed, class_names, match_test_sets
+from .class_matching import class_names, match_test_sets
 from .embedded_data import prepare, read_test_sets, training_mapper, training_records
 from .embedded_evaluation import Detector, as_tested, detect, evaluate_model, load_to_train, trained
 from .own_classes import fit_to_training_set, fit_to_weights
-from .provenance import checkpoint_facts, stored_config
+from .provenance import check_resumed, checkpoint_facts, stored_config
 from .results import check_expected
 from .run import (
     build_trainer,

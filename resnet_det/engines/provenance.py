@@ -17,9 +17,9 @@ from fvcore.common.config import CfgNode
 from ..config.defaults import ConfigError, flatten, get_cfg
 from ..config.loading import detectron2_part, embedded_part, parse_text
 from ..training import distributed
-from ..weights.facts import Facts, State, config_facts
+from ..weights.facts import Facts, State, check_facts, config_facts
 from ..weights.loading import read
-from .class_matching import member_order
+from .class_matching import difference, member_order, places
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,34 @@ def machine() -> dict[str, str]:
         "software": f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}",
     }
+
+
+def check_resumed(facts: Facts, cfg: CfgNode, classes: Sequence[str]) -> None:
+    """Check that a resumed run keeps its net, its preprocessing, and its classes in their order.
+
+    Args:
+        facts: facts of the checkpoint.
+        classes: classes of ``DATASETS.TRAIN``.
+
+    Raises:
+        ConfigError: one of these differs.
+    """
+    folder, net = cfg.OUTPUT_DIR, cfg.MODEL.BACKBONE.NAME
+    if facts.get("net", net) != net:
+        raise ConfigError(
+            f"MODEL.BACKBONE.NAME: {net}, but the run to resume in {folder} trains "
+            f"{facts['net']}: give that net, or another OUTPUT_DIR"
+        )
+    if facts:
+        check_facts(facts, cfg, folder)
+    trained = facts.get("classes", classes)
+    found = places(classes, trained, cfg.RESNET_DET.CLASSES_BY_ORDER)
+    if found != list(range(len(trained))):
+        raise ConfigError(
+            f"OUTPUT_DIR: {folder}: the run to resume has other classes than DATASETS.TRAIN: "
+            f"{difference(classes, 'DATASETS.TRAIN', trained, 'the run')}. To train on new "
+            "classes, set MODEL.WEIGHTS to its checkpoint and choose another OUTPUT_DIR"
+        )
 
 
 def say_changes(facts: Facts, cfg: CfgNode, path: str | Path, keys: str = "") -> None:

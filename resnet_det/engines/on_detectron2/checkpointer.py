@@ -23,8 +23,8 @@ from ...weights.loading import interpret
 from ...weights.pickles import WeightsError
 from ...weights.published import is_address
 from ...weights.shortcuts import check_shortcuts
-from ..class_matching import check_resumed, keep_shared_classes
-from ..provenance import stored_config
+from ..class_matching import keep_shared_classes
+from ..provenance import check_resumed, stored_config
 
 logger = logging.getLogger(__name__)
 
