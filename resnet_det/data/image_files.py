@@ -12,14 +12,19 @@ EXTENSIONS = (
 )
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder with this name is hidden, such as .git or macOS's ._1.jpg."""
+    return name.startswith(".")
+
+
 def files_below(folder: str, endings: Iterable[str] = EXTENSIONS) -> Iterator[str]:
     """Yield the paths of the files with these endings, in any case, in ``folder`` and below it,
     sorted within each folder. Hidden files and folders are ignored."""
     endings = tuple(endings)
     for path, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(files):
-            if name.lower().endswith(endings) and not name.startswith("."):
+            if name.lower().endswith(endings) and not is_hidden(name):
                 yield os.path.join(path, name)
 
 

@@ -11,7 +11,7 @@ from ...hints import did_you_mean
 from ...records import DatasetError, together
 from .. import pixels
 from ..check import Report, decoding_faults
-from ..image_files import EXTENSIONS
+from ..image_files import EXTENSIONS, is_hidden
 from ..parallel import parallel_map
 from ..specs import ClassificationSpec, check_chosen
 
@@ -92,8 +92,8 @@ class ImageFolder(ClassificationSpec):
 
 
 def _visible(folder: str) -> list[os.DirEntry[str]]:
-    """The files and folders in a folder that are not hidden, such as .git or macOS's ._1.jpg."""
-    return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    """The files and folders in a folder that are not hidden."""
+    return [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
 
 
 def _holds_classes(folder: str) -> bool:
