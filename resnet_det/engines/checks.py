@@ -82,7 +82,6 @@ def check_trainable(cfg: CfgNode, resume: bool) -> None:
         raise ConfigError("RESNET_DET.ENSEMBLE: is only for testing: give --eval-only")
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN: name at least one dataset")
-    check_even_positives(cfg)
     if cfg.RESNET_DET.COLOR_PCA and cfg.INPUT.FORMAT not in ("BGR", "RGB"):
         raise ConfigError(
             f"RESNET_DET.COLOR_PCA: True: needs INPUT.FORMAT BGR or RGB, not {cfg.INPUT.FORMAT}"
@@ -254,7 +253,7 @@ def check_images(cfg: CfgNode, name: str, records: Sequence[dict[str, Any]]) -> 
 
 def check_testable(cfg: CfgNode) -> None:
     """Raise ConfigError if the config is not fitted to its data, if one of ``NO_DETECTORS`` has test
-    sets, or if TEST.AUG or CUDNN_BENCHMARK does not fit the config's other keys."""
+    sets, or if TEST.AUG, CUDNN_BENCHMARK or EVEN_POSITIVES does not fit the config's other keys."""
     if cfg.RESNET_DET.FIT_TO_DATA:
         raise ConfigError(
             "RESNET_DET.FIT_TO_DATA: True: this config is not fitted to its data: train it with "
@@ -267,6 +266,7 @@ def check_testable(cfg: CfgNode) -> None:
             f"DATASETS.TEST: {cfg.DATASETS.TEST}: a {name} makes no detections to test: give ()"
         )
     check_deterministic(cfg)
+    check_even_positives(cfg)
     if not cfg.TEST.AUG.ENABLED:
         return
     others = [f"RESNET_DET.{key}" for key in IN_TEST if cfg.RESNET_DET[key]]

@@ -215,3 +215,14 @@ def test_keys_that_would_have_no_effect(folder, engine, overrides, words):
     one = ["DATASETS.TEST", ("scenes_voc_test",), "TEST.EVAL_PERIOD", 2, "MODEL.WEIGHTS", ""]
     with pytest.raises(ConfigError, match=words):
         engine.check(engine.load_config("detector.yaml", [*one, *overrides]))
+
+
+@pytest.mark.parametrize(
+    "engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+)
+def test_even_positives_on_proposals_of_a_file_are_refused_in_tests_too(folder, engine):
+    engine = pick(engine)
+    keys = ["MODEL.LOAD_PROPOSALS", True, "MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals",
+            "RESNET_DET.EVEN_POSITIVES", True]  # fmt: skip
+    with pytest.raises(ConfigError, match="EVEN_POSITIVES: needs .*, not PrecomputedProposals"):
+        engine.evaluate(engine.load_config("detector.yaml", keys))
