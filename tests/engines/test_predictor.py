@@ -296,7 +296,7 @@ def test_pil_images_that_cannot_be_decoded_are_named(predictor, tmp_path):
 
 def test_wrong_arguments(checkpoint, predictor):
     path = checkpoint("model.pth")
-    for score in (-0.1, 50, float("nan"), "0.5"):
+    for score in (-0.1, 50, float("nan"), "0.5", None):
         with pytest.raises(ValueError, match=f"score_thresh: {score!r}: give a number from 0 to 1"):
             Predictor(path, score_thresh=score)
     with pytest.raises(ValueError, match="format: 'GBR': use RGB or BGR"):
