@@ -16,7 +16,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +39,8 @@ def main(argv: cli.Words = None) -> None:
     for place in (output, *output.parents):
         if place.is_file():
             raise ValueError(f"--output {output}: {place} is a file: give a folder of drawings")
-    for path in filter(None, (args.json, args.csv)):
-        check_target(path)
     files = media.find_media(args.images, leave_out=args.output)
+    check_results({"--json": args.json, "--csv": args.csv}, [*files, args.weights])
     if not any(file.exists() for file in files):
         raise ValueError(f"{', '.join(map(str, files))}: no such file or folder")
     predictor = Predictor(
@@ -117,6 +116,20 @@ def _parser() -> argparse.ArgumentParser:
         help="keys to override in the checkpoint's config, such as MODEL.DEVICE cpu",
     )
     return parser
+
+
+def check_results(results: Mapping[str, str | None], inputs: Iterable[str | Path]) -> None:
+    """Check the paths of result files, by option.
+
+    Raises:
+        ValueError: a file cannot have such a path, or would replace an input or another result.
+    """
+    taken = {os.path.realpath(path): "an input" for path in inputs}
+    for option, path in results.items():
+        if path:
+            check_target(path)
+            if (other := taken.setdefault(os.path.realpath(path), option)) != option:
+                raise ValueError(f"{option} {path}: is {other} as well: name another file")
 
 
 class Demo:

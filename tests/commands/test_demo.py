@@ -169,6 +169,20 @@ def test_a_folder_as_a_file_is_refused_before_the_weights_are_read(monkeypatch):
             run("a.png", option, "a.png/found")
 
 
+def test_a_result_replaces_neither_an_input_nor_another_result(monkeypatch):
+    save("a.png")
+    before = Path("a.png").read_bytes()
+    monkeypatch.setattr(demo, "Predictor", None)
+    for option in ("--json", "--csv"):
+        with pytest.raises(
+            ValueError, match=rf"{option} \./a.png: is an input as well: name another"
+        ):
+            run("a.png", option, "./a.png")
+    with pytest.raises(ValueError, match=r"--csv \./found: is --json as well: name another file"):
+        run("a.png", "--json", "found", "--csv", "./found")
+    assert Path("a.png").read_bytes() == before and not Path("found").exists()
+
+
 def test_a_second_run_does_not_draw_on_its_own_drawings():
     save("a.png")
     for _ in range(2):
