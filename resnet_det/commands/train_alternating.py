@@ -13,12 +13,14 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from ..engines import alternating, classifier, pick, pretrain
+from ..engines.run import replayed
 from . import cli
 
 
 def parse(argv: cli.Words = None) -> argparse.Namespace:
     parser = cli.training_parser(__doc__)
     cli.add_engine(parser)
+    cli.add_replay(parser)
     return cli.parse_training(parser, argv)
 
 
@@ -27,6 +29,10 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     engine = pick(args.engine)
     if args.eval_only:
         return engine.evaluate(cfg)
+    if args.replay:
+        return engine.train(
+            replayed(alternating.step_of(cfg, args.replay), args.replay), resume=True
+        )
     pretraining = pretrain.needed(cfg)
     if pretraining is not None:
         alternating.check(engine, cfg, args.resume)

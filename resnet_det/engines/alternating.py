@@ -72,6 +72,21 @@ def step_config(cfg: CfgNode, index: int) -> CfgNode:
     return _with(cfg, step)
 
 
+def step_of(cfg: CfgNode, path: str | Path) -> CfgNode:
+    """The config of the step that wrote a file ``not_finite_<iteration>.pth``.
+
+    Args:
+        cfg: the config of joint training.
+
+    Raises:
+        ConfigError: the file is not in a step's folder.
+    """
+    name = Path(path).resolve().parent.name
+    if name not in STEPS:
+        raise ConfigError(f"--replay {path}: give a file in one of the folders {', '.join(STEPS)}")
+    return step_config(for_processes(cfg, resume=True), STEPS.index(name))
+
+
 def proposal_file(cfg: CfgNode, index: int, name: str) -> Path:
     """Path of the proposals that the RPN of step ``index`` makes for the dataset ``name``."""
     return Path(cfg.OUTPUT_DIR) / STEPS[index] / f"{safe_name(name)}_proposals.pkl"

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 from embedded_configs import CLASSIFIER, DETECTOR
 
+from resnet_det.commands import train_alternating
 from resnet_det.config.defaults import ConfigError
 from resnet_det.config.loading import load_config
 from resnet_det.data import DatasetError, load_dataset
@@ -196,6 +198,23 @@ def test_detectron2_says_each_line_once_however_many_steps_there_are(folder):
 def test_steps_of_one_iteration(folder, name):
     run(name, "RESNET_DET.ALTERNATING", (1, 1, 1, 1), "DATASETS.TEST", ())
     assert len(weights("")) > len(weights(alternating.STEPS[0]))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_iteration_of_a_step_can_be_replayed(folder, name):
+    burst = ["SOLVER.BASE_LR", 1e15, "SOLVER.WARMUP_ITERS", 0]
+    words = ["--engine", name, "--config-file", "detector.yaml"]
+    keys = [str(word) for word in (*SHORT, *burst)]
+    with pytest.raises(FloatingPointError, match="step1_rpn/not_finite_") as first:
+        train_alternating.main([*words, *keys])
+    message = str(first.value)
+    path = re.search(r"--replay (\S+)", message)[1]
+    with pytest.raises(FloatingPointError) as again:
+        train_alternating.main([*words, "--replay", path, *keys])
+    assert str(again.value).split(" A lower")[0] == message.split(" A lower")[0]
+    elsewhere = shutil.copy(path, ".")
+    with pytest.raises(ConfigError, match=f"--replay {elsewhere}: give a file in .* step1_rpn, "):
+        train_alternating.main([*words, "--replay", elsewhere, *keys])
 
 
 def test_a_pyramid_is_refused(folder):
