@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ class Run:
 
         A test states nothing: only trainings carry their config.
         """
-        text = None if self.tested else self._facts().get("config")
+        text = None if self.tested else self._facts.get("config")
         if text is None:
             return []
         before, cfg = parse_text(text, self.weights), self.load_config()
@@ -123,8 +124,9 @@ class Run:
 
     def commit(self) -> str:
         """The git commit at which the weights were trained."""
-        return self._facts().get("commit") or "unknown"
+        return self._facts.get("commit") or "unknown"
 
+    @cached_property
     def _facts(self) -> Facts:
         """The facts that the checkpoint of a finished run carries."""
         return load(self.weights).get("meta", {})
