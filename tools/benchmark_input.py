@@ -143,10 +143,10 @@ def main():
 
     worker = rate["ours, the worker's part (the rest is the GPU's)"]
     print(f"\n## The full run: {ITERATIONS:,} iterations of {TOTAL_BATCH} images\n\n"
-          f"On paper. A training step is taken as 3 forward passes of 2 operations a multiply-add, "
-          f"at an ASSUMED {args.tflops:g} x 10^12/s sustained by each GPU, and GPUs are assumed to "
-          "scale without loss (64 GPUs have 4 images each a step: they will not). The cores are "
-          f"from the rate MEASURED above, {worker:.0f} images/s each.\n\n"
+          "Calculated, not measured. A training step is taken as 3 forward passes of 2 operations "
+          f"per multiply-add. Each GPU is assumed to sustain {args.tflops:g} x 10^12 operations/s, "
+          "and GPUs to scale without loss (64 GPUs, with 4 images each per step, will not). The "
+          f"number of cores follows from the measured {worker:.0f} images/s per core.\n\n"
           "    images/s = GPUs * T / (6 * multiply-adds)\n"
           f"    GPU-hours = {ITERATIONS:,} * {TOTAL_BATCH} * 6 * multiply-adds / T / 3600\n"
           f"    cores = images/s / {worker:.0f}\n")  # fmt: skip
