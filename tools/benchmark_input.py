@@ -144,9 +144,9 @@ def main():
     worker = rate["ours, the worker's part (the rest is the GPU's)"]
     print(f"\n## The full run: {ITERATIONS:,} iterations of {TOTAL_BATCH} images\n\n"
           "Calculated, not measured. A training step is taken as 3 forward passes of 2 operations "
-          f"per multiply-add. Each GPU is assumed to sustain {args.tflops:g} x 10^12 operations/s, "
-          "and GPUs to scale without loss (64 GPUs, with 4 images each per step, will not). The "
-          f"number of cores follows from the measured {worker:.0f} images/s per core.\n\n"
+          f"per multiply-add. Each GPU is assumed to sustain T = {args.tflops:g} x 10^12 "
+          "operations/s, and GPUs to scale without loss (64 GPUs, with 4 images each per step, will "
+          f"not). The number of cores follows from the measured {worker:.0f} images/s per core.\n\n"
           "    images/s = GPUs * T / (6 * multiply-adds)\n"
           f"    GPU-hours = {ITERATIONS:,} * {TOTAL_BATCH} * 6 * multiply-adds / T / 3600\n"
           f"    cores = images/s / {worker:.0f}\n")  # fmt: skip
