@@ -1,6 +1,6 @@
 """The Detectron2 plugin: components that ``import resnet_det`` registers in any Detectron2 project.
 
-They need no further config keys.
+They need no config keys but Detectron2's.
 
 * Backbones: ``<name>`` (C4: ``MODEL.RESNETS.OUT_FEATURES``), ``<name>_fpn`` and
   ``<name>_retinanet_fpn`` for every net in ``NETS``. The name determines depth and widths; a key of
@@ -11,8 +11,9 @@ They need no further config keys.
 * Our synthetic datasets, under their names; :func:`.datasets.register_dataset` adds others of ours.
 
 If the project's config has the node ``RESNET_DET``
-(:func:`resnet_det.config.defaults.add_resnet_det_config`), backbones, RPN and heads use its ``FAST``,
-``GLOBAL_CONTEXT`` and ``EVEN_POSITIVES``. The other keys of the node are for the engines in :mod:`resnet_det.engines`.
+(:func:`resnet_det.config.defaults.add_resnet_det_config`), backbones, RPN and heads use its
+``FAST``, ``GLOBAL_CONTEXT`` and ``EVEN_POSITIVES``. The other keys of the node are for the engines
+in :mod:`resnet_det.engines`.
 
 In a LazyConfig: ``L(PaperBackbone)(name="paper_resnet34", out_features=["res4"], freeze_at=2,
 norm="FrozenBN")`` and ``L(PaperROIHeads)(res5=L(build_head)(name="paper_resnet34", ...), ...)``.

@@ -36,15 +36,17 @@ STOCK_HEAD = Res5ROIHeads._build_res5_block.__func__  # builds the head, also in
 class PaperBackbone(Stages, Backbone):
     """The trunk of a net as a Detectron2 backbone, with Detectron2's parameter names.
 
+    It takes normalised images (N, C, H, W) and returns the maps of ``out_features`` by name.
+
     Args:
         name: a key of ``NETS``.
         out_features: stages to return; by default the one that the RoI heads read.
-        freeze_at: number of stages to freeze, counted from the stem.
+        freeze_at: number of stages to freeze, counted from the first (``stem`` or ``conv1``).
         fast: apply :func:`resnet_det.nets.fast.speed_up`.
         options: as for :func:`resnet_det.build_net`; ``norm`` may be any of Detectron2's.
 
     Raises:
-        ValueError: the trunk has no such stage.
+        ValueError: there is no net or stage of this name, or the net lacks an option.
     """
 
     def __init__(

@@ -7,7 +7,11 @@ from ..data.catalog import DATASETS, ON_REGISTER
 
 
 def register_dataset(name: str) -> None:
-    """Register a dataset from our catalog. Its metadata are set when its records are first read."""
+    """Register a dataset from our catalog. Its metadata are set when its records are first read.
+
+    Raises:
+        ValueError: Detectron2's catalog has a dataset of this name.
+    """
 
     def records() -> list[dict]:
         dataset = load_dataset(name)

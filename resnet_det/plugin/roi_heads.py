@@ -24,7 +24,11 @@ from .registries import suggest_names
 
 
 def build_head(name: str, **options: Any) -> Stages:
-    """The head of the net ``name`` (a key of ``NETS``); options as for :class:`PaperBackbone`."""
+    """The head of the net ``name`` (a key of ``NETS``); options as for :class:`.PaperBackbone`.
+
+    It takes pooled regions (R, C, h, w) and returns the last stage's output, (R, C', h', w') or
+    (R, C'), by the stage's name.
+    """
     return build_with_norm(name, **options).split()[1]
 
 
