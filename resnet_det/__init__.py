@@ -1,7 +1,7 @@
 """Residual networks exactly as in the paper, and detectors on them.
 
 nets        the networks: ``build_net(name)``, for a name in ``NETS``
-weights     load and convert weight files of five projects
+weights     load and convert weight files, also those of other projects
 data        datasets under Detectron2's names, images, loaders, synthetic datasets
 training    the training loop, schedules, checkpoints, several processes
 evaluation  VOC and COCO average precision, tables, charts, the report

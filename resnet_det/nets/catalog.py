@@ -102,6 +102,10 @@ def build_net(
             plain nets have this option.
         in_channels: channels of the images: 1 for grey ones.
 
+    Returns:
+        The net, in training mode. It takes normalised images (N, in_channels, H, W) and returns
+        logits (N, num_classes).
+
     Raises:
         ValueError: the name is unknown, or the net does not support an option.
     """

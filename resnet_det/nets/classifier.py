@@ -24,7 +24,7 @@ class Stages(nn.Module):
 
     Attributes:
         layout: a function that ``forward`` applies to its input, for example to change the memory
-            format, or None.
+            format; by default :func:`unchanged`.
     """
 
     def __init__(

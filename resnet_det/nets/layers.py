@@ -108,15 +108,16 @@ def without_statistics(module: nn.Module) -> list[str]:
 class Conv2d(nn.Conv2d):
     """Convolution, followed by its normalisation if it has one. The caller applies the ReLU.
 
-    With a norm, the convolution has no bias (section 3.4). The normalisation is the child module
-    ``norm``, as in Detectron2.
+    The normalisation (section 3.4: right after the convolution) is the child module ``norm``, as in
+    Detectron2. With a norm, the convolution has no bias, as in the authors' networks.
 
     If ``fold`` is set (see :mod:`.fast`), a batch norm that is a constant affine map is multiplied
     into the convolution's weight. This saves one pass over the map and gives the same gradients.
     What does not change in training is cached until one of its tensors changes: the folded weight
-    or, while the weight needs a gradient, the norm's scale and bias. A change in place through ``.data`` goes unnoticed: make it under ``torch.no_grad()``
-    instead, or call ``train()`` or ``eval()`` afterwards. A trace and an export compute the folded
-    weight in their graph; TorchScript by ``torch.jit.script`` keeps the norm apart.
+    or, while the weight needs a gradient, the norm's scale and bias. A change in place through
+    ``.data`` goes unnoticed: make it under ``torch.no_grad()`` instead, or call ``train()`` or
+    ``eval()`` afterwards. A trace and an export compute the folded weight in their graph;
+    TorchScript by ``torch.jit.script`` keeps the norm apart.
 
     Args:
         cin, cout: input and output channels.

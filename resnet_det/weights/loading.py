@@ -26,8 +26,9 @@ from .shortcuts import check_shortcuts
 def read(path: str | Path) -> tuple[State, Facts]:
     """Read a weight file of any known format, without running code from it.
 
-    The file is a ``.pth``, ``.safetensors`` or ``.pkl``, or an address (:mod:`.published`). Its tensors have the names of torchvision,
-    timm, Detectron2, Detectron and MSRA (Caffe2's blobs), Caffe's VGG-16, or our own.
+    The file is a ``.pth``, ``.safetensors`` or ``.pkl``, or an address (:mod:`.published`). Its
+    tensors have the names of torchvision, timm, MMDetection, Detectron2, Detectron and MSRA
+    (Caffe2's blobs), Caffe's VGG-16, or our own.
 
     Returns:
         (tensors by our names, facts that the file stores or that its format suggests). For the
@@ -63,7 +64,7 @@ def interpret(tensors: State, stored: dict[str, Any], path: str | Path) -> tuple
 
 @dataclass(frozen=True)
 class Match:
-    """The outcome of :func:`fit`, as lists of names in the net (``unused``: names in the file).
+    """The outcome of :func:`fit`, as names of tensors in the net (``unused``: in the file).
 
     Attributes:
         facts: the file's facts.
@@ -83,8 +84,7 @@ class Match:
 
 
 def load(net: nn.Module, path: str | Path, **options) -> Match:
-    """:func:`read` a weight file and :func:`fit` it to a net. ``options`` are those of
-    :func:`fit`."""
+    """:func:`read` a weight file and :func:`fit` it to a net, with its ``options`` and errors."""
     return fit(net, *read(path), path, **options)
 
 
@@ -111,6 +111,9 @@ def fit(
         drop: prefixes of the file's parameters that the net may lack.
         fresh: names of the net's parameters that are never loaded.
         partial: accept any other mismatch too, as long as one tensor fits.
+
+    Returns:
+        Which tensors were loaded, and which were not.
 
     Raises:
         WeightsError: a tensor is missing, unknown, not finite or has another shape, the file's net
