@@ -17,7 +17,7 @@ COMMANDS = {
     "plot": ("plot", "draw figures 1, 4, 6 and 7 of the paper from runs"),
     "compare": ("compare", "compare the AP of two evaluated detectors"),
     "model-table": ("model_table", "print layers, parameters and multiply-adds of every net"),
-    "get-data": ("get_data", "download VOC, COCO or CIFAR-10, or draw the synthetic datasets"),
+    "get-data": ("get_data", "download VOC, COCO 2014 or CIFAR, or draw the synthetic datasets"),
     "check-dataset": ("check_dataset", "list the faults of a dataset"),
     "convert-weights": ("convert_weights", "convert weights between formats"),
 }

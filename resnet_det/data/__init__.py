@@ -1,4 +1,4 @@
-"""Datasets by Detectron2's names or by their paths, in the form of Detectron2's standard dicts, and their images.
+"""Datasets by name or path, as Detectron2's standard dicts, and their images.
 
 ``load_dataset(name)`` reads annotations; ``pixels.read_image`` reads an image. A record is
 ``{"file_name", "image_id", "height", "width", "annotations": [{"bbox" (4 floats), "bbox_mode",
