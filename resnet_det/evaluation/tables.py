@@ -42,17 +42,17 @@ def format_cell(value: Any, digits: int = 1) -> str:
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
-def summary_table(evaluations: Mapping[str, Evaluation], digits: int = 1) -> str:
+def summary_table(evaluations: Mapping[str, Evaluation]) -> str:
     """One row per evaluation: its name and the metrics over all classes."""
     names = list(dict.fromkeys(name for e in evaluations.values() for name in e.overall))
     rows = [[name, *map(e.overall.get, names)] for name, e in evaluations.items()]
-    return markdown_table(rows, ["", *names], digits)
+    return markdown_table(rows, ["", *names])
 
 
-def class_table(evaluation: Evaluation, digits: int = 1) -> str:
+def class_table(evaluation: Evaluation) -> str:
     """One row per class: its name and its metrics."""
     rows = [[name, *values.values()] for name, values in evaluation.per_class.items()]
-    return markdown_table(rows, ["class", *evaluation.class_metrics], digits)
+    return markdown_table(rows, ["class", *evaluation.class_metrics])
 
 
 def system_rows(

@@ -10,10 +10,10 @@ from PIL import Image, ImageFilter
 CLASSES = ("ball", "crate", "fish", "flower", "leaf", "mug", "star", "wheel")
 
 
-def _colour(rng, low=0.08, high=0.95, vivid=0.85):
+def _colour(rng, low=0.08, vivid=0.85):
     """A random colour (3, 1, 1) in [0, 1] of any hue: saturation up to ``vivid``, brightness from
-    ``low`` to ``high``."""
-    hue, saturation, value = rng.uniform(), rng.uniform(0.05, vivid), rng.uniform(low, high)
+    ``low``."""
+    hue, saturation, value = rng.uniform(), rng.uniform(0.05, vivid), rng.uniform(low, 0.95)
     wheel = np.clip(np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
     return (value * (1 - saturation + saturation * wheel)).astype(np.float32)[:, None, None]
 
