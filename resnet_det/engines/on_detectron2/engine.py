@@ -41,7 +41,7 @@ from ...config.messages import examples, explained, fits, wrong_value
 from ...detector.net_keys import check_appendix
 from ...detector.weights import new_layers
 from ...hints import did_you_mean
-from ...training import Checkpointer as Files
+from ...training import Checkpointer as CheckpointFolder
 from ...training import alone_in, distributed
 from ...training.distributed import launch
 from ...weights.facts import Facts, check_stored
@@ -236,7 +236,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     check_config(cfg, resume)
     with running(cfg, resume):
         data = prepare(cfg)
-        latest = Files(cfg.OUTPUT_DIR).latest() if resume else None
+        latest = CheckpointFolder(cfg.OUTPUT_DIR).latest() if resume else None
         if comm.is_main_process() and not latest:
             (Path(cfg.OUTPUT_DIR) / "metrics.json").unlink(missing_ok=True)
         trainer = Trainer(cfg, *data)
