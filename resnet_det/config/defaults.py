@@ -6,6 +6,7 @@ add a key, add an entry here, the code that uses it, and a test of its use.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Flag, auto
 from typing import Any
@@ -464,3 +465,18 @@ def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def with_values(cfg: CfgNode, values: Mapping[str, Any]) -> CfgNode:
+    """Return a frozen copy of a config, Detectron2's or ours, with new values of dotted keys."""
+    result = cfg.clone()
+    for key, value in values.items():
+        *nodes, leaf = key.split(".")
+        node = result
+        for name in nodes:
+            node = node[name]
+        if leaf not in node:
+            raise KeyError(key)
+        node[leaf] = value
+    result.freeze()
+    return result

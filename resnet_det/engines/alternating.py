@@ -14,16 +14,17 @@ detector: ``model_final.pth`` in ``OUTPUT_DIR``, as in joint training.
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 
 from .. import training
-from ..config.defaults import ConfigError
+from ..config.defaults import ConfigError, with_values
 from ..config.loading import embedded_part, parse_config
 from ..detector.build import net_name
 from ..files import safe_name
-from ..nets import build_net
+from ..nets import meta_net
 from ..training import alone_in, distributed
 from ..weights.loading import read
 from . import Engine, embedded
@@ -47,29 +48,33 @@ def step_config(cfg: CfgNode, index: int) -> CfgNode:
     iterations = cfg.RESNET_DET.ALTERNATING[index]
     drop = iterations * 3 // 4
     images, world = cfg.SOLVER.IMS_PER_BATCH, distributed.launch_info().world
-    step = [
-        "OUTPUT_DIR", str(output / STEPS[index]),
-        "DATASETS.TEST", (), "TEST.EXPECTED_RESULTS", [], "TEST.AUG.ENABLED", False,
-        "RESNET_DET.PRETRAIN", "",
-        "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", (drop,) if drop else (),
-        "SOLVER.IMS_PER_BATCH", max(images // 2 // world, 1) * world if rpn else images,
-    ]  # fmt: skip
+    step: dict[str, Any] = {
+        "OUTPUT_DIR": str(output / STEPS[index]),
+        "DATASETS.TEST": (),
+        "TEST.EXPECTED_RESULTS": [],
+        "TEST.AUG.ENABLED": False,
+        "RESNET_DET.PRETRAIN": "",
+        "SOLVER.MAX_ITER": iterations,
+        "SOLVER.STEPS": (drop,) if drop else (),
+        "SOLVER.IMS_PER_BATCH": max(images // 2 // world, 1) * world if rpn else images,
+    }
     if index != 1:  # steps 3 and 4 keep all of step 2's layers; an RPN has none of these layers
-        step += ["RESNET_DET.NEW_LAYERS", ()]
+        step["RESNET_DET.NEW_LAYERS"] = ()
     if index >= 2:
-        with torch.device("meta"):
-            net = build_net(net_name(cfg)[0])
-        step += ["MODEL.WEIGHTS", str(output / STEPS[1] / "model_final.pth"),
-                 "MODEL.BACKBONE.FREEZE_AT", len(net.trunk_names)]  # fmt: skip
+        step["MODEL.WEIGHTS"] = str(output / STEPS[1] / "model_final.pth")
+        step["MODEL.BACKBONE.FREEZE_AT"] = len(meta_net(net_name(cfg)[0]).trunk_names)
     if rpn:
-        step += ["MODEL.META_ARCHITECTURE", "ProposalNetwork"]
+        step["MODEL.META_ARCHITECTURE"] = "ProposalNetwork"
     else:
         files = tuple(str(proposal_file(cfg, index - 1, name)) for name in cfg.DATASETS.TRAIN)
-        step += ["MODEL.LOAD_PROPOSALS", True, "DATASETS.PROPOSAL_FILES_TRAIN", files,
-                 "MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals",
-                 "RESNET_DET.EVEN_POSITIVES", False,
-                 "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN", cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN]  # fmt: skip
-    return _with(cfg, step)
+        step |= {
+            "MODEL.LOAD_PROPOSALS": True,
+            "MODEL.PROPOSAL_GENERATOR.NAME": "PrecomputedProposals",
+            "RESNET_DET.EVEN_POSITIVES": False,
+            "DATASETS.PROPOSAL_FILES_TRAIN": files,
+            "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN,
+        }
+    return with_values(cfg, step)
 
 
 def step_of(cfg: CfgNode, path: str | Path) -> CfgNode:
@@ -92,14 +97,6 @@ def proposal_file(cfg: CfgNode, index: int, name: str) -> Path:
     return Path(cfg.OUTPUT_DIR) / STEPS[index] / f"{safe_name(name)}_proposals.pkl"
 
 
-def _with(cfg, overrides):
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.merge_from_list(overrides)
-    cfg.freeze()
-    return cfg
-
-
 def _is_done(cfg):
     """Whether the last checkpoint of a run is its final one."""
     try:
@@ -115,11 +112,14 @@ def _propose(cfg, step):
     compute the same proposals.
     """
     rpn = cfg.MODEL.RPN
-    step = _with(step, [
-        "MODEL.WEIGHTS", f"{step.OUTPUT_DIR}/model_final.pth",
-        "MODEL.RPN.PRE_NMS_TOPK_TEST", rpn.PRE_NMS_TOPK_TRAIN,
-        "MODEL.RPN.POST_NMS_TOPK_TEST", rpn.POST_NMS_TOPK_TRAIN,
-    ])  # fmt: skip
+    step = with_values(
+        step,
+        {
+            "MODEL.WEIGHTS": f"{step.OUTPUT_DIR}/model_final.pth",
+            "MODEL.RPN.PRE_NMS_TOPK_TEST": rpn.PRE_NMS_TOPK_TRAIN,
+            "MODEL.RPN.POST_NMS_TOPK_TEST": rpn.POST_NMS_TOPK_TRAIN,
+        },
+    )
     index = STEPS.index(Path(step.OUTPUT_DIR).name)
     for name in cfg.DATASETS.TRAIN:
         path = proposal_file(cfg, index, name)
@@ -220,4 +220,5 @@ def train(engine: Engine, cfg: CfgNode, resume: bool = False) -> dict[str, float
         distributed.barrier()
     if not cfg.DATASETS.TEST:
         return {}
-    return engine.evaluate(_with(cfg, ["MODEL.WEIGHTS", f"{cfg.OUTPUT_DIR}/model_final.pth"]))
+    weights = {"MODEL.WEIGHTS": f"{cfg.OUTPUT_DIR}/model_final.pth"}
+    return engine.evaluate(with_values(cfg, weights))

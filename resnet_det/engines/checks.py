@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 
 from .. import training
 from ..config.checks import check_users
-from ..config.defaults import LARGE, SMALL, ConfigError
+from ..config.defaults import LARGE, SMALL, ConfigError, with_values
 from ..data.catalog import classification_spec
 from ..data.image_check import unusable
 from ..data.jitter import UNCHANGED, ColorJitter
@@ -299,14 +299,12 @@ def as_predictor(cfg: CfgNode, score_thresh: float) -> CfgNode:
             "MODEL.LOAD_PROPOSALS: True: this detector needs the proposals of each image: evaluate "
             "it with tools/train_net.py"
         )
-    cfg = cfg.clone()
-    cfg.defrost()
-    for node in ("ROI_HEADS", "RETINANET"):  # the second is Detectron2's alone
-        if node in cfg.MODEL:
-            part = cfg.MODEL[node]
-            part.SCORE_THRESH_TEST = min(part.SCORE_THRESH_TEST, score_thresh)
-    cfg.freeze()
-    return cfg
+    lowest = {
+        f"MODEL.{node}.SCORE_THRESH_TEST": min(cfg.MODEL[node].SCORE_THRESH_TEST, score_thresh)
+        for node in ("ROI_HEADS", "RETINANET")  # the second is Detectron2's alone
+        if node in cfg.MODEL
+    }
+    return with_values(cfg, lowest)
 
 
 def proposal_files(cfg: CfgNode, split: str) -> tuple[str, ...]:

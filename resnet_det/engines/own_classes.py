@@ -6,7 +6,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from ..config.defaults import ConfigError
+from ..config.defaults import ConfigError, with_values
 from ..data import own_spec, scan_dataset
 from ..weights.loading import read
 
@@ -60,8 +60,4 @@ def _with_count(cfg: CfgNode, count: int, source: str) -> CfgNode:
     if before == count:
         return cfg
     logger.warning("%s is %d, as %s has, instead of the config's %d", key, count, source, before)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.merge_from_list([key, count])
-    cfg.freeze()
-    return cfg
+    return with_values(cfg, {key: count})

@@ -1,7 +1,7 @@
 """Code that the engines' runs share: device, processes, seed, datasets, trainer, replay.
 
-All engines use :func:`make_datasets` and :func:`replayed`; the rest serves the detectors and the
-classifiers of the embedded engine.
+The engine on Detectron2 uses the datasets, PyTorch's settings and the replay; device, seed and
+trainer are for the detectors and the classifiers of the embedded engine.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from .. import training
-from ..config.defaults import ConfigError
+from ..config.defaults import ConfigError, with_values
 from ..data import ensure_made
 from ..files import whole_file, write_whole
 from ..training import Checkpointer, Plan, Trainer, distributed
@@ -220,20 +220,24 @@ def replayed(cfg: CfgNode, path: str | Path) -> CfgNode:
     number = re.fullmatch(r"not_finite_(\d+)", path.stem)
     if not number or not path.is_file():
         raise ConfigError(f"--replay {path}: give a file not_finite_<iteration>.pth of a run")
-    cfg = for_processes(cfg, resume=True).clone()
-    cfg.defrost()
-    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0  # the schedule is final
-    cfg.OUTPUT_DIR = str(path.with_suffix(".replay"))
-    cfg.SOLVER.MAX_ITER = int(number[1]) + 1
-    cfg.DATASETS.TEST = cfg.DATASETS.PROPOSAL_FILES_TEST = ()
-    cfg.TEST.PRECISE_BN.ENABLED = False
-    cfg.RESNET_DET.BEST.METRIC, cfg.RESNET_DET.BEST.PATIENCE = "", 0  # nothing is evaluated
-    cfg.RESNET_DET.VAL_LOSS = False
-    cfg.freeze()
-    output = Path(cfg.OUTPUT_DIR)
+    output = path.with_suffix(".replay")
+    result = with_values(
+        for_processes(cfg, resume=True),
+        {
+            "SOLVER.REFERENCE_WORLD_SIZE": 0,  # the schedule is final
+            "OUTPUT_DIR": str(output),
+            "SOLVER.MAX_ITER": int(number[1]) + 1,
+            "DATASETS.TEST": (),  # nothing is evaluated
+            "DATASETS.PROPOSAL_FILES_TEST": (),
+            "TEST.PRECISE_BN.ENABLED": False,
+            "RESNET_DET.BEST.METRIC": "",
+            "RESNET_DET.BEST.PATIENCE": 0,
+            "RESNET_DET.VAL_LOSS": False,
+        },
+    )
     output.mkdir(exist_ok=True)
     # Every process writes this file while others may read it, so it must never appear empty.
     own = f".last_checkpoint.{distributed.launch_info().rank}"
     with whole_file(output / "last_checkpoint", own) as file:
         file.write_text(str(path))
-    return cfg
+    return result

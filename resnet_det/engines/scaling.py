@@ -2,12 +2,11 @@
 
 import logging
 from collections.abc import Mapping
-from itertools import chain
 from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from ..config.defaults import ConfigError, flatten
+from ..config.defaults import ConfigError, flatten, with_values
 from ..config.loading import parse_text
 from ..training import Checkpointer, distributed
 
@@ -45,18 +44,16 @@ def scaled(cfg: CfgNode, processes: int) -> CfgNode:
             "processes of SOLVER.REFERENCE_WORLD_SIZE: change one of them, or set "
             "SOLVER.REFERENCE_WORLD_SIZE 0 to train with this batch on any number of processes"
         )
-    factor = processes / reference
-    result = cfg.clone()
-    result.defrost()
-    solver = result.SOLVER
-    solver.IMS_PER_BATCH = images // reference * processes
-    solver.BASE_LR = cfg.SOLVER.BASE_LR * factor
-    solver.REFERENCE_WORLD_SIZE = processes
     flat = flatten(cfg)
-    now = scaled_iterations({key: flat[key] for key in ITERATIONS}, reference, processes)
-    result.merge_from_list(list(chain.from_iterable(now.items())))
-    result.freeze()
-    return result
+    return with_values(
+        cfg,
+        {
+            "SOLVER.IMS_PER_BATCH": images // reference * processes,
+            "SOLVER.BASE_LR": cfg.SOLVER.BASE_LR * (processes / reference),
+            "SOLVER.REFERENCE_WORLD_SIZE": processes,
+            **scaled_iterations({key: flat[key] for key in ITERATIONS}, reference, processes),
+        },
+    )
 
 
 def scaled_iterations(values: Mapping[str, Any], written: int, wanted: int) -> dict[str, Any]:
@@ -106,8 +103,8 @@ def max_iter(cfg: CfgNode, resume: bool) -> int:
 
 def _for_processes(cfg: CfgNode, resume: bool) -> CfgNode:
     processes = _resumed_size(cfg.OUTPUT_DIR) if resume else None
-    if processes == 0:
-        return _unscaled(cfg)
+    if processes == 0 and cfg.SOLVER.REFERENCE_WORLD_SIZE:
+        return with_values(cfg, {"SOLVER.REFERENCE_WORLD_SIZE": 0})
     return scaled(cfg, processes or distributed.launch_info().world)
 
 
@@ -121,13 +118,3 @@ def _resumed_size(output: str) -> int | None:
     if "config" not in facts:
         return None
     return parse_text(facts["config"], output).get("SOLVER.REFERENCE_WORLD_SIZE", 0)
-
-
-def _unscaled(cfg: CfgNode) -> CfgNode:
-    if not cfg.SOLVER.REFERENCE_WORLD_SIZE:
-        return cfg
-    result = cfg.clone()
-    result.defrost()
-    result.SOLVER.REFERENCE_WORLD_SIZE = 0
-    result.freeze()
-    return result

@@ -9,6 +9,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from ..config.defaults import with_values
 from ..data.detection.mapper import usable, with_usable_annotations
 from ..data.jitter import UNCHANGED
 from ..data.loader import Mapper, test_batches
@@ -53,17 +54,21 @@ def _annotations(record: Mapping[str, Any], places: Sequence[int], cfg: CfgNode)
 
 def validation_config(cfg: CfgNode) -> CfgNode:
     """A config whose training images are made as test images are: resized, and no more."""
-    result = cfg.clone()
-    result.defrost()
-    given, proposals = result.INPUT, result.DATASETS
-    given.MIN_SIZE_TRAIN, given.MIN_SIZE_TRAIN_SAMPLING = (cfg.INPUT.MIN_SIZE_TEST,), "choice"
-    given.MAX_SIZE_TRAIN, given.RANDOM_FLIP = cfg.INPUT.MAX_SIZE_TEST, "none"
-    given.CROP.ENABLED = result.RESNET_DET.COLOR_PCA = False
-    for name in result.RESNET_DET.COLOR_JITTER:
-        result.RESNET_DET.COLOR_JITTER[name] = UNCHANGED
-    proposals.PRECOMPUTED_PROPOSAL_TOPK_TRAIN = proposals.PRECOMPUTED_PROPOSAL_TOPK_TEST
-    result.freeze()
-    return result
+    topk = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
+    jitter = {f"RESNET_DET.COLOR_JITTER.{name}": UNCHANGED for name in cfg.RESNET_DET.COLOR_JITTER}
+    return with_values(
+        cfg,
+        {
+            "INPUT.MIN_SIZE_TRAIN": (cfg.INPUT.MIN_SIZE_TEST,),
+            "INPUT.MIN_SIZE_TRAIN_SAMPLING": "choice",
+            "INPUT.MAX_SIZE_TRAIN": cfg.INPUT.MAX_SIZE_TEST,
+            "INPUT.RANDOM_FLIP": "none",
+            "INPUT.CROP.ENABLED": False,
+            "RESNET_DET.COLOR_PCA": False,
+            **jitter,
+            "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": topk,
+        },
+    )
 
 
 def validation_losses(

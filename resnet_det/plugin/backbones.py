@@ -14,6 +14,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.meta_arch import GeneralizedRCNN, ProposalNetwork, RetinaNet
 from detectron2.modeling.roi_heads import Res5ROIHeads
 
+from ..config.defaults import with_values
 from ..detector.net_keys import (
     OWN_HEADS,
     check_appendix,
@@ -125,9 +126,8 @@ def check_keys(cfg: CfgNode, name: str, pyramid: str = "") -> None:
     if architecture is None:
         raise_faults(name, trunk_faults(cfg, name, pyramid, ALL_NORMS))
         return
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.META_ARCHITECTURE = architecture  # a subclass may have a name of its own
+    # A subclass may have a name of its own.
+    cfg = with_values(cfg, {"MODEL.META_ARCHITECTURE": architecture})
     faults = [] if pyramid else stock_head_faults(cfg, name)
     own_heads = OWN_HEADS if pyramid else ("PaperROIHeads",)
     if faults:
