@@ -242,15 +242,21 @@ def class_names(
     raise ConfigError(f"{weights}: does not name its classes: give their names, in order")
 
 
+def class_count(cfg: CfgNode) -> tuple[str, int]:
+    """The key that holds the number of classes of a config's detector, and that number."""
+    head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    return f"MODEL.{head}.NUM_CLASSES", cfg.MODEL[head].NUM_CLASSES
+
+
 def check_number(cfg: CfgNode, classes: Sequence[str], source: str) -> None:
-    """Raise ConfigError unless the detector's NUM_CLASSES is the number of ``classes``."""
-    nodes = {"GeneralizedRCNN": "ROI_HEADS", "RetinaNet": "RETINANET"}  # the second: Detectron2's
-    node = nodes.get(cfg.MODEL.META_ARCHITECTURE)
-    if node and cfg.MODEL[node].NUM_CLASSES != len(classes):
-        raise ConfigError(
-            f"MODEL.{node}.NUM_CLASSES: {cfg.MODEL[node].NUM_CLASSES}, but {source} has "
-            f"{len(classes)} classes"
-        )
+    """Raise ConfigError unless the detector's NUM_CLASSES is the number of ``classes``.
+
+    A ``ProposalNetwork`` and other architectures without a class layer of boxes are not checked.
+    """
+    key, count = class_count(cfg)
+    has_classes = cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "RetinaNet")
+    if has_classes and count != len(classes):
+        raise ConfigError(f"{key}: {count}, but {source} has {len(classes)} classes")
 
 
 # ---- class layers

@@ -19,7 +19,7 @@ from ..nets import NETS, meta_net
 from ..training import Checkpointer
 from ..weights.loading import read
 from . import Engine
-from .own_classes import class_count
+from .class_matching import class_count
 from .run import start
 from .scaling import scaled_iterations
 

@@ -9,6 +9,7 @@ from fvcore.common.config import CfgNode
 from ..config.defaults import ConfigError, with_values
 from ..data import own_spec, scan_dataset
 from ..weights.loading import read
+from .class_matching import class_count
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +48,6 @@ def fit_to_weights(cfg: CfgNode) -> CfgNode:
         return cfg
     classes = read(path)[1].get("classes")
     return _with_count(cfg, len(classes), path) if classes else cfg
-
-
-def class_count(cfg: CfgNode) -> tuple[str, int]:
-    """The key that holds the number of classes of a config's detector, and that number."""
-    head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
-    return f"MODEL.{head}.NUM_CLASSES", cfg.MODEL[head].NUM_CLASSES
 
 
 def _with_count(cfg: CfgNode, count: int, source: str) -> CfgNode:
