@@ -168,7 +168,7 @@ def evaluate_model(
     model: nn.Module,
     tests: dict[str, TestSet],
     cfg: CfgNode,
-    weights: dict[str, Any] | None = None,
+    weights_facts: Facts | None = None,
     *,
     augment: bool = False,
     iteration: int | None = None,
@@ -177,7 +177,7 @@ def evaluate_model(
 
     Args:
         model: from :func:`as_tested`.
-        weights, iteration: see :func:`.results.publish`.
+        weights_facts, iteration: see :func:`.results.publish`.
         augment: evaluate it with ``TEST.AUG`` as well.
 
     Returns:
@@ -187,7 +187,7 @@ def evaluate_model(
     if augment:
         copies = build_augmented(cast(Any, model), cfg)
         scored[BOX_TTA] = _scored(copies, tests, cfg, "inference_TTA", augmented=True)
-    return publish(cfg, scored, weights=weights, iteration=iteration)
+    return publish(cfg, scored, weights_facts=weights_facts, iteration=iteration)
 
 
 def _scored(model, tests, cfg, folder, augmented=False):

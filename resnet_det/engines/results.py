@@ -141,8 +141,8 @@ def check_best_metric(cfg: CfgNode, datasets: Mapping[str, Dataset]) -> None:
 def publish(
     cfg: CfgNode,
     scored: Mapping[str, Scored],
-    facts: Mapping[str, Any] | None = None,
-    weights: Mapping[str, Any] | None = None,
+    details: Mapping[str, Any] | None = None,
+    weights_facts: Mapping[str, Any] | None = None,
     iteration: int | None = None,
 ) -> dict[str, float]:
     """Log the tables of a run and write its ``report.html``.
@@ -150,8 +150,8 @@ def publish(
     Args:
         scored: task -> dataset name -> (evaluation, dataset, predictions). Without any dataset,
             nothing is published.
-        facts: further facts for the head of the page.
-        weights: the facts that the file ``MODEL.WEIGHTS`` carries, if the run only tests it;
+        details: name -> value of what the head of the page also shows, such as the engine.
+        weights_facts: the facts that the file ``MODEL.WEIGHTS`` carries, if the run only tests it;
             ``cfg`` then does not describe the training.
         iteration: index, from 0, of the last iteration of the training that this evaluation is part
             of; None if the run only tests. ``metrics.json`` does not have these results yet.
@@ -176,15 +176,6 @@ def publish(
     lines = training.read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json")
     if iteration is not None:
         lines.append({"iteration": iteration, **flat})
-        origin: dict[str, Any] = {
-            "trained on": " + ".join(cfg.DATASETS.TRAIN),
-            "iterations": iteration + 1,
-            "seed": cfg.SEED if cfg.SEED >= 0 else "random",
-        }
-    else:
-        known = {f"weights: {key}": (weights or {}).get(key) for key in ("net", "seed", "commit")}
-        known = {key: value for key, value in known.items() if value not in (None, "")}
-        origin = {"weights": cfg.MODEL.WEIGHTS, **known}
     write_report(
         cfg.OUTPUT_DIR,
         pages,
@@ -192,17 +183,32 @@ def publish(
         lines,
         {
             "net": cfg.MODEL.BACKBONE.NAME,
-            **origin,
+            **_origin(cfg, weights_facts or {}, iteration),
             "commit": commit() or "unknown",
             **machine(),
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            **(facts or {}),
+            **(details or {}),
             "config": cfg.dump(),
         },
         title=cfg.MODEL.BACKBONE.NAME,
     )
     logger.info("wrote %s", Path(cfg.OUTPUT_DIR) / "report.html")
     return flat
+
+
+def _origin(
+    cfg: CfgNode, weights_facts: Mapping[str, Any], iteration: int | None
+) -> dict[str, Any]:
+    """Where the tested weights come from; for the arguments see :func:`publish`."""
+    if iteration is not None:
+        return {
+            "trained on": " + ".join(cfg.DATASETS.TRAIN),
+            "iterations": iteration + 1,
+            "seed": cfg.SEED if cfg.SEED >= 0 else "random",
+        }
+    known = {f"weights: {key}": weights_facts.get(key) for key in ("net", "seed", "commit")}
+    known = {key: value for key, value in known.items() if value not in (None, "")}
+    return {"weights": cfg.MODEL.WEIGHTS, **known}
 
 
 def check_expected(cfg: CfgNode, metrics: Mapping[str, float]) -> None:

@@ -272,7 +272,7 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
         classes = facts.get("classes")
         tests = match_test_sets(sets, classes, cfg.MODEL.WEIGHTS, cfg)
         tested, augment = as_tested(model, cfg, classes), cfg.TEST.AUG.ENABLED
-        metrics = evaluate_model(cfg, tested, tests, facts, augment=augment)
+        metrics = evaluate_model(tested, tests, cfg, facts, augment=augment)
         if comm.is_main_process():
             check_expected(cfg, metrics)
     return metrics

@@ -23,6 +23,7 @@ from ...detector.weights import fit_trained
 from ...files import safe_name
 from ...plugin.roi_heads import PaperROIHeads, keep_corners
 from ...training import distributed
+from ...weights.facts import Facts
 from .. import Found
 from ..class_matching import TestSet
 from ..provenance import ensemble
@@ -111,10 +112,10 @@ class Evaluator(DatasetEvaluator):
 
 
 def evaluate_model(
-    cfg: CfgNode,
     model: nn.Module,
     tests: Mapping[str, TestSet],
-    weights: Mapping[str, Any] | None = None,
+    cfg: CfgNode,
+    weights_facts: Facts | None = None,
     *,
     augment: bool = False,
     iteration: int | None = None,
@@ -124,21 +125,21 @@ def evaluate_model(
     Args:
         model: from :func:`as_tested`.
         tests: from :func:`.class_matching.match_test_sets`.
-        weights, iteration: see :func:`.results.publish`.
+        weights_facts, iteration: see :func:`.results.publish`.
         augment: evaluate it with Detectron2's test-time augmentation (``TEST.AUG``) as well.
 
     Returns:
         dict of metrics in the main process, {} in the others.
     """
-    scored = {BOX: _scored(cfg, model, tests, "inference")}
+    scored = {BOX: _scored(model, tests, cfg, "inference")}
     if augment:
         copies = GeneralizedRCNNWithTTA(cfg, distributed.unwrap(model))
-        scored[BOX_TTA] = _scored(cfg, copies, tests, "inference_TTA")
-    facts = {"engine": f"Detectron2 {detectron2_version}", "processes": comm.get_world_size()}
-    return publish(cfg, scored, facts, weights, iteration)
+        scored[BOX_TTA] = _scored(copies, tests, cfg, "inference_TTA")
+    details = {"engine": f"Detectron2 {detectron2_version}", "processes": comm.get_world_size()}
+    return publish(cfg, scored, details, weights_facts, iteration)
 
 
-def _scored(cfg, model, tests, folder):
+def _scored(model, tests, cfg, folder):
     """Dataset name -> (evaluation, dataset, predictions), in the main process."""
     scored = {}
     for name, test in tests.items():

@@ -185,7 +185,7 @@ class Trainer(DefaultTrainer):
         augment = cfg.TEST.AUG.ENABLED and self.iter >= self.max_iter  # training is finished
         with undisturbed(model, torch.device(cfg.MODEL.DEVICE)):
             tested, last = as_tested(model, cfg), min(self.iter, self.max_iter - 1)
-            metrics = evaluate_model(cfg, tested, self.tests, augment=augment, iteration=last)
+            metrics = evaluate_model(tested, self.tests, cfg, augment=augment, iteration=last)
             return metrics | self._validation_losses(cfg, distributed.unwrap(model))
 
     def _validation_losses(self, cfg, model):

@@ -181,7 +181,8 @@ class Perfect(torch.nn.Module):
 
 def evaluated(cfg, model):
     """A detector whose file does not name its classes."""
-    return evaluate_model(cfg, model, match_test_sets(load_test_sets(cfg), None, "the model", cfg))
+    tests = match_test_sets(load_test_sets(cfg), None, "the model", cfg)
+    return evaluate_model(model, tests, cfg)
 
 
 def test_a_perfect_detector_scores_100(config):
