@@ -16,7 +16,7 @@ from ..nets.layers import FullyConnected, rename_parameters
 from .appendix import Detector, Improved, Thresholds
 from .augmented import Augmented
 from .faster_rcnn import FasterRCNN, ProposalNetwork
-from .net_keys import IN_TEST, check_appendix, check_detector, net_options
+from .net_keys import TEST_IMPROVEMENTS, check_appendix, check_detector, net_options
 from .roi_heads import Pooler, Predictor, RegionSampling, RoIHeads
 from .rpn import ANCHORS, RPN, BoxRegression, ProposalLimits, RPNHead, Sampling
 
@@ -198,13 +198,13 @@ def thresholds(cfg: CfgNode) -> Thresholds:
     return Thresholds(heads.SCORE_THRESH_TEST, heads.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE)
 
 
-def in_test(cfg: CfgNode) -> bool:
+def has_test_improvements(cfg: CfgNode) -> bool:
     """Whether a config enables a test-time improvement, which :func:`build_improved` adds.
 
     False for a ``ProposalNetwork`` (a step of alternating training), which makes no detections.
     """
     whole = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
-    return whole and any(cfg.RESNET_DET[key] for key in IN_TEST)
+    return whole and any(cfg.RESNET_DET[key] for key in TEST_IMPROVEMENTS)
 
 
 def build_improved(

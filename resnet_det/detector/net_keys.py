@@ -30,7 +30,7 @@ MASK_HEAD_DEFAULTS = {
 # RoI heads that run a net's own head per region.
 OWN_HEADS = ("PaperROIHeads", "Res5ROIHeads")
 # The improvements of Appendix B that change only testing.
-IN_TEST = ("BOX_REFINEMENT", "MULTI_SCALE_TEST", "ENSEMBLE")
+TEST_IMPROVEMENTS = ("BOX_REFINEMENT", "MULTI_SCALE_TEST", "ENSEMBLE")
 
 
 def own_key(cfg: CfgNode, key: str, default: Any) -> Any:
@@ -276,7 +276,7 @@ def check_appendix(cfg: CfgNode) -> None:
     Raises:
         ConfigError: a requirement is not met. The message names the key.
     """
-    on = [key for key in ("GLOBAL_CONTEXT", *IN_TEST) if own_key(cfg, key, None)]
+    on = [key for key in ("GLOBAL_CONTEXT", *TEST_IMPROVEMENTS) if own_key(cfg, key, None)]
     if not on:
         return
     key, model = f"RESNET_DET.{on[0]}", cfg.MODEL

@@ -17,7 +17,7 @@ from ..data.image_check import unusable
 from ..data.jitter import UNCHANGED, ColorJitter
 from ..data.loader import check_share
 from ..data.pixels import FORMATS
-from ..detector.net_keys import IN_TEST, check_even_positives, net_options
+from ..detector.net_keys import TEST_IMPROVEMENTS, check_even_positives, net_options
 from ..nets import meta_net
 from ..records import together
 from ..training import distributed
@@ -269,7 +269,7 @@ def check_testable(cfg: CfgNode) -> None:
     check_even_positives(cfg)
     if not cfg.TEST.AUG.ENABLED:
         return
-    others = [f"RESNET_DET.{key}" for key in IN_TEST if cfg.RESNET_DET[key]]
+    others = [f"RESNET_DET.{key}" for key in TEST_IMPROVEMENTS if cfg.RESNET_DET[key]]
     others += [f"MODEL.{key}" for key in ("LOAD_PROPOSALS", "KEYPOINT_ON") if cfg.MODEL[key]]
     if others:
         raise ConfigError(f"TEST.AUG.ENABLED and {others[0]} cannot be combined: use one of them")

@@ -15,7 +15,7 @@ from ..config.defaults import ConfigError
 from ..config.loading import parse_config
 from ..data import Dataset, pixels
 from ..data.loader import test_batches
-from ..detector.build import build_augmented, build_improved, build_model, in_test
+from ..detector.build import build_augmented, build_improved, build_model, has_test_improvements
 from ..detector.weights import check_statistics, fit_detector, fit_trained, new_layers
 from ..files import safe_name
 from ..training import distributed
@@ -87,7 +87,7 @@ def as_tested(
     Args:
         classes: names of the classes that the model was trained on, if known.
     """
-    if not in_test(cfg):
+    if not has_test_improvements(cfg):
         return model
     detectors: list[Any] = [model]
     orders: list[list[int] | None] = [None]

@@ -12,7 +12,7 @@ from torchvision.ops import roi_align
 
 from resnet_det.config.defaults import ConfigError
 from resnet_det.detector import appendix
-from resnet_det.detector.build import build_improved, in_test
+from resnet_det.detector.build import build_improved, has_test_improvements
 from resnet_det.engines import embedded, embedded_data
 from resnet_det.nets import resnet
 
@@ -331,7 +331,7 @@ def test_fast_gives_the_same(detector, monkeypatch):
 def test_what_is_for_the_test_changes_no_training(detector):
     keys = ("RESNET_DET.BOX_REFINEMENT", True, "RESNET_DET.MULTI_SCALE_TEST", SIDES)
     (off, cfg), (on, _) = detector(), detector(*keys)
-    assert not in_test(cfg)
+    assert not has_test_improvements(cfg)
     assert embedded.as_tested(off, cfg, "cpu") is off
     names = off.state_dict().keys()
     assert on.state_dict().keys() == names

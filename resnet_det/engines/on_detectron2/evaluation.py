@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...config.defaults import ConfigError, add_resnet_det_config
 from ...detector.appendix import Detections, Size
-from ...detector.build import build_improved, in_test
+from ...detector.build import build_improved, has_test_improvements
 from ...detector.weights import fit_trained
 from ...files import safe_name
 from ...plugin.roi_heads import PaperROIHeads, keep_corners
@@ -203,7 +203,7 @@ def as_tested(model: nn.Module, cfg: CfgNode, classes: Sequence[str] | None = No
     """
     if cfg.RESNET_DET.TEST_AMP:
         keep_corners(model)
-    if not in_test(cfg):
+    if not has_test_improvements(cfg):
         return model
     detectors = [Parts(distributed.unwrap(model))]
     orders: list[list[int] | None] = [None]
