@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
         engine,
         args.config_file,
         args.overrides,
-        tested=cfg.MODEL.WEIGHTS if args.eval_only else args.replay,
+        checkpoint=cfg.MODEL.WEIGHTS if args.eval_only else args.replay,
         resume=args.resume,
     )
     if args.eval_only:

@@ -56,7 +56,7 @@ def fitted(
     path: str | Path,
     overrides: Sequence[Any],
     *,
-    tested: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     resume: bool = False,
 ) -> CfgNode:
     """Fit a config to its training data, if ``RESNET_DET.FIT_TO_DATA`` asks for it.
@@ -66,10 +66,9 @@ def fitted(
 
     Args:
         cfg: from ``engine.load_config(path, overrides)``.
-        tested: the file of the detector that is only evaluated, or of the iteration that is
-            replayed. If the file carries a config, the keys have the values that are there,
-            whatever the training data are now.
-        resume: whether to take them from the run's last checkpoint, if there is one.
+        checkpoint: the file that the run evaluates or replays. If it carries a config, the keys
+            take their values from there, and the training data are not read.
+        resume: without ``checkpoint``, use the run's last one, if there is any.
 
     Returns:
         The config to train or evaluate with, in which FIT_TO_DATA is False.
@@ -81,8 +80,7 @@ def fitted(
         return cfg
     start(cfg)
     given = {*flatten(read_yaml(find_config(path))), *overrides[::2]}
-    checkpoint = tested
-    if resume and not tested:
+    if resume and not checkpoint:
         checkpoint = Checkpointer(cfg.OUTPUT_DIR).latest()
     facts = read(checkpoint)[1] if checkpoint else {}
     if checkpoint and "config" in facts:
