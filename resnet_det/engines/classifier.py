@@ -26,7 +26,7 @@ from ..weights.loading import read
 from .checks import check_classifier, check_images, check_schedule, check_trainable
 from .class_matching import tested_places
 from .classifier_data import Images, mean_image, normalise, read_images
-from .classifier_nets import ClassifierLoss, build, load_member, load_to_train, trained
+from .classifier_nets import ClassifierLoss, build, load_member, load_to_train, load_trained
 from .provenance import check_resumed, checkpoint_facts, commit
 from .results import check_expected
 from .run import (
@@ -197,7 +197,7 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
         make_datasets(*cfg.DATASETS.TEST)
         tests = {name: read_images(name, cfg, device) for name in cfg.DATASETS.TEST}
         state, facts = read(cfg.MODEL.WEIGHTS)
-        net, classes = trained(cfg, state, facts, next(iter(tests.values())).classes)
+        net, classes = load_trained(cfg, state, facts, next(iter(tests.values())).classes)
         places = _places(tests, classes, cfg.MODEL.WEIGHTS, cfg)
         mean = facts.get("mean_image")
         normalise(cfg, mean, cfg.MODEL.WEIGHTS, *tests.values())
@@ -289,7 +289,7 @@ def layer_responses(folder: str | Path) -> dict[str, float]:
     device = start(cfg)
     make_datasets(name)
     test = read_images(name, cfg, device)
-    net, _ = trained(cfg, state, facts, test.classes)
+    net, _ = load_trained(cfg, state, facts, test.classes)
     normalise(cfg, facts.get("mean_image"), str(weights), test)
     images = (views[0] for views, _ in test.test_batches(size=cfg.INPUT.CROP.SIZE[0]))
     result = responses.layer_responses(net.to(device), images)

@@ -84,7 +84,7 @@ def load_to_train(net: Classifier, cfg: CfgNode, classes: Sequence[str]) -> dict
     return facts
 
 
-def trained(
+def load_trained(
     cfg: CfgNode, state: State, facts: Facts, default_classes: Sequence[str]
 ) -> tuple[Classifier, tuple[str, ...]]:
     """Build the net of a config and load the weights of a file into it.
@@ -139,4 +139,4 @@ def load_member(
         raise ConfigError(
             f"RESNET_DET.ENSEMBLE: {path}: its mean image differs from that of MODEL.WEIGHTS"
         )
-    return trained(own_cfg, state, facts, classes)[0], order
+    return load_trained(own_cfg, state, facts, classes)[0], order

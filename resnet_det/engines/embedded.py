@@ -32,7 +32,14 @@ from .checks import (
 )
 from .class_matching import class_names, match_test_sets
 from .embedded_data import prepare, read_test_sets, training_mapper, training_records
-from .embedded_evaluation import Detector, as_tested, detect, evaluate_model, load_to_train, trained
+from .embedded_evaluation import (
+    Detector,
+    as_tested,
+    detect,
+    evaluate_model,
+    load_to_train,
+    load_trained,
+)
 from .own_classes import fit_to_training_set, fit_to_weights
 from .provenance import check_resumed, checkpoint_facts, stored_config
 from .results import check_expected
@@ -183,7 +190,7 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
         make_datasets(*cfg.DATASETS.TEST)
         sets = read_test_sets(cfg)
         cfg = fit_to_weights(cfg)
-        model, facts = trained(cfg, device)
+        model, facts = load_trained(cfg, device)
         classes = facts.get("classes")
         tests = match_test_sets(sets, classes, cfg.MODEL.WEIGHTS, cfg)
         tested, augment = as_tested(model, cfg, device, classes), cfg.TEST.AUG.ENABLED
@@ -205,7 +212,7 @@ def propose(cfg: CfgNode, name: str, path: str) -> None:
     make_datasets(name)
     skip_bad = cfg.RESNET_DET.SKIP_BAD_DATA
     dataset = load_dataset(name, skip_bad=skip_bad)
-    model = trained(cfg, device)[0]
+    model = load_trained(cfg, device)[0]
     with torch_settings(cfg):
         predictions = detect(model, dataset, cfg, skip_bad=skip_bad)
     if distributed.is_main():
@@ -247,5 +254,5 @@ def load_detector(
     cfg = as_predictor(cfg, score_thresh)
     check_model(cfg)
     names = class_names(cfg, facts, classes, published_classes)
-    model, _ = trained(cfg, cfg.MODEL.DEVICE, (state, facts))
+    model, _ = load_trained(cfg, cfg.MODEL.DEVICE, (state, facts))
     return Detector(as_tested(model, cfg, cfg.MODEL.DEVICE, names), cfg, names)

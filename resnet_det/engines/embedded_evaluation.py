@@ -53,7 +53,7 @@ def load_to_train(model: nn.Module, cfg: CfgNode, classes: Sequence[str]) -> Non
     check_statistics(model)
 
 
-def trained(
+def load_trained(
     cfg: CfgNode, device: torch.device | str, weights: tuple[State, Facts] | None = None
 ) -> tuple[nn.Module, Facts]:
     """Load the detector ``MODEL.WEIGHTS``. The file must hold every parameter.
@@ -93,7 +93,7 @@ def as_tested(
     orders: list[list[int] | None] = [None]
     for member in ensemble(cfg, classes):
         own = parse_config(member.facts["config"], member.path, member.overrides)
-        detectors.append(trained(own, device, (member.state, member.facts))[0])
+        detectors.append(load_trained(own, device, (member.state, member.facts))[0])
         orders.append(member.order)
     return build_improved(detectors, cfg, orders)
 

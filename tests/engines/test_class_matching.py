@@ -210,7 +210,7 @@ def evaluate(request, scenes, tmp_path, monkeypatch):
     facts = {"classes": list(trained)}
     if request.param == "embedded":
         engine = embedded
-        monkeypatch.setattr(engine, "trained", lambda cfg, device: (model, facts))
+        monkeypatch.setattr(engine, "load_trained", lambda cfg, device: (model, facts))
     else:
         from detectron2.structures import Boxes, Instances
 
@@ -225,7 +225,7 @@ def evaluate(request, scenes, tmp_path, monkeypatch):
                 return Instances(size, pred_boxes=Boxes(found["boxes"].float()),
                                  scores=found["scores"], pred_classes=found["classes"])  # fmt: skip
 
-        monkeypatch.setattr(engine, "trained", lambda cfg: (Theirs(), facts))
+        monkeypatch.setattr(engine, "load_trained", lambda cfg: (Theirs(), facts))
 
     def run(change=None, *overrides, run=engine.evaluate):
         root = tmp_path / (change.__name__ if change else "plain")

@@ -105,6 +105,6 @@ def test_detectron2s_evaluation_reads_each_file_once(checkpoint, reads, monkeypa
     one, two = checkpoint("one.pth"), checkpoint("two.pth")
     keys = ["MODEL.WEIGHTS", one, "RESNET_DET.ENSEMBLE", (two,), "MODEL.DEVICE", "cpu"]
     cfg = engine.load_config(checkpoint.config, keys)
-    model, facts = checkpointer.trained(cfg)
+    model, facts = checkpointer.load_trained(cfg)
     as_tested(model, cfg, facts["classes"])
     assert reads == ["one.pth", "two.pth"]

@@ -70,7 +70,11 @@ def test_a_detector_starts_from_the_classifier(monkeypatch):
 @pytest.mark.detectron2
 def test_a_detector_on_detectron2_starts_from_the_classifier_and_reads_the_detector():
     from resnet_det.engines.on_detectron2 import engine
-    from resnet_det.engines.on_detectron2.checkpointer import Checkpointer, build_model, trained
+    from resnet_det.engines.on_detectron2.checkpointer import (
+        Checkpointer,
+        build_model,
+        load_trained,
+    )
 
     cfg = engine.load_config("quickstart.yaml", ["MODEL.WEIGHTS", CLASSIFIER])
     model = build_model(cfg)
@@ -78,7 +82,7 @@ def test_a_detector_on_detectron2_starts_from_the_classifier_and_reads_the_detec
     state = read(CLASSIFIER)[0]
     assert torch.equal(model.backbone.stem.conv1.weight, state["stem.conv1.weight"])
     cfg = engine.load_config("quickstart.yaml", ["MODEL.WEIGHTS", DETECTOR])
-    model, _ = trained(cfg)
+    model, _ = load_trained(cfg)
     state = read(DETECTOR)[0]
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 

@@ -160,7 +160,7 @@ def stored_keys(facts: Facts, path: str | Path) -> dict[str, Any]:
     return content
 
 
-def trained(cfg: CfgNode) -> tuple[nn.Module, Facts]:
+def load_trained(cfg: CfgNode) -> tuple[nn.Module, Facts]:
     """Load the detector MODEL.WEIGHTS, which must hold every tensor. Returns (model, facts)."""
     model = build_model(cfg)
     checkpointer = Checkpointer(model, cfg=cfg)

@@ -60,7 +60,7 @@ from ..results import check_best_metric, check_expected
 from ..run import make_datasets, torch_settings
 from ..scaling import for_processes
 from ..validation import Validation, validation_records
-from .checkpointer import stored_keys, trained
+from .checkpointer import load_trained, stored_keys
 from .data import (
     check_names,
     check_test_sets,
@@ -268,7 +268,7 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
         make_datasets(*cfg.DATASETS.TEST)
         sets = load_test_sets(cfg)
         cfg = fit_to_weights(cfg)
-        model, facts = trained(cfg)
+        model, facts = load_trained(cfg)
         classes = facts.get("classes")
         tests = match_test_sets(sets, classes, cfg.MODEL.WEIGHTS, cfg)
         tested, augment = as_tested(model, cfg, classes), cfg.TEST.AUG.ENABLED
@@ -305,7 +305,7 @@ def load_detector(
         cfg = load_config(config, overrides)
     cfg = as_predictor(cfg, score_thresh)
     check_model(cfg)
-    model, facts = trained(cfg)
+    model, facts = load_trained(cfg)
     names = class_names(cfg, facts, classes, known_classes)
     return Detector(as_tested(model, cfg, names), cfg, names)
 

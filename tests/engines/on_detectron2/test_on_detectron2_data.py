@@ -154,7 +154,7 @@ def test_one_line_says_that_only_boxes_are_evaluated(config, caplog, key):
 def test_an_evaluation_makes_no_training_set(config, monkeypatch):
     made = []
     monkeypatch.setattr(engine, "make_datasets", lambda *names: made.extend(names))
-    monkeypatch.setattr(engine, "trained", lambda cfg: (None, {}))
+    monkeypatch.setattr(engine, "load_trained", lambda cfg: (None, {}))
     monkeypatch.setattr(engine, "evaluate_model", lambda *_, **__: {})
     engine.evaluate(config("MODEL.WEIGHTS", "x", "DATASETS.TRAIN", "('miniature_voc_trainval',)"))
     assert made == ["scenes_voc_test"]
