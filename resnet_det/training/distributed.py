@@ -91,33 +91,18 @@ def launch(
             f"--machine-rank {machine_rank}: give 0 to {num_machines - 1} with --num-machines "
             f"{num_machines}"
         )
-    if "RANK" in os.environ or num_gpus * num_machines == 1:
-        try:
-            result = main(*args)
-        except ConnectionError as error:
-            sys.exit(f"error: {error}")
-        except RuntimeError as error:
-            if get_world_size() > 1 and LOST.search(str(error)):
-                sys.exit(
-                    f"error: process {get_rank()} of {get_world_size()} stops because another "
-                    "process ended or hangs: see its message for the cause; --resume continues "
-                    "from the last checkpoint"
-                )
-            raise
-        shutdown()
-        return result
+    world = num_gpus * num_machines
+    if "RANK" in os.environ or world == 1:
+        return _run_here(main, args)
     if dist_url == "auto":
         if num_machines > 1:
             raise ValueError(
                 "--dist-url auto: with several machines, give tcp://HOST:PORT of machine 0"
             )
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            dist_url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        dist_url = _free_address()
     url = urlsplit(dist_url)
     if url.scheme != "tcp" or not url.port:
         raise ValueError(f"--dist-url {dist_url}: give tcp://HOST:PORT")
-    world = num_gpus * num_machines
     environment = {
         "MASTER_ADDR": url.hostname,
         "MASTER_PORT": str(url.port),
@@ -136,10 +121,35 @@ def launch(
         )
 
 
+def _run_here(main, args):
+    """Run ``main(*args)`` as one process of the run, then leave the process group."""
+    try:
+        result = main(*args)
+    except ConnectionError as error:
+        sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if get_world_size() > 1 and LOST.search(str(error)):
+            sys.exit(
+                f"error: process {get_rank()} of {get_world_size()} stops because another "
+                "process ended or hangs: see its message for the cause; --resume continues "
+                "from the last checkpoint"
+            )
+        raise
+    shutdown()
+    return result
+
+
+def _free_address():
+    """The URL of a port of this machine that is free now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+
+
 def _launched(local_rank, main, args, environment, first):
     os.environ |= environment | {"LOCAL_RANK": str(local_rank), "RANK": str(first + local_rank)}
     try:
-        launch(main, *args)
+        _run_here(main, args)
     except ValueError as error:  # a user's mistake: every process raises the same error
         sys.exit(f"error: {error}" if local_rank == 0 else 1)
 
@@ -161,8 +171,15 @@ def init(device: str | torch.device = "cuda") -> torch.device:
             or GPUs for some processes and CPUs for others.
         ConnectionError: the processes cannot connect to each other.
     """
-    rank, world, local_rank = launch_info()
-    device = torch.device(device)
+    own = _own_device(torch.device(device))
+    if launch_info().world > 1 and not dist.is_initialized():
+        _join(own)
+    return own
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """The device of this process, which :func:`init` describes. A GPU becomes the current one."""
+    _, world, local_rank = launch_info()
     if device.index is not None and world > 1:
         raise ValueError(
             f"MODEL.DEVICE: {device}: names one device for {world} processes: give {device.type}, "
@@ -180,31 +197,34 @@ def init(device: str | torch.device = "cuda") -> torch.device:
                 f"machine has {count} CUDA devices: start at most {count} processes on it"
             )
         torch.cuda.set_device(device)
-    if world > 1 and not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        try:
-            store = _store_of_this_attempt(rank, world)
-            places = _of_every_process(store, rank, world, _place(device, rank))
-            problem = _misplaced(places)
-            if problem is None:
-                dist.init_process_group(
-                    backend,
-                    store=store,
-                    rank=rank,
-                    world_size=world,
-                    timeout=TIMEOUT,
-                    # NCCL connects now, on this GPU, and not in the middle of the first iteration.
-                    device_id=device if device.type == "cuda" else None,
-                )
-        except (RuntimeError, ValueError) as error:
-            address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            raise ConnectionError(
-                f"process {rank} of {world} could not meet the others at {address} ({error}); "
-                "if the port is taken, give another: torchrun --master-port, or --dist-url"
-            ) from error
-        if problem is not None:
-            raise ValueError(f"MODEL.DEVICE: {problem}")
     return device
+
+
+def _join(device: torch.device) -> None:
+    """Join the process group, as :func:`init` describes."""
+    rank, world, _ = launch_info()
+    try:
+        store = _store_of_this_attempt(rank, world)
+        places = _of_every_process(store, rank, world, _place(device, rank))
+        problem = _misplaced(places)
+        if problem is None:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                store=store,
+                rank=rank,
+                world_size=world,
+                timeout=TIMEOUT,
+                # NCCL connects now, on this GPU, and not in the middle of the first iteration.
+                device_id=device if device.type == "cuda" else None,
+            )
+    except (RuntimeError, ValueError) as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ConnectionError(
+            f"process {rank} of {world} could not meet the others at {address} ({error}); "
+            "if the port is taken, give another: torchrun --master-port, or --dist-url"
+        ) from error
+    if problem is not None:
+        raise ValueError(f"MODEL.DEVICE: {problem}")
 
 
 def _place(device, rank):
