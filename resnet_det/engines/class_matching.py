@@ -6,9 +6,9 @@ that name the same classes differently. Both engines share this module.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -167,17 +167,7 @@ def match_test_set(
     order = sorted(range(len(found)), key=found.__getitem__)
     if order != list(range(len(order))):
         number = {old: new for new, old in enumerate(order)}
-        records = [
-            record
-            | {
-                "annotations": [
-                    a | {"category_id": number[a["category_id"]]} for a in record["annotations"]
-                ]
-            }
-            if record.get("annotations")
-            else record
-            for record in dataset.records
-        ]
+        records = [_renumbered(record, number) for record in dataset.records]
         ids = meta.category_ids or range(1, len(order) + 1)  # in the dataset's own order
         meta = replace(
             meta,
@@ -186,6 +176,14 @@ def match_test_set(
         )
         dataset = replace(dataset, records=records, metadata=meta)
     return TestSet(dataset, sorted(found))
+
+
+def _renumbered(record: dict[str, Any], number: Mapping[int, int]) -> dict[str, Any]:
+    """A record whose objects have the class ``number[category_id]``."""
+    if not record.get("annotations"):
+        return record
+    annotations = [a | {"category_id": number[a["category_id"]]} for a in record["annotations"]]
+    return record | {"annotations": annotations}
 
 
 def match_test_sets(
@@ -287,6 +285,48 @@ def class_rows(key: str, rows: int, classes: int) -> torch.Tensor | None:
     return None
 
 
+class _ClassLayer(NamedTuple):
+    """A parameter of a class layer, in the model and in a file, and its rows of each class."""
+
+    model: torch.Tensor
+    file: torch.Tensor
+    model_rows: torch.Tensor
+    file_rows: torch.Tensor
+
+
+def _class_layers(
+    own: State,
+    state: State,
+    classes: Sequence[str],
+    file_classes: Sequence[str] | None,
+    path: str,
+) -> dict[str, _ClassLayer]:
+    """The class layers of a model that a file also has, with as many rows per class. Those of the
+    model are copied. For the arguments see :func:`keep_shared_classes`."""
+    layers: dict[str, _ClassLayer] = {}
+    for key, model in own.items():
+        file = state.get(key)
+        if file is None or not model.dim():
+            continue
+        model_rows = class_rows(key, len(model), len(classes))
+        file_rows = None
+        if file.dim():
+            file_rows = class_rows(key, len(file), len(file_classes or classes))
+        if (
+            file_classes
+            and file_rows is None
+            and ("cls_score." in key or key.startswith("linear."))
+        ):
+            raise WeightsError(
+                f"{path}: names {len(file_classes)} classes, but its {key} has {len(file)} rows"
+            )
+        if model_rows is None or file_rows is None:
+            continue
+        if model_rows.shape[1] == file_rows.shape[1] and model.shape[1:] == file.shape[1:]:
+            layers[key] = _ClassLayer(model.clone(), file, model_rows, file_rows)
+    return layers
+
+
 def keep_shared_classes(
     own: State,
     state: State,
@@ -315,21 +355,8 @@ def keep_shared_classes(
         WeightsError: the file names more or fewer classes than its layers have.
     """
     file_classes = facts.get("classes")
-    fitted: dict[str, tuple[Any, ...]] = {}
-    for key, mine in own.items():
-        if key not in state or not mine.dim():
-            continue
-        theirs = state[key]
-        here = class_rows(key, len(mine), len(classes))
-        there = class_rows(key, len(theirs), len(file_classes or classes)) if theirs.dim() else None
-        if file_classes and there is None and ("cls_score." in key or key.startswith("linear.")):
-            raise WeightsError(
-                f"{path}: names {len(file_classes)} classes, but its {key} has {len(theirs)} rows"
-            )
-        same = here is not None and there is not None and here.shape[1] == there.shape[1]
-        if same and mine.shape[1:] == theirs.shape[1:]:
-            fitted[key] = mine.clone(), theirs, here, there
-    if not fitted:  # a classifier's file for a detector, or layers of another kind
+    layers = _class_layers(own, state, classes, file_classes, path)
+    if not layers:  # a classifier's file for a detector, or layers of another kind
         return state
     if file_classes is None:
         logger.warning(
@@ -341,19 +368,19 @@ def keep_shared_classes(
         return state
     kept = [i for i, place in enumerate(found) if place is not None]
     sources = [found[i] for i in kept]
-    for mine, theirs, here, there in fitted.values():
+    for model, file, model_rows, file_rows in layers.values():
         if kept:
-            mine[here[kept].flatten()] = theirs[there[sources].flatten()].to(mine)
-            mine[here.numel() :] = theirs[there.numel() :].to(mine)  # of the background
+            model[model_rows[kept].flatten()] = file[file_rows[sources].flatten()].to(model)
+            model[model_rows.numel() :] = file[file_rows.numel() :].to(model)  # of the background
     fresh = [name for name, place in zip(classes, found) if place is None]
     logger.info(
         "%s: has other classes, or another class order. In %s, %d classes keep their rows (%s), %d "
         "start fresh (%s)",
         path,
-        ", ".join(fitted),
+        ", ".join(layers),
         len(kept),
         some([classes[i] for i in kept], 20),
         len(fresh),
         some(fresh, 20),
     )
-    return state | {key: mine for key, (mine, *_) in fitted.items()}
+    return state | {key: layer.model for key, layer in layers.items()}
