@@ -58,6 +58,14 @@ def needed(cfg: CfgNode) -> CfgNode | None:
             f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS!r}: no such file, and RESNET_DET.PRETRAIN, {path}, "
             f"writes {result}: name that, or a file that exists, or set RESNET_DET.PRETRAIN ''"
         )
+    _check(cfg, pretraining, path)
+    logger.info("%s does not exist: pretraining with %s", cfg.MODEL.WEIGHTS, path)
+    return pretraining
+
+
+def _check(cfg: CfgNode, pretraining: CfgNode, path: str | Path) -> None:
+    """Check that a detector can start from the classifier of the config ``path``, and that its own
+    data exist. For the errors see :func:`needed`."""
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         absent = missing(name)
         if absent:
@@ -67,11 +75,9 @@ def needed(cfg: CfgNode) -> CfgNode | None:
         raise ConfigError(
             f"MODEL.BACKBONE.NAME: {net}, but RESNET_DET.PRETRAIN, {path}, trains {trained}"
         )
-    if result.parent.resolve() == Path(cfg.OUTPUT_DIR).resolve():
+    if Path(pretraining.OUTPUT_DIR).resolve() == Path(cfg.OUTPUT_DIR).resolve():
         raise ConfigError(
             f"OUTPUT_DIR: {cfg.OUTPUT_DIR}: RESNET_DET.PRETRAIN, {path}, has the same folder: give "
             "another one"
         )
     check_facts(config_facts(pretraining), cfg, path, "trains")
-    logger.info("%s does not exist: pretraining with %s", cfg.MODEL.WEIGHTS, path)
-    return pretraining
