@@ -244,10 +244,8 @@ def unpack(archive: Archive, file: str, root: str) -> None:
 
 def _extract(file: str, folder: str) -> None:
     if file.endswith(".zip"):
-        with zipfile.ZipFile(
-            file
-        ) as archive:  # removes ".." from names and checks each member's CRC
-            archive.extractall(folder)
+        with zipfile.ZipFile(file) as archive:
+            archive.extractall(folder)  # removes ".." from names and checks each member's CRC
     else:
         with tarfile.open(file) as archive:
             archive.extractall(folder, filter="data")

@@ -1,4 +1,5 @@
-"""Checks that need several keys, the data or the output folder. All engines share them."""
+"""Checks that need several keys, the data or the output folder, and what several parts of an engine
+read from a config: schedule, colour jitter, proposal files. All engines share this module."""
 
 import math
 import re
@@ -76,8 +77,8 @@ def check_classifier(cfg: CfgNode) -> None:
 
 
 def check_trainable(cfg: CfgNode, resume: bool) -> None:
-    """Raise ConfigError if the config has no training set or has an ensemble, and see
-    :func:`check_output`."""
+    """Raise ConfigError if a config's keys for training do not fit together, or :func:`check_output`
+    does."""
     if cfg.RESNET_DET.ENSEMBLE:
         raise ConfigError("RESNET_DET.ENSEMBLE: is only for testing: give --eval-only")
     if not cfg.DATASETS.TRAIN:

@@ -68,9 +68,7 @@ def draw_boxes(
         _draw_box(canvas, corners, line, color, dashed is not None and bool(dashed[index]))
         drawn.append((index, corners, color))
     placed: list[Rectangle] = []
-    for index, corners, color in reversed(
-        drawn
-    ):  # the label with the highest score is placed first
+    for index, corners, color in reversed(drawn):  # the highest score chooses its place first
         text = labels[index] if scores is None else f"{labels[index]} {100 * scores[index]:.0f}"
         left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
         size = round(right - left) + 4 * line, round(bottom - top) + 4 * line

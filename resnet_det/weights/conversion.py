@@ -43,8 +43,8 @@ class Converted(NamedTuple):
 
 
 def convert(
-    source,
-    target,
+    source: str | Path,
+    target: str | Path,
     format: str = "own",
     pairs: Sequence[str] = (),
     net: str | None = None,
@@ -149,7 +149,7 @@ def change_channels(
     return state | {first: changed.to(weight.dtype)}, facts
 
 
-def _stated_facts(pairs: list[str], facts: Facts, path) -> Facts:
+def _stated_facts(pairs: list[str], facts: Facts, path: str | Path) -> Facts:
     """Parse the facts that KEY, VALUE, ... state about a file.
 
     Raises:
@@ -171,7 +171,7 @@ def _stated_facts(pairs: list[str], facts: Facts, path) -> Facts:
     return {fact: flatten(cfg)[key] for fact, key in stated.items()}
 
 
-def _check_pixels(stated: Facts, channels: int | None, path) -> None:
+def _check_pixels(stated: Facts, channels: int | None, path: str | Path) -> None:
     """Raise ConfigError unless the stated mean and standard deviation are those of an image with
     ``channels``."""
     for fact, key in (("pixel_mean", "MODEL.PIXEL_MEAN"), ("pixel_std", "MODEL.PIXEL_STD")):
@@ -184,7 +184,7 @@ def _check_pixels(stated: Facts, channels: int | None, path) -> None:
             raise ConfigError(f"{key}: {values}: must be above 0")
 
 
-def _check_net(state: State, facts: Facts, path, net: str | None) -> list[str]:
+def _check_net(state: State, facts: Facts, path: str | Path, net: str | None) -> list[str]:
     """Names of the nets that a file may hold. There are two if only option A distinguishes them.
 
     Raises:
@@ -207,7 +207,7 @@ def _check_net(state: State, facts: Facts, path, net: str | None) -> list[str]:
 
 
 def _move_zeros(
-    state: State, facts: Facts, nets: list[str], path, zeros: str | None
+    state: State, facts: Facts, nets: list[str], path: str | Path, zeros: str | None
 ) -> tuple[State, Facts]:
     """Convert a net so that option A pads zeros after the channels, as in our nets.
 

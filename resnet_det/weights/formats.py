@@ -429,7 +429,7 @@ def _has_tensors_of(name: str, state: State) -> bool:
     return shapes(meta_net(name).state_dict()) == shapes(state)
 
 
-def _for_their_pixels(weight: Tensor, facts: Facts, format: str, path) -> Tensor:
+def _for_their_pixels(weight: Tensor, facts: Facts, format: str, path: str | Path) -> Tensor:
     """Convert the first convolution (out, 3, kH, kW) to RGB and torchvision's standard
     deviation."""
     mean, std = facts["pixel_mean"], facts["pixel_std"]

@@ -69,9 +69,8 @@ def zeros_to_end(state: State) -> State:
         state: tensors with our names, from a net with two 3x3 convolutions per block.
     """
     state = dict(state)
-    order = list(
-        range(len(state["stem.conv1.weight"]))
-    )  # of the residual stream: our channel -> theirs
+    # Of the residual stream: our channel -> theirs.
+    order = list(range(len(state["stem.conv1.weight"])))
     blocks = {tuple(k.split(".")[:2]) for k in state if k.startswith("res")}
     for stage, block in sorted(blocks, key=lambda b: (b[0], int(b[1]))):
         conv1, conv2 = f"{stage}.{block}.conv1.weight", f"{stage}.{block}.conv2."

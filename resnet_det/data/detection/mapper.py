@@ -171,7 +171,8 @@ class DetectionMapper:
     ``image`` (uint8 tensor (3, h, w)). In training it also has ``boxes`` (float32 (N, 4), XYXY in
     the resized image) and ``classes`` (int64 (N,)). If ``proposals`` is set, it has ``proposals``
     (float32 (N, 4)); if ``scales`` is set, it has ``scales``, a list of images; if ``copies``
-    is set, it has ``copies``. Boxes are clipped; crowds and empty boxes are dropped. A crop may leave no box.
+    is set, it has ``copies``. Boxes are clipped; crowds and empty boxes are dropped. A crop may
+    leave no box.
     """
 
     def __init__(
