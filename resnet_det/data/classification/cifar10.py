@@ -84,15 +84,10 @@ def read(name: str, root: str) -> tuple[np.ndarray, np.ndarray]:
     """
     files, begin, end = SPLITS[name]
     for folder, archive, suffix, parse in _LAYOUTS:
-        names = [file + suffix for file in files]
-        source = os.path.join(root, folder)
-        if os.path.isdir(source):
-            content = from_folder(source, names)
-        elif os.path.isfile(source := os.path.join(root, archive)):
-            content = from_archive(source, folder, names)
-        else:
+        content = read_files(root, folder, archive, [file + suffix for file in files])
+        if content is None:
             continue
-        parts = [parse(content[file], os.path.join(source, file)) for file in names]
+        parts = [parse(data, path) for path, data in content]
         images, labels = (np.concatenate(arrays) for arrays in zip(*parts))
         part = slice(round(begin * PER_FILE), round(end * PER_FILE))
         return images[part].reshape(-1, 3, 32, 32), labels[part]
@@ -104,7 +99,28 @@ def read(name: str, root: str) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def from_folder(folder: str, names: Sequence[str]) -> dict[str, bytes]:
+def read_files(
+    root: str, folder: str, archive: str, names: Sequence[str]
+) -> list[tuple[str, bytes]] | None:
+    """Read files in ``folder`` or, if it is absent, in the ``archive`` of that folder.
+
+    Returns:
+        (path for messages, content) of each file, or None if ``root`` holds neither.
+
+    Raises:
+        DatasetError: a file is missing, or the archive is damaged.
+    """
+    source = os.path.join(root, folder)
+    if os.path.isdir(source):
+        content = _from_folder(source, names)
+    elif os.path.isfile(source := os.path.join(root, archive)):
+        content = _from_archive(source, folder, names)
+    else:
+        return None
+    return [(os.path.join(source, name), content[name]) for name in names]
+
+
+def _from_folder(folder: str, names: Sequence[str]) -> dict[str, bytes]:
     content = {}
     for name in names:
         path = os.path.join(folder, name)
@@ -116,7 +132,7 @@ def from_folder(folder: str, names: Sequence[str]) -> dict[str, bytes]:
     return content
 
 
-def from_archive(path: str, folder: str, names: Sequence[str]) -> dict[str, bytes]:
+def _from_archive(path: str, folder: str, names: Sequence[str]) -> dict[str, bytes]:
     """Read the files in one pass, because a compressed archive can only be read sequentially."""
     wanted = {f"{folder}/{name}": name for name in names}
     content = {}

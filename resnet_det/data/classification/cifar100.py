@@ -8,7 +8,7 @@ import numpy as np
 from ...records import DatasetError
 from ..check import Report
 from ..specs import ClassificationSpec
-from .cifar10 import from_archive, from_folder, parse_batch, read_dict
+from .cifar10 import parse_batch, read_dict, read_files
 
 FOLDER, ARCHIVE = "cifar-100-python", "cifar-100-python.tar.gz"
 SPLITS = {"cifar100_train": ("train", 50_000), "cifar100_test": ("test", 10_000)}  # file, images
@@ -29,24 +29,18 @@ class Cifar100(ClassificationSpec):
         self, root: str, skip_bad: bool = False
     ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         file, count = SPLITS[self.name]
-        source = os.path.join(root, FOLDER)
-        if os.path.isdir(source):
-            content = from_folder(source, [file, "meta"])
-        elif os.path.isfile(source := os.path.join(root, ARCHIVE)):
-            content = from_archive(source, FOLDER, [file, "meta"])
-        else:
+        content = read_files(root, FOLDER, ARCHIVE, [file, "meta"])
+        if content is None:
             raise DatasetError(
                 root,
                 "holds no CIFAR-100: python tools/get_data.py cifar100 downloads it; or put "
                 f"{FOLDER} or {ARCHIVE} there",
             )
-        meta = os.path.join(source, "meta")
-        classes = read_dict(content["meta"], meta, "fine_label_names")["fine_label_names"]
+        (path, batch), (meta, names) = content
+        classes = read_dict(names, meta, "fine_label_names")["fine_label_names"]
         if not isinstance(classes, list) or len(set(map(str, classes))) != 100:
             raise DatasetError(meta, "'fine_label_names' is not a list of 100 names")
-        images, labels = parse_batch(
-            content[file], os.path.join(source, file), "fine_labels", count, len(classes)
-        )
+        images, labels = parse_batch(batch, path, "fine_labels", count, len(classes))
         return images.reshape(-1, 3, 32, 32), labels, tuple(map(str, classes))
 
     def check(self, root: str, workers: int) -> Report:
