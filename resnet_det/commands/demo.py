@@ -33,43 +33,7 @@ from ..weights.class_names import COCO, COCO_IDS
 from . import cli
 
 
-def main(argv: cli.Words = None) -> None:
-    args = _parser().parse_args(argv)
-    output = Path(args.output)
-    for place in (output, *output.parents):
-        if place.is_file():
-            raise ValueError(f"--output {output}: {place} is a file: give a folder of drawings")
-    files = media.find_media(args.images, leave_out=args.output)
-    check_results({"--json": args.json, "--csv": args.csv}, [*files, args.weights])
-    if not any(file.exists() for file in files):
-        raise ValueError(f"{', '.join(map(str, files))}: no such file or folder")
-    predictor = Predictor(
-        args.weights,
-        args.engine,
-        score_thresh=args.threshold,
-        config=args.config_file,
-        overrides=args.overrides,
-    )
-    demo = Demo(predictor, files, output)
-    faults = 0
-    for file in tqdm(files, unit="file", disable=None):
-        try:
-            tqdm.write(demo.process(file))
-        except ImageError as error:
-            tqdm.write(f"error: {error}", file=sys.stderr)
-            faults += 1
-    if demo.pictures:
-        facts = {"weights": args.weights, "score threshold": args.threshold, "files": len(files)}
-        page = write_gallery(demo.output / "index.html", "Detections", demo.pictures, facts)
-        print(f"{page}: shows all of them")
-    for path, write in ((args.json, write_json), (args.csv, write_csv)):
-        if path:
-            write(path, demo.rows)
-    if faults:
-        raise ValueError(f"{faults} of {len(files)} files cannot be read; they are named above")
-
-
-def _parser() -> argparse.ArgumentParser:
+def parse(argv: cli.Words = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add(
@@ -115,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY VALUE",
         help="keys to override in the checkpoint's config, such as MODEL.DEVICE cpu",
     )
-    return parser
+    return parser.parse_args(argv)
 
 
 def check_results(results: Mapping[str, str | None], inputs: Iterable[str | Path]) -> None:
@@ -130,6 +94,42 @@ def check_results(results: Mapping[str, str | None], inputs: Iterable[str | Path
             check_target(path)
             if (other := taken.setdefault(os.path.realpath(path), option)) != option:
                 raise ValueError(f"{option} {path}: is {other} as well: name another file")
+
+
+def main(argv: cli.Words = None) -> None:
+    args = parse(argv)
+    output = Path(args.output)
+    for place in (output, *output.parents):
+        if place.is_file():
+            raise ValueError(f"--output {output}: {place} is a file: give a folder of drawings")
+    files = media.find_media(args.images, leave_out=args.output)
+    check_results({"--json": args.json, "--csv": args.csv}, [*files, args.weights])
+    if not any(file.exists() for file in files):
+        raise ValueError(f"{', '.join(map(str, files))}: no such file or folder")
+    predictor = Predictor(
+        args.weights,
+        args.engine,
+        score_thresh=args.threshold,
+        config=args.config_file,
+        overrides=args.overrides,
+    )
+    demo = Demo(predictor, files, output)
+    faults = 0
+    for file in tqdm(files, unit="file", disable=None):
+        try:
+            tqdm.write(demo.process(file))
+        except ImageError as error:
+            tqdm.write(f"error: {error}", file=sys.stderr)
+            faults += 1
+    if demo.pictures:
+        facts = {"weights": args.weights, "score threshold": args.threshold, "files": len(files)}
+        page = write_gallery(demo.output / "index.html", "Detections", demo.pictures, facts)
+        print(f"{page}: shows all of them")
+    for path, write in ((args.json, write_json), (args.csv, write_csv)):
+        if path:
+            write(path, demo.rows)
+    if faults:
+        raise ValueError(f"{faults} of {len(files)} files cannot be read; they are named above")
 
 
 class Demo:

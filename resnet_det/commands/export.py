@@ -7,11 +7,13 @@ The file takes an image, uint8 RGB (H, W, 3) of any size, and returns boxes in i
 and classes. Before it gets its name, it is checked against the detector. See docs/export.md.
 """
 
+import argparse
+
 from ..engines.export import FORMATS, export
 from . import cli
 
 
-def main(argv: cli.Words = None) -> None:
+def parse(argv: cli.Words = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add(
@@ -53,7 +55,11 @@ def main(argv: cli.Words = None) -> None:
         metavar="KEY VALUE",
         help="keys to override in the checkpoint's config, such as TEST.DETECTIONS_PER_IMAGE 20",
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: cli.Words = None) -> None:
+    args = parse(argv)
     count = export(
         args.weights, args.output, args.format, args.overrides, args.images, args.config_file
     )
