@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import coco_ap
-from .inputs import ImageId, Predictions, Records, read_predictions, read_truth
+from .inputs import Evaluation, ImageId, Predictions, Records, read_predictions, read_truth
 from .tables import markdown_table
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -39,36 +39,21 @@ def compare(
     runs = [coco_ap.evaluated(truth, each, classes) for each in found]
     a, b = (coco_ap.summary(run, truth, each, classes) for run, each in zip(runs, found))
 
-    def row(name: str, before: float, after: float) -> list:
-        return [name, before, after, after - before]
-
-    def intervals(*runs: Any) -> dict[str, list[float]]:
-        found = coco_ap.hotcoco.compare(*runs, n_bootstrap=samples)["ci"]
-        return {name: [100 * found[name][end] for end in ("lower", "upper")] for name in METRICS}
-
-    of_all = intervals(*runs)
+    ends = _intervals(runs, samples)
     overall = [
-        row(name, a.overall[name], b.overall[name]) + of_all[name]
+        _row(name, a.overall[name], b.overall[name]) + ends[name]
         for name in METRICS
         if not math.isnan(a.overall[name])
     ]
     per_class = []
     for label, name in enumerate(classes):
-        ends = [math.nan] * 2
+        interval = [math.nan] * 2
         if not math.isnan(a.per_class[name]["AP"]):
             alone = _only(truth, label)
             own = [coco_ap.evaluated(alone, _only(each, label), [name]) for each in found]
-            ends = intervals(*own)["AP"]
-        per_class.append(row(name, a.per_class[name]["AP"], b.per_class[name]["AP"]) + ends)
-    # Without objects and detections, the F1 is undefined and the image is right.
-    changed = [
-        row(
-            str(image),
-            *(100 * (1 if math.isnan(e.images[image]) else e.images[image]) for e in (a, b)),
-        )
-        for image in truth
-    ]
-    changed = sorted((r for r in changed if r[3]), key=lambda r: -abs(r[3]))[:images]
+            interval = _intervals(own, samples)["AP"]
+        per_class.append(_row(name, a.per_class[name]["AP"], b.per_class[name]["AP"]) + interval)
+    changed = _changed_images(a, b)[:images]
     header = ["A", "B", "B - A", "from", "to"]
     return "\n".join(
         [
@@ -79,6 +64,27 @@ def compare(
             else "The F1 score of no image changed.\n",
         ]
     )
+
+
+def _row(name: str, a: float, b: float) -> list[Any]:
+    return [name, a, b, b - a]
+
+
+def _intervals(runs: Sequence[Any], samples: int) -> dict[str, list[float]]:
+    """The 95% interval of the difference of each metric, from two COCOevals."""
+    found = coco_ap.hotcoco.compare(*runs, n_bootstrap=samples)["ci"]
+    return {name: [100 * found[name][end] for end in ("lower", "upper")] for name in METRICS}
+
+
+def _changed_images(a: Evaluation, b: Evaluation) -> list[list[Any]]:
+    """A row per image whose F1 score differs, the largest difference first."""
+    # Without objects and detections, the F1 is undefined and the image is right.
+    scores = [
+        {image: 100 * (1 if math.isnan(f1) else f1) for image, f1 in each.images.items()}
+        for each in (a, b)
+    ]
+    rows = [_row(str(image), f1, scores[1][image]) for image, f1 in scores[0].items()]
+    return sorted((row for row in rows if row[3]), key=lambda row: -abs(row[3]))
 
 
 def _only(images: Mapping[ImageId, Any], label: int) -> dict[ImageId, Any]:
