@@ -1,7 +1,7 @@
 """The commands: ``resnet-det NAME`` (see :mod:`resnet_det.__main__`), or ``python -m MODULE``.
 
-A command's ``parse`` parses the command line, and its ``main`` parses and runs. ``main`` returns
-the exit status. If the input is invalid, it raises ValueError with a message for the user.
+A command's ``main`` parses the command line, by ``parse`` if that is long, and runs. It returns the
+exit status. If the input is invalid, it raises ValueError with a message for the user.
 """
 
 import os

@@ -41,8 +41,6 @@ from .run import (
 from .scaling import for_processes
 
 __all__ = [
-    "ClassifierLoss",
-    "build",
     "check",
     "check_schedule",
     "evaluate",

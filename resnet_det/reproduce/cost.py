@@ -17,7 +17,7 @@ from ..config.defaults import flatten
 from ..config.loading import load_config
 from ..data import missing, shortfall
 from ..detector.build import build_model
-from ..engines import classifier
+from ..engines import classifier_nets
 from ..engines.run import torch_settings
 from ..weights.published import is_address, place_of
 from .planning import Plan
@@ -157,11 +157,9 @@ class _Steps:
         self.is_classifier = cfg.MODEL.META_ARCHITECTURE == "Classifier"
         if self.is_classifier:
             self.fewest, self.most = min(FEW, cfg.SOLVER.IMS_PER_BATCH), cfg.SOLVER.IMS_PER_BATCH
-        model: nn.Module = (
-            classifier.ClassifierLoss(classifier.build(cfg))
-            if self.is_classifier
-            else build_model(cfg)
-        )
+            model: nn.Module = classifier_nets.ClassifierLoss(classifier_nets.build(cfg))
+        else:
+            model = build_model(cfg)
         self.model = model.to(self.device).train()
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(trained, 0.0, 0.9, weight_decay=1e-4, fused=True)

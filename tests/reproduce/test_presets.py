@@ -10,7 +10,7 @@ from resnet_det.config.loading import load_config
 from resnet_det.data import dataset_names
 from resnet_det.detector import build
 from resnet_det.detector import rpn as rpn_module
-from resnet_det.engines import classifier
+from resnet_det.engines import classifier_nets
 from resnet_det.engines.checks import check_classifier
 from resnet_det.nets import build_net
 from resnet_det.weights.facts import config_facts
@@ -34,7 +34,7 @@ def test_loads_and_builds(path):
     with torch.device("meta"):
         if cfg.MODEL.META_ARCHITECTURE == "Classifier":
             check_classifier(cfg)
-            assert classifier.build(cfg, 10).linear.out_features == 10
+            assert classifier_nets.build(cfg, 10).linear.out_features == 10
         else:
             model = build.build_model(cfg)
             scores = model.roi_heads.box_predictor.cls_score
