@@ -2,7 +2,7 @@
 
 import pytest
 
-from resnet_det.config.defaults import ConfigError, flatten
+from resnet_det.config.defaults import ConfigError, flatten, get_cfg, with_values
 from resnet_det.config.loading import embedded_part, load_config, parse_config
 from resnet_det.engines import pick
 
@@ -30,6 +30,16 @@ def test_base_overrides_and_freeze(write):
 def test_dump_reads_back(write):
     cfg = load_config(write("SOLVER: {STEPS: [5, 7], WEIGHT_DECAY_BIAS: 0.0}\nSEED: 7"))
     assert flatten(parse_config(embedded_part(cfg), "dump")) == flatten(cfg)
+
+
+def test_new_values_leave_the_config_that_is_copied():
+    cfg = get_cfg()
+    changed = with_values(cfg, {"OUTPUT_DIR": "123", "SOLVER.STEPS": (5,)})
+    assert (changed.OUTPUT_DIR, changed.SOLVER.STEPS) == ("123", (5,))
+    assert changed.is_frozen() and not cfg.is_frozen()
+    assert flatten(cfg) == flatten(get_cfg())
+    with pytest.raises(KeyError, match="SOLVER.STEP"):
+        with_values(cfg, {"SOLVER.STEP": (5,)})
 
 
 def test_keys_of_heads_that_are_switched_off_are_accepted(write):
