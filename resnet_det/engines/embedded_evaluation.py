@@ -25,7 +25,7 @@ from . import Found
 from .class_matching import TestSet, keep_shared_classes
 from .embedded_data import test_mapper
 from .provenance import ensemble
-from .results import BOX, BOX_TTA, publish, score
+from .results import BOX, BOX_TTA, publish, score_detector
 from .run import evaluation_settings, precision_of_tests
 
 logger = logging.getLogger(__name__)
@@ -196,12 +196,8 @@ def _scored(model, tests, cfg, folder, augmented=False):
     for name, test in tests.items():
         with evaluation_settings(cfg):
             found = detect(model, test.dataset, cfg, augmented=augmented)
-        predictions = test.select(found)
         if distributed.is_main():
-            path = f"{cfg.OUTPUT_DIR}/{folder}/{safe_name(name)}"
-            evaluation = score(test.dataset, predictions, path)
-            if evaluation is None:
-                logger.info("%s has no annotations: wrote submission files to %s", name, path)
-            else:
-                scored[name] = evaluation, test.dataset, predictions
+            scores = score_detector(test, found, f"{cfg.OUTPUT_DIR}/{folder}/{safe_name(name)}")
+            if scores is not None:
+                scored[name] = scores
     return scored

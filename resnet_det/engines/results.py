@@ -22,13 +22,16 @@ from ..evaluation.report import write_report
 from ..evaluation.tables import as_json, class_table, summary_table
 from ..files import write_whole
 from ..hints import did_you_mean
+from .class_matching import TestSet
 from .provenance import commit, machine
 
 logger = logging.getLogger(__name__)
 
 
 BOX, BOX_TTA = "bbox", "bbox_TTA"  # Detectron2's tasks: without and with TEST.AUG
-Scored = Mapping[str, tuple[Evaluation, Dataset, Sequence[Mapping[str, Any]]]]
+# The evaluation of a test set, the dataset, and the predictions that were scored.
+Scores = tuple[Evaluation, Dataset, Sequence[Mapping[str, Any]]]
+Scored = Mapping[str, Scores]  # by the name of the test set
 DETECTIONS = "detections.json"  # COCO's submission file, for all datasets
 
 
@@ -52,6 +55,24 @@ def digest(dataset: Dataset) -> str:
         for record in dataset.records
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def score_detector(test: TestSet, found: list[dict[str, Any]], folder: str | Path) -> Scores | None:
+    """:func:`score` the detections of a detector, which may have other classes than the test set.
+
+    Args:
+        found: one prediction per image, with the detector's class indices.
+
+    Returns:
+        The scores; None for a test set without public annotations, which the log says.
+    """
+    predictions = test.select(found)
+    evaluation = score(test.dataset, predictions, folder)
+    if evaluation is None:
+        name = test.dataset.name
+        logger.info("%s has no annotations: wrote submission files to %s", name, folder)
+        return None
+    return evaluation, test.dataset, predictions
 
 
 def score(

@@ -1,6 +1,5 @@
 """Evaluate a Detectron2 model with our evaluators and the improvements of Appendix B."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -27,12 +26,10 @@ from ...weights.facts import Facts
 from .. import Found
 from ..class_matching import TestSet
 from ..provenance import ensemble
-from ..results import BOX, BOX_TTA, publish, score
+from ..results import BOX, BOX_TTA, Scores, publish, score_detector
 from ..run import evaluation_settings, precision_of_tests
 from .checkpointer import stored_keys
 from .data import Mapper, in_format
-
-logger = logging.getLogger(__name__)
 
 
 def to_arrays(output: Mapping[str, Instances]) -> Found:
@@ -77,12 +74,13 @@ class Evaluator(DatasetEvaluator):
         folder: folder for the results and for the files to submit to the devkit or the test server.
 
     Attributes:
-        scored: (Evaluation, Dataset, predictions) in the main process, after :meth:`evaluate`.
+        scores: what :func:`.results.score_detector` returns, in the main process, after
+            :meth:`evaluate`.
     """
 
     def __init__(self, test: TestSet, folder: str) -> None:
-        self.test, self.dataset, self.folder = test, test.dataset, folder
-        self.scored: tuple | None = None
+        self.test, self.folder = test, folder
+        self.scores: Scores | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -98,17 +96,8 @@ class Evaluator(DatasetEvaluator):
         predictions = list(chain.from_iterable(comm.gather(self.predictions)))
         if not comm.is_main_process():
             return {}
-        predictions = self.test.select(predictions)
-        evaluation = score(self.dataset, predictions, self.folder)
-        if evaluation is None:
-            logger.info(
-                "%s has no annotations: wrote submission files to %s",
-                self.dataset.name,
-                self.folder,
-            )
-            return {}
-        self.scored = evaluation, self.dataset, predictions
-        return {"bbox": evaluation.metrics}
+        self.scores = score_detector(self.test, predictions, self.folder)
+        return {} if self.scores is None else {"bbox": self.scores[0].metrics}
 
 
 def evaluate_model(
@@ -145,14 +134,14 @@ def _scored(model, tests, cfg, folder):
     for name, test in tests.items():
         evaluator = Evaluator(test, f"{cfg.OUTPUT_DIR}/{folder}/{safe_name(name)}")
         loader = build_detection_test_loader(
-            evaluator.dataset.records,
+            test.dataset.records,
             mapper=Mapper(cfg, False),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
         with evaluation_settings(cfg):
             inference_on_dataset(model, loader, evaluator)
-        if evaluator.scored:
-            scored[name] = evaluator.scored
+        if evaluator.scores is not None:
+            scored[name] = evaluator.scores
     return scored
 
 
