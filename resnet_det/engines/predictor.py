@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,7 @@ class Predictor:
         classes: Sequence[str] | None = None,
         overrides: Sequence[Any] = (),
     ) -> None:
-        if not isinstance(score_thresh, Real) or not 0 <= score_thresh <= 1:
+        if not isinstance(score_thresh, int | float | np.number) or not 0 <= score_thresh <= 1:
             raise ValueError(f"score_thresh: {score_thresh!r}: give a number from 0 to 1")
         check_pairs(overrides)
         self.score_thresh = score_thresh
