@@ -57,19 +57,6 @@ def predict(plan: Plan) -> Iterator[Cost]:
     """
     measured: dict[str, tuple[float | None, str]] = {}
     made = {str(run.weights) for chain in plan.values() for run in chain}
-
-    def training(name: str, cfg: CfgNode) -> Cost:
-        keys = {k: v for k, v in flatten(cfg).items() if k.startswith(MATTERS)}
-        key = str(keys | {"MODEL.WEIGHTS": ""})
-        if key not in measured:
-            measured[key] = measure_apart(cfg)
-        per_image, remark = measured[key]
-        images, iterations = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER
-        if per_image is None:
-            return Cost(name, iterations, None, remark, needs(cfg, made))
-        remark += f" of the {images} images of an iteration"
-        return Cost(name, iterations, per_image * images * iterations, remark, needs(cfg, made))
-
     for run in dict.fromkeys(run for chain in plan.values() for run in chain):
         name = run.folder.name
         if run.metrics() is not None:
@@ -81,9 +68,31 @@ def predict(plan: Plan) -> Iterator[Cost]:
         cfg = run.load_config()
         weights, pretrain = cfg.MODEL.WEIGHTS, cfg.RESNET_DET.PRETRAIN
         if pretrain and weights not in made and not Path(weights).exists():
-            yield training(Path(weights).parent.name, load_config(pretrain))
+            yield _training_cost(Path(weights).parent.name, load_config(pretrain), made, measured)
             made.add(weights)
-        yield training(name, cfg)
+        yield _training_cost(name, cfg, made, measured)
+
+
+def _training_cost(
+    name: str, cfg: CfgNode, made: Container[str], measured: dict[str, tuple[float | None, str]]
+) -> Cost:
+    """The cost of one training.
+
+    Args:
+        name: name of its folder.
+        made: paths of weights that earlier runs produce.
+        measured: results of :func:`measure_apart` by the keys that matter. New ones are added.
+    """
+    keys = {k: v for k, v in flatten(cfg).items() if k.startswith(MATTERS)}
+    key = str(keys | {"MODEL.WEIGHTS": ""})
+    if key not in measured:
+        measured[key] = measure_apart(cfg)
+    per_image, remark = measured[key]
+    images, iterations, data = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, needs(cfg, made)
+    if per_image is None:
+        return Cost(name, iterations, None, remark, data)
+    remark += f" of the {images} images of an iteration"
+    return Cost(name, iterations, per_image * images * iterations, remark, data)
 
 
 def needs(cfg: CfgNode, made: Container[str] = ()) -> str:
