@@ -109,18 +109,7 @@ def load_training_set(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
     records, difficult = dataset.records, cfg.RESNET_DET.USE_DIFFICULT
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
-        for key, default in (
-            ("USE_DIFFICULT", True),
-            ("SKIP_BAD_DATA", False),
-            ("VAL_LOSS", False),
-        ):
-            if cfg.RESNET_DET[key] != default:
-                raise ConfigError(f"RESNET_DET.{key}: is only for box detectors")
-        for name in filter(own_spec, cfg.DATASETS.TRAIN):
-            raise ConfigError(
-                f"DATASETS.TRAIN: {name}: only its boxes are read: for masks or keypoints, register "
-                "the dataset with Detectron2's register_coco_instances"
-            )
+        _check_for_masks(cfg)
         least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
         records = get_detection_dataset_dicts(  # our readers read boxes only
             cfg.DATASETS.TRAIN,
@@ -136,6 +125,18 @@ def load_training_set(cfg: Any) -> tuple[list[dict], tuple[str, ...]]:
             for r in records
         ]
     return records, dataset.metadata.classes
+
+
+def _check_for_masks(cfg: Any) -> None:
+    """Raise ConfigError for a key or a training set that masks and keypoints do not support."""
+    for key, default in (("USE_DIFFICULT", True), ("SKIP_BAD_DATA", False), ("VAL_LOSS", False)):
+        if cfg.RESNET_DET[key] != default:
+            raise ConfigError(f"RESNET_DET.{key}: is only for box detectors")
+    for name in filter(own_spec, cfg.DATASETS.TRAIN):
+        raise ConfigError(
+            f"DATASETS.TRAIN: {name}: only its boxes are read: for masks or keypoints, register "
+            "the dataset with Detectron2's register_coco_instances"
+        )
 
 
 def _is_foreign(name: str) -> bool:
