@@ -99,27 +99,6 @@ def tested_places(
     return found
 
 
-def member_order(
-    classes: Sequence[str], trained: Sequence[str], path: str, by_order: bool = False
-) -> list[int]:
-    """The index of each of the first net's ``classes`` among those of another ensemble member.
-
-    Args:
-        trained: classes of the member.
-        path: file of the member, for the error message.
-
-    Raises:
-        ConfigError: the member has other classes.
-    """
-    order = [place for place in places(classes, trained, by_order) if place is not None]
-    if not len(order) == len(trained) == len(classes):
-        raise ConfigError(
-            f"RESNET_DET.ENSEMBLE: {path}: has other classes than MODEL.WEIGHTS: "
-            f"{difference(trained, path, classes, 'MODEL.WEIGHTS')}"
-        )
-    return order
-
-
 # ---- test sets of detectors
 
 

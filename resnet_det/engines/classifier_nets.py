@@ -17,7 +17,8 @@ from ..nets.classifier import Classifier
 from ..nets.layers import rename_parameters
 from ..weights.facts import Facts, check_facts
 from ..weights.loading import State, fit, read
-from .class_matching import keep_shared_classes, member_order
+from .class_matching import keep_shared_classes
+from .ensembles import member_order
 
 logger = logging.getLogger(__name__)
 

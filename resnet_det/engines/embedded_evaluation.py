@@ -24,7 +24,7 @@ from ..weights.loading import State, read
 from . import Found
 from .class_matching import TestSet, keep_shared_classes
 from .embedded_data import test_mapper
-from .provenance import ensemble
+from .ensembles import read_members
 from .results import BOX, BOX_TTA, publish, score_detector
 from .run import evaluation_settings, precision_of_tests
 
@@ -91,7 +91,7 @@ def as_tested(
         return model
     detectors: list[Any] = [model]
     orders: list[list[int] | None] = [None]
-    for member in ensemble(cfg, classes):
+    for member in read_members(cfg, classes):
         own = parse_config(member.facts["config"], member.path, member.overrides)
         detectors.append(load_trained(own, device, (member.state, member.facts))[0])
         orders.append(member.order)

@@ -1,12 +1,11 @@
-"""Provenance: a checkpoint's facts, and the code and machine that produced it. Also ensembles."""
+"""Provenance: a checkpoint's facts, and the code and machine that produced it."""
 
 import functools
 import logging
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ import torch
 import torchvision
 from fvcore.common.config import CfgNode
 
-from ..config.defaults import ConfigError, flatten, get_cfg
+from ..config.defaults import ConfigError
 from ..config.loading import detectron2_part, embedded_part, parse_text
 from ..training import distributed
-from ..weights.facts import Facts, State, check_facts, config_facts
-from ..weights.loading import read
-from .class_matching import difference, member_order, places
+from ..weights.facts import Facts, check_facts, config_facts
+from .class_matching import difference, places
 
 logger = logging.getLogger(__name__)
 
@@ -141,59 +139,3 @@ def stored_config(facts: Facts, weights: str | Path) -> str:
     if "config" not in facts:
         raise ConfigError(f"{weights}: carries no config: name the config file that it belongs to")
     return facts["config"]
-
-
-@dataclass(frozen=True)
-class Member:
-    """A further detector of an ensemble.
-
-    Attributes:
-        state, facts: content of its checkpoint; ``facts["config"]`` is its config as YAML.
-        overrides: KEY, VALUE, ... that this test overrides in that config.
-        order: its index of each class of the first detector; None if those classes are unknown.
-    """
-
-    path: str
-    state: State
-    facts: Facts
-    overrides: list[Any]
-    order: list[int] | None
-
-
-def ensemble(cfg: CfgNode, classes: Sequence[str] | None = None) -> Iterator[Member]:
-    """Read the further detectors of an ensemble (``RESNET_DET.ENSEMBLE``), one at a time.
-
-    Args:
-        classes: class names of the first detector, if known.
-
-    Raises:
-        ConfigError: a file carries no config, or its kind of model, its channel order or its
-            classes differ from those of ``MODEL.WEIGHTS``.
-    """
-    wanted, defaults = flatten(cfg), flatten(get_cfg())
-    for path in cfg.RESNET_DET.ENSEMBLE:
-        state, facts = read(path)
-        if "config" not in facts:
-            raise ConfigError(
-                f"RESNET_DET.ENSEMBLE: {path}: carries no config; give checkpoints of "
-                "tools/train_net.py"
-            )
-        own = parse_text(facts["config"], path)
-        for key in ("MODEL.META_ARCHITECTURE", "MODEL.LOAD_PROPOSALS"):
-            if (given := own.get(key, defaults[key])) != wanted[key]:
-                raise ConfigError(
-                    f"RESNET_DET.ENSEMBLE: {path}: has {key} {given}, but MODEL.WEIGHTS has "
-                    f"{wanted[key]}"
-                )
-        if facts.get("format") != cfg.INPUT.FORMAT:
-            raise ConfigError(
-                f"RESNET_DET.ENSEMBLE: {path}: was trained with INPUT.FORMAT {facts.get('format')}, "
-                f"but MODEL.WEIGHTS with {cfg.INPUT.FORMAT}"
-            )
-        order = None
-        if classes is not None:
-            by_order = cfg.RESNET_DET.CLASSES_BY_ORDER
-            order = member_order(classes, facts.get("classes", ()), path, by_order)
-        overrides = ["MODEL.WEIGHTS", str(path), "MODEL.DEVICE", cfg.MODEL.DEVICE,
-                     "RESNET_DET.ENSEMBLE", ()]  # fmt: skip
-        yield Member(str(path), state, facts, overrides, order)

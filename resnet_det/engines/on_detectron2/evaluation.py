@@ -25,7 +25,7 @@ from ...training import distributed
 from ...weights.facts import Facts
 from .. import Found
 from ..class_matching import TestSet
-from ..provenance import ensemble
+from ..ensembles import read_members
 from ..results import BOX, BOX_TTA, Scores, publish, score_detector
 from ..run import evaluation_settings, precision_of_tests
 from .checkpointer import stored_keys
@@ -196,7 +196,7 @@ def as_tested(model: nn.Module, cfg: CfgNode, classes: Sequence[str] | None = No
         return model
     detectors = [Parts(distributed.unwrap(model))]
     orders: list[list[int] | None] = [None]
-    for member in ensemble(cfg, classes):
+    for member in read_members(cfg, classes):
         own = get_cfg()
         add_resnet_det_config(own)
         keys = stored_keys(member.facts, member.path)
