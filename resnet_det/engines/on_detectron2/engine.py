@@ -1,17 +1,15 @@
-"""The engine on Detectron2: load a config, check it, train and evaluate."""
+"""The engine on Detectron2: check a config, train and evaluate."""
 
 import argparse
 import contextlib
 import logging
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
@@ -27,24 +25,15 @@ from detectron2.modeling import (
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ...config.checks import (
-    check_batch,
-    check_lengths,
-    check_pairs,
-    check_ranges,
-    check_users,
-    resolve_device,
-)
-from ...config.defaults import DETECTOR, ConfigError, add_resnet_det_config, flatten
-from ...config.loading import find_config, read_yaml
-from ...config.messages import examples, explained, fits, wrong_value
+from ...config.checks import check_ranges
+from ...config.defaults import ConfigError, flatten
 from ...detector.net_keys import check_appendix
 from ...detector.weights import new_layers
 from ...hints import did_you_mean
 from ...training import Checkpointer as CheckpointFolder
 from ...training import alone_in, distributed
 from ...training.distributed import launch
-from ...weights.facts import Facts, check_stored
+from ...weights.facts import check_stored
 from ...weights.files import read_file
 from ..checks import (
     as_predictor,
@@ -55,12 +44,13 @@ from ..checks import (
     check_trainable,
 )
 from ..class_matching import TestSet, class_names, match_test_sets
-from ..own_classes import fit_to_training_set, fit_to_weights
+from ..own_classes import fit_to_weights
 from ..results import check_best_metric, check_expected
 from ..run import make_datasets, torch_settings
 from ..scaling import for_processes
 from ..validation import Validation, validation_records
-from .checkpointer import load_trained, stored_keys
+from .checkpointer import load_trained
+from .config import load_config, parse_config
 from .data import (
     check_names,
     check_test_sets,
@@ -83,8 +73,6 @@ __all__ = [
     "training_records",
 ]
 
-logger = logging.getLogger(__name__)
-
 # The keys that name a registry entry.
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
@@ -95,94 +83,6 @@ REGISTRIES = {
     "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
     "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
 }
-
-
-class _File(CfgNode):
-    """A Detectron2 config whose files are read by the embedded engine's reader."""
-
-    @classmethod
-    def load_yaml_with_base(cls, filename, allow_unsafe=False):
-        return read_yaml(filename)
-
-
-def load_config(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
-    """Read a YAML file with its ``_BASE_`` chain and trailing ``KEY VALUE`` overrides.
-
-    The file may hold all of Detectron2's keys and the node ``RESNET_DET``. YAML that runs code is
-    an error. The config has as many classes as the user's own training set, if it names one.
-
-    Returns:
-        Detectron2's CfgNode, frozen; ``MODEL.DEVICE`` is "cpu" if no CUDA device is available.
-
-    Raises:
-        ConfigError: a file, key or value is invalid. The message names it, and similar valid keys.
-        DatasetError: the user's own training set is absent.
-    """
-    file = str(find_config(path))
-    cfg = _load(path, lambda cfg: cfg.merge_from_file(file), overrides)
-    return fit_to_training_set(cfg, overrides)
-
-
-def parse_config(facts: Facts, path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
-    """Load the config that a checkpoint carries, with the checks of :func:`load_config`.
-
-    Args:
-        facts: those of the checkpoint ``path``.
-    """
-    pairs = list(chain.from_iterable(stored_keys(facts, path).items()))
-    return _load(path, lambda cfg: cfg.merge_from_list(pairs), overrides)
-
-
-def _load(
-    where: str | Path, merge_content: Callable[[CfgNode], None], overrides: Sequence[Any]
-) -> CfgNode:
-    cfg = _File(get_cfg())
-    add_resnet_det_config(cfg)
-    overrides = list(overrides)
-    check_pairs(overrides)
-    known = examples(flatten(cfg))
-    for source, merge in (
-        (where, merge_content),
-        ("command line", lambda cfg: cfg.merge_from_list(overrides)),
-    ):
-        images = cfg.SOLVER.IMS_PER_BATCH
-        try:
-            merge(cfg)
-            _check_lists(cfg, known)
-        except ConfigError:
-            raise
-        except (KeyError, ValueError, AssertionError, TypeError, AttributeError, OSError) as error:
-            raise ConfigError(f"{source}: {_explained(str(error.args[0]), known)}") from error
-    cfg = CfgNode(cfg)
-    resolve_device(cfg)
-    check_lengths(cfg)
-    check_batch(cfg, images, overrides)
-    if cfg.MODEL.META_ARCHITECTURE == "Classifier":
-        raise ConfigError("MODEL.META_ARCHITECTURE: Classifier: Detectron2 trains only detectors")
-    check_users(cfg, DETECTOR, "RESNET_DET.")
-    check_ranges(cfg, "RESNET_DET.")
-    cfg.freeze()
-    return cfg
-
-
-def _check_lists(cfg: CfgNode, known: dict[str, Any]) -> None:
-    """Check the items of lists, which yacs does not check. The ValueError names the key."""
-    anchors = cfg.MODEL.ANCHOR_GENERATOR
-    for key in ("SIZES", "ASPECT_RATIOS", "ANGLES"):
-        if anchors[key] and not isinstance(anchors[key][0], list | tuple):
-            anchors[key] = [anchors[key]]  # Detectron2 also takes a flat list, for all levels
-    for key, value in flatten(cfg).items():
-        default = known.get(key)
-        if isinstance(default, list | tuple) and not fits(value, default):
-            raise ValueError(wrong_value(key, value, default))
-
-
-def _explained(message: str, known: dict[str, Any]) -> str:
-    """Rewrite an error message from yacs, and name similar keys."""
-    unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
-    if not unknown:
-        return explained(message, known)
-    return f"Detectron2 does not know the key {unknown[1]}{did_you_mean(unknown[1], known)}"
 
 
 def check_schedule(cfg: CfgNode) -> None:
