@@ -32,8 +32,6 @@ from .provenance import say_changes
 from .results import check_expected
 from .scaling import for_processes
 
-logger = logging.getLogger(__name__)
-
 
 def start(cfg: CfgNode) -> torch.device:
     """Join the processes of the run and log to the terminal.
