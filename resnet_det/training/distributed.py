@@ -3,6 +3,7 @@
 Every function also works in a single process, which is rank 0 of 1.
 """
 
+import gc
 import inspect
 import os
 import re
@@ -288,9 +289,14 @@ def _store_of_this_attempt(rank, world):
 
 
 def shutdown() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one, and end its threads.
+
+    Reference cycles of DistributedDataParallel keep the group alive. A thread of Gloo that is still
+    running when the interpreter shuts down may abort the process after all its work.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()
 
 
 def get_rank() -> int:
