@@ -288,6 +288,9 @@ def _store_of_this_attempt(rank, world):
     return dist.PrefixStore(own, store)
 
 
+_releases: set[Callable[[], None]] = set()
+
+
 def shutdown() -> None:
     """Leave the process group, if there is one, and end its threads.
 
@@ -296,7 +299,14 @@ def shutdown() -> None:
     """
     if dist.is_initialized():
         dist.destroy_process_group()
+        for release in _releases:
+            release()
         gc.collect()
+
+
+def release_at_shutdown(release: Callable[[], None]) -> None:
+    """Call ``release`` at :func:`shutdown`, to drop process groups that other code keeps."""
+    _releases.add(release)
 
 
 def get_rank() -> int:

@@ -304,10 +304,18 @@ def running(cfg: CfgNode, resume: bool = True) -> Iterator[None]:
     world = distributed.get_world_size()
     if world > 1:  # Detectron2 needs a group for the processes on this machine
         comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+        distributed.release_at_shutdown(_release_groups)
     with torch_settings(cfg), alone_in(cfg.OUTPUT_DIR):
         check_output(cfg, resume)  # again: a run that we waited for may have saved checkpoints
         _setup(cfg)
         yield
+
+
+def _release_groups() -> None:
+    """Drop the process groups that Detectron2 keeps in its module ``comm``."""
+    comm._LOCAL_PROCESS_GROUP = None
+    for function in (comm.create_local_process_group, comm._get_global_gloo_group):
+        function.cache_clear()
 
 
 def _setup(cfg: CfgNode) -> None:

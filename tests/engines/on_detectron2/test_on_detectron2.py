@@ -109,6 +109,7 @@ def test_a_resumed_run_trains_by_the_current_settings(config, tmp_path):
 
 MAIN = """
 import json, sys
+from pathlib import Path
 from resnet_det.engines import classifier
 from resnet_det.engines.on_detectron2 import engine
 
@@ -119,6 +120,8 @@ def main(args):
 
 if __name__ == "__main__":
     engine.launch(main, sys.argv[2:], **json.loads(sys.argv[1]))
+    threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    print("threads of gloo", [name for name in threads if "gloo" in name])
 """
 
 
@@ -152,6 +155,7 @@ def test_two_processes_on_the_cpu(how, config, tmp_path):
     for each in running:
         told, faults = each.communicate()
         assert each.returncode == 0, faults[-3000:]
+        assert "threads of gloo []" in told and "threads of gloo ['" not in told
         printed += [line for line in told.splitlines() if line.startswith("metrics")]
     assert sorted(printed) == ["metrics ['bbox/AP']", "metrics []"]
     assert "World size: 2" in (out / "log.txt").read_text()
