@@ -92,8 +92,9 @@ def check_results(results: Mapping[str, str | None], inputs: Iterable[str | Path
     for option, path in results.items():
         if path:
             check_target(path)
-            if (other := taken.setdefault(os.path.realpath(path), option)) != option:
+            if other := taken.get(os.path.realpath(path)):
                 raise ValueError(f"{option} {path}: is {other} as well: name another file")
+            taken[os.path.realpath(path)] = f"the file of {option}"
 
 
 def main(argv: cli.Words = None) -> None:

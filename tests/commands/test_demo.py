@@ -178,7 +178,9 @@ def test_a_result_replaces_neither_an_input_nor_another_result(monkeypatch):
             ValueError, match=rf"{option} \./a.png: is an input as well: name another"
         ):
             run("a.png", option, "./a.png")
-    with pytest.raises(ValueError, match=r"--csv \./found: is --json as well: name another file"):
+    with pytest.raises(
+        ValueError, match=r"--csv \./found: is the file of --json as well: name another file"
+    ):
         run("a.png", "--json", "found", "--csv", "./found")
     assert Path("a.png").read_bytes() == before and not Path("found").exists()
 
