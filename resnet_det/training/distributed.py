@@ -4,6 +4,7 @@ Every function also works in a single process, which is rank 0 of 1.
 """
 
 import gc
+import importlib
 import inspect
 import os
 import re
@@ -209,6 +210,9 @@ def _join(device: torch.device) -> None:
         places = _of_every_process(store, rank, world, _place(device, rank))
         problem = _misplaced(places)
         if problem is None:
+            # Its functions have the default group of the time of this import as default arguments.
+            # DistributedDataParallel imports it, and then no shutdown() could release the group.
+            importlib.import_module("torch.distributed.nn.functional")
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                 store=store,
