@@ -171,13 +171,15 @@ class Checkpointer:
 
     def _candidates(self):
         """The file that ``last_checkpoint`` names, then all ``model_<iteration>.pth``, newest
-        first."""
+        first, then ``model_final.pth``, which may be all that is left of a run."""
         named = self._named()
         files = self.folder.iterdir() if self.folder.is_dir() else ()
         numbered = (re.fullmatch(r"model_(\d+)\.pth", path.name) for path in files)
         found = sorted(((int(m[1]), m[0]) for m in numbered if m), reverse=True)
-        periodic = [self.folder / name for _, name in found]
-        return [named] * bool(named) + [path for path in periodic if path != named]
+        others = [self.folder / name for _, name in found]
+        final = self.folder / "model_final.pth"
+        others += [final] * final.is_file()
+        return [named] * bool(named) + [path for path in others if path != named]
 
 
 def load(path: str | Path) -> dict[str, Any]:

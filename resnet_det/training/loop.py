@@ -138,13 +138,13 @@ class Trainer:
         Learning rates, weight decay and momentum stay those that the optimizer was built with.
 
         Raises:
-            ValueError: another engine wrote it, it does not fit the model, or see
+            ValueError: another engine or program wrote it, it does not fit the model, or see
                 :func:`.schedule.keep_settings`.
         """
         if not {"optimizer", "schedule", "rng"} <= state.keys():
             raise ValueError(
-                f"{self.checkpointer.folder}: its last checkpoint was written by another engine, "
-                "so it cannot be resumed here: give it as MODEL.WEIGHTS, and another OUTPUT_DIR"
+                f"{self.checkpointer.folder}: its last checkpoint holds no state to resume, because "
+                "another engine or program wrote it: give it as MODEL.WEIGHTS, and another OUTPUT_DIR"
             )
         self.iteration = state["iteration"]
         try:

@@ -78,6 +78,17 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, caplo
     assert checkpointer.facts() == {}
 
 
+def test_the_last_file_of_a_run_is_found_without_last_checkpoint(tmp_path):
+    """A run of fewer iterations than CHECKPOINT_PERIOD, killed between its last two writes."""
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save("model_final", iteration=5)
+    (tmp_path / "last_checkpoint").unlink()
+    assert checkpointer.load_latest()["iteration"] == 5
+    checkpointer.save("model_0000009", iteration=10)
+    (tmp_path / "last_checkpoint").unlink()
+    assert checkpointer.load_latest()["iteration"] == 10
+
+
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     checkpointer = Checkpointer(tmp_path)
     checkpointer.save("model_0000009", iteration=10)

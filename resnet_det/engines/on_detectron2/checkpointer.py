@@ -73,13 +73,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         if path and checkpointables == []:
             return {"meta": self._load_weights(path)}
-        rest = super().load(path, checkpointables)
-        if checkpointables is None and "schedule" in rest:
-            raise ConfigError(
-                f"{path}: was written by the embedded engine, so it cannot be resumed here: "
-                "give it as MODEL.WEIGHTS and another OUTPUT_DIR"
-            )
-        return rest
+        return super().load(path, checkpointables)
 
     def _load_weights(self, path: str) -> Facts:
         http = path.startswith("http")  # its query belongs to the server
@@ -121,6 +115,13 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Read a whole checkpoint and check that it belongs to this run."""
         checkpoint = load(filename)
+        for name in self.checkpointables:
+            if name not in checkpoint:
+                raise ConfigError(
+                    f"{filename}: holds no state to resume (its {name}), because the embedded "
+                    "engine or another program wrote it: give it as MODEL.WEIGHTS, and another "
+                    "OUTPUT_DIR"
+                )
         if self.classes and self.cfg is not None:
             check_resumed(checkpoint.get("meta", {}), self.cfg, self.classes)
         return checkpoint if "model" in checkpoint else {"model": checkpoint}

@@ -140,7 +140,7 @@ class Trainer(DefaultTrainer):
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = super().build_optimizer(cfg, model)
         for group in optimizer.param_groups:  # same numbers, faster
-            group["fused"] = cfg.RESNET_DET.FAST
+            group["fused"] = True
         return optimizer
 
     def build_train_loader(self, cfg: CfgNode) -> Iterable[list[dict]]:

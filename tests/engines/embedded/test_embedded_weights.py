@@ -90,12 +90,17 @@ def test_frozen_norms_without_statistics_are_refused(folder):
         embedded.train(cfg)
 
 
-def test_a_checkpoint_of_another_engine_is_not_resumed(pretrained):
-    Path("output/detector").mkdir()
-    torch.save({"model": {}, "iteration": 3, "trainer": {}}, "output/detector/model_0000002.pth")
-    Path("output/detector/last_checkpoint").write_text("model_0000002.pth")
-    with pytest.raises(ValueError, match="output/detector: .*MODEL.WEIGHTS"):
+@pytest.mark.parametrize("rest", [{"iteration": 3, "trainer": {}}, {}], ids=["detectron2", "bare"])
+@pytest.mark.parametrize("name", ["model_0000002.pth", "model_final.pth"])
+def test_a_file_without_the_state_of_a_run_is_not_resumed(pretrained, rest, name):
+    """Not even one that another program put there, and that no ``last_checkpoint`` names."""
+    path = Path("output/detector", name)
+    path.parent.mkdir()
+    torch.save({"model": {}, **rest}, path)
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match="output/detector: .*no state to resume.*MODEL.WEIGHTS"):
         embedded.train(load_config("detector.yaml"), resume=True)
+    assert path.read_bytes() == content
 
 
 def test_dilated_conv5_in_the_trunk_starts_from_a_classifier(folder):

@@ -208,15 +208,17 @@ def test_a_predictor_of_either_engine_reads_a_checkpoint_of_this_one(config):
     assert set(found[0].names) == set(CLASSES)
 
 
-def test_a_run_of_the_embedded_engine_is_not_resumed_here(config, tmp_path):
-    cfg = config("OUTPUT_DIR", str(tmp_path / "embedded"))
-    model = detector(config)
-    (tmp_path / "embedded").mkdir()
-    state = {"model": model.state_dict(), "schedule": {}, "iteration": 3}
-    torch.save(state, tmp_path / "embedded/model_0000002.pth")
-    (tmp_path / "embedded/last_checkpoint").write_text("model_0000002.pth")
-    with pytest.raises(ValueError, match="embedded engine.*MODEL.WEIGHTS"):
+@pytest.mark.parametrize("rest", [{"schedule": {}, "iteration": 3}, {}], ids=["embedded", "bare"])
+@pytest.mark.parametrize("name", ["model_0000002.pth", "model_final.pth"])
+def test_a_file_without_the_state_of_a_run_is_not_resumed(config, tmp_path, rest, name):
+    """Not even one that another program put there, and that no ``last_checkpoint`` names."""
+    cfg, path = config("OUTPUT_DIR", str(tmp_path / "out")), tmp_path / "out" / name
+    path.parent.mkdir()
+    torch.save({"model": detector(config).state_dict(), **rest}, path)
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match=f"{name}: holds no state to resume.*MODEL.WEIGHTS"):
         engine.train(cfg, resume=True)
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("fresh", [(), ("fc.weight",)])
