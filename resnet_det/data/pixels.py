@@ -275,7 +275,8 @@ def resized_shape(height: int, width: int, short: int, longest: float) -> tuple[
     """Height and width after scaling the shorter edge to ``short``.
 
     If the longer edge would exceed ``longest``, it is scaled to ``longest`` instead. A ``short`` of
-    0 keeps the size. The operations have Detectron2's order, so that the rounding agrees.
+    0 keeps the size. The operations have Detectron2's order, so that the rounding agrees. An edge
+    keeps at least one pixel; Detectron2 fails on images that are so thin.
     """
     if short == 0:
         return height, width
@@ -284,7 +285,7 @@ def resized_shape(height: int, width: int, short: int, longest: float) -> tuple[
     if max(new_h, new_w) > longest:
         scale = longest / max(new_h, new_w)
         new_h, new_w = new_h * scale, new_w * scale
-    return int(new_h + 0.5), int(new_w + 0.5)
+    return max(int(new_h + 0.5), 1), max(int(new_w + 0.5), 1)
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

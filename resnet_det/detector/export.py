@@ -62,7 +62,7 @@ class ImageDetector(nn.Module):
             short, longest = vector(sides, [self.short, self.longest])
             sides = torch.where(sides == sides.min(), short, short / sides.min() * sides)
             sides = torch.where(sides.max() > longest, longest / sides.max() * sides, sides)
-        size = (sides + 0.5).long().tolist()
+        size = (sides + 0.5).long().clamp(min=1).tolist()
         for side, before in zip(size, (height, width)):
             torch._check(side >= 1)
             if not self.short:

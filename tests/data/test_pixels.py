@@ -334,6 +334,8 @@ def test_resized_shape_against_fractions():
     assert pixels.resized_shape(375, 500, 600, 1000) == (600, 800)
     assert pixels.resized_shape(200, 1000, 600, 1000) == (200, 1000)
     assert pixels.resized_shape(333, 111, 0, 1000) == (333, 111)
+    assert pixels.resized_shape(1, 4000, 600, 1000) == (1, 1000)
+    assert pixels.resized_shape(9000, 2, 600, 1000) == (1000, 1)
 
 
 def test_resize_of_a_ramp_and_of_a_constant():

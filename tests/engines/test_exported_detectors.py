@@ -203,7 +203,7 @@ def test_the_predictor_runs_the_file(onnx):
 
 def test_images_of_extreme_sizes(onnx):
     exported = Predictor(onnx)
-    for shape in ((1, 1), (1, 200), (700, 9)):
+    for shape in ((1, 1), (1, 200), (700, 9), (1, 4000)):
         result = exported(np.full((*shape, 3), 90, np.uint8))
         assert (result.boxes <= np.array([*shape[::-1]] * 2)).all() and (result.boxes >= 0).all()
 

@@ -33,7 +33,15 @@ from ...data import (
 from ...data.detection import voc
 from ...data.detection.mapper import with_usable_annotations
 from ...data.jitter import NO_JITTER
-from ...data.pixels import FORMATS, as_array, at_scales, check_size, read_image, shift_colors
+from ...data.pixels import (
+    FORMATS,
+    ImageError,
+    as_array,
+    at_scales,
+    check_size,
+    read_image,
+    shift_colors,
+)
 from ..checks import color_jitter, proposal_files, test_files
 from ..class_matching import check_number
 
@@ -191,6 +199,9 @@ class Mapper(DatasetMapper):
 
         Args:
             sample: the record; it becomes the sample.
+
+        Raises:
+            ImageError: Detectron2's augmentations fail on the image, such as on a very thin one.
         """
         if self.scales:
             others = at_scales(image, self.scales, *self.size)
@@ -199,7 +210,14 @@ class Mapper(DatasetMapper):
         if labels is not None:
             labels = detectron2_read(labels, "L").squeeze(2)
         augmented = AugInput(image, sem_seg=labels)
-        transforms = self.augmentations(augmented)
+        try:
+            transforms = self.augmentations(augmented)
+        except (ValueError, AssertionError) as error:  # such as one side that is resized to 0
+            raise ImageError(
+                sample.get("file_name", "image"),
+                f"Detectron2 cannot resize or crop {image.shape[1]} x {image.shape[0]} pixels "
+                f"as the config says: {error}",
+            ) from error
         augmented.image = self.jitter(augmented.image, np.random)
         if self.color_pca:
             augmented.image = shift_colors(augmented.image, self.image_format, np.random)

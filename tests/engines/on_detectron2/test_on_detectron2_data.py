@@ -20,7 +20,7 @@ from detectron2.structures import Boxes, Instances
 
 from resnet_det.engines.class_matching import match_test_sets
 from resnet_det.engines.on_detectron2 import engine
-from resnet_det.engines.on_detectron2.data import load_test_sets
+from resnet_det.engines.on_detectron2.data import Mapper, load_test_sets
 from resnet_det.engines.on_detectron2.evaluation import evaluate_model
 from resnet_det.engines.on_detectron2.trainer import Trainer
 
@@ -67,6 +67,14 @@ def test_a_broken_image_is_named_or_left_out(config, monkeypatch, tmp_path):
     found = seen_images(trainer.data_loader, 8)
     assert set(found) == {r["file_name"] for r in records[1:] if r["annotations"]}
     assert len(found) > 1
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_an_image_that_detectron2_cannot_resize_is_named(config, tmp_path, is_train):
+    path = tmp_path / "thin.png"
+    Image.new("RGB", (4000, 1)).save(path)
+    with pytest.raises(data.ImageError, match=r"thin\.png: Detectron2 cannot .* 4000 x 1 pixels"):
+        Mapper(config(), is_train)({"file_name": str(path), "annotations": []})
 
 
 def test_bad_objects_of_test_sets_are_skipped_if_asked(config, monkeypatch, voc_folder):
