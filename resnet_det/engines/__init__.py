@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,9 +76,6 @@ class Engine(Protocol):
             score_thresh: the detector returns at least the objects that score as much.
             classes: class names that replace those in the checkpoint.
         """
-
-    def launch(self, main: Callable[..., Any], *args: Any, **processes: Any) -> Any:
-        """Run ``main(*args)`` in processes; see :func:`resnet_det.training.distributed.launch`."""
 
 
 def pick(name: str = "auto") -> Engine:

@@ -21,7 +21,6 @@ from ..evaluation.classification import count_errors, write_results
 from ..files import safe_name, write_whole
 from ..nets.classifier import Classifier
 from ..training import distributed, precise_bn
-from ..training.distributed import launch
 from ..weights.loading import read
 from .checks import check_classifier, check_images, check_schedule, check_trainable
 from .class_matching import tested_places
@@ -44,7 +43,6 @@ __all__ = [
     "check",
     "check_schedule",
     "evaluate",
-    "launch",
     "layer_responses",
     "load_config",
     "train",

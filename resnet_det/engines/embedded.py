@@ -22,7 +22,6 @@ from ..data.loader import training_batches
 from ..detector.build import build_model
 from ..detector.weights import new_layers
 from ..training import distributed
-from ..training.distributed import launch
 from ..weights.loading import read
 from .checks import (
     as_predictor,
@@ -59,7 +58,6 @@ __all__ = [
     "check",
     "check_schedule",
     "evaluate",
-    "launch",
     "load_config",
     "load_detector",
     "train",

@@ -53,7 +53,7 @@ def attempt(engine, config, output, world, workers):
                 else:
                     overrides += ["DATALOADER.NUM_WORKERS", workers]
                     chosen = pick(engine)
-                    chosen.launch(chosen.train, chosen.load_config(config, overrides), True)
+                    distributed.launch(chosen.train, chosen.load_config(config, overrides), True)
                 status = 0
             except SystemExit as stopped:
                 status = stopped.code

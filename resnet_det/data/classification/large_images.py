@@ -19,6 +19,7 @@ from ..catalog import Root, classification_spec, datasets_root
 from ..jitter import NO_JITTER, ColorJitter
 from ..pixels import color_shift, draw_size
 from . import shards
+from .small_images import as_map
 
 MEAN_IMAGES = 10_000  # at most so many images contribute to a mean image
 
@@ -194,9 +195,7 @@ class LargeImages:
 
     def normalise_by(self, mean: ArrayLike, std: ArrayLike) -> None:
         """Set ``mean`` and ``std``: one number per channel, or a mean image (3, H, W)."""
-        mean, std = (torch.as_tensor(x, dtype=torch.float32) for x in (mean, std))
-        mean, std = (x.view(-1, 1, 1) if x.ndim < 3 else x for x in (mean, std))
-        self.mean, self.std = mean.to(self.device), std.to(self.device)
+        self.mean, self.std = as_map(mean).to(self.device), as_map(std).to(self.device)
 
     def mean_image(self, size: int) -> torch.Tensor:
         """The mean of the central ``size`` pixels of up to 10,000 images: float32 (3, H, W).

@@ -77,8 +77,7 @@ class SmallImages:
         Raises:
             ValueError: the mean image and the dataset's images differ in size.
         """
-        mean, std = (torch.as_tensor(x, dtype=torch.float32) for x in (mean, std))
-        mean, std = (x.view(-1, 1, 1) if x.ndim < 3 else x for x in (mean, std))
+        mean, std = as_map(mean), as_map(std)
         if mean.shape[1:] not in ((1, 1), self.images.shape[2:]):
             raise ValueError(
                 f"the mean image has {tuple(mean.shape[1:])} pixels, but the images have "
@@ -149,6 +148,12 @@ class SmallImages:
             images = self._normalised(part)[:, :, top : top + size, left : left + size]
             # Channels last, like the training batches: a fifth faster for a small net on a CPU.
             yield [images.contiguous(memory_format=torch.channels_last)], self.labels[part]
+
+
+def as_map(value: ArrayLike) -> torch.Tensor:
+    """A mean or a standard deviation as float32: (1, 1, 1), per channel (C, 1, 1), or (C, H, W)."""
+    tensor = torch.as_tensor(value, dtype=torch.float32)
+    return tensor.view(-1, 1, 1) if tensor.ndim < 3 else tensor
 
 
 def _check_crop(size: int, height: int, width: int) -> None:

@@ -32,7 +32,6 @@ from ...detector.weights import new_layers
 from ...hints import did_you_mean
 from ...training import Checkpointer as CheckpointFolder
 from ...training import alone_in, distributed
-from ...training.distributed import launch
 from ...weights.facts import check_stored
 from ...weights.files import read_file
 from ..checks import (
@@ -66,7 +65,6 @@ __all__ = [
     "check",
     "check_schedule",
     "evaluate",
-    "launch",
     "load_config",
     "load_detector",
     "train",

@@ -18,7 +18,7 @@ from resnet_det.engines import Engine, classifier, embedded, pick, run
 from resnet_det.engines.embedded_data import read_test_sets
 from resnet_det.engines.scaling import for_processes
 from resnet_det.nets import build_net
-from resnet_det.training import distributed, precision
+from resnet_det.training import precision
 from resnet_det.weights.loading import read
 
 
@@ -229,7 +229,6 @@ def test_every_engine_keeps_the_contract(name):
         _, *wanted = inspect.signature(getattr(Engine, function)).parameters.values()
         found = inspect.signature(getattr(module, function)).parameters.values()
         assert [(p.name, p.default) for p in found] == [(p.name, p.default) for p in wanted]
-    assert module.launch is distributed.launch
 
 
 def test_a_classifiers_data_are_checked_without_training(folder):

@@ -112,6 +112,7 @@ import json, sys
 from pathlib import Path
 from resnet_det.engines import classifier
 from resnet_det.engines.on_detectron2 import engine
+from resnet_det.training import distributed
 
 def main(args):
     cfg = engine.load_config(args[0], args[1:])
@@ -119,7 +120,7 @@ def main(args):
     print("metrics", sorted(metrics)[:1])
 
 if __name__ == "__main__":
-    engine.launch(main, sys.argv[2:], **json.loads(sys.argv[1]))
+    distributed.launch(main, sys.argv[2:], **json.loads(sys.argv[1]))
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     print("threads of gloo", [name for name in threads if "gloo" in name])
 """
