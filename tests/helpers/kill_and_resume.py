@@ -115,6 +115,8 @@ def main(engine, config, folder, world, seed, *signals):
                     while newest(output) == before and wait(children, 0.01) is None:
                         pass
             statuses = wait(children, delay)
+            if not ended.keys().isdisjoint(children):  # one finished, so the other is about to
+                statuses = wait(children)
             if statuses is not None and any(statuses):
                 sys.exit(Path(f"{output}.log").read_text()[-3000:])
             if statuses is None or name is None:
