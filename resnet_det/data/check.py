@@ -21,7 +21,7 @@ class Report:
         units: their number.
         faults: one line per fault, each starting with the file's name.
         known: published faults of an official archive, which loading skips.
-        notes: one line per box or image that loading corrects.
+        notes: one line per box or image that is odd, but loaded.
         details: further counts.
         published: number of images of the published dataset; None if there is none.
         sound: the detection dataset without what is faulty; None if it cannot be read at all.
@@ -49,7 +49,7 @@ class Report:
         yield from (
             f"{line} (known in the official file; skipped when loaded)" for line in self.known
         )
-        yield from (f"{line} (corrected when loaded)" for line in self.notes)
+        yield from (f"{line} (loaded all the same)" for line in self.notes)
         note = ""
         if self.published not in (None, self.images):
             note = f" (the published set: {self.published} images)"
@@ -108,12 +108,14 @@ def without_consequences(
     return [fault for fault in faults if image not in fault.what]
 
 
-def object_counts(records: list[dict[str, Any]], classes: tuple[str, ...]) -> Counter[str]:
-    """Number of objects per class, and of "difficult" objects and "crowd" regions."""
+def object_counts(records: list[dict[str, Any]], classes: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Number of objects per class, and of difficult objects and crowd regions, without zeros."""
     counts: Counter[str] = Counter()
+    flags: Counter[str] = Counter()
     for record in records:
         for annotation in record.get("annotations", ()):
             counts[classes[annotation["category_id"]]] += 1
-            counts["difficult"] += annotation.get("difficult", 0)
-            counts["crowd"] += annotation["iscrowd"]
-    return counts
+            flags["of these, difficult"] += annotation.get("difficult", 0)
+            flags["of these, crowds"] += annotation["iscrowd"]
+    found = sorted(counts.items()) + sorted(flags.items())
+    return [(name, count) for name, count in found if count]

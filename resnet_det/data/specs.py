@@ -223,10 +223,11 @@ class DetectionSpec(DatasetSpec):
             damaged |= {fault.file for fault in faults if fault.costs == "image"}
         sound.records = [r for r in sound.records if r["file_name"] not in damaged]
         report.sound = sound
-        counts = object_counts(records, metadata.classes)
         report.images = len(records)
         report.units = sum(len(record.get("annotations", ())) for record in records)
-        report.details = [f"{name:15} {count:7}" for name, count in sorted(counts.items()) if count]
+        report.details = [
+            f"{name:15} {count:7}" for name, count in object_counts(records, metadata.classes)
+        ]
         return report
 
 

@@ -61,6 +61,7 @@ def detector_keys(net: Classifier, head: str) -> dict[str, Any]:
             "MODEL.ROI_HEADS.IN_FEATURES": [cut],
             "MODEL.ROI_BOX_HEAD.NAME": "",
             "MODEL.ROI_BOX_HEAD.NUM_FC": 0,
+            "MODEL.ROI_BOX_HEAD.NUM_CONV": 0,
             "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": net.pooled,
             "MODEL.ROI_MASK_HEAD.NUM_CONV": 0,
             "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": net.pooled,

@@ -82,8 +82,8 @@ class PaperROIHeads(Res5ROIHeads):
 
     Args:
         res5: the head, from :func:`build_head`.
-        fast: apply :func:`resnet_det.nets.fast.speed_up`, and let RoIAlign compute only the bins
-            that the head reads.
+        fast: apply :func:`resnet_det.nets.fast.speed_up`. If the class is not derived, RoIAlign
+            then computes only the bins that the head reads, and ``res5`` has no stride.
         context: concatenate the whole image's vector to each region's
             (:func:`resnet_det.detector.appendix.with_context`); ``box_predictor`` then takes twice
             as many channels.
@@ -102,7 +102,8 @@ class PaperROIHeads(Res5ROIHeads):
         if fast:
             speed_up(res5, channels_last_on_gpu)
             pool = self.pooler.level_poolers[0]
-            if type(pool) is ROIAlign:
+            # A derived head may run res5 on other maps, which are not subsampled.
+            if type(pool) is ROIAlign and type(self) is PaperROIHeads:
                 step = take_stride(res5)
                 if step > 1:
                     self.pooler.level_poolers[0] = StridedROIAlign(pool, step)

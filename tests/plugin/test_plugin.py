@@ -432,6 +432,30 @@ def test_heads_that_are_derived_from_the_stock_ones_build_the_same_blocks(monkey
     skeleton(small_cfg("paper_resnet50", MODEL__ROI_HEADS__NAME="Derived"))
 
 
+def test_a_derived_head_may_run_its_res5_on_any_map():
+    """As Detectron2's Res5ROIHeads, it has a stride: only PaperROIHeads itself pools fewer bins."""
+
+    class FromOurs(PaperROIHeads):
+        pass
+
+    cfg, found = small_cfg("paper_resnet50"), []
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    shape = {"res4": ShapeSpec(channels=1024, stride=16)}
+    for heads in (Res5ROIHeads, FromOurs, PaperROIHeads):
+        head = heads(cfg, shape).double().eval()
+        if found:
+            head.load_state_dict(found[0][0].state_dict())
+        torch.manual_seed(0)
+        maps = [torch.rand(1, 1024, 8, 10, dtype=torch.double)]
+        boxes = [Boxes(torch.tensor([[10.0, 10, 90, 100]], dtype=torch.double))]
+        with torch.no_grad():
+            found.append((head, head._shared_roi_transform(maps, boxes), head.res5(maps[0])))
+    (_, pooled, whole), (_, ours, our_whole), (_, fast, _) = found
+    torch.testing.assert_close(ours, pooled, rtol=0, atol=1e-10)
+    torch.testing.assert_close(fast, pooled, rtol=0, atol=1e-10)
+    torch.testing.assert_close(our_whole, whole, rtol=0, atol=1e-10)
+
+
 def test_paper_heads_on_detectron2s_own_resnet34():
     """Res5ROIHeads would build bottlenecks there."""
     cfg = small_cfg("build_resnet_backbone")

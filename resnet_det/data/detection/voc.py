@@ -18,7 +18,16 @@ from ..image_files import EXTENSIONS
 from ..pixels import ImageError, image_header
 from ..specs import DetectionSpec, Metadata, Record, Scan
 from ..text_files import decode, read_text
-from .fields import CLIPPED, SIZES, around, inside, log_changes, read_flag
+from .fields import (
+    CLIPPED,
+    FRACTIONS,
+    SIZES,
+    are_fractions,
+    around,
+    inside,
+    log_changes,
+    read_flag,
+)
 
 CLASSES = VOC  # in alphabetical order, as in the devkit; the index of a class is its category_id
 
@@ -254,6 +263,11 @@ def read_xml(path: str, changes: Counter[str] | None = None) -> ET.Element:
     return root
 
 
+def is_deleted(node: ET.Element) -> bool:
+    """Whether an object is deleted. LabelMe keeps it in the file."""
+    return node.findtext("deleted", "").strip() == "1"
+
+
 @dataclass
 class _Reader:
     """Reads annotation files.
@@ -280,6 +294,9 @@ class _Reader:
         record.update(height=height, width=width, annotations=[])
         faults = []
         for number, node in enumerate(root.findall("object"), 1):
+            if is_deleted(node):
+                self.changes["objects that LabelMe marks as deleted, left out"] += 1
+                continue
             try:
                 annotation, note = self._object(node, width, height)
             except ValueError as error:
@@ -312,6 +329,8 @@ class _Reader:
         # The 1-based inclusive pixels xmin..xmax cover [xmin - 1, xmax].
         bbox = [xmin - self.origin, ymin - self.origin, xmax, ymax]
         shown = "box [{:g}, {:g}, {:g}, {:g}]".format(*edges)
+        if are_fractions(edges, width, height):
+            raise ValueError(f"{shown} {FRACTIONS}")
         if xmax < xmin or ymax < ymin:
             raise ValueError(f"{shown} is inverted (xmax < xmin or ymax < ymin)")
         try:

@@ -11,7 +11,7 @@ from ...hints import did_you_mean
 from ...records import DatasetError
 from ..image_files import by_stem, no_image
 from ..specs import DetectionSpec, Metadata, Scan
-from .voc import read_images, read_list, read_xml
+from .voc import is_deleted, read_images, read_list, read_xml
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +103,10 @@ def _classes(xmls: Iterable[str]) -> tuple[str, ...]:
         except DatasetError as error:  # the scan reports it
             fault = error
         else:
-            names |= {node.findtext("name", "").strip() for node in objects}
-    names.discard("")
+            kept = (node for node in objects if not is_deleted(node))
+            names |= {node.findtext("name", "").strip() for node in kept}
+    # The scan reports objects whose name is empty or not in the file's encoding.
+    names = {name for name in names if name and "\ufffd" not in name}
     if not names:
         raise fault or DatasetError(path, "names no object, nor does any other annotation")
     return tuple(sorted(names))

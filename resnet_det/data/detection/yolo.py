@@ -4,7 +4,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ class YoloFolder(DetectionSpec):
             raise DatasetError(self.name, f"no image has labels: there is no {first}, for example")
         metadata = Metadata(self.name, classes, "coco", detectron2={"evaluator_type": "coco"})
         files = [(os.path.relpath(image, base), image, labels[image]) for image in images]
-        faults = _labels_without_image(places, set(labels.values()))
+        faults = _labels_without_image(places, set(labels.values())) + _shared_labels(labels)
         unread: Scan = [(None, faults)] if faults else []
         return metadata, itertools.chain(unread, read_images(files, len(classes), keypoints))
 
@@ -175,6 +175,22 @@ def _labels_without_image(places: Iterable[str], known: Collection[str]) -> list
                 stem = os.path.splitext(os.path.basename(path))[0]
                 faults[path] = DatasetError(path, no_image(stem, place))
     return list(faults.values())
+
+
+def _shared_labels(labels: Mapping[str, str]) -> list[DatasetError]:
+    """The faults of labels that belong to several images, such as to 1.jpg and 1.png.
+
+    Args:
+        labels: image -> its labels.
+    """
+    images: dict[str, list[str]] = {}
+    for image, path in labels.items():
+        images.setdefault(path, []).append(image)
+    return [
+        DatasetError(path, f"belongs to several images: {', '.join(found)}")
+        for path, found in images.items()
+        if len(found) > 1 and os.path.exists(path)
+    ]
 
 
 def _holds_labels(path: str) -> bool:

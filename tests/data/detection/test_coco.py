@@ -81,6 +81,7 @@ def test_image_info_without_annotations(tmp_path):
         (("annotations", 0, "bbox"), [1, 2, 0, 20], "is empty"),
         (("annotations", 0, "bbox"), [1, 2, float("nan"), 20], "is not finite"),
         (("annotations", 0, "bbox"), [1, 2, 60.5, 20], "extends beyond the image of 60 x 40"),
+        (("annotations", 0, "bbox"), [0.4, 0.5, 0.1, 0.2], "give pixels, not fractions"),
         (("annotations", 0, "bbox"), "1 2 3 4", "bbox is '1 2 3 4', not a list"),
         (("annotations", 0, "image_id"), "nine", "image_id is 'nine', not an integer"),
         (("annotations", 0, "area"), "large", "area is 'large'"),

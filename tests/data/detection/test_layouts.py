@@ -57,6 +57,35 @@ def read(name: str) -> dict:
 # ---- VOC
 
 
+def test_objects_that_labelme_deleted_are_left_out(tmp_path):
+    write_voc(tmp_path, tmp_path)
+    file = tmp_path / "a.xml"
+    head, gone = "<name>head</name>", "<name>ghost</name><deleted>1</deleted>"
+    text = file.read_text().replace("<name>helmet</name>", gone)
+    file.write_text(text.replace(head, f"{head}<deleted>0</deleted>"))
+    assert load_dataset(f"voc:{tmp_path}").metadata.classes == ("head",)
+    assert read(f"voc:{tmp_path}")["a"] == [("head", [30, 0, 60, 40])]
+
+
+def test_a_name_in_another_encoding_makes_no_class(tmp_path):
+    write_voc(tmp_path, tmp_path, objects={"a": [("Würfel", (2, 3, 20, 30))] * 2})
+    write_voc(tmp_path, tmp_path, objects={"b": [("Würfel", (2, 3, 20, 30))]})
+    file = tmp_path / "b.xml"
+    file.write_bytes(file.read_text().encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"b\.xml: object 1: .*not in the file's encoding"):
+        load_dataset(f"voc:{tmp_path}")
+    dataset = load_dataset(f"voc:{tmp_path}", skip_bad=True)
+    assert dataset.metadata.classes == ("Würfel",)
+
+
+def test_a_box_in_fractions_is_refused(tmp_path):
+    write_voc(tmp_path, tmp_path, objects={"a": [("head", (0.4, 0.5, 0.7, 0.9))]})
+    with pytest.raises(DatasetError, match=r"a\.xml: object 1: .*give pixels, not fractions"):
+        load_dataset(f"voc:{tmp_path}")
+    write_voc(tmp_path, tmp_path, objects={"a": [("head", (1, 1, 1, 1))]})  # the first pixel
+    assert read(f"voc:{tmp_path}")["a"] == [("head", [0, 0, 1, 1])]
+
+
 @pytest.mark.parametrize(
     ("images", "xmls", "suffix"),
     [
@@ -227,6 +256,12 @@ def test_every_layout_of_yolo(tmp_path, layout, content):
 def yolo(tmp_path):
     write_yolo(tmp_path, "{split}/{kind}", ROBOFLOW)
     return tmp_path
+
+
+def test_labels_of_two_images_are_refused(yolo):
+    write_image(yolo / "train/images/train_a.png")
+    with pytest.raises(DatasetError, match=r"train_a\.txt: belongs to several images: .*a\.png"):
+        load_dataset(f"yolo:{yolo}")
 
 
 @pytest.mark.parametrize(
