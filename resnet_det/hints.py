@@ -1,7 +1,7 @@
-"""Suggestions in error messages for names that do not exist."""
+"""What error messages say of names: similar ones, and how two lists of them differ."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def did_you_mean(word: str, known: Iterable[str], list_all: bool = False) -> str:
@@ -17,6 +17,25 @@ def did_you_mean(word: str, known: Iterable[str], list_all: bool = False) -> str
     if near:
         return f"; did you mean {' or '.join(near)}?"
     return f"; use one of {', '.join(known)}" if list_all else ""
+
+
+def some(names: Sequence[str], limit: int = 5) -> str:
+    """Format the first names of a list and the number of the others, for a message."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def difference(classes: Sequence[str], owner: str, trained: Sequence[str], source: str) -> str:
+    """Describe how two lists of names differ: "only A has x, y; only B has z"."""
+    parts = [
+        f"only {who} has {some(only, 20)}"
+        for who, only in (
+            (owner, [name for name in classes if name not in trained]),
+            (source, [name for name in trained if name not in classes]),
+        )
+        if only
+    ]
+    return "; ".join(parts) or "their order differs"
 
 
 def _similarity(name: str, word: str) -> float:

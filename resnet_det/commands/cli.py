@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -169,9 +170,14 @@ def start(run: Callable[..., Any], args: argparse.Namespace, cfg: CfgNode) -> No
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit with its status. For invalid input, and if the GPU's memory does not
-    suffice, print one line and exit with 1."""
+    suffice, print one line and exit with 1. A closed pipe ends the command without a word."""
     try:
-        sys.exit(main())
+        status = main()
+        sys.stdout.flush()
+        sys.exit(status)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except ValueError as error:  # the message is for the user
         sys.exit(f"error: {error}")
     except torch.OutOfMemoryError as error:

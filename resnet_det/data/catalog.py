@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ..hints import did_you_mean
+from ..hints import did_you_mean, difference
 from ..records import DatasetError
 from ..weights.class_names import COCO
 from .check import Report
@@ -349,9 +349,12 @@ def union(parts: Sequence[Dataset], proposal_files: Sequence[str] = ()) -> Datas
     """The union of several datasets, as :func:`load_datasets` returns it."""
     first = parts[0]
     for part in parts[1:]:
-        if part.metadata.classes != first.metadata.classes:
+        own, classes = part.metadata.classes, first.metadata.classes
+        if own != classes:
             raise ValueError(
-                f"{first.name} and {part.name} cannot be combined: their classes differ"
+                f"{first.name} and {part.name} cannot be combined, because their classes differ "
+                f"({difference(classes, first.name, own, part.name)}): give datasets of your own "
+                "the same classes in one order with ?classes=A,B"
             )
     for part, file in zip(parts, proposal_files):
         part.records = proposals.attach(part.records, file)

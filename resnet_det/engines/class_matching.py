@@ -16,8 +16,8 @@ from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError
 from ..data import Dataset
+from ..hints import difference, some
 from ..weights.facts import Facts, State
-from ..weights.identify import some
 from ..weights.pickles import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -47,19 +47,6 @@ def places(
             raise ConfigError(f"the class {twice[0]!r} occurs twice among {len(names)} classes")
     index = {name: i for i, name in enumerate(trained)}
     return [index.get(name) for name in classes]
-
-
-def difference(classes: Sequence[str], owner: str, trained: Sequence[str], source: str) -> str:
-    """Describe how two lists of names differ: "only A has x, y; only B has z"."""
-    parts = [
-        f"only {who} has {some(only, 20)}"
-        for who, only in (
-            (owner, [name for name in classes if name not in trained]),
-            (source, [name for name in trained if name not in classes]),
-        )
-        if only
-    ]
-    return "; ".join(parts) or "their order differs"
 
 
 def tested_places(

@@ -8,9 +8,10 @@ from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError, flatten, get_cfg
 from ..config.loading import parse_text
+from ..hints import difference
 from ..weights.facts import Facts, State
 from ..weights.loading import read
-from .class_matching import difference, places
+from .class_matching import places
 
 
 def member_order(

@@ -15,9 +15,10 @@ from fvcore.common.config import CfgNode
 
 from ..config.defaults import ConfigError
 from ..config.loading import detectron2_part, embedded_part, parse_text
+from ..hints import difference
 from ..training import distributed
 from ..weights.facts import Facts, check_facts, config_facts
-from .class_matching import difference, places
+from .class_matching import places
 
 logger = logging.getLogger(__name__)
 

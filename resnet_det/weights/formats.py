@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..hints import some
 from ..nets.catalog import NETS, meta_net
 from ..nets.vgg import CONVOLUTIONS
 from .class_names import COCO, COCO_BY_ID, VOC
 from .facts import Facts, State, same_mean
-from .identify import FIRST_CONVOLUTIONS, classifier_name, is_counter, some
+from .identify import FIRST_CONVOLUTIONS, classifier_name, is_counter
 from .pickles import WeightsError
 
 logger = logging.getLogger(__name__)

@@ -1,13 +1,14 @@
 """Identify the net that a file holds from the names and shapes of its tensors."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
+from ..hints import some
 from ..nets.catalog import NETS, meta_net
 from .pickles import WeightsError
 
@@ -51,12 +52,6 @@ def channels_fault(given: int, wanted: int, path: str | Path) -> str:
         f"{fault}. To {how} its first weights over the channels, convert it: "
         f"tools/convert_weights.py --channels {wanted} {shlex.quote(str(path))} OUT.pth"
     )
-
-
-def some(names: Sequence[str], limit: int = 5) -> str:
-    """Format the first names of a list and the number of the others, for a message."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 class Differences(NamedTuple):
