@@ -21,10 +21,9 @@ from ..specs import Dataset, DetectionSpec, Metadata, Record, Scan, check_unique
 from ..text_files import not_utf8
 from .fields import (
     CLIPPED,
-    FRACTIONS,
     SIZES,
-    are_fractions,
     around,
+    check_pixels,
     inside,
     is_side,
     log_changes,
@@ -355,9 +354,8 @@ class _Reader:
             bbox = [read_number(value, "bbox", self.changes) for value in bbox]
         x, y, w, h = bbox
         box = [x, y, x + w, y + h]
-        if are_fractions(box, width, height):
-            raise ValueError(f"bbox {bbox} {FRACTIONS}")
         try:
+            check_pixels(box, width, height)
             # COCO's boxes have fractional coordinates and may cross the border by under one pixel.
             clipped = inside(box, width, height, slack=1.0)
         except ValueError as error:

@@ -84,13 +84,11 @@ def around(xs: Sequence[float], ys: Sequence[float], changes: Counter[str]) -> l
     return [min(xs), min(ys), max(xs), max(ys)]
 
 
-FRACTIONS = "lies in the first pixel: give pixels, not fractions of the image"
-
-
-def are_fractions(box: Sequence[float], width: int, height: int) -> bool:
-    """Whether a box (x0, y0, x1, y1) that should be in pixels is in fractions of its image."""
-    whole = all(float(value).is_integer() for value in box)
-    return not whole and max(box) <= 1 < min(width, height)
+def check_pixels(box: Sequence[float], width: int, height: int) -> None:
+    """Raise ValueError if a box (x0, y0, x1, y1) is in fractions of its image, and not in pixels."""
+    first_pixel = max(box) <= 1 < min(width, height)
+    if first_pixel and not all(float(value).is_integer() for value in box):
+        raise ValueError("lies in the first pixel: give pixels, not fractions of the image")
 
 
 def inside(box: Sequence[float], width: int, height: int, slack: float = 0.0) -> Sequence[float]:

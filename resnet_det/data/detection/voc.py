@@ -18,16 +18,7 @@ from ..image_files import EXTENSIONS
 from ..pixels import ImageError, image_header
 from ..specs import DetectionSpec, Metadata, Record, Scan
 from ..text_files import decode, read_text
-from .fields import (
-    CLIPPED,
-    FRACTIONS,
-    SIZES,
-    are_fractions,
-    around,
-    inside,
-    log_changes,
-    read_flag,
-)
+from .fields import CLIPPED, SIZES, around, check_pixels, inside, log_changes, read_flag
 
 CLASSES = VOC  # in alphabetical order, as in the devkit; the index of a class is its category_id
 
@@ -329,11 +320,10 @@ class _Reader:
         # The 1-based inclusive pixels xmin..xmax cover [xmin - 1, xmax].
         bbox = [xmin - self.origin, ymin - self.origin, xmax, ymax]
         shown = "box [{:g}, {:g}, {:g}, {:g}]".format(*edges)
-        if are_fractions(edges, width, height):
-            raise ValueError(f"{shown} {FRACTIONS}")
         if xmax < xmin or ymax < ymin:
             raise ValueError(f"{shown} is inverted (xmax < xmin or ymax < ymin)")
         try:
+            check_pixels(bbox, width, height)
             clipped = inside(bbox, width, height)
         except ValueError as error:
             raise ValueError(f"{shown} {error}") from None
