@@ -114,3 +114,20 @@ def test_too_little_memory_is_one_line_that_says_what_to_lower():
 
     with pytest.raises(SystemExit, match="error: CUDA out of memory: lower SOLVER.IMS_PER_BATCH"):
         cli.run(main)
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_of_a_pipe_that_has_ended_costs_no_traceback(lines):
+    """Whether the lines fill the buffer or are first written when the command ends."""
+    code = f"from resnet_det.commands.cli import run; run(lambda: print('line\\n' * {lines}))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "")
