@@ -25,13 +25,17 @@ def some(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def difference(classes: Sequence[str], owner: str, trained: Sequence[str], source: str) -> str:
-    """Describe how two lists of names differ: "only A has x, y; only B has z"."""
+def difference(first: Sequence[str], owner: str, second: Sequence[str], other: str) -> str:
+    """Describe how two lists of names differ: "only A has x, y; only B has z".
+
+    Args:
+        owner, other: what has the ``first`` and the ``second`` names.
+    """
     parts = [
         f"only {who} has {some(only, 20)}"
         for who, only in (
-            (owner, [name for name in classes if name not in trained]),
-            (source, [name for name in trained if name not in classes]),
+            (owner, [name for name in first if name not in second]),
+            (other, [name for name in second if name not in first]),
         )
         if only
     ]

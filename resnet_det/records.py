@@ -19,7 +19,7 @@ class DatasetError(ValueError):
     Attributes:
         known: a published fault in an official archive. Loading skips and lists the object.
         costs: what loading skips if the config enables that, instead of raising: the whole "image"
-            or one "object"; or "nothing": the data are corrected, and the fault is only listed.
+            or one "object"; or "nothing": the data are used all the same, and the fault is listed.
     """
 
     def __init__(

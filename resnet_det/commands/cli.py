@@ -170,12 +170,14 @@ def start(run: Callable[..., Any], args: argparse.Namespace, cfg: CfgNode) -> No
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit with its status. For invalid input, and if the GPU's memory does not
-    suffice, print one line and exit with 1. A closed pipe ends the command without a word."""
+    suffice, print one line and exit with 1. If the reader of a pipe, such as head, has ended, exit
+    with 1."""
     try:
         status = main()
         sys.stdout.flush()
         sys.exit(status)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:
+        # Python flushes stdout once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except ValueError as error:  # the message is for the user

@@ -349,11 +349,11 @@ def union(parts: Sequence[Dataset], proposal_files: Sequence[str] = ()) -> Datas
     """The union of several datasets, as :func:`load_datasets` returns it."""
     first = parts[0]
     for part in parts[1:]:
-        own, classes = part.metadata.classes, first.metadata.classes
-        if own != classes:
+        classes, others = first.metadata.classes, part.metadata.classes
+        if classes != others:
             raise ValueError(
                 f"{first.name} and {part.name} cannot be combined, because their classes differ "
-                f"({difference(classes, first.name, own, part.name)}): give datasets of your own "
+                f"({difference(classes, first.name, others, part.name)}): give datasets of your own "
                 "the same classes in one order with ?classes=A,B"
             )
     for part, file in zip(parts, proposal_files):

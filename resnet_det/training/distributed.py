@@ -210,8 +210,8 @@ def _join(device: torch.device) -> None:
         places = _of_every_process(store, rank, world, _place(device, rank))
         problem = _misplaced(places)
         if problem is None:
-            # Its functions have the default group of the time of this import as default arguments.
-            # DistributedDataParallel imports it, and then no shutdown() could release the group.
+            # When this module is imported, its default arguments keep the group that exists then.
+            # DistributedDataParallel imports it, too late for shutdown() to release the group.
             importlib.import_module("torch.distributed.nn.functional")
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",

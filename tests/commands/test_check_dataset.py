@@ -39,8 +39,8 @@ def test_sound(voc_folder, check):
     assert status == 0
     assert lines[0] == "voc_2007_trainval: 2 images, 3 objects (the published set: 5011 images)"
     assert [line.split() for line in lines[1:]] == [
-            ["cat", "1"], ["dog", "2"], ["of", "these,", "difficult", "1"]
-        ]  # fmt: skip
+        ["cat", "1"], ["dog", "2"], ["of", "these,", "difficult", "1"]
+    ]  # fmt: skip
 
 
 def truncate(folder):
@@ -164,7 +164,7 @@ def test_a_share_without_images_is_a_fault(voc_folder, check, imagenet):
         load_dataset(boxes)
 
 
-def test_what_loading_corrects_is_listed_but_no_fault(voc_folder, check):
+def test_what_is_odd_but_loaded_is_listed_and_no_fault(voc_folder, check):
     voc_folder.annotate("000001", voc_folder.object((2, 3, 70, 40)))
     turned(voc_folder, orientation=3)
     status, lines = check(voc_folder.root)

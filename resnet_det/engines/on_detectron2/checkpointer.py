@@ -69,7 +69,8 @@ class Checkpointer(DetectionCheckpointer):
             The file's other content; for weights alone, their facts as "meta".
 
         Raises:
-            WeightsError, ConfigError: the file is unreadable, or does not fit the model or config.
+            WeightsError, ConfigError: the file is unreadable, does not fit the model or config, or
+                is to be resumed and holds no state of a run.
         """
         if path and checkpointables == []:
             return {"meta": self._load_weights(path)}
@@ -118,7 +119,7 @@ class Checkpointer(DetectionCheckpointer):
         for name in self.checkpointables:
             if name not in checkpoint:
                 raise ConfigError(
-                    f"{filename}: holds no state to resume (its {name}), because the embedded "
+                    f"{filename}: holds no state to resume (no {name!r}), because the embedded "
                     "engine or another program wrote it: give it as MODEL.WEIGHTS, and another "
                     "OUTPUT_DIR"
                 )
